@@ -1,0 +1,58 @@
+"""Name the failures a caller may want to tell apart.
+
+    YolorError
+    ├── UserError              the caller can mend it; jobs exit with status 2
+    │   ├── ConfigError        a setting is unknown, out of range or contradicts another
+    │   ├── DataError          annotations, shards or a dataset.json are not as expected
+    │   ├── StorageError       a URL cannot be read or written
+    │   ├── WeightsError       a weights folder or checkpoint does not fit or does not verify
+    │   └── ImageError         one image cannot be used; carries a stable code
+    └── TrainingError          training cannot go on; jobs exit with status 1
+        └── NonFiniteLossError the loss stayed NaN or infinite
+"""
+
+
+class YolorError(Exception):
+    """Base of every failure that this package raises on purpose."""
+
+
+class UserError(YolorError):
+    """Something that the caller can mend: the message says what was found, what was expected and where."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, out of range or contradicts another."""
+
+
+class DataError(UserError):
+    """Annotations, shards or a dataset.json are not as expected."""
+
+
+class StorageError(UserError):
+    """A URL cannot be read or written."""
+
+
+class WeightsError(UserError):
+    """A weights folder or checkpoint does not fit or does not verify."""
+
+
+class ImageError(UserError):
+    """One image cannot be used.
+
+    `code` is one of `empty_image`, `unsupported_image`, `truncated_image`, `image_too_large`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        return type(self), (self.code, str(self))
+
+
+class TrainingError(YolorError):
+    """Training cannot go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss stayed NaN or infinite for too many steps in a row."""

@@ -1,0 +1,1 @@
+"""Evaluation: predictions and truths to COCO numbers and pictures."""

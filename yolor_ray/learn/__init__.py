@@ -1,0 +1,1 @@
+"""Learning: assignment, losses, optimisation and the training step. Needs torch alone."""

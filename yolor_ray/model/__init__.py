@@ -1,0 +1,1 @@
+"""Networks: implicit knowledge, layers, heads, fusing and weights. Needs torch alone."""

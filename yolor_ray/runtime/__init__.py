@@ -1,0 +1,1 @@
+"""Jobs on Ray: ingest, pack, train, evaluate, export and benchmark."""

@@ -1,0 +1,62 @@
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import requests
+import uvicorn
+from red_engine import RedEngine, settings
+
+from yolor_ray.serve.api import create_app
+from yolor_ray.serve.meter import Meter
+from yolor_ray.serve.service import Service
+
+
+class Client:
+    """Talks to one running server."""
+
+    def __init__(self, base, service):
+        self.base, self.service = base, service
+
+    def get(self, path, **headers):
+        return requests.get(self.base + path, headers=headers, timeout=20)
+
+    def post(self, body, kind="image/jpeg", query="", **headers):
+        headers = ({"Content-Type": kind} if kind else {}) | headers
+        return requests.post(f"{self.base}/v1/detect{query}", data=body, headers=headers, timeout=20)
+
+    def upload(self, files):
+        return requests.post(f"{self.base}/v1/detect", files=files, timeout=20)
+
+
+@contextmanager
+def served(engine, **changes):
+    """Serve an engine over real HTTP in a thread, as each replica of Ray Serve does with uvicorn."""
+    service = Service(engine, settings(**changes), Meter("replica-1"))
+    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    try:
+        yield Client(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service)
+    finally:
+        engine.open.set()
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture
+def engine():
+    return RedEngine()
+
+
+@pytest.fixture
+def serve(engine):
+    return lambda chosen=engine, **changes: served(chosen, **changes)
+
+
+@pytest.fixture
+def client(engine):
+    with served(engine) as client:
+        yield client

@@ -1,0 +1,1 @@
+"""Read annotations as other tools write them: PASCAL VOC, COCO and YOLO, with every fault counted and located."""

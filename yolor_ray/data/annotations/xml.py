@@ -1,0 +1,79 @@
+"""Parse XML into plain nodes that know their line. Entities are refused, so neither a bomb nor an outside file gets in."""
+
+from dataclasses import dataclass, field
+from typing import Any
+from xml.parsers import expat
+
+MAX_DEPTH = 100
+
+
+class XmlError(ValueError):
+    """The text is not XML that we accept; `line` says where."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+@dataclass
+class Node:
+    """One element."""
+
+    tag: str
+    """Name of the element."""
+    line: int
+    """Line of its start tag, from 1."""
+    children: list["Node"] = field(default_factory=list)
+    """Elements directly inside."""
+    pieces: list[str] = field(default_factory=list)
+    """Runs of text directly inside."""
+
+    @property
+    def text(self) -> str:
+        """Text directly inside, without white space around it."""
+        return "".join(self.pieces).strip()
+
+    def find(self, tag: str) -> "Node | None":
+        """Return the first child with this tag, or None."""
+        return next((child for child in self.children if child.tag == tag), None)
+
+    def find_all(self, tag: str) -> list["Node"]:
+        """Return the children with this tag."""
+        return [child for child in self.children if child.tag == tag]
+
+
+def parse_xml(data: bytes) -> Node:
+    """Return the root element.
+
+    Raises:
+        XmlError: malformed text, any entity declaration or reference to an outside file, or nesting over 100 deep.
+
+    """
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    document = Node("", 0)
+    open_nodes = [document]
+
+    def start(tag: str, _: dict[str, str]) -> None:
+        if len(open_nodes) > MAX_DEPTH:
+            raise XmlError(f"found elements over {MAX_DEPTH} deep", parser.CurrentLineNumber)
+        node = Node(tag, parser.CurrentLineNumber)
+        open_nodes[-1].children.append(node)
+        open_nodes.append(node)
+
+    def refuse(*_: Any) -> int:
+        raise XmlError("found an entity declaration, expected plain XML", parser.CurrentLineNumber)
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = lambda _: open_nodes.pop()
+    parser.CharacterDataHandler = lambda text: open_nodes[-1].pieces.append(text)
+    parser.EntityDeclHandler = parser.ExternalEntityRefHandler = parser.UnparsedEntityDeclHandler = refuse
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        raise XmlError(f"found malformed XML: {error}", error.lineno) from error
+    except (ValueError, LookupError) as error:
+        if isinstance(error, XmlError):
+            raise
+        raise XmlError(f"found XML in an encoding that cannot be read: {error}", 1) from error
+    return document.children[0]

@@ -1,0 +1,200 @@
+"""Keep a data set as Parquet shards with a `dataset.json` that lists them; what that file does not list does not count.
+
+A shard's name holds a part number and the start of its content's hash, so a name never means two contents. Records are
+numbered from 0 in the order of the shards; that number is the image id everywhere.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from yolor_ray.data.records import Record
+from yolor_ray.data.tables import SCHEMA, records, table
+from yolor_ray.errors import DataError
+from yolor_ray.storage import attempt, exists, filesystem, join, read_bytes, write_bytes
+
+__all__ = ["SCHEMA", "Dataset", "RowGroup", "Shard", "dataset_digest", "open_dataset", "read_row_group", "records", "shard_bytes"]
+
+FORMAT = "yolor_ray.dataset"
+VERSION = 1
+MANIFEST = "dataset.json"
+ROWS_PER_GROUP = 64
+GROUP_BYTES = 32 * 2**20
+"""Encoded image bytes after which a row group ends early, so that large photos still stream in small pieces."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of a data set."""
+
+    name: str
+    """File name inside the data set's folder."""
+    rows: int
+    """Images in it."""
+    row_groups: tuple[int, ...]
+    """Images per row group."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Hex digest of the file."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The unit of reading: a run of neighbouring records."""
+
+    shard: str
+    """File name of the shard."""
+    index: int
+    """Position inside the shard."""
+    first_record: int
+    """Number of its first record in the data set."""
+    rows: int
+    """Records in it."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `dataset.json` says."""
+
+    url: str
+    """Folder of the data set."""
+    classes: tuple[str, ...]
+    """Names of the object classes, by label."""
+    image_classes: tuple[str, ...]
+    """Names of the image-level classes, by label."""
+    keypoint_names: tuple[str, ...]
+    """Names of the J keypoints per object."""
+    tasks: tuple[str, ...]
+    """What can be learned from it: some of detect, classify, embed, segment, pose."""
+    images: int
+    """Records."""
+    boxes: int
+    """Objects, crowd regions included."""
+    boxes_per_class: dict[str, int]
+    """Objects by class name."""
+    shards: tuple[Shard, ...]
+    """The files, in order of the records."""
+    digest: str
+    """SHA-256 over the classes and the shards' hashes: equal digests are equal data sets."""
+    faults: dict[str, int]
+    """Faults met while packing, by code; `faults.jsonl` beside it lists them."""
+
+    @property
+    def row_groups(self) -> tuple[RowGroup, ...]:
+        """Every row group, in order of the records."""
+        sizes = [(shard.name, index, rows) for shard in self.shards for index, rows in enumerate(shard.row_groups)]
+        starts = itertools.accumulate((rows for _, _, rows in sizes), initial=0)
+        return tuple(RowGroup(name, index, first, rows) for (name, index, rows), first in zip(sizes, starts, strict=False))
+
+
+def dataset_digest(shards: Iterable[Shard], *names: Collection[str]) -> str:
+    """Return the hex digest of a data set: over its shards' hashes and its lists of names."""
+    content = [[shard.sha256 for shard in shards], *(list(group) for group in names)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def open_dataset(url: str) -> Dataset:
+    """Return the data set in a folder.
+
+    Raises:
+        DataError: there is no `dataset.json`, or it is of another format or version.
+
+    """
+    place = join(url, MANIFEST)
+    if not exists(place):
+        raise DataError(f"{place}: not found; expected a data set that jobs/pack.py finished")
+    try:
+        content = json.loads(read_bytes(place))
+        kind = content.get("format"), content.get("version")
+        if kind != (FORMAT, VERSION):
+            raise DataError(f"{place}: found format and version {kind}, expected {(FORMAT, VERSION)}")
+        return _dataset(url, content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{place}: found a damaged manifest ({type(error).__name__}: {error}), expected one by jobs/pack.py") from error
+
+
+def _dataset(url: str, content: dict) -> Dataset:
+    shards = tuple(Shard(**{**shard, "row_groups": tuple(shard["row_groups"])}) for shard in content["shards"])
+    lists = {name: tuple(content[name]) for name in ("classes", "image_classes", "keypoint_names", "tasks")}
+    rest = {name: content[name] for name in ("images", "boxes", "boxes_per_class", "digest", "faults")}
+    fields: dict[str, Any] = {**lists, **rest}
+    dataset = Dataset(url=url, shards=shards, **fields)
+    counted = sum(sum(shard.row_groups) for shard in shards)
+    if counted != dataset.images:
+        raise ValueError(f"{counted} rows in the shards, {dataset.images} images")
+    return dataset
+
+
+def write_dataset(dataset: Dataset) -> None:
+    """Write `dataset.json`, which makes the shards count."""
+    content = {"format": FORMAT, "version": VERSION, **asdict(dataset)}
+    del content["url"]
+    write_bytes(join(dataset.url, MANIFEST), json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def shard_bytes(records: Iterable[Record], part: int) -> tuple[pa.Buffer, Shard]:
+    """Return the Parquet file of a run of records and its description.
+
+    Images stay uncompressed, as they are encoded already; every page carries a checksum.
+    """
+    sink = pa.BufferOutputStream()
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+    row_groups = []
+    with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
+        for group in _groups(records):
+            writer.write_table(table(group), row_group_size=len(group))
+            row_groups.append(len(group))
+    data = sink.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    return data, Shard(f"part-{part:05d}-{digest[:12]}.parquet", sum(row_groups), tuple(row_groups), data.size, digest)
+
+
+def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+    group: list[Record] = []
+    size = 0
+    for record in records:
+        group.append(record)
+        size += len(record.image)
+        if len(group) == ROWS_PER_GROUP or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+@functools.lru_cache(maxsize=1024)
+def _footer(url: str) -> pq.FileMetaData:
+    system, path = filesystem(url)
+    return pq.read_metadata(path, filesystem=system)
+
+
+def read_row_group(url: str, group: RowGroup, columns: list[str] | None = None) -> pa.Table:
+    """Return one row group of the data set in folder `url`, or some of its columns.
+
+    Raises:
+        StorageError: the shard is absent, cut, damaged or out of reach; page checksums are verified.
+        DataError: the row group is not as long as `dataset.json` says.
+
+    """
+    place = join(url, group.shard)
+    where = f"{place}, row group {group.index}"
+    system, path = filesystem(place)
+
+    def read() -> pa.Table:
+        with system.open_input_file(path) as file:
+            # Whole column chunks come in few range requests, and the footer in none after the first time.
+            reader = pq.ParquetFile(file, metadata=_footer(place), pre_buffer=True, page_checksum_verification=True)
+            return reader.read_row_group(group.index, columns=columns, use_threads=False)
+
+    found = attempt(where, "read", read)
+    if found.num_rows != group.rows:
+        raise DataError(f"{where}: found {found.num_rows} rows, expected {group.rows} as in {MANIFEST}; pack again")
+    return found

@@ -1,0 +1,84 @@
+"""Compute the detection loss: CIoU of matched boxes, objectness of every cell, classes of matched boxes.
+
+Reference recipe of YOLOR, in grid-free form. Legend: B images, A anchors per cell, H W cells, K classes, M matches, L levels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from yolor_ray.boxes import complete_iou
+from yolor_ray.config import Loss as LossConfig
+from yolor_ray.learn.assign import Matches, Targets, match_level
+from yolor_ray.model.heads import DetectHead
+
+LEVEL_BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.4, 0.1), 5: (4.0, 1.0, 0.5, 0.4, 0.1)}
+"""Weights of the objectness loss per level: fine levels have more cells, so their mean is smaller."""
+REFERENCE_CLASSES = 80
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Hold the weighted parts of the loss, means over the batch."""
+
+    box: Float[Tensor, ""]
+    objectness: Float[Tensor, ""]
+    classes: Float[Tensor, ""]
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Return the sum of the parts."""
+        return self.box + self.objectness + self.classes
+
+
+def detection_loss(raw: list[Float[Tensor, "B A H W 5+K"]], targets: Targets, head: DetectHead, gains: LossConfig) -> LossParts:
+    """Return the loss of raw predictions; computed in float32 whatever the precision of the network."""
+    parts = [_level_loss(level, targets, head, index, gains) for index, level in enumerate(raw)]
+    box, objectness, classes = (torch.stack(p) for p in zip(*parts, strict=True))
+    levels = len(raw)
+    share = 3 / levels
+    balance = torch.tensor(LEVEL_BALANCE[levels], device=box.device)
+    return LossParts(
+        box=box.sum() * gains.box * share,
+        objectness=(objectness * balance).sum() * gains.objectness * share * (1.4 if levels >= 4 else 1.0),
+        classes=classes.sum() * gains.classes * share * head.classes / REFERENCE_CLASSES,
+    )
+
+
+def _level_loss(level: Tensor, targets: Targets, head: DetectHead, index: int, gains: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Return box, objectness and class loss of one level; a level without matches still learns that there is nothing."""
+    level = level.float()
+    stride, anchors = head.strides[index], head.anchors[index]
+    matches = match_level(targets, anchors, stride, level.shape[2], level.shape[3], anchor_ratio=gains.anchor_ratio)
+    matched = level[matches.images, matches.anchors, matches.rows, matches.columns]
+    ciou = complete_iou(_decode(matched, matches, anchors, stride), matches.boxes_cxcywh)
+    target = _objectness_target(level, matches, ciou)
+    objectness = F.binary_cross_entropy_with_logits(level[..., 4], target)
+    if len(matched) == 0:
+        return matched.sum(), objectness, matched.sum()
+    return (1 - ciou).mean(), objectness, _class_loss(matched, matches, head.classes)
+
+
+def _decode(matched: Float[Tensor, "M 5+K"], matches: Matches, anchors: Float[Tensor, "A 2"], stride: int) -> Float[Tensor, "M 4"]:
+    """Return predicted boxes_cxcywh in pixels at the matched cells."""
+    cells = torch.stack((matches.columns, matches.rows), dim=-1)
+    centre = (2 * matched[:, :2].sigmoid() - 0.5 + cells) * stride
+    size = (2 * matched[:, 2:4].sigmoid()) ** 2 * anchors[matches.anchors]
+    return torch.cat((centre, size), dim=-1)
+
+
+def _objectness_target(level: Tensor, matches: Matches, ciou: Float[Tensor, "M"]) -> Float[Tensor, "B A H W"]:
+    """Return each cell's target: the CIoU of its match, the best one where several boxes share a cell and anchor."""
+    b, a, h, w, _ = level.shape
+    flat = ((matches.images * a + matches.anchors) * h + matches.rows) * w + matches.columns
+    target = torch.zeros(b * a * h * w, device=level.device)
+    return target.scatter_reduce(0, flat, ciou.detach().clamp(min=0), "amax").view(b, a, h, w)
+
+
+def _class_loss(matched: Float[Tensor, "M 5+K"], matches: Matches, classes: int) -> Tensor:
+    if classes == 1:
+        return matched[:, 5:].sum() * 0
+    return F.binary_cross_entropy_with_logits(matched[:, 5:], F.one_hot(matches.labels, classes).to(matched.dtype))

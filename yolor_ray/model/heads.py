@@ -1,0 +1,86 @@
+"""Predict boxes, objectness and classes per cell and anchor, with implicit knowledge around the prediction convolution.
+
+Legend: B images, H W cells of a level, A anchors per cell, K classes, L levels, P predictions over all levels.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.model.implicit import ImplicitAdd, ImplicitMultiply
+from yolor_ray.model.layers import Conv
+
+OBJECTS_PER_IMAGE_PRIOR = 8
+"""Objects that a 640 px image is expected to hold before anything is learned."""
+
+
+class DetectLevel(nn.Module):
+    """Predict one level: 3x3 -> + implicit (feature alignment) -> 1x1 -> x implicit (prediction refinement)."""
+
+    def __init__(self, c_in: int, width: int, outputs: int, *, eps: float) -> None:
+        super().__init__()
+        self.conv = Conv(c_in, width, 3, eps=eps)
+        self.align: nn.Module = ImplicitAdd(width)
+        self.predict = nn.Conv2d(width, outputs, 1)
+        self.refine: nn.Module = ImplicitMultiply(outputs)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B A*(5+K) H W"]:
+        """Return raw outputs, anchor-major."""
+        return self.refine(self.predict(self.align(self.conv(x))))
+
+
+class DetectHead(nn.Module):
+    """Hold a prediction level for each map of the neck, and the anchors in pixels."""
+
+    anchors: Tensor
+
+    def __init__(self, config: NetworkConfig, classes: int, anchors: Float[Tensor, "L A 2"]) -> None:
+        super().__init__()
+        if anchors.shape != (config.levels, config.anchors_per_level, 2):
+            raise ValueError(f"anchors: found shape {tuple(anchors.shape)}, expected {(config.levels, config.anchors_per_level, 2)}")
+        self.classes = classes
+        self.strides = config.strides
+        outputs = config.anchors_per_level * (5 + classes)
+        widths = config.widths[-config.levels :]
+        self.levels = nn.ModuleList(DetectLevel(w // 2, w, outputs, eps=config.norm_eps) for w in widths)
+        self.register_buffer("anchors", anchors.float())
+        self._set_priors()
+
+    def _set_priors(self) -> None:
+        """Start from rare objects and even classes, so that the first steps are not spent on the background."""
+        for level, stride in zip(self.levels, self.strides, strict=True):
+            bias = level.predict.bias.detach().view(self.anchors.shape[1], -1)
+            bias[:, 4] += math.log(OBJECTS_PER_IMAGE_PRIOR / (640 / stride) ** 2)
+            if self.classes > 1:
+                bias[:, 5:] += math.log(0.6 / (self.classes - 0.99))
+
+    def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B A H W 5+K"]]:
+        """Return raw predictions per level."""
+        raw = []
+        for level, x in zip(self.levels, features, strict=True):
+            y = level(x)
+            b, _, h, w = y.shape
+            raw.append(y.view(b, self.anchors.shape[1], -1, h, w).permute(0, 1, 3, 4, 2))
+        return raw
+
+    def decode(self, raw: list[Float[Tensor, "B A H W 5+K"]]) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P K"]]:
+        """Turn raw predictions into boxes_cxcywh in pixels and scores 0..1, in float32 whatever the input.
+
+        Centres reach half a cell beyond their own, sizes up to four anchors. A score is objectness times class
+        probability; with a single class, objectness alone.
+        """
+        boxes, scores = [], []
+        for level, stride, anchors in zip(raw, self.strides, self.anchors, strict=True):
+            y = level.float().sigmoid()
+            b, a, h, w, _ = y.shape
+            rows, columns = torch.meshgrid(torch.arange(h, device=y.device), torch.arange(w, device=y.device), indexing="ij")
+            cells = torch.stack((columns, rows), dim=-1).to(y.dtype)
+            centre = (2 * y[..., :2] - 0.5 + cells) * stride
+            size = (2 * y[..., 2:4]) ** 2 * anchors.view(1, a, 1, 1, 2)
+            score = y[..., 4:5] * y[..., 5:] if self.classes > 1 else y[..., 4:5]
+            boxes.append(torch.cat((centre, size), dim=-1).reshape(b, -1, 4))
+            scores.append(score.reshape(b, -1, self.classes))
+        return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)

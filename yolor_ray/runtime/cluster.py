@@ -1,0 +1,50 @@
+"""Start or join Ray, quietly, with the process environment that workers need."""
+
+import json
+import logging
+import os
+from typing import Any
+
+import ray
+
+from yolor_ray.errors import ConfigError
+
+WORKER_ENVIRONMENT = {
+    # glibc would hand large buffers back to the system and fetch them again for every batch.
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "OMP_NUM_THREADS": "1",
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+}
+"""Variables of every worker. Credentials are not among them, because Ray shows a runtime environment to whoever asks:
+local workers inherit them, those of a cluster have their own."""
+
+
+def start_ray(log_to_driver: bool = False) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; does nothing when that is done already.
+
+    Args:
+        log_to_driver: show what workers print in this process too.
+    """
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {
+        "log_to_driver": log_to_driver,
+        "logging_level": logging.WARNING,
+        "runtime_env": {"env_vars": _environment()},
+    }
+    if os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise ConfigError(f"RAY_ADDRESS: found {os.environ['RAY_ADDRESS']!r}, expected a running cluster: {error}") from error
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(address="local", include_dashboard=False, **options)
+
+
+def _environment() -> dict[str, str]:
+    """Return the workers' variables but for those that a submitted job sets itself; Ray refuses to be told twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    set_by_job = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in set_by_job}

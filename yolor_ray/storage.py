@@ -1,0 +1,250 @@
+"""Reach s3:// URLs and local folders through one pyarrow filesystem.
+
+Files appear whole or not at all, and a published folder is complete exactly when its `manifest.json` is there.
+Credentials, region and endpoint come from the `AWS_*` variables; no message ever repeats them.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from yolor_ray.errors import ConfigError, StorageError
+
+MANIFEST = "manifest.json"
+CONNECT_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 60.0
+ATTEMPTS = 8
+THROTTLED_ATTEMPTS = 4
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+
+Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
+_answered: set[str] = set()
+
+
+def filesystem(url: str) -> tuple[fs.FileSystem, str]:
+    """Return the filesystem of a URL and the path on it; local paths come back absolute.
+
+    Raises:
+        ConfigError: the URL is neither `s3://bucket/key` nor a local path nor `file:///path`.
+
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        if not url:
+            raise ConfigError("URL: found an empty one, expected s3://bucket/key or a local path")
+        return fs.LocalFileSystem(), str(Path(url).absolute())
+    if scheme == "file":
+        if not rest.startswith("/"):
+            raise ConfigError(f"{url}: found a host in a file:// URL, expected file:///path")
+        return fs.LocalFileSystem(), unquote(rest)
+    if scheme != "s3":
+        raise ConfigError(f"found a URL with scheme {scheme!r}, expected s3://bucket/key or a local path")
+    bucket = rest.split("/", 1)[0]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket):
+        raise ConfigError("s3 URL: found no plain bucket name, expected s3://bucket/key without user, password or port")
+    return _s3(*_endpoint(), bucket), rest.strip("/")
+
+
+def _endpoint() -> tuple[str, str]:
+    """Return the custom S3 endpoint (empty for AWS) and the region (empty when nobody says)."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+    if endpoint:
+        if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
+            raise ConfigError("AWS_ENDPOINT_URL: found no http(s) URL, expected one such as https://host:9000")
+        # Most S3-compatible stores do not know the trailing checksums that newer SDKs send by default.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    return endpoint, region
+
+
+@functools.lru_cache(maxsize=64)
+def _s3(endpoint: str, region: str, bucket: str) -> fs.S3FileSystem:
+    common = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "request_timeout": REQUEST_TIMEOUT_S,
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        "allow_delayed_open": True,
+    }
+    if endpoint:
+        place = urlsplit(endpoint)
+        return fs.S3FileSystem(endpoint_override=place.netloc, scheme=place.scheme, region=region or "us-east-1", **common)
+    if not region:
+        region = attempt(f"s3://{bucket}", "find the region of", lambda: fs.resolve_s3_region(bucket))
+    return fs.S3FileSystem(region=region, **common)
+
+
+def attempt(url: str, verb: str, action: Callable[[], Answer]) -> Answer:
+    """Return what `action` returns; pyarrow's failures become StorageError "URL: cannot VERB it: …".
+
+    Network errors and 5xx answers are retried below this. A refusal (403) from a bucket that answered before may be
+    throttling in disguise and gets a few tries; a first one fails at once.
+    """
+    place = "/".join(url.split("/", 3)[:3])
+    for tried in range(1, THROTTLED_ATTEMPTS + 1):
+        try:
+            answer = action()
+        except FileNotFoundError as error:
+            raise StorageError(f"{url}: not found") from error
+        except (OSError, pa.ArrowException) as error:
+            if "ACCESS_DENIED" not in str(error) or place not in _answered or tried == THROTTLED_ATTEMPTS:
+                raise StorageError(f"{url}: cannot {verb} it: {_redacted(str(error))}") from None
+            log.warning("event=storage_refused url=%s attempt=%d", url, tried)
+            time.sleep(random.uniform(0.5, 1.0) * 2**tried / 4)
+        else:
+            _answered.add(place)
+            return answer
+    raise AssertionError("the last attempt either returns or raises")
+
+
+def _redacted(text: str) -> str:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        secret = os.environ.get(name)
+        text = text.replace(secret, f"<{name}>") if secret else text
+    return text
+
+
+def absolute(url: str) -> str:
+    """Return the URL so that it means the same in every working directory."""
+    return url if url.startswith("s3://") else filesystem(url)[1]
+
+
+def join(url: str, *parts: str) -> str:
+    """Return the URL of something below another URL."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(url: str) -> bool:
+    """Tell whether a file or folder is there."""
+    system, path = filesystem(url)
+    return attempt(url, "look for", lambda: system.get_file_info(path).type != fs.FileType.NotFound)
+
+
+def read_bytes(url: str) -> bytes:
+    """Return a whole file."""
+    system, path = filesystem(url)
+
+    def read() -> bytes:
+        with system.open_input_file(path) as file:
+            data = file.read()
+            if len(data) != file.size():
+                raise OSError(f"found {len(data)} bytes, expected {file.size()}")
+            return data
+
+    return attempt(url, "read", read)
+
+
+def list_files(url: str, recursive: bool = False) -> list[fs.FileInfo]:
+    """Return what lies under a folder, sorted by path; nothing when the folder is absent."""
+    system, path = filesystem(url)
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
+    found = attempt(url, "list", lambda: system.get_file_info(selector))
+    return sorted((info for info in found if not TEMPORARY.fullmatch(info.base_name)), key=lambda info: info.path)
+
+
+def list_names(url: str) -> list[str]:
+    """Return the sorted names directly under a folder; nothing when it is absent."""
+    return sorted(info.base_name for info in list_files(url))
+
+
+def delete(url: str) -> None:
+    """Remove a file or a folder with all that is in it; absent is fine."""
+    system, path = filesystem(url)
+    if "/" not in path.strip("/"):
+        raise StorageError(f"{url}: found a bucket or a top-level folder to delete, expected something inside one")
+
+    def remove() -> None:
+        kind = system.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            system.delete_dir(path)
+        elif kind == fs.FileType.File:
+            system.delete_file(path)
+
+    attempt(url, "delete", remove)
+
+
+def write_bytes(url: str, data: bytes | memoryview | pa.Buffer) -> None:
+    """Write a file that appears whole or not at all, and lasts once this returns."""
+    system, path = filesystem(url)
+    if isinstance(system, fs.LocalFileSystem):
+        attempt(url, "write", lambda: _write_local(Path(path), data))
+        return
+
+    def upload() -> None:
+        with system.open_output_stream(path) as stream:
+            stream.write(data)
+
+    attempt(url, "write", upload)
+
+
+def _write_local(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def publish(url: str, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder and then the manifest that makes them count; an older manifest goes first."""
+    for name in files:
+        if name == MANIFEST or name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise StorageError(f"{url}: found file name {name!r}, expected a plain one other than {MANIFEST}")
+    delete(join(url, MANIFEST))
+    for name, data in files.items():
+        write_bytes(join(url, name), data)
+    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())}
+    write_bytes(join(url, MANIFEST), json.dumps({"files": listed}, indent=1).encode())
+
+
+def is_published(url: str) -> bool:
+    """Tell whether a folder's manifest is there."""
+    return exists(join(url, MANIFEST))
+
+
+def read_published(url: str, names: Collection[str] | None = None) -> dict[str, bytes]:
+    """Return the files of a published folder (or those named), each checked for size and SHA-256."""
+    listed = _manifest(join(url, MANIFEST))
+    absent = sorted(set(names or ()) - set(listed))
+    if absent:
+        raise StorageError(f"{url}: found {', '.join(sorted(listed))} in {MANIFEST}, expected also {', '.join(absent)}")
+    return {name: _verified(join(url, name), listed[name]) for name in (listed if names is None else names)}
+
+
+def _manifest(url: str) -> dict[str, tuple[int, str]]:
+    try:
+        files = json.loads(read_bytes(url))["files"]
+        return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StorageError(f'{url}: found no manifest, expected {{"files": {{name: {{"bytes", "sha256"}}}}}}') from error
+
+
+def _verified(url: str, expected: tuple[int, str]) -> bytes:
+    data = read_bytes(url)
+    found = len(data), hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise StorageError(f"{url}: found {found[0]} bytes with SHA-256 {found[1]}, expected {expected[0]} and {expected[1]}")
+    return data

@@ -8,11 +8,53 @@ from dataclasses import replace
 
 from yolor_ray.config import Augment, Data, Loss, Network, Optim, Run, Train
 
-NANO = Network(stem="reorg", stem_width=16, widths=(32, 64, 128, 256), depths=(1, 2, 2, 1), neck_depth=1)
-SMALL = Network(stem="reorg", stem_width=32, widths=(64, 128, 256, 512), depths=(2, 4, 4, 2), neck_depth=2)
+NANO = Network(stem="reorg", stem_width=16, widths=(32, 48, 96, 160), depths=(1, 2, 2, 1), neck_depth=1)
+SMALL = Network(stem="reorg", stem_width=32, widths=(64, 128, 256, 448), depths=(1, 2, 3, 2), neck_depth=1)
 CSP = Network(norm_eps=1e-4)
-CSP_X = Network(stem_width=32, widths=(80, 160, 320, 640, 1280), depths=(1, 3, 10, 10, 5), neck_depth=3, spp_pairs=2, norm_eps=1e-4)
-P6 = Network(stem="reorg", stem_width=64, widths=(128, 256, 384, 512, 640), depths=(3, 7, 7, 3, 3), block="cspf", neck_depth=3, levels=4, norm_eps=1e-4)
+CSP_X = replace(CSP, widths=(80, 160, 320, 640, 1280), depths=(1, 3, 10, 10, 5), neck_depth=3, spp_pairs=2)
+P6 = Network(
+    stem="reorg", stem_width=64, widths=(128, 256, 384, 512, 640), depths=(3, 7, 7, 3, 3), block="cspf", neck_depth=3, levels=4, norm_eps=1e-4
+)
 W6 = replace(P6, widths=(128, 256, 512, 768, 1024))
 E6 = replace(P6, stem_width=80, widths=(160, 320, 640, 960, 1280), down="downc", joint_norm=True, norm_eps=1e-3)
 D6 = replace(E6, depths=(3, 15, 15, 7, 7))
+
+AUGMENT_640 = Augment(scale=0.9, multi_scale=0.5)
+AUGMENT_1280 = Augment(translate=0.5, scale=0.5, multi_scale=0.5)
+LOSS_1280 = Loss(classes=0.5, objectness=1.0)
+
+
+def _large(network: Network) -> Train:
+    """Return a run of a four-level network at 1280 px by the published recipe."""
+    return Train(network=network, data=Data(image_px=1280), augment=AUGMENT_1280, loss=LOSS_1280, optim=Optim(batch=64))
+
+
+PRESETS = {
+    "demo": Train(
+        network=NANO,
+        data=Data(train="scenes:320", val="scenes:80", image_px=256),
+        optim=Optim(epochs=24, batch=8, nominal_batch=16),
+        run=Run(name="demo", validate_every=8),
+    ),
+    "nano": Train(network=NANO, data=Data(image_px=416), optim=Optim(nominal_batch=16)),
+    "small": Train(network=SMALL, data=Data(image_px=640)),
+    "csp": Train(network=CSP, augment=AUGMENT_640),
+    "csp-x": Train(network=CSP_X, augment=AUGMENT_640),
+    "p6": _large(P6),
+    "w6": _large(W6),
+    "e6": _large(E6),
+    "d6": _large(D6),
+}
+"""Complete runs by name: what to type after `jobs/train.py`."""
+
+DESCRIPTIONS = {
+    "demo": "nano network on built-in scenes; needs nothing, a few minutes on 2 CPU cores.",
+    "nano": "1.0 M parameters, three levels, 416 px: CPUs and edge devices.",
+    "small": "8.1 M parameters, three levels, 640 px: edge GPUs.",
+    "csp": "YOLOR-CSP, 52.9 M parameters, three levels, 640 px.",
+    "csp-x": "YOLOR-CSP-X, 99.8 M parameters, three levels, 640 px.",
+    "p6": "YOLOR-P6, 37.3 M parameters, four levels, 1280 px.",
+    "w6": "YOLOR-W6, 79.9 M parameters, four levels, 1280 px.",
+    "e6": "YOLOR-E6, 115.9 M parameters, four levels, 1280 px.",
+    "d6": "YOLOR-D6, 151.8 M parameters, four levels, 1280 px.",
+}

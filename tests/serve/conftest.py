@@ -56,7 +56,8 @@ def serve(engine):
     return lambda chosen=engine, **changes: served(chosen, **changes)
 
 
-@pytest.fixture
-def client(engine):
-    with served(engine) as client:
+@pytest.fixture(scope="module")
+def client():
+    """A server for tests that leave no trace in it."""
+    with served(RedEngine()) as client:
         yield client

@@ -129,8 +129,9 @@ def test_a_parameter_out_of_range_is_refused_with_the_range(client, query, words
     assert answer.json()["message"] == words
 
 
-def test_parameters_reach_the_engine_and_the_settings_fill_the_rest(client, engine):
-    client.post(JPEG, query="?confidence=0.4&max_detections=7")
+def test_parameters_reach_the_engine_and_the_settings_fill_the_rest(serve, engine):
+    with serve() as client:
+        client.post(JPEG, query="?confidence=0.4&max_detections=7")
     [options] = engine.batches[-1]
     assert (options.confidence, options.iou, options.max_detections) == (0.4, settings().iou, 7)
 
@@ -157,7 +158,7 @@ def test_a_wrong_method_is_refused_in_json(client):
     assert answer.headers["Allow"] == "POST"
 
 
-@pytest.mark.parametrize("asked", ["", "a b", "<script>alert(1)</script>", "\x1b[31m", "x" * 65, "é"])
+@pytest.mark.parametrize("asked", ["", "a b", "<script>alert(1)</script>", "x" * 65, "é"])
 def test_a_strange_request_id_is_replaced(client, asked):
     answer = client.post(JPEG, **{"X-Request-ID": asked.encode("latin-1")})
     assert re.fullmatch(r"[0-9a-f]{32}", answer.json()["request_id"])
@@ -169,24 +170,27 @@ def test_refusals_carry_the_request_id_too(client):
     assert answer.json()["request_id"] == answer.headers["X-Request-ID"] == "abc"
 
 
-def test_a_crash_is_answered_without_its_details(client, engine):
+def test_a_crash_is_answered_without_its_details(serve, engine):
     engine.failure = RuntimeError("secret detail in /some/path")
-    answer = client.post(JPEG, **{"X-Request-ID": "crash-1"})
-    assert refusal(answer) == (500, "internal_error")
-    assert answer.json()["request_id"] == "crash-1"
-    assert "secret" not in answer.text
+    with serve() as client:
+        answer = client.post(JPEG, **{"X-Request-ID": "crash-1"})
+        assert refusal(answer) == (500, "internal_error")
+        assert answer.json()["request_id"] == "crash-1"
+        assert "secret" not in answer.text
+        assert 'route="/v1/detect",status="500"} 1.0' in client.get("/metrics").text
 
 
-def test_a_replica_whose_network_keeps_failing_is_not_ready(client, engine):
+def test_a_replica_whose_network_keeps_failing_is_not_ready(serve, engine):
     engine.failure = RuntimeError("device lost")
-    assert client.get("/readyz").status_code == 200
-    for _ in range(3):
+    with serve() as client:
+        assert client.get("/readyz").status_code == 200
+        for _ in range(3):
+            client.post(JPEG)
+        assert refusal(client.get("/readyz")) == (503, "not_ready")
+        assert client.get("/healthz").json() == {"status": "ok"}
+        engine.failure = None
         client.post(JPEG)
-    assert refusal(client.get("/readyz")) == (503, "not_ready")
-    assert client.get("/healthz").json() == {"status": "ok"}
-    engine.failure = None
-    client.post(JPEG)
-    assert client.get("/readyz").json() == {"status": "ready"}
+        assert client.get("/readyz").json() == {"status": "ready"}
 
 
 def in_parallel(client, count):
@@ -253,18 +257,19 @@ def test_work_that_timed_out_in_the_queue_never_reaches_the_network(serve, engin
     assert len(engine.batches) == 2
 
 
-def test_metrics_count_answers_by_route_and_time_the_stages(client):
-    client.post(JPEG)
-    client.post(b"no image")
-    client.get("/made/up/path")
-    text = client.get("/metrics").text
-    assert 'yolor_requests_total{replica="replica-1",route="/v1/detect",status="200"} 1.0' in text
-    assert 'yolor_requests_total{replica="replica-1",route="/v1/detect",status="415"} 1.0' in text
-    assert 'route="other",status="404"' in text and "made" not in text
-    for stage in ("body", "decode", "queue", "network"):
-        assert f'yolor_stage_seconds_count{{replica="replica-1",stage="{stage}"}} 1.0' in text
-    assert 'yolor_batch_images_count{replica="replica-1"} 1.0' in text
-    assert 'yolor_detections_sum{replica="replica-1"} 1.0' in text
+def test_metrics_count_answers_by_route_and_time_the_stages(serve):
+    with serve() as client:
+        client.post(JPEG)
+        client.post(b"no image")
+        client.get("/made/up/path")
+        text = client.get("/metrics").text
+        assert 'yolor_requests_total{replica="replica-1",route="/v1/detect",status="200"} 1.0' in text
+        assert 'yolor_requests_total{replica="replica-1",route="/v1/detect",status="415"} 1.0' in text
+        assert 'route="other",status="404"' in text and "made" not in text
+        for stage in ("body", "decode", "queue", "network"):
+            assert f'yolor_stage_seconds_count{{replica="replica-1",stage="{stage}"}} 1.0' in text
+        assert 'yolor_batch_images_count{replica="replica-1"} 1.0' in text
+        assert 'yolor_detections_sum{replica="replica-1"} 1.0' in text
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

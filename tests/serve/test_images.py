@@ -102,13 +102,13 @@ def test_a_compressed_body_is_refused_and_not_inflated(client, name, squeeze):
 
 
 def test_a_body_over_the_limit_is_refused_by_its_declared_length(client):
-    answer = client.post(b"\0" * 500_001)
+    answer = client.post(b"\0" * 600_001)
     assert refusal(answer) == (413, "body_too_large")
-    assert "500001" in answer.json()["message"] and "500000" in answer.json()["message"]
+    assert "600001" in answer.json()["message"] and "600000" in answer.json()["message"]
 
 
 def test_a_body_without_length_is_refused_once_it_passes_the_limit(client):
-    assert refusal(client.post(b"\0" * 1000 for _ in range(600))) == (413, "body_too_large")
+    assert refusal(client.post(b"\0" * 1000 for _ in range(700))) == (413, "body_too_large")
 
 
 def test_a_body_in_one_byte_chunks_is_read_whole(client):

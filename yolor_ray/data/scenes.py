@@ -33,7 +33,9 @@ class _Toy:
     pose: Pose
     shape: Outline
     visible: np.ndarray
-    """(S, S) bool."""
+    """(S, S) bool: the pixels that show it."""
+    in_front: np.ndarray
+    """(S, S) bool: the pixels of all that stands before it."""
 
     @property
     def kind(self) -> str:
@@ -69,7 +71,7 @@ def _place(rng: np.random.Generator, size_px: int, taken: np.ndarray) -> list[_T
         whole[shape.rows, shape.columns] = shape.alpha >= 0.5
         visible = whole & ~taken
         if visible.sum() >= max(LEAST_VISIBLE * shape.area, LEAST_AREA * size_px**2):
-            toys.append(_Toy(identity, pose, shape, visible))
+            toys.append(_Toy(identity, pose, shape, visible, taken))
             taken = taken | whole
     return toys
 
@@ -83,14 +85,16 @@ def _pose(rng: np.random.Generator, kind: str, size_px: int) -> Pose:
 
 
 def _render(rng: np.random.Generator, toys: list[_Toy], seed: int, cover: np.ndarray, light: str) -> np.ndarray:
-    canvas = scenes_paint.with_clutter(rng, scenes_paint.ground(rng, len(cover)))
+    drawn = scenes_paint.ground(rng, len(cover))
+    canvas = np.stack([drawn[..., plane] for plane in range(3)]).astype(np.float32) / 255
     turn = rng.uniform(0, 2 * np.pi)
     towards = (float(np.cos(turn)), float(np.sin(turn)))
     for toy in reversed(toys):
         scenes_paint.cast_shadow(canvas, toy.shape, toy.pose.half, towards)
         scenes_paint.paint(canvas, toy.shape, scenes_paint.look(seed, toy.identity), towards, toy.pose.half)
-    green = np.float32((0.25, 0.45, 0.12)) * np.float32(rng.uniform(0.6, 1.3))
-    canvas += (green - canvas) * cover[..., None]
+    if cover.any():
+        green = np.array((0.25, 0.45, 0.12)) * rng.uniform(0.6, 1.3)
+        canvas += (green.astype(np.float32)[:, None, None] - canvas) * cover
     return scenes_paint.photograph(rng, canvas, light)
 
 
@@ -119,5 +123,5 @@ def _keypoints(toy: _Toy, size_px: int) -> np.ndarray:
         return points
     for point, (x, y) in zip(points, scenes_shapes.keypoints(toy.pose), strict=True):
         if 0 <= x < size_px and 0 <= y < size_px:
-            point[:] = x, y, 2 if toy.visible[int(y), int(x)] else 1
+            point[:] = x, y, 1 if toy.in_front[int(y), int(x)] else 2
     return points

@@ -1,6 +1,6 @@
 """Paint the built-in scenes: grounds and clutter, the looks of individuals, shadows, light, blur and noise.
 
-Colours are float32 RGB from 0 to 1 until the camera's noise is added.
+A canvas is (3, S, S) float32 RGB from 0 to 1: planes, because one field of light or coverage then meets three planes quickly.
 """
 
 import colorsys
@@ -21,7 +21,7 @@ GROUNDS = (
     ((0.28, 0.40, 0.50), (0.44, 0.58, 0.64)),  # water
     ((0.50, 0.30, 0.28), (0.68, 0.48, 0.42)),  # brick
 )
-GAIN = {"day": (0.85, 1.08), "dusk": (0.52, 0.72), "night": (0.30, 0.42)}
+GAIN = {"day": (0.85, 1.08), "dusk": (0.52, 0.72), "night": (0.34, 0.48)}
 TINT = {"day": (1.0, 1.0, 1.0), "dusk": (1.22, 0.94, 0.76), "night": (0.74, 0.92, 1.28)}
 NOISE = {"day": (0.008, 0.025), "dusk": (0.012, 0.03), "night": (0.02, 0.04)}
 
@@ -31,6 +31,7 @@ class Look:
     """What makes an individual: two body colours in a pattern, and the colour of its accent."""
 
     first: np.ndarray
+    """(3, 1, 1) float32."""
     second: np.ndarray
     accent: np.ndarray
     pattern: int
@@ -49,31 +50,33 @@ def look(seed: int, identity: int) -> Look:
     first = colorsys.hsv_to_rgb(hue, rng.uniform(0.55, 0.95), value)
     second = colorsys.hsv_to_rgb((hue + rng.uniform(-0.12, 0.12)) % 1, rng.uniform(0.3, 0.8), value * rng.uniform(0.45, 0.75))
     accent = colorsys.hsv_to_rgb((hue + rng.uniform(0.3, 0.7)) % 1, rng.uniform(0.2, 0.8), rng.uniform(0.75, 1.0))
-    colours = np.array((first, second, accent), np.float32)
-    return Look(*colours, pattern=int(rng.integers(4)), waves=rng.uniform(2.5, 5.0), turn=rng.uniform(0, np.pi))
+    first, second, accent = np.array((first, second, accent), np.float32)[..., None, None]
+    return Look(first, second, accent, int(rng.integers(4)), rng.uniform(2.5, 5.0), rng.uniform(0, np.pi))
 
 
 def ground(rng: np.random.Generator, size_px: int) -> np.ndarray:
-    """Return an (S, S, 3) textured ground: two colours mixed by noise of several octaves."""
+    """Return the (S, S, 3) uint8 photo of a ground with clutter on it: two colours mixed by noise of several octaves."""
     noise = np.zeros((size_px, size_px), np.float32)
-    for cells in (3, 8, 24, 72):
+    for cells in (3, 8, 24, 72, 200):
         octave = rng.random((cells, cells), np.float32) - np.float32(0.5)
-        noise += cv2.resize(octave, (size_px, size_px), interpolation=cv2.INTER_CUBIC) * np.float32(cells**-0.35)
-    mix = np.clip(noise * np.float32(rng.uniform(0.8, 1.6)) + np.float32(0.5), 0, 1)[..., None]
-    dark, light = np.float32(GROUNDS[rng.integers(len(GROUNDS))]) + rng.normal(0, 0.03, 3).astype(np.float32)
-    return dark + (light - dark) * mix
+        octave *= np.float32(cells**-0.3)
+        noise += cv2.resize(octave, (size_px, size_px), interpolation=cv2.INTER_LINEAR if cells > 24 else cv2.INTER_CUBIC)
+    mix = cv2.convertScaleAbs(noise * np.float32(rng.uniform(0.8, 1.6)) + np.float32(0.5), alpha=255)
+    dark, light = np.array(GROUNDS[rng.integers(len(GROUNDS))]) + rng.normal(0, 0.03, 3)
+    palette = np.linspace(dark, light, 256).clip(0, 1) * 255
+    drawn = palette.astype(np.uint8)[mix]
+    _clutter(rng, drawn)
+    return drawn
 
 
-def with_clutter(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Return the canvas with what is no object but looks a little like one: wedges, open arcs, strokes, flat ovals."""
-    size_px = len(canvas)
-    drawn = (np.clip(canvas, 0, 1) * 255).astype(np.uint8)  # OpenCV smooths edges on bytes alone
+def _clutter(rng: np.random.Generator, drawn: np.ndarray) -> None:
+    """Draw, in place, what is no object but looks a little like one: wedges, open arcs, strokes, flat ovals."""
+    size_px = len(drawn)
     for _ in range(rng.integers(4, 13)):
         centre = rng.uniform(0, size_px, 2)
         near = drawn[int(centre[1]), int(centre[0])] * 0.4
         colour = near + 153 * np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 0.8), rng.uniform(0.3, 0.9)))
         _draw_clutter(rng, drawn, centre, size_px * rng.uniform(0.02, 0.13), tuple(colour.tolist()))
-    return drawn.astype(np.float32) / 255
 
 
 def _draw_clutter(rng: np.random.Generator, drawn: np.ndarray, centre: np.ndarray, half: float, colour: tuple[float, ...]) -> None:
@@ -86,13 +89,13 @@ def _draw_clutter(rng: np.random.Generator, drawn: np.ndarray, centre: np.ndarra
         cv2.ellipse(drawn, at, axes, turn, 0, rng.uniform(90, 200), colour, max(1, int(half * rng.uniform(0.15, 0.4))), cv2.LINE_AA, 4)
     elif kind == 2:
         points = np.cumsum(rng.normal(0, half * 0.7, (5, 2)), axis=0) + centre
-        cv2.polylines(drawn, [np.int32(points * 16)], False, colour, max(1, int(half * 0.2)), cv2.LINE_AA, 4)
+        cv2.polylines(drawn, [(points * 16).astype(np.int32)], False, colour, max(1, int(half * 0.2)), cv2.LINE_AA, 4)
     else:
         cv2.ellipse(drawn, at, (int(16 * half), int(16 * half * rng.uniform(0.2, 0.45))), turn, 0, 360, colour, -1, cv2.LINE_AA, 4)
 
 
 def _fill(drawn: np.ndarray, points: np.ndarray, colour: tuple[float, ...]) -> None:
-    cv2.fillPoly(drawn, [np.int32(points * 16)], colour, cv2.LINE_AA, 4)  # four bits of the coordinates are fractions
+    cv2.fillPoly(drawn, [(points * 16).astype(np.int32)], colour, cv2.LINE_AA, 4)  # four bits of the coordinates are fractions
 
 
 def blades(rng: np.random.Generator, size_px: int) -> np.ndarray:
@@ -114,21 +117,19 @@ def cast_shadow(canvas: np.ndarray, shape: Outline, half: float, light: tuple[fl
     move = np.array(((1, 0, -light[0] * half * 0.16), (0, 1, -light[1] * half * 0.16)), np.float64)
     shadow = cv2.warpAffine(shape.alpha, move, shape.alpha.shape[::-1])
     blur = int(half * 0.12) * 2 + 1
-    canvas[shape.rows, shape.columns] *= 1 - np.float32(0.5) * cv2.blur(shadow, (blur, blur))[..., None]
+    canvas[:, shape.rows, shape.columns] *= 1 - np.float32(0.5) * cv2.blur(shadow, (blur, blur))
 
 
 def paint(canvas: np.ndarray, shape: Outline, look: Look, light: tuple[float, float], half: float) -> None:
     """Paint, in place, one object in its look, lit from one side, with a darker rim."""
-    tone = _pattern(shape.u, shape.v, look)[..., None]
-    colour = look.first + (look.second - look.first) * tone
-    soft = np.clip(shape.accent * np.float32(half) + np.float32(0.5), 0, 1)[..., None]
-    colour += (look.accent - colour) * soft
+    colour = look.first + (look.second - look.first) * _pattern(shape.u, shape.v, look)
+    colour += (look.accent - colour) * np.clip(shape.accent * np.float32(half) + np.float32(0.5), 0, 1)
     rows, columns = shape.alpha.shape
     shade = np.linspace(-light[0], light[0], columns, dtype=np.float32) + np.linspace(-light[1], light[1], rows, dtype=np.float32)[:, None]
     rim = np.clip(shape.inside / np.float32(max(1.5, 0.07 * half)), 0, 1)
-    colour *= ((1 + np.float32(0.2) * shade) * (np.float32(0.6) + np.float32(0.4) * rim))[..., None]
-    region = canvas[shape.rows, shape.columns]
-    region += (colour - region) * shape.alpha[..., None]
+    colour *= (1 + np.float32(0.2) * shade) * (np.float32(0.6) + np.float32(0.4) * rim)
+    region = canvas[:, shape.rows, shape.columns]
+    region += (colour - region) * shape.alpha
 
 
 def _pattern(u: np.ndarray, v: np.ndarray, look: Look) -> np.ndarray:
@@ -143,15 +144,17 @@ def _pattern(u: np.ndarray, v: np.ndarray, look: Look) -> np.ndarray:
 
 
 def photograph(rng: np.random.Generator, canvas: np.ndarray, light: str) -> np.ndarray:
-    """Return the (S, S, 3) uint8 photo of a painted scene: brightness, tint, uneven light, blur and noise of the time of day."""
-    size_px = len(canvas)
-    gain = rng.uniform(*GAIN[light]) * np.float32(TINT[light]) * (1 + rng.normal(0, 0.03, 3))
-    canvas = canvas * (_uneven(rng, size_px, light)[..., None] * gain.astype(np.float32))
-    if rng.random() < 0.35:
-        canvas = cv2.GaussianBlur(canvas, (0, 0), size_px / 320 * rng.uniform(0.5, 1.1))
-    grain = rng.standard_normal((size_px, size_px), np.float32) * np.float32(rng.uniform(*NOISE[light]))
-    canvas = canvas + np.stack((grain, grain[::-1], grain[:, ::-1]), axis=2)
-    return (np.clip(canvas, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
+    """Return the (S, S, 3) uint8 photo of a canvas: brightness, tint, uneven light, blur and noise of the time of day."""
+    size_px = canvas.shape[1]
+    gain = rng.uniform(*GAIN[light]) * np.array(TINT[light]) * (1 + rng.normal(0, 0.03, 3)) * 255
+    canvas *= _uneven(rng, size_px, light) * gain.astype(np.float32)[:, None, None]
+    sigma = size_px / 320 * rng.uniform(0.5, 1.1) if rng.random() < 0.35 else 0
+    grain = rng.standard_normal((size_px, size_px), np.float32) * np.float32(255 * rng.uniform(*NOISE[light]))
+    for plane, noise in zip(canvas, (grain, grain[::-1], grain[:, ::-1]), strict=True):
+        if sigma:
+            cv2.GaussianBlur(plane, (0, 0), sigma, dst=plane)
+        plane += noise
+    return np.rint(cv2.merge(list(canvas))).clip(0, 255).astype(np.uint8)
 
 
 def _uneven(rng: np.random.Generator, size_px: int, light: str) -> np.ndarray:
@@ -161,8 +164,6 @@ def _uneven(rng: np.random.Generator, size_px: int, light: str) -> np.ndarray:
     field = 1 + slope_x * steps + slope_y * steps[:, None]
     if light == "night":
         x, y = rng.uniform(-0.8, 0.8, 2).astype(np.float32)
-        spread = np.float32(rng.uniform(0.3, 0.7))
-        field += (
-            np.exp(-(((steps - x) / spread) ** 2)) * np.exp(-(((steps - y) / spread) ** 2))[:, None] * np.float32(rng.uniform(0.6, 1.4))
-        )
+        spread, power = np.float32(rng.uniform(0.3, 0.7)), np.float32(rng.uniform(0.6, 1.4))
+        field += power * np.exp(-(((steps - x) / spread) ** 2)) * np.exp(-(((steps - y) / spread) ** 2))[:, None]
     return field

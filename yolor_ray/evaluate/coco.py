@@ -22,7 +22,7 @@ from yolor_ray.errors import DataError
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 OTHER_SIGMA = 0.05
-"""Object keypoint similarity falls with distance / (2 · sigma · size of the object); bodies of other than COCO's 17 joints get this sigma."""
+"""Keypoint similarity falls with distance / (2 · sigma · size of the object); bodies of other than COCO's 17 joints get this sigma."""
 
 Kind = Literal["bbox", "segm", "keypoints"]
 Row = dict[str, Any]

@@ -20,6 +20,12 @@ from matplotlib.ticker import MaxNLocator
 from yolor_ray.data.records import Objects
 
 COLOURS = ("#2f8dff", "#ff9f0a", "#ff4d6d", "#1fc16b", "#b57bff", "#ff7ac6", "#00c2c7", "#c5d93b", "#9c6b4a", "#8ea2ff")
+CURVES = {
+    "Loss": ("loss", "box", "objectness", "classes"),
+    "Accuracy": ("AP", "AP50"),
+    "Learning rate": ("lr",),
+    "Images per second": ("images_per_s",),
+}
 INK, GRID = "#24292f", "#d8dee4"
 
 
@@ -48,17 +54,16 @@ def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
     figure = _figure(11, 7)
     panels = figure.subplots(2, 2)
     epochs = [row["epoch"] for row in rows]
-    shown = (("Loss", ("loss", "box", "objectness", "classes")), ("Accuracy", ("AP", "AP50")))
-    shown += (("Learning rate", ("lr",)), ("Images per second", ("images_per_s",)))
-    for axes, (title, keys) in zip(panels.flat, shown, strict=True):
+    for axes, (title, keys) in zip(panels.flat, CURVES.items(), strict=True):
         _plain(axes, title, "epoch")
-        for label, key in enumerate(keys):
+        measured = [key for key in keys if any(key in row for row in rows)]
+        for label, key in enumerate(measured):
             points = [(row["epoch"], row[key]) for row in rows if key in row]
             # A single point is no line: few points get marks.
             axes.plot(*zip(*points, strict=True), color=colour(label), label=key, marker="o" if len(points) < 30 else "", markersize=3.5)
         axes.set_xlim(min(epochs, default=0) - 0.5, max(epochs, default=0) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(keys) > 1:
+        if len(measured) > 1:
             axes.legend(frameon=False, labelcolor=INK)
     panels[0, 0].set_yscale("log")
     panels[0, 1].set_ylim(0, 1)

@@ -73,6 +73,11 @@ class Learner:
             self._update()
         return parts
 
+    @property
+    def settled(self) -> bool:
+        """Tell whether no gradients are gathered, so that a checkpoint holds everything."""
+        return self._gathered == 0
+
     def _without_sync(self) -> contextlib.AbstractContextManager:
         return self.replica.no_sync() if isinstance(self.replica, DistributedDataParallel) else contextlib.nullcontext()
 

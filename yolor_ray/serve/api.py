@@ -209,7 +209,12 @@ class Identify:
                 self._count(scope, message["status"], time.perf_counter() - started)
             await send(message)
 
-        await self._app(scope, receive, send_identified)
+        try:
+            await self._app(scope, receive, send_identified)
+        except Exception:
+            # The framework answers 500 outside of this middleware.
+            self._count(scope, 500, time.perf_counter() - started)
+            raise
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         # The template, not the path: anybody can make up paths, and each would be a new time series.

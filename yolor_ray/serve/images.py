@@ -6,43 +6,39 @@ Everything is bounded while it streams in: bytes, seconds, multipart parts and n
 import asyncio
 import binascii
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from yolor_ray.serve.multipart import file_part
 from yolor_ray.serve.problems import Problem
 
 FORMS = 'image bytes (Content-Type: image/*), multipart/form-data with one part `file`, or JSON {"image": "<base64>"}'
 
 
-async def read_image(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """Return the encoded image that a request carries.
-
-    Args:
-        request: its body is not read yet.
-        max_bytes: largest body as it travels (base64 counts four bytes for three).
-        timeout_s: longest time for the body to come in.
-
-    Raises:
-        Problem: the body is too large, too slow, empty, encoded, or not of a form that holds one image.
-    """
-    body = await _read_body(request, max_bytes, timeout_s)
+def image_bytes(content_type: str, body: bytes) -> bytes:
+    """Return the encoded image that a body carries; raises Problem when it is not of a form that holds one image."""
     if not body:
         raise Problem("empty_image", f"found an empty body, expected {FORMS}")
-    kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
-    if kind.startswith("image/") or kind == "application/octet-stream":
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind.startswith("image/") or kind in ("", "application/octet-stream"):
         return body
     if kind == "multipart/form-data":
-        return await _from_multipart(request, body)
+        return file_part(content_type, body)
     if kind == "application/json":
         return _from_json(body)
     raise Problem("unsupported_media_type", f"found Content-Type {kind[:80]!r}, expected {FORMS}")
 
 
-async def _read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """Return a request's body; raises Problem when it is compressed, too large or too slow.
+
+    Args:
+        request: its body is not read yet.
+        max_bytes: largest body as it travels (base64 counts four bytes for three).
+        timeout_s: longest time for the body to come in.
+    """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise Problem("unsupported_encoding", f"found Content-Encoding {encoding[:80]!r}, expected none: images are compressed already")
@@ -59,27 +55,6 @@ async def _read_body(request: Request, max_bytes: int, timeout_s: float) -> byte
     except TimeoutError:
         raise Problem("body_timeout", f"found {len(body)} bytes after {timeout_s:g} s, expected the whole body by then") from None
     return bytes(body)
-
-
-class _InMemoryParser(MultiPartParser):
-    # The body is in memory and bounded already; a second copy on disk would only be slower.
-    spool_max_size = 2**62
-
-
-async def _from_multipart(request: Request, body: bytes) -> bytes:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    try:
-        form = await _InMemoryParser(request.headers, stream(), max_files=1, max_fields=8, max_part_size=4096).parse()
-    except MultiPartException as error:
-        raise Problem("bad_multipart", f"{error.message} Expected multipart/form-data with one part `file`") from error
-    upload = form.get("file")
-    if not isinstance(upload, UploadFile):
-        names = sorted({str(name)[:40] for name in form})
-        raise Problem("bad_multipart", f"found parts {names}, expected one named 'file' with a file name")
-    with upload.file as file:
-        return file.read()
 
 
 def _from_json(body: bytes) -> bytes:

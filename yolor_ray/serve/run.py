@@ -3,6 +3,7 @@
 Starts a Ray of its own on this machine, or joins the cluster that RAY_ADDRESS names (as `ray job submit` sets it).
 """
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -13,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from yolor_ray.serve import haproxy
 
 APPLICATION = "yolor_ray"
 WEIGHTS_CONFIG = "config.json"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 log = logging.getLogger(__name__)
 
@@ -46,31 +47,35 @@ def serve(settings: config.Serve) -> dict[str, Any]:
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
     started = time.monotonic()
     serve_here = _serve_in_cluster if os.environ.get("RAY_ADDRESS") else _serve_alone
-    try:
-        with _signals():
+    # Standard output is for the result; Ray prints its notices there.
+    with _signals_restored(), contextlib.redirect_stdout(sys.stderr):
+        _stop_on_signals()
+        try:
             serve_here(settings, url)
-    except _Stopped:
-        log.info("event=stopped")
+        except _Stopped:
+            log.info("event=stopped")
     return {"url": url, "weights": settings.weights, "seconds": round(time.monotonic() - started, 1)}
 
 
 def _serve_alone(settings: config.Serve, url: str) -> NoReturn:
     _check_port(settings)
-    with tempfile.TemporaryDirectory(prefix="yolor-serve-") as folder:
+    # Not TMPDIR: HAProxy refuses socket paths over 97 characters, and Ray adds 70 to this one.
+    with tempfile.TemporaryDirectory(prefix="yolor-", dir="/tmp") as folder:
         os.environ.update(_environment(Path(folder)))
         # Ray reads its environment when it is imported.
         import ray
         from ray import serve
 
         ray.init("local", include_dashboard=False, log_to_driver=False)
+        _stop_on_signals()
         try:
             _check_resources(settings, ray.cluster_resources())
             serve.start(http_options={"host": settings.host, "port": settings.port})
             _deploy_and_wait(settings, url)
         finally:
-            with _undisturbed():
-                serve.shutdown()
-                ray.shutdown()
+            _ignore_signals()
+            serve.shutdown()
+            ray.shutdown()
 
 
 def _serve_in_cluster(settings: config.Serve, url: str) -> NoReturn:
@@ -78,14 +83,15 @@ def _serve_in_cluster(settings: config.Serve, url: str) -> NoReturn:
     from ray import serve
 
     ray.init()
+    _stop_on_signals()
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})
         _deploy_and_wait(settings, url)
     finally:
-        with _undisturbed():
-            # Serve itself may run other people's applications.
-            serve.delete(APPLICATION)
-            ray.shutdown()
+        _ignore_signals()
+        # Serve itself may run other people's applications.
+        serve.delete(APPLICATION)
+        ray.shutdown()
 
 
 def _deploy_and_wait(settings: config.Serve, url: str) -> NoReturn:
@@ -171,27 +177,27 @@ def _free_ports(count: int) -> list[int]:
             probe.close()
 
 
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into _Stopped."""
+@contextlib.contextmanager
+def _signals_restored() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_on_signals() -> None:
+    """Turn SIGINT and SIGTERM into _Stopped; to be called again once Ray has put in its own handlers, which abort after 3 s."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise _Stopped
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in SIGNALS:
+        signal.signal(number, stop)
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
+def _ignore_signals() -> None:
     """Let the shutdown finish however often the signal is sent."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from yolor_ray import config
 from yolor_ray.serve.batch import Batcher
 from yolor_ray.serve.engine import Engine, Found, Options, Prepared
-from yolor_ray.serve.images import read_image
+from yolor_ray.serve.images import image_bytes, read_body
 from yolor_ray.serve.meter import Meter
 from yolor_ray.serve.problems import Problem
 
@@ -76,9 +76,11 @@ class Service:
 
     async def _detect(self, request: Request, options: Options, started: float) -> Detected:
         # A body that stalls is the client's fault and gets its own answer, hence a little before the request's deadline.
-        data = await read_image(request, int(self.settings.max_body_mb * 1e6), 0.9 * self.settings.request_timeout_s)
+        body = await read_body(request, int(self.settings.max_body_mb * 1e6), 0.9 * self.settings.request_timeout_s)
         received = time.perf_counter()
-        prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._engine.prepare, data)
+        prepared = await asyncio.get_running_loop().run_in_executor(
+            self._decoders, self._prepare, request.headers.get("content-type", ""), body
+        )
         decoded = time.perf_counter()
         found = await self._batcher.submit((prepared, options))
         queued_s = max(time.perf_counter() - decoded - found.seconds, 0.0)
@@ -88,6 +90,9 @@ class Service:
         self.meter.observe("yolor_detections", len(found.labels))
         stages_ms = {stage: round(seconds * 1e3, 3) for stage, seconds in stages_s.items()}
         return Detected(found, prepared.place.width, prepared.place.height, stages_ms)
+
+    def _prepare(self, content_type: str, body: bytes) -> Prepared:
+        return self._engine.prepare(image_bytes(content_type, body))
 
     def _run_batch(self, images: Sequence[tuple[Prepared, Options]]) -> list[Found]:
         self.meter.observe("yolor_batch_images", len(images))

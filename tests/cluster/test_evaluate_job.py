@@ -1,0 +1,113 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from yolor_ray.config import Evaluate, Network
+from yolor_ray.data import scenes
+from yolor_ray.data.shards import open_dataset
+from yolor_ray.errors import ConfigError, DataError, StorageError
+from yolor_ray.evaluate.coco import METRICS
+from yolor_ray.model.network import Yolor
+from yolor_ray.model.weights import WeightsInfo, save_weights
+from yolor_ray.runtime.evaluate import evaluate
+from yolor_ray.runtime.pack import pack_scenes
+from yolor_ray.storage import join, read_published
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = Network(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
+ANCHORS = ((12, 12), (20, 16), (16, 28), (30, 30), (40, 26), (28, 48), (60, 60), (80, 50), (50, 90))
+
+
+def _weights(url, classes=scenes.CLASSES):
+    """Untrained weights whose many guesses hit some objects."""
+    torch.manual_seed(5)
+    network = Yolor(SMALL, len(classes), torch.tensor(ANCHORS, dtype=torch.float32).reshape(3, 3, 2)).eval()
+    save_weights(url, network, WeightsInfo("guesses", tuple(classes), image_px=128))
+    return url
+
+
+@pytest.fixture(scope="module")
+def placed(ray_cluster, s3):
+    """Weights and a data set of 150 images, so of three row groups, in a bucket."""
+    bucket = s3()
+    pack_scenes(join(bucket, "data"), 150, seed=1, size_px=128)
+    return _weights(join(bucket, "weights")), join(bucket, "data")
+
+
+def test_accuracy_does_not_depend_on_the_number_of_workers(placed):
+    weights, data = placed
+    found = [evaluate(Evaluate(weights=weights, data=data, workers=workers)) for workers in (0, 1, 2, 5)]
+    assert found[0]["AR100"] > 0.01
+    assert set(found[0]) == {*METRICS, "images", "weights", "data"}
+    assert found[0]["images"] == 150
+    for others in found[1:]:
+        assert others == pytest.approx(found[0], abs=1e-6)
+
+
+def test_a_report_is_published_beside_the_numbers(placed):
+    weights, data = placed
+    output = join(data.rpartition("/")[0], "report")
+    found = evaluate(Evaluate(weights=weights, data=data, workers=2, output=output))
+    files = read_published(output)
+    assert sorted(files) == ["metrics.json", "precision_recall.png", "predictions.png"]
+    numbers = json.loads(files["metrics.json"])
+    assert {name: numbers[name] for name in ("AP", "AR100", "images", "weights", "data")} == pytest.approx(
+        {name: found[name] for name in ("AP", "AR100", "images", "weights", "data")}
+    )
+    assert list(numbers["classes"]) == list(scenes.CLASSES)
+
+
+def test_a_lost_shard_is_named_by_the_worker_that_missed_it(placed, tmp_path):
+    weights, _ = placed
+    pack_scenes(str(tmp_path), 20, seed=1, size_px=64)
+    shard = tmp_path / open_dataset(str(tmp_path)).shards[0].name
+    shard.unlink()
+    with pytest.raises(StorageError, match=f"{shard}.*not found"):
+        evaluate(Evaluate(weights=weights, data=str(tmp_path), workers=1))
+
+
+def test_weights_of_other_classes_are_refused(placed, tmp_path):
+    weights = _weights(str(tmp_path), classes=("cat", "dog"))
+    with pytest.raises(DataError, match=r"expected those of .*, in its order: cat, dog"):
+        evaluate(Evaluate(weights=weights, data=placed[1]))
+
+
+def test_built_in_scenes_are_evaluated_by_their_count(placed):
+    weights, _ = placed
+    assert evaluate(Evaluate(weights=weights, data="scenes:3"))["images"] == 3
+    with pytest.raises(ConfigError, match="found 'scenes:few', expected scenes:N"):
+        evaluate(Evaluate(weights=weights, data="scenes:few"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_asking_for_an_absent_gpu_says_so(placed):
+    with pytest.raises(ConfigError, match="gpu: found no CUDA device"):
+        evaluate(Evaluate(weights=placed[0], data=placed[1], gpu=True))
+
+
+def _job(*flags):
+    return subprocess.run([sys.executable, "jobs/evaluate.py", *flags], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def test_the_job_reproduces_the_published_figures(shared):
+    folder = shared / "datasets" / "coco_eval_check"
+    names = ("instances_val2014_100.json", "instances_val2014_fakebbox100_results.json")
+    truth, results = (str(folder / name) for name in names)
+    done = _job("--truth", truth, "--results", results)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    expected = "0.504581 0.696973 0.572982 0.585626 0.519400 0.501398 0.386813 0.593680 0.595353 0.639811 0.566421 0.564291"
+    assert list(json.loads(done.stdout).values()) == pytest.approx(np.array(expected.split(), float).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("flags", [(), ("--weights", "w"), ("--truth", "t"), ("--weights", "w", "--data", "d", "--truth", "t")])
+def test_the_job_wants_one_complete_pair(flags):
+    done = _job(*flags)
+    assert done.returncode == 2
+    assert "expected weights and data, or truth and results" in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,225 @@
+"""The job `serve` as users run it: its own Ray, Ray Serve, HAProxy, real weights and real HTTP."""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+from PIL import Image
+
+from yolor_ray.config import Network
+from yolor_ray.data.scenes import scene
+from yolor_ray.model.network import Yolor
+from yolor_ray.model.weights import WeightsInfo, save_weights
+
+REPOSITORY = Path(__file__).parents[2]
+JOB = REPOSITORY / "jobs" / "serve.py"
+TINY = Network(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
+ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]], [[90, 90], [120, 120], [150, 150]]])
+EVERYTHING = "?confidence=0.001&max_detections=20"
+UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def publish_weights(folder):
+    torch.manual_seed(0)
+    network = Yolor(TINY, 3, ANCHORS)
+    for level in network.head.levels:
+        torch.nn.init.normal_(level.predict.bias, std=1.0)
+    save_weights(str(folder), network.eval(), WeightsInfo("tiny", ("circle", "square", "triangle"), 160))
+
+
+def read(path):
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def descendants(pid):
+    """Return the command lines by pid of all processes that descend from one."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        if line := read(path):
+            parents[int(path.parent.name)] = int(line.rpartition(")")[2].split()[1])
+    found, fresh = {}, {pid}
+    while fresh := {child for child, parent in parents.items() if parent in fresh}:
+        found |= {child: read(Path(f"/proc/{child}/cmdline")) for child in fresh}
+    return found
+
+
+def haproxies(processes):
+    return [pid for pid, line in processes.items() if "bin/haproxy\0-db" in line]
+
+
+def listening_addresses(pid):
+    """Return the IPv4 addresses on which a process listens, from /proc."""
+    sockets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    ours = [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    return {socket.inet_ntoa(bytes.fromhex(address)[::-1]) for address in ours}
+
+
+class Job:
+    def __init__(self, folder, *flags):
+        self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"TMPDIR": str(folder), "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+        command = [sys.executable, str(JOB), "--weights", str(folder / "weights"), "--port", str(self.port), *flags]
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=log)
+
+    def wait_until_ready(self):
+        deadline = time.monotonic() + 90
+        while b"event=ready" not in self.log.read_bytes():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        output, _ = self.process.communicate(timeout=60)
+        return output.decode()
+
+
+@pytest.fixture(scope="module")
+def job():
+    # Not pytest's tmp_path: sockets lie in there, and their paths may have 107 characters at most.
+    folder = Path(tempfile.mkdtemp(prefix="ys", dir="/tmp"))
+    publish_weights(folder / "weights")
+    job = Job(folder, "--max-batch", "2", "--max-queued", "2")
+    try:
+        job.wait_until_ready()
+        yield job
+    finally:
+        if job.process.poll() is None:
+            job.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def jpeg():
+    return next(record.image for record in map(scene, range(100)) if record.image[:2] == b"\xff\xd8")
+
+
+def post(job, body, query=EVERYTHING, kind="image/jpeg", **headers):
+    return requests.post(f"{job.url}/v1/detect{query}", data=body, headers={"Content-Type": kind} | headers, timeout=30)
+
+
+def test_three_encodings_of_one_photo_give_the_same_boxes(job, jpeg):
+    raw = post(job, jpeg).json()
+    multipart = requests.post(f"{job.url}/v1/detect{EVERYTHING}", files={"file": ("photo.jpg", jpeg)}, timeout=30).json()
+    document = requests.post(f"{job.url}/v1/detect{EVERYTHING}", json={"image": base64.b64encode(jpeg).decode()}, timeout=30).json()
+    assert raw["detections"] == multipart["detections"] == document["detections"]
+    assert len(raw["detections"]) == 20
+    width, height = Image.open(BytesIO(jpeg)).size
+    assert raw["image"] == {"width": width, "height": height}
+    for detection in raw["detections"]:
+        x1, y1, x2, y2 = detection["box"]
+        assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+        assert detection["class"] == ("circle", "square", "triangle")[detection["class_id"]]
+
+
+def test_all_exif_orientations_of_one_photo_give_the_same_boxes(job, jpeg):
+    upright = Image.open(BytesIO(jpeg)).convert("RGB")
+    answers = []
+    for orientation in range(1, 9):
+        exif, buffer = Image.Exif(), BytesIO()
+        exif[0x0112] = orientation
+        stored = upright.transpose(UNDO[orientation]) if orientation in UNDO else upright
+        stored.save(buffer, "PNG", exif=exif)
+        answers.append(post(job, buffer.getvalue()).json())
+    assert len(answers[0]["detections"]) == 20
+    for answer in answers[1:]:
+        assert answer["image"] == answers[0]["image"]
+        assert answer["detections"] == answers[0]["detections"]
+
+
+def test_a_request_id_comes_back_once(job, jpeg):
+    answer = post(job, jpeg, **{"X-Request-ID": "trace-7"})
+    assert answer.json()["request_id"] == "trace-7"
+    assert answer.headers["X-Request-ID"] == "trace-7"
+
+
+def test_refusals_come_through_the_proxy_as_json(job, jpeg):
+    assert post(job, jpeg[:-2000]).json()["code"] == "truncated_image"
+    assert post(job, b"\0" * 20_000_001).json()["code"] == "body_too_large"
+    assert post(job, jpeg, "?iou=0").json()["code"] == "bad_parameter"
+    assert requests.get(f"{job.url}/nowhere", timeout=10).json()["code"] == "not_found"
+
+
+def test_a_full_queue_is_answered_429_with_retry_after(job, jpeg):
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda _: post(job, jpeg), range(120)))
+    counts = Counter(answer.status_code for answer in answers)
+    assert set(counts) == {200, 429}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.json()["code"] == "overloaded" and refused.headers["Retry-After"] == "1"
+    assert post(job, jpeg).status_code == 200
+
+
+def test_pages_probes_and_metrics_are_there(job, jpeg):
+    post(job, jpeg)
+    assert "Drop an image here" in requests.get(job.url, timeout=10).text
+    assert "openapi.json" in requests.get(f"{job.url}/docs", timeout=10).text
+    assert requests.get(f"{job.url}/readyz", timeout=10).json() == {"status": "ready"}
+    assert requests.get(f"{job.url}/healthz", timeout=10).json() == {"status": "ok"}
+    card = requests.get(f"{job.url}/v1/model", timeout=10).json()
+    assert (card["name"], card["image_px"], card["fused"]) == ("tiny", 160, True)
+    text = requests.get(f"{job.url}/metrics", timeout=10).text
+    assert 'route="/v1/detect",status="200"' in text and 'stage="network"' in text
+
+
+def test_nothing_of_haproxy_listens_beyond_this_machine(job):
+    [pid] = haproxies(descendants(job.process.pid))
+    assert listening_addresses(pid) == {"127.0.0.1"}
+
+
+def test_a_second_service_on_the_same_port_is_the_users_mistake(job):
+    second = subprocess.run(
+        [sys.executable, str(JOB), "--weights", str(job.folder / "weights"), "--port", str(job.port)], capture_output=True, text=True
+    )
+    assert second.returncode == 2
+    assert f"127.0.0.1:{job.port}" in second.stderr
+
+
+def test_weights_that_are_not_there_are_the_users_mistake(tmp_path):
+    started = time.monotonic()
+    run = subprocess.run([sys.executable, str(JOB), "--weights", str(tmp_path / "none")], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert str(tmp_path / "none") in run.stderr
+    assert time.monotonic() - started < 15
+
+
+def test_sigterm_ends_the_service_cleanly(job):
+    before = descendants(job.process.pid)
+    assert haproxies(before)
+    output = job.stop()
+    assert job.process.returncode == 0, job.log.read_text()
+    assert json.loads(output.splitlines()[-1])["url"] == job.url
+    assert {line for pid, line in before.items() if read(Path(f"/proc/{pid}/cmdline")) == line} == set()
+    with pytest.raises(requests.ConnectionError):
+        requests.get(job.url, timeout=5)

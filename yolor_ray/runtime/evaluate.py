@@ -1,0 +1,129 @@
+"""Evaluate weights on a packed data set, in this process or spread over Ray tasks, or score files that are there already.
+
+Workers take whole row groups and their predictions are merged by image id, so the numbers do not depend on their count.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import ray
+import torch
+from tqdm import tqdm
+
+from yolor_ray.config import Evaluate
+from yolor_ray.data.shards import Dataset, RowGroup, open_dataset
+from yolor_ray.errors import ConfigError, UserError
+from yolor_ray.evaluate import coco
+from yolor_ray.evaluate.predictions import check_classes, merge, pictures, predict_groups, shares, truth_of
+from yolor_ray.evaluate.report import report_files
+from yolor_ray.model.fuse import fuse
+from yolor_ray.model.network import Yolor
+from yolor_ray.model.weights import WeightsInfo, load_weights
+from yolor_ray.runtime.cluster import start_ray
+from yolor_ray.runtime.pack import pack_scenes
+from yolor_ray.storage import absolute, publish
+
+SCENES = "scenes:"
+VALIDATION_SEED = 1
+"""Seed of built-in scenes that are evaluated on; training draws its own with 0."""
+
+BAR: dict[str, Any] = {"desc": "predicting", "unit": "image", "mininterval": 1}
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(config: Evaluate) -> dict[str, Any]:
+    """Return COCO's numbers by name, beside `images`, `weights` and `data` when a network was run."""
+    if config.truth:
+        return dict(coco.score_files(config.truth, config.results, config.kind))
+    with packed(config.data) as data_url:
+        return _evaluate(config, open_dataset(data_url))
+
+
+@contextmanager
+def packed(url: str, seed: int = VALIDATION_SEED) -> Iterator[str]:
+    """Give the URL of a packed data set; `scenes:N` is packed into a folder that goes afterwards."""
+    if not url.startswith(SCENES):
+        yield absolute(url)
+        return
+    with tempfile.TemporaryDirectory(prefix="yolor_ray_scenes_") as folder:
+        pack_scenes(folder, scene_count(url), seed)
+        yield folder
+
+
+def scene_count(url: str) -> int:
+    """Return N of `scenes:N`.
+
+    Raises:
+        ConfigError: what follows `scenes:` is no positive number.
+    """
+    count = url.removeprefix(SCENES)
+    if not count.isdecimal() or int(count) == 0:
+        raise ConfigError(f"data: found {url!r}, expected scenes:N with N 1 or more")
+    return int(count)
+
+
+def _evaluate(config: Evaluate, dataset: Dataset) -> dict[str, Any]:
+    network, info = _network(config, dataset)
+    started = time.perf_counter()
+    if config.workers == 0:
+        found = _predict(config, network, info, dataset, dataset.row_groups)
+        parts = [dict(tqdm(found, total=dataset.images, **BAR))]
+    else:
+        parts = list(_predict_by_ray(config, dataset))
+    rows = merge(parts, dataset.images)
+    predicted = time.perf_counter()
+    measured = coco.measure(truth_of(dataset), rows)
+    took = predicted - started
+    log.info("event=predicted images=%d seconds=%.1f images_per_s=%.1f", dataset.images, took, dataset.images / took)
+    log.info("event=scored detections=%d seconds=%.1f", len(rows), time.perf_counter() - predicted)
+    summary = {"images": dataset.images, "weights": config.weights, "data": config.data}
+    if config.output:
+        publish(config.output, report_files(measured, pictures(dataset, rows, measured), summary))
+    return {**measured.metrics, **summary}
+
+
+def _network(config: Evaluate, dataset: Dataset) -> tuple[Yolor, WeightsInfo]:
+    network, info = load_weights(config.weights)
+    check_classes(info.classes, config.weights, dataset)
+    return (network if info.fused else fuse(network)), info
+
+
+def _predict(
+    config: Evaluate, network: Yolor, info: WeightsInfo, dataset: Dataset, groups: Sequence[RowGroup]
+) -> Iterator[tuple[int, list[coco.Row]]]:
+    if config.gpu and not torch.cuda.is_available():
+        raise ConfigError("gpu: found no CUDA device in this process, expected one; leave --gpu out to use the CPU")
+    network = network.to("cuda" if config.gpu else "cpu")
+    return predict_groups(network, dataset, groups, config.image_px or info.image_px, config.batch, config.threads)
+
+
+def _predict_share(config: Evaluate, dataset: Dataset, groups: Sequence[RowGroup]) -> dict[int, list[coco.Row]]:
+    return dict(_predict(config, *_network(config, dataset), dataset, groups))
+
+
+def _predict_by_ray(config: Evaluate, dataset: Dataset) -> Iterator[dict[int, list[coco.Row]]]:
+    start_ray()
+    # Workers may run in another folder.
+    config = replace(config, weights=absolute(config.weights))
+    task: Any = ray.remote(num_cpus=1, num_gpus=int(config.gpu), max_retries=3)(_predict_share)
+    waiting = [task.remote(config, dataset, share) for share in shares(dataset.row_groups, config.workers) if share]
+    try:
+        with tqdm(total=dataset.images, **BAR) as bar:
+            while waiting:
+                ready, waiting = ray.wait(waiting)
+                part = ray.get(ready[0])
+                bar.update(len(part))
+                yield part
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    finally:
+        for unfinished in waiting:
+            ray.cancel(unfinished)

@@ -1,0 +1,172 @@
+"""Train: the one loop for this process alone and for any number of workers, on CPU or GPU.
+
+Read `train_loop` top to bottom: resume, then for each epoch plan, learn, validate, checkpoint.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from yolor_ray.boxes import cxcywh_from_xyxy
+from yolor_ray.config import Train
+from yolor_ray.data.loader import Batch, Loader, Source, records_per_window
+from yolor_ray.data.plan import Window, epoch_windows, seen_after, steps_of
+from yolor_ray.data.shards import Dataset
+from yolor_ray.learn.assign import Targets
+from yolor_ray.learn.losses import LossParts
+from yolor_ray.learn.optim import Schedule
+from yolor_ray.learn.step import Learner
+from yolor_ray.model.network import Yolor
+from yolor_ray.runtime.board import Board
+from yolor_ray.runtime.checkpoint import Progress, Saver, resume
+from yolor_ray.runtime.team import Team
+from yolor_ray.runtime.validate import keep_best, validate
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Hold all that a worker needs; small enough to send, for pixels and weights travel otherwise."""
+
+    config: Train
+    run: str
+    """Folder of the run."""
+    train: Dataset
+    val: Dataset
+    anchors: np.ndarray
+    """(L, A, 2) pixels."""
+    source: Source
+
+
+@dataclass
+class _Meter:
+    """Add up losses on the device; read them only when asked."""
+
+    images: int = 0
+    steps: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(3))
+    start: float = field(default_factory=time.monotonic)
+    waited_s: float = 0.0
+    first_wait_s: float = 0.0
+
+    def add(self, parts: LossParts, images: int) -> None:
+        values = torch.stack((parts.box, parts.objectness, parts.classes))
+        self.total = self.total.to(values.device) + values
+        self.images += images
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        box, objectness, classes = (self.total / max(self.steps, 1)).tolist()
+        return {"loss": box + objectness + classes, "box": box, "objectness": objectness, "classes": classes}
+
+    @property
+    def images_per_s(self) -> float:
+        return self.images / max(time.monotonic() - self.start, 1e-9)
+
+    def rates(self) -> dict[str, float]:
+        """Return images/s, the share of time spent waiting for batches, and the wait for the first one."""
+        elapsed = max(time.monotonic() - self.start, 1e-9)
+        return {"images_per_s": self.images_per_s, "wait_share": self.waited_s / elapsed, "first_batch_s": self.first_wait_s}
+
+
+def train_loop(job: Job, team: Team, report: Report) -> None:
+    """Train from the newest checkpoint, or from the start, to the last epoch."""
+    config, data = job.config, job.config.data
+    learner = _make_learner(job, team)
+    progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)))
+    board = Board(job.run, progress.rows, config.optim.epochs) if team.leads else None
+    saver = Saver(job.run, config.run, config.optim.epochs)
+    loader = Loader(job.source, image_px=data.image_px, augment=config.augment, seed=config.run.seed, threads=data.threads)
+    with closing(loader):
+        for epoch in range(progress.epoch, config.optim.epochs):
+            row = _learn_epoch(job, team, learner, loader, progress, board, saver)
+            progress.epoch, progress.seen = epoch + 1, np.zeros(job.train.images, bool)
+            validates = progress.epoch % config.run.validate_every == 0 or progress.epoch == config.optim.epochs
+            found = validate(learner, job.val, config, team) if validates else None
+            if board:
+                if found:
+                    row |= found.measured.metrics
+                    keep_best(job.run, learner, config, job.val, progress, found)
+                board.add(row, draw=validates)
+                saver.epoch_done(learner, progress)
+            if validates:
+                report(row)
+    if board:
+        board.close()
+
+
+def _make_learner(job: Job, team: Team) -> Learner:
+    """Build the network alike on every worker, and what trains it."""
+    config = job.config
+    cv2.setNumThreads(0)
+    torch.manual_seed(config.run.seed)
+    network = Yolor(config.network, len(job.train.classes), torch.from_numpy(job.anchors))
+    if team.device.type == "cuda" and team.world > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network = network.to(team.device, memory_format=torch.channels_last).train()
+    windows = _windows(job, epoch=0)
+    nothing = np.zeros(job.train.images, bool)
+    steps = len(steps_of(windows, nothing, rank=0, world=team.world, batch=_share(config, team)))
+    return Learner(network, config, Schedule(config.optim, steps), team.wrap(network))
+
+
+def _share(config: Train, team: Team) -> int:
+    """Return how many images of each batch are this worker's."""
+    return max(config.optim.batch // team.world, 1)
+
+
+def _windows(job: Job, epoch: int) -> list[Window]:
+    size = records_per_window(job.config.data.image_px)
+    return epoch_windows(job.train.row_groups, records_per_window=size, seed=job.config.run.seed, epoch=epoch)
+
+
+def _learn_epoch(
+    job: Job, team: Team, learner: Learner, loader: Loader, progress: Progress, board: Board | None, saver: Saver
+) -> dict[str, Any]:
+    """Learn from what is left of an epoch and return its metrics."""
+    config, epoch = job.config, progress.epoch
+    windows, share = _windows(job, epoch), _share(config, team)
+    steps = steps_of(windows, progress.seen, rank=team.rank, world=team.world, batch=share)
+    plain = epoch >= config.optim.epochs - config.augment.plain_epochs
+    meter, start_seen = _Meter(), progress.seen
+    batches = loader.epoch(windows, steps, epoch=epoch, plain=plain)
+    for number, batch in enumerate(_timed(batches, meter), start=1):
+        parts = learner.learn(torch.from_numpy(batch.images), targets_of(batch), must_update=number == len(steps))
+        meter.add(parts, len(batch.images) * team.world)
+        if board and board.due:
+            board.beat(epoch + number / len(steps), meter.means()["loss"], meter.images_per_s)
+        if board and saver.overdue and learner.settled and number < len(steps):
+            progress.seen = seen_after(windows, start_seen, steps=number, world=team.world, batch=share)
+            saver.save(learner, progress)
+    return {"epoch": epoch + 1, "lr": learner.optimizer.param_groups[0]["lr"], **meter.rates(), **meter.means()}
+
+
+def _timed(batches: Iterator[Batch], meter: _Meter) -> Iterator[Batch]:
+    """Yield batches and add up the time spent waiting for them."""
+    while True:
+        asked = time.monotonic()
+        batch = next(batches, None)
+        waited = time.monotonic() - asked
+        meter.first_wait_s = meter.first_wait_s or waited
+        meter.waited_s += waited
+        if batch is None:
+            return
+        yield batch
+
+
+def targets_of(batch: Batch) -> Targets:
+    """Return a batch's boxes as tensors."""
+    boxes = cxcywh_from_xyxy(torch.from_numpy(batch.boxes_xyxy))
+    return Targets(torch.from_numpy(batch.positions), torch.from_numpy(batch.labels), boxes)
+

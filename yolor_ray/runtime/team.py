@@ -1,0 +1,55 @@
+"""Know the other training workers: rank, device, and the few things that workers tell each other.
+
+The same calls work alone, without a process group.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Team:
+    """Say who this worker is among all workers."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Tell whether this worker writes files and scores."""
+        return self.rank == 0
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Return the network, or a replica that averages gradients over the workers."""
+        if self.world == 1:
+            return network
+        return DistributedDataParallel(network, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+    def gather(self, item: Item) -> list[Item]:
+        """Return every worker's item in rank order; a barrier."""
+        if self.world == 1:
+            return [item]
+        items: list[Item] = [item] * self.world
+        dist.all_gather_object(items, item)
+        return items
+
+    def share(self, network: nn.Module) -> None:
+        """Give every worker the first one's weights and statistics."""
+        if self.world > 1:
+            for tensor in network.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+
+def this_team() -> Team:
+    """Return the team of the process group, or a team of one."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.is_initialized() and torch.cuda.is_available() else torch.device("cpu")
+    return Team(rank, world, device)

@@ -1,0 +1,51 @@
+"""Measure the averaged weights on the validation set, spread over the workers, and keep the best ones with their report."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from yolor_ray import storage
+from yolor_ray.config import Train
+from yolor_ray.data.shards import Dataset
+from yolor_ray.evaluate.coco import Measured, Row, measure
+from yolor_ray.evaluate.predictions import merge, pictures, predict_groups, shares, truth_of
+from yolor_ray.evaluate.report import report_files
+from yolor_ray.learn.step import Learner
+from yolor_ray.model.weights import WeightsInfo, save_weights
+from yolor_ray.runtime.checkpoint import Progress
+from yolor_ray.runtime.team import Team
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Hold what the leading worker knows after a validation."""
+
+    measured: Measured
+    rows: list[Row]
+
+
+def validate(learner: Learner, dataset: Dataset, config: Train, team: Team) -> Validation | None:
+    """Return the COCO numbers on the leading worker and None on the others; every worker must call it."""
+    network = learner.average.network
+    team.share(network)
+    groups = shares(dataset.row_groups, team.world)[team.rank]
+    part = dict(predict_groups(network, dataset, groups, config.data.image_px, config.optim.batch, config.data.threads))
+    parts = team.gather(part)
+    if not team.leads:
+        return None
+    rows = merge(parts, dataset.images)
+    return Validation(measure(truth_of(dataset), rows), rows)
+
+
+def keep_best(run: str, learner: Learner, config: Train, dataset: Dataset, progress: Progress, found: Validation) -> None:
+    """Publish the averaged weights and their report as the run's best, if no earlier epoch had a higher AP."""
+    metrics = found.measured.metrics
+    if metrics["AP"] <= progress.best_ap:
+        return
+    folder = f"best/{progress.epoch:06d}"
+    info = WeightsInfo(config.run.name, dataset.classes, config.data.image_px, metrics)
+    save_weights(storage.join(run, folder), learner.average.network, info)
+    previous, progress.best, progress.best_ap = progress.best, folder, metrics["AP"]
+    if previous not in ("", folder):
+        storage.delete(storage.join(run, previous))
+    summary: dict[str, Any] = {"run": run, "epoch": progress.epoch, "data": dataset.url, "images": dataset.images}
+    storage.publish(storage.join(run, "report"), report_files(found.measured, pictures(dataset, found.rows, found.measured), summary))

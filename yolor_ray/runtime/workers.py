@@ -1,0 +1,93 @@
+"""Start the training loop: in this process, or on workers of a Ray cluster."""
+
+import dataclasses
+import logging
+import os
+import sys
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from yolor_ray.errors import ConfigError, TrainingError, UserError
+from yolor_ray.runtime.cluster import start_ray
+from yolor_ray.runtime.ingest import cluster_source
+from yolor_ray.runtime.loop import Job, train_loop
+from yolor_ray.runtime.team import Team, this_team
+
+logger = logging.getLogger(__name__)
+
+SPARE_CPUS = 0.5
+"""Logical CPUs that reading needs beside the workers."""
+
+
+def train_here(job: Job) -> None:
+    """Train in this process."""
+    cluster = job.config.cluster
+    device = torch.device("cuda") if cluster.gpu else torch.device("cpu")
+    torch.set_num_threads(cluster.threads or cores())
+    train_loop(job, Team(0, 1, device), lambda row: None)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def train_on_cluster(job: Job) -> None:
+    """Train on workers of the cluster that RAY_ADDRESS names, or of a local one.
+
+    Raises the worker's own error if it is one of ours, TrainingError otherwise.
+    """
+    start_ray(log_to_driver=True)
+    _check_room(job)
+    cluster = job.config.cluster
+    low, high = cluster.worker_range
+    scaling = ray.train.ScalingConfig(
+        num_workers=high if low == high else (low, high),
+        use_gpu=cluster.gpu,
+        resources_per_worker=None if cluster.gpu else {"CPU": cluster.cpus_per_worker},
+    )
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": dataclasses.replace(job, source=cluster_source(job.train))},
+        scaling_config=scaling,
+        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        run_config=ray.train.RunConfig(
+            name="ray", storage_path=job.run, failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures)
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+
+
+def _check_room(job: Job) -> None:
+    """Raise ConfigError at once if the cluster is too small: Ray would wait for ever."""
+    cluster = job.config.cluster
+    fewest, kind = cluster.worker_range[0], "GPU" if cluster.gpu else "CPU"
+    needed = fewest * 1.0 if cluster.gpu else fewest * cluster.cpus_per_worker + SPARE_CPUS
+    found = ray.cluster_resources().get(kind, 0)
+    if found < needed:
+        raise ConfigError(f"cluster.workers: {fewest} workers and reading need {needed:g} {kind}s, found {found:g}")
+
+
+def _cause(error: BaseException) -> Exception:
+    """Return what went wrong in a worker as one of our own errors."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, UserError | TrainingError):
+            return cause
+    return TrainingError(str(error))
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Run the loop in a worker process of Ray Train."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    torch.set_num_threads(job.config.cluster.threads or max(cores() // context.get_local_world_size(), 1))
+    train_loop(job, this_team(), lambda row: ray.train.report(row))

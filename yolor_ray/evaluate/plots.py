@@ -67,6 +67,7 @@ def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
             axes.legend(frameon=False, labelcolor=INK)
     panels[0, 0].set_yscale("log")
     panels[0, 1].set_ylim(0, 1)
+    panels[1, 1].set_ylim(bottom=0)
     return _png(figure)
 
 

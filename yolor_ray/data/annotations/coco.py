@@ -4,7 +4,6 @@ Labels are the categories in order of their ids, which need not be contiguous. A
 """
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from yolor_ray.data.annotations.annotated import AnnotatedImage, Annotations, DrawnObject, without_repeats
 from yolor_ray.data.annotations.faults import Fault
 from yolor_ray.data.annotations.files import ImageFolder
+from yolor_ray.data.annotations.masks import is_number
 from yolor_ray.errors import DataError
 from yolor_ray.storage import read_bytes
 
@@ -164,10 +164,8 @@ def _wrong_box(bbox: Any) -> tuple[str, str] | None:
 
 def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
     """Return a list of so many finite numbers, or None when it is anything else."""
-    if not isinstance(values, list) or len(values) != count:
-        return None
-    plain = all(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values)
-    return tuple(map(float, values)) if plain else None
+    fits = isinstance(values, list) and len(values) == count and all(map(is_number, values))
+    return tuple(map(float, values)) if fits else None
 
 
 def _object(entry: dict, pointer: str, labels: dict[int, int], keypoints: tuple[float, ...] | None) -> DrawnObject:

@@ -1,14 +1,20 @@
 """Turn COCO segmentations into compressed run-length strings, refusing what would make pycocotools read or write astray."""
 
-import math
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+LARGEST = 1e30
+
 
 class MaskError(ValueError):
     """A segmentation cannot be used; the message says what was found and expected."""
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a JSON value is a finite number that fits a float; neither NaN nor true is one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def run_lengths(segmentation: Any, width: int, height: int) -> bytes:
@@ -27,7 +33,7 @@ def run_lengths(segmentation: Any, width: int, height: int) -> bytes:
 
 def _from_polygons(polygons: list, width: int, height: int) -> bytes:
     for polygon in polygons:
-        numbers = isinstance(polygon, list) and all(isinstance(n, int | float) and math.isfinite(n) for n in polygon)
+        numbers = isinstance(polygon, list) and all(map(is_number, polygon))
         if not numbers or len(polygon) < 6 or len(polygon) % 2:
             raise MaskError("found a polygon that is no list of 6 or more numbers x, y, x, y, …")
         # pycocotools walks every pixel of an outline, so a far-off corner would cost gigabytes.
@@ -84,6 +90,8 @@ def mask_area(counts: bytes, width: int, height: int) -> float:
 
 def turned(counts: bytes, width: int, height: int, orientation: int) -> bytes:
     """Return the mask of a stored image (width x height) as displayed with an EXIF orientation of 5 to 8."""
-    stored = coco_mask.decode({"size": [height, width], "counts": counts})
+    runs = _decoded(counts)
+    inside = (np.arange(len(runs)) % 2).astype(np.uint8)
+    stored = np.repeat(inside, runs).reshape(width, height).T
     rows, columns = {5: (1, 1), 6: (-1, 1), 7: (-1, -1), 8: (1, -1)}[orientation]
     return coco_mask.encode(np.asfortranarray(stored[::rows, ::columns].T))["counts"]

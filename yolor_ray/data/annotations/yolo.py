@@ -59,7 +59,7 @@ def read_names(url: str) -> tuple[str, ...]:
         text = read_bytes(url).decode("utf-8-sig")
         found = _yaml_names(text) if url.lower().endswith((".yaml", ".yml")) else text.rstrip().splitlines()
     except (ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{url}: found {error}, expected one class name per line, or YAML with names:") from error
+        raise DataError(f"{url}: found {' '.join(str(error).split())}, expected one class name per line, or YAML with names:") from error
     names = tuple(str(name).strip() for name in found)
     if not names or "" in names or len(set(names)) < len(names):
         raise DataError(f"{url}: found class names {list(names)}, expected at least one, each once and none empty")

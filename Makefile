@@ -1,0 +1,30 @@
+# Four words: setup, check, test, bench; and demo. Each sets up what it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: setup demo check test bench
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt requirements-export.txt requirements-dev.txt constraints.txt pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
+		($(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -r requirements.txt -r requirements-dev.txt -c constraints.txt
+	$(BIN)/pip install --quiet --no-deps -e .
+	touch .venv/ready
+
+demo: setup
+	$(BIN)/python jobs/train.py demo
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python jobs/benchmark.py ingest

@@ -1,14 +1,14 @@
 """Name the failures a caller may want to tell apart.
 
-    YolorError
-    ├── UserError              the caller can mend it; jobs exit with status 2
-    │   ├── ConfigError        a setting is unknown, out of range or contradicts another
-    │   ├── DataError          annotations, shards or a dataset.json are not as expected
-    │   ├── StorageError       a URL cannot be read or written
-    │   ├── WeightsError       a weights folder or checkpoint does not fit or does not verify
-    │   └── ImageError         one image cannot be used; carries a stable code
-    └── TrainingError          training cannot go on; jobs exit with status 1
-        └── NonFiniteLossError the loss stayed NaN or infinite
+YolorError
+├── UserError              the caller can mend it; jobs exit with status 2
+│   ├── ConfigError        a setting is unknown, out of range or contradicts another
+│   ├── DataError          annotations, shards or a dataset.json are not as expected
+│   ├── StorageError       a URL cannot be read or written
+│   ├── WeightsError       a weights folder or checkpoint does not fit or does not verify
+│   └── ImageError         one image cannot be used; carries a stable code
+└── TrainingError          training cannot go on; jobs exit with status 1
+    └── NonFiniteLossError the loss stayed NaN or infinite
 """
 
 

@@ -13,7 +13,14 @@ SMALL = Network(stem="reorg", stem_width=32, widths=(64, 128, 256, 448), depths=
 CSP = Network(norm_eps=1e-4)
 CSP_X = replace(CSP, widths=(80, 160, 320, 640, 1280), depths=(1, 3, 10, 10, 5), neck_depth=3, spp_pairs=2)
 P6 = Network(
-    stem="reorg", stem_width=64, widths=(128, 256, 384, 512, 640), depths=(3, 7, 7, 3, 3), block="cspf", neck_depth=3, levels=4, norm_eps=1e-4
+    stem="reorg",
+    stem_width=64,
+    widths=(128, 256, 384, 512, 640),
+    depths=(3, 7, 7, 3, 3),
+    block="cspf",
+    neck_depth=3,
+    levels=4,
+    norm_eps=1e-4,
 )
 W6 = replace(P6, widths=(128, 256, 512, 768, 1024))
 E6 = replace(P6, stem_width=80, widths=(160, 320, 640, 960, 1280), down="downc", joint_norm=True, norm_eps=1e-3)

@@ -14,7 +14,6 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
@@ -29,7 +28,6 @@ CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 60.0
 ATTEMPTS = 8
 THROTTLED_ATTEMPTS = 4
-DELETERS = 16
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 Answer = TypeVar("Answer")
@@ -176,14 +174,23 @@ def _remove(system: fs.FileSystem, path: str) -> None:
     if kind == fs.FileType.File:
         system.delete_file(path)
     elif kind == fs.FileType.Directory:
-        # S3-compatible stores refuse the bulk request of newer SDKs (it carries no MD5), so files go one by one, then the folders.
-        inside = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-        with ThreadPoolExecutor(DELETERS) as deleters:
-            list(deleters.map(system.delete_file, [info.path for info in inside if info.type == fs.FileType.File]))
-        for info in sorted(inside, key=lambda info: -len(info.path)):
-            if info.type == fs.FileType.Directory:
-                system.delete_dir(info.path)
-        system.delete_dir(path)
+        try:
+            system.delete_dir(path)
+        except OSError:
+            # S3-compatible stores refuse the bulk request of newer SDKs, which carries no MD5.
+            _remove_one_by_one(system, path)
+
+
+def _remove_one_by_one(system: fs.FileSystem, path: str) -> None:
+    """Remove files and then the folders that held them; not several at once, as pyarrow makes sure of the parent after each."""
+    inside = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    for info in inside:
+        if info.type == fs.FileType.File:
+            system.delete_file(info.path)
+    for info in sorted(inside, key=lambda info: -len(info.path)):
+        if info.type == fs.FileType.Directory:
+            system.delete_dir(info.path)
+    system.delete_dir(path)
 
 
 def write_bytes(url: str, data: bytes | memoryview | pa.Buffer) -> None:

@@ -42,7 +42,9 @@ def _k_means(points: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
     centres = points[order[np.linspace(0, len(points) - 1, count + 2)[1:-1].astype(int)]]
     for _ in range(FIT_ITERATIONS):
         nearest = ((points[:, None] - centres[None]) ** 2).sum(axis=-1).argmin(axis=1)
-        moved = np.stack([points[nearest == k].mean(axis=0) if (nearest == k).any() else points[rng.integers(len(points))] for k in range(count)])
+        moved = np.stack(
+            [points[nearest == k].mean(axis=0) if (nearest == k).any() else points[rng.integers(len(points))] for k in range(count)]
+        )
         if np.allclose(moved, centres):
             break
         centres = moved

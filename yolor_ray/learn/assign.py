@@ -40,9 +40,7 @@ class Matches:
     boxes_cxcywh: Float[Tensor, "M 4"]
 
 
-def match_level(
-    targets: Targets, anchors: Float[Tensor, "A 2"], stride: int, height: int, width: int, *, anchor_ratio: float
-) -> Matches:
+def match_level(targets: Targets, anchors: Float[Tensor, "A 2"], stride: int, height: int, width: int, *, anchor_ratio: float) -> Matches:
     """Match boxes to the anchors whose sides differ by less than `anchor_ratio`, in their own cell and its two nearest neighbours.
 
     A neighbour left or above joins when the centre lies in the first half of its cell, right or below in the second

@@ -28,10 +28,7 @@ MAX_BAD_UPDATES = 20
 
 def autocast(device: torch.device) -> torch.autocast:
     """Return bfloat16 autocast where the device computes in it, else a context that does nothing."""
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported()
-    else:
-        able = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    able = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return torch.autocast(device.type, torch.bfloat16, enabled=able)
 
 

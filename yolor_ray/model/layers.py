@@ -51,7 +51,9 @@ class Merge(nn.Module):
         super().__init__()
         self.side: nn.Module = nn.Conv2d(c_side, hidden, 1, bias=False) if joint_norm else Conv(c_side, hidden, eps=eps)
         self.joint: nn.Module = (
-            nn.Sequential(nn.BatchNorm2d(2 * hidden, eps=eps, momentum=NORM_MOMENTUM), nn.SiLU(inplace=True)) if joint_norm else nn.Identity()
+            nn.Sequential(nn.BatchNorm2d(2 * hidden, eps=eps, momentum=NORM_MOMENTUM), nn.SiLU(inplace=True))
+            if joint_norm
+            else nn.Identity()
         )
         self.out = Conv(2 * hidden, c_out, eps=eps)
 

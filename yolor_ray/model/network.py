@@ -3,6 +3,8 @@
 Legend: B images, C channels, H W cells of a level, A anchors per cell, K classes, P predictions over all levels.
 """
 
+import itertools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -62,10 +64,10 @@ class Neck(nn.Module):
             return NeckBlock(2 * width, width, config.neck_depth, joint_norm=config.joint_norm, eps=eps)
 
         self.spp = SppCsp(backbone[-1], widths[-1], config.spp_pairs, joint_norm=config.joint_norm, eps=eps)
-        self.reduce = nn.ModuleList(Conv(coarse, fine, eps=eps) for fine, coarse in zip(widths, widths[1:], strict=False))
+        self.reduce = nn.ModuleList(Conv(coarse, fine, eps=eps) for fine, coarse in itertools.pairwise(widths))
         self.lateral = nn.ModuleList(Conv(full, half, eps=eps) for full, half in zip(backbone[:-1], widths[:-1], strict=True))
         self.top_down = nn.ModuleList(block(w) for w in widths[:-1])
-        self.down = nn.ModuleList(_down(config, fine, coarse) for fine, coarse in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(_down(config, fine, coarse) for fine, coarse in itertools.pairwise(widths))
         self.bottom_up = nn.ModuleList(block(w) for w in widths[1:])
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:

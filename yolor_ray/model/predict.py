@@ -31,9 +31,7 @@ def to_input(images: UInt8[Tensor, "B S S 3"], device: torch.device) -> Float[Te
 
 
 @torch.inference_mode()
-def predict(
-    network: Yolor, images: UInt8[Tensor, "B S S 3"], *, confidence: float, iou: float, max_detections: int
-) -> list[Detections]:
+def predict(network: Yolor, images: UInt8[Tensor, "B S S 3"], *, confidence: float, iou: float, max_detections: int) -> list[Detections]:
     """Return the detections of each image, in pixels of the network input; the network must be in eval mode."""
     device = next(network.parameters()).device
     boxes_cxcywh, scores = network.head.decode(network(to_input(images, device)))

@@ -65,7 +65,11 @@ class Board:
         for events in Path(self._folder.name).iterdir():
             storage.write_bytes(storage.join(self._run, "tensorboard", events.name), events.read_bytes())
 
-    def close(self) -> None:
-        """End; all is saved."""
+    def __enter__(self) -> "Board":
+        """Return the board; all that is added is saved at once, so leaving only frees what it holds."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
         self._events.close()
         self._folder.cleanup()

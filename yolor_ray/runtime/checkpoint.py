@@ -96,7 +96,9 @@ def resume(run: str, learner: Learner, progress: Progress) -> Progress:
         return progress
     tensors, state = found
     if state["digest"] != progress.digest:
-        raise WeightsError(f"{run}: its checkpoint was trained on data set {state['digest'][:12]}, found {progress.digest[:12]}; use a new run.name")
+        raise WeightsError(
+            f"{run}: its checkpoint was trained on data set {state['digest'][:12]}, found {progress.digest[:12]}; use a new run.name"
+        )
     _restore(run, learner, tensors)
     learner.step, learner.average.updates = state["step"], state["updates"]
     seen = np.unpackbits(np.frombuffer(base64.b64decode(state["seen"]), np.uint8), count=state["records"]).astype(bool)

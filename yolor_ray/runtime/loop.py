@@ -6,7 +6,7 @@ Read `train_loop` top to bottom: resume, then for each epoch plan, learn, valida
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,10 +85,11 @@ def train_loop(job: Job, team: Team, report: Report) -> None:
     config, data = job.config, job.config.data
     learner = _make_learner(job, team)
     progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)))
-    board = Board(job.run, progress.rows, config.optim.epochs) if team.leads else None
     saver = Saver(job.run, config.run, config.optim.epochs)
     loader = Loader(job.source, image_px=data.image_px, augment=config.augment, seed=config.run.seed, threads=data.threads)
-    with closing(loader):
+    with ExitStack() as stack:
+        stack.callback(loader.close)
+        board = stack.enter_context(Board(job.run, progress.rows, config.optim.epochs)) if team.leads else None
         for epoch in range(progress.epoch, config.optim.epochs):
             row = _learn_epoch(job, team, learner, loader, progress, board, saver)
             progress.epoch, progress.seen = epoch + 1, np.zeros(job.train.images, bool)
@@ -102,8 +103,6 @@ def train_loop(job: Job, team: Team, report: Report) -> None:
                 saver.epoch_done(learner, progress)
             if validates:
                 report(row)
-    if board:
-        board.close()
 
 
 def _make_learner(job: Job, team: Team) -> Learner:
@@ -169,4 +168,3 @@ def targets_of(batch: Batch) -> Targets:
     """Return a batch's boxes as tensors."""
     boxes = cxcywh_from_xyxy(torch.from_numpy(batch.boxes_xyxy))
     return Targets(torch.from_numpy(batch.positions), torch.from_numpy(batch.labels), boxes)
-

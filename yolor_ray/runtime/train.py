@@ -9,7 +9,7 @@ import numpy as np
 
 from yolor_ray import storage
 from yolor_ray.config import Train
-from yolor_ray.data.shards import Dataset, open_dataset, read_row_group
+from yolor_ray.data.shards import MANIFEST, Dataset, open_dataset, read_row_group
 from yolor_ray.errors import ConfigError, DataError
 from yolor_ray.learn.anchors import best_possible_recall, fit_anchors
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
@@ -58,7 +58,8 @@ def _claim(run: str, config: Train) -> None:
         return
     theirs = flat(json.loads(storage.read_bytes(place)))
     changed = {
-        name: (theirs.get(name), value) for name, value in flat(json.loads(json.dumps(mine))).items()
+        name: (theirs.get(name), value)
+        for name, value in flat(json.loads(json.dumps(mine))).items()
         if theirs.get(name) != value and not name.startswith(MAY_CHANGE)
     }
     if changed:
@@ -88,7 +89,8 @@ def _packed(url: str, folder: str, seed: int) -> str:
     if not url.startswith(SCENES):
         return url
     output = storage.join(folder, "scenes", f"{scene_count(url)}-seed{seed}")
-    pack_scenes(output, scene_count(url), seed)
+    if not storage.exists(storage.join(output, MANIFEST)):
+        pack_scenes(output, scene_count(url), seed)
     return output
 
 

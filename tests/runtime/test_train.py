@@ -1,0 +1,141 @@
+"""Train in this process: the run folder, exact resume, and what a run refuses."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from yolor_ray import storage
+from yolor_ray.config import Augment, Cluster, Data, Network, Optim, Run, Train
+from yolor_ray.errors import ConfigError, WeightsError
+from yolor_ray.learn.step import Learner
+from yolor_ray.model.weights import load_weights
+from yolor_ray.runtime.checkpoint import newest_checkpoint
+from yolor_ray.runtime.train import train
+
+TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def tiny_run(folder: Path, name: str, **run: object) -> Train:
+    return Train(
+        network=TINY,
+        data=Data(train="scenes:21", val="scenes:5", image_px=64),
+        augment=Augment(mixup=0.3, multi_scale=0.3, plain_epochs=1),
+        optim=Optim(epochs=3, batch=4, nominal_batch=8),
+        cluster=Cluster(threads=1),
+        run=Run(storage=str(folder), name=name, validate_every=2, checkpoint_every=1, **run),
+    )
+
+
+class Killed(BaseException):
+    """What a test throws into the loop in the place of a kill."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    learn = Learner.learn
+
+    def learn_or_die(self: Learner, *args: object, **kwargs: object) -> object:
+        if self.step >= steps:
+            raise Killed
+        return learn(self, *args, **kwargs)
+
+    monkeypatch.setattr(Learner, "learn", learn_or_die)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    return Path(train(tiny_run(folder, "whole"))["run"])
+
+
+def final_state(run: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    found = newest_checkpoint(str(run))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("steps", "minutes"), [(3, 0.0), (6, 15.0), (8, 0.0), (11, 0.0)])
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, whole: Path, monkeypatch, steps: int, minutes: float) -> None:
+    config = tiny_run(folder, f"killed-{steps}", checkpoint_minutes=minutes)
+    with monkeypatch.context() as patch:
+        kill_after(patch, steps)
+        with pytest.raises(Killed):
+            train(config)
+    resumed = Path(train(config)["run"])
+    expected, expected_state = final_state(whole)
+    found, state = final_state(resumed)
+    assert found.keys() == expected.keys()
+    assert any(name.startswith("momentum/") for name in found)
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert {k: state[k] for k in ("step", "updates", "epoch", "best_ap")} == {k: expected_state[k] for k in ("step", "updates", "epoch", "best_ap")}
+
+
+def test_a_run_folder_holds_what_people_look_at(whole: Path) -> None:
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [("AP" in row) for row in rows] == [False, True, True]
+    assert all(np.isfinite(row["loss"]) and row["images_per_s"] > 0 for row in rows)
+    for picture in ("curves.png", "report/predictions.png", "report/precision_recall.png"):
+        assert (whole / picture).read_bytes().startswith(b"\x89PNG")
+    assert list((whole / "tensorboard").glob("events.*"))
+    assert len(list((whole / "checkpoints").iterdir())) == 2
+
+
+def test_the_published_weights_are_those_of_the_best_validation(whole: Path) -> None:
+    _, info = load_weights(str(whole / "weights"))
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert info.metrics["AP"] == max(row.get("AP", -1) for row in rows)
+    assert info.image_px == 64
+
+
+def test_a_finished_run_answers_at_once(folder: Path, whole: Path, monkeypatch) -> None:
+    kill_after(monkeypatch, 0)
+    assert train(tiny_run(folder, "whole"))["weights"] == str(whole / "weights")
+
+
+def test_another_setting_under_the_same_name_is_refused_by_its_dotted_name(folder: Path, whole: Path) -> None:
+    config = tiny_run(folder, "whole")
+    with pytest.raises(ConfigError, match=r"optim\.lr was 0\.01 and is now 0\.5"):
+        train(dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.5)))
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole: Path) -> None:
+    checkpoints = sorted((whole / "checkpoints").iterdir())
+    tensors = checkpoints[-1] / "trainer.safetensors"
+    good = tensors.read_bytes()
+    tensors.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    try:
+        assert final_state(whole)[1]["step"] == int(checkpoints[-2].name)
+    finally:
+        tensors.write_bytes(good)
+
+
+def test_an_unfinished_checkpoint_does_not_count(whole: Path) -> None:
+    newest = sorted((whole / "checkpoints").iterdir())[-1]
+    half = newest.with_name("999999999")
+    half.mkdir()
+    (half / "state.json").write_bytes((newest / "state.json").read_bytes())
+    try:
+        assert final_state(whole)[1]["step"] == int(newest.name)
+    finally:
+        storage.delete(str(half))
+
+
+def test_a_checkpoint_of_another_data_set_is_refused(folder: Path, monkeypatch) -> None:
+    config = tiny_run(folder, "moved")
+    with monkeypatch.context() as patch:
+        kill_after(patch, 7)
+        with pytest.raises(Killed):
+            train(config)
+    (folder / "moved" / "config.json").unlink()
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, train="scenes:22"))
+    with pytest.raises(WeightsError, match=r"was trained on data set .* found"):
+        train(other)

@@ -106,12 +106,11 @@ def ray_cluster(_s3_environment: dict[str, str]) -> Iterator[None]:
     """Run Ray with four logical CPUs; jobs under test join it."""
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
-        ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=512 * 2**20, runtime_env=environment)
-        yield
-        ray.shutdown()
+    from yolor_ray.runtime.cluster import start_ray
+
+    start_ray(cpus=4)
+    yield
+    ray.shutdown()
 
 
 def _free_port() -> int:

@@ -32,7 +32,7 @@ class Network:
     down: Literal["conv", "downc"] = "conv"
     """Down-sampling: 3x3 stride 2, or that beside max pooling."""
     joint_norm: bool = False
-    """Batch norm and SiLU over both halves of cspf, neck and SPP blocks (the paper branch) or over the side half alone (the main branch)."""
+    """Batch norm and SiLU over both halves of cspf, neck and SPP blocks (paper branch), or over the side half alone (main branch)."""
     neck_depth: int = 2
     """Bottlenecks per neck block."""
     spp_pairs: int = 1
@@ -147,9 +147,9 @@ class Optim:
     weight_decay: float = 5e-4
     """Weight decay of convolution weights at the nominal batch."""
     warmup_epochs: float = 3.0
-    """Linear warm-up; at least 1000 steps where the run is long, never over a fifth of the run."""
+    """Linear warm-up; at least 1000 steps where the run is long, never over a tenth of the run."""
     ema_decay: float = 0.9999
-    """Decay of the weight average, per optimizer step; capped so that it forgets within a fifth of the run."""
+    """Decay of the weight average, per optimizer step; capped so that it looks back over at most a tenth of the run."""
     clip_norm: float = 10.0
     """Largest gradient norm per optimizer step."""
 

@@ -14,8 +14,6 @@ import torch
 from torch import nn
 
 from yolor_ray import presets
-from yolor_ray.boxes import cxcywh_from_xyxy, xyxy_from_cxcywh
-from yolor_ray.model.fuse import fuse
 from yolor_ray.model.layers import Conv, CspBlock, DownC, NeckBlock, SppCsp
 from yolor_ray.model.network import Yolor
 
@@ -29,6 +27,8 @@ NETWORKS = {
     "paper_p6_narrow": replace(PAPER_P6, **NARROW),
     "paper_e6": presets.E6,
 }
+LARGEST_DEVIATION = 0.01
+"""Share of the mean; a wrong batch norm epsilon gives 0.5 and more, pools in a wrong order 1.5 and more."""
 ANCHORS = {
     3: (12, 16, 19, 36, 40, 28, 36, 75, 76, 55, 72, 146, 142, 110, 192, 243, 459, 401),
     4: (19, 27, 44, 40, 38, 94, 96, 68, 86, 152, 180, 137, 140, 301, 303, 264, 238, 542, 436, 615, 739, 380, 925, 792),
@@ -111,8 +111,6 @@ def paper_block(block: nn.Module) -> Iterator[nn.Module]:
     joint = block.merge.joint[0]
     if isinstance(block, SppCsp):
         yield from (block.before[0], block.merge.side, *block.before[1:], *block.after, joint, block.merge.out)
-    elif isinstance(block, CspBlock):
-        yield from (block.first, block.merge.side, block.merge.out, joint, *bottlenecks(block))
     else:
         yield from (block.first, block.merge.side, block.merge.out, joint, *bottlenecks(block))
 
@@ -159,12 +157,20 @@ def published(request: pytest.FixtureRequest, shared) -> tuple[Yolor, np.lib.npy
     return network.eval(), golden
 
 
+def assert_close(found: torch.Tensor, expected: np.ndarray, what: str) -> None:
+    """Compare means of deviations: these random weights amplify a rounding error 10,000 times, in single cells still more."""
+    deviation = np.abs(found.numpy() - expected).mean() / np.abs(expected).mean()
+    assert deviation < LARGEST_DEVIATION, f"{what}: mean deviation {deviation:.1e} of the mean"
+
+
 @torch.inference_mode()
-def test_x(published):
+def test_our_network_answers_as_the_published_one(published):
     network, golden = published
     image = torch.from_numpy(np.random.default_rng(0).random((1, 3, 192, 192), dtype=np.float32))
     raw = network(image)
-    raw64 = network.double()(image.double())
-    for l in range(len(raw)):
-        g=golden[f"raw{l}"]; a=raw[l][0].numpy(); b=raw64[l][0].numpy()
-        print(l, [(f"{np.abs(x).max():.1e} {np.abs(x).mean():.1e}") for x in (a-g,b-g,a-b)])
+    assert len(raw) == sum(name.startswith("raw") for name in golden.files)
+    for level, answer in enumerate(raw):
+        assert_close(answer[0], golden[f"raw{level}"], f"raw predictions of level {level}")
+    boxes, scores = network.head.decode(raw)
+    assert_close(boxes[0], golden["decoded"][:, :4], "boxes")
+    assert_close(scores[0], golden["decoded"][:, 4:5] * golden["decoded"][:, 5:], "scores")

@@ -1,5 +1,6 @@
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -10,6 +11,11 @@ from red_engine import RedEngine, settings
 from yolor_ray.serve.api import create_app
 from yolor_ray.serve.meter import Meter
 from yolor_ray.serve.service import Service
+
+with warnings.catch_warnings():
+    # Ray 2.60 uses a spelling that Pydantic 2 deprecates, once, while it is imported.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import ray.serve  # noqa: F401
 
 
 class Client:

@@ -5,7 +5,7 @@ Legend: S side of the square network input in pixels, N boxes.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -36,23 +36,23 @@ Labelled = tuple[np.ndarray, np.ndarray]
 
 
 def training_sample(
-    index: int, partners: Sequence[int], tile_of: Callable[[int], Tile], rng: np.random.Generator, augment: Augment, out: np.ndarray
+    index: int, partners: np.ndarray, tile_of: Callable[[int], Tile], rng: np.random.Generator, augment: Augment, out: np.ndarray
 ) -> Labelled:
     """Write one training image into `out` (S, S, 3) and return its boxes and labels.
 
-    `partners` are the records that may join `index` in mosaics and mixup.
+    `partners` (M,) are the numbers of the records that may join `index` in mosaics and mixup.
     """
 
     def compose(first: int, target: np.ndarray) -> Labelled:
         if rng.random() < augment.mosaic:
             others = rng.choice(len(partners), 3)
-            return _mosaic([tile_of(i) for i in (first, *(partners[o] for o in others))], rng, augment, target)
+            return _mosaic([tile_of(i) for i in (first, *partners[others].tolist())], rng, augment, target)
         return _single(tile_of(first), rng, augment, target)
 
     boxes, labels = compose(index, out)
     if rng.random() < augment.mixup:
         other = np.empty_like(out)
-        other_boxes, other_labels = compose(partners[rng.integers(len(partners))], other)
+        other_boxes, other_labels = compose(int(partners[rng.integers(len(partners))]), other)
         share = rng.beta(MIXUP_BETA, MIXUP_BETA)
         cv2.addWeighted(out, share, other, 1 - share, 0, dst=out)
         boxes, labels = np.concatenate((boxes, other_boxes)), np.concatenate((labels, other_labels))

@@ -14,7 +14,7 @@ import numpy as np
 from yolor_ray import __version__
 from yolor_ray.data.annotations.annotated import AnnotatedImage
 from yolor_ray.data.annotations.faults import Fault
-from yolor_ray.data.annotations.files import ImageFile
+from yolor_ray.data.annotations.files import ImageFile, read_many
 from yolor_ray.data.annotations.fit import fit
 from yolor_ray.data.decode import decode, read_header
 from yolor_ray.data.records import Record
@@ -45,9 +45,9 @@ class AnnotatedImages:
 
     def records(self, faults: list[Fault]) -> Iterator[Record]:
         """Yield the records of images that can be used; what is wrong goes to `faults`."""
-        for image in self.images:
+        names = [image.name for image in self.images]
+        for image, data in zip(self.images, read_many(self.folder, names), strict=True):
             url = join(self.folder, image.name)
-            data = read_bytes(url)
             try:
                 header = read_header(data)
                 # All of a JPEG is read also when only an eighth of its pixels is asked for: truncation shows either way.

@@ -4,6 +4,7 @@ The order depends on seed and epoch alone. What is left of it after a checkpoint
 number of workers goes on exactly where it stopped, and another number sees each remaining record once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def steps_of(windows: list[Window], seen: np.ndarray, *, rank: int, world: int, 
     left = np.flatnonzero(~seen[order])
     if len(left) == 0:
         return []
-    count = -(-(-(-len(left) // world)) // batch)
+    count = math.ceil(math.ceil(len(left) / world) / batch)
     parts = np.array_split(np.array_split(left, world)[rank], count)
     spare = left[rank % len(left)][None]
     return [Step(order[p], window_of[p]) for p in (part if len(part) else spare for part in parts)]

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from yolor_ray.config import Optim as OptimConfig
 from yolor_ray.model.implicit import ImplicitAdd, ImplicitMultiply
+from yolor_ray.model.network import Yolor
 
 WARMUP_MIN_STEPS = 1000
-WARMUP_MAX_SHARE = 0.2
+WARMUP_MAX_SHARE = 0.1
 WARMUP_BIAS_LR = 0.1
 WARMUP_MOMENTUM = 0.8
 EMA_RAMP_STEPS = 2000
@@ -63,7 +64,7 @@ class Schedule:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of warm-up: the longer of the wished epochs and 1000 steps, but never over a fifth of the run."""
+        """Steps of warm-up: the longer of the wished epochs and 1000 steps, but never over a tenth of the run."""
         wished = max(round(self.config.warmup_epochs * self.steps_per_epoch), WARMUP_MIN_STEPS if self.config.warmup_epochs > 0 else 0)
         return min(wished, int(self.total_steps * WARMUP_MAX_SHARE))
 
@@ -90,7 +91,7 @@ class Schedule:
 class WeightAverage:
     """Keep the exponential moving average of all floating-point weights and statistics."""
 
-    def __init__(self, network: nn.Module, decay: float, total_updates: int) -> None:
+    def __init__(self, network: Yolor, decay: float, total_updates: int) -> None:
         window = max(total_updates * EMA_WINDOW_SHARE, 1.0)
         self.decay = min(decay, 1 - 1 / (1 + window))
         self.ramp = min(EMA_RAMP_STEPS, window)

@@ -17,16 +17,17 @@ from yolor_ray.model.network import Yolor
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Return s and t with BN(x) = s x + t at the running statistics, in float64."""
+    assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - scale * norm.running_mean.double()
 
 
 def _with_bias(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     """Return a convolution like `conv` with this weight and bias."""
-    fused = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups)
+    fused = copy.deepcopy(conv)
     fused.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
     fused.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
-    return fused.to(conv.weight.device)
+    return fused
 
 
 def _fold_norm(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
@@ -42,6 +43,9 @@ def _fuse_conv(module: Conv) -> None:
 class _SplitJoint(nn.Module):
     """Scale, shift and activate the main half; the side half was folded and is only activated."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
         self.register_buffer("scale", scale.view(1, -1, 1, 1))
@@ -53,9 +57,10 @@ class _SplitJoint(nn.Module):
 
 def _fuse_merge(module: Merge) -> None:
     """Fold the joint norm of the paper branch: its side half into the bare side convolution, its main half to a scale and shift."""
-    if not isinstance(module.joint, nn.Sequential):
+    side = module.side
+    if not (isinstance(side, nn.Conv2d) and isinstance(module.joint, nn.Sequential) and isinstance(module.joint[0], nn.BatchNorm2d)):
         return
-    side, dtype = module.side, module.side.weight.dtype
+    dtype = side.weight.dtype
     scale, shift = _scale_and_shift(module.joint[0])
     half = len(scale) // 2
     module.side = _fold_norm(side, scale[half:], shift[half:])
@@ -65,6 +70,7 @@ def _fuse_merge(module: Merge) -> None:
 
 def _fuse_level(level: DetectLevel) -> None:
     if isinstance(level.align, ImplicitAdd) and isinstance(level.refine, ImplicitMultiply):
+        assert level.predict.bias is not None
         weight, bias = level.predict.weight.double(), level.predict.bias.double()
         shift, gain = level.align.z.double(), level.refine.z.double()
         bias = gain * (bias + weight[:, :, 0, 0] @ shift)

@@ -45,17 +45,20 @@ class DetectHead(nn.Module):
         self.strides = config.strides
         outputs = config.anchors_per_level * (5 + classes)
         widths = config.widths[-config.levels :]
-        self.levels = nn.ModuleList(DetectLevel(w // 2, w, outputs, eps=config.norm_eps) for w in widths)
+        levels = [DetectLevel(w // 2, w, outputs, eps=config.norm_eps) for w in widths]
+        self.levels = nn.ModuleList(levels)
         self.register_buffer("anchors", anchors.float())
-        self._set_priors()
+        for level, stride in zip(levels, self.strides, strict=True):
+            self._set_prior(level.predict, stride)
 
-    def _set_priors(self) -> None:
+    @torch.no_grad()
+    def _set_prior(self, predict: nn.Conv2d, stride: int) -> None:
         """Start from rare objects and even classes, so that the first steps are not spent on the background."""
-        for level, stride in zip(self.levels, self.strides, strict=True):
-            bias = level.predict.bias.detach().view(self.anchors.shape[1], -1)
-            bias[:, 4] += math.log(OBJECTS_PER_IMAGE_PRIOR / (640 / stride) ** 2)
-            if self.classes > 1:
-                bias[:, 5:] += math.log(0.6 / (self.classes - 0.99))
+        assert predict.bias is not None
+        bias = predict.bias.view(self.anchors.shape[1], -1)
+        bias[:, 4] += math.log(OBJECTS_PER_IMAGE_PRIOR / (640 / stride) ** 2)
+        if self.classes > 1:
+            bias[:, 5:] += math.log(0.6 / (self.classes - 0.99))
 
     def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B A H W 5+K"]]:
         """Return raw predictions per level."""

@@ -106,7 +106,8 @@ def network_config(values: dict[str, Any]) -> NetworkConfig:
     unknown = values.keys() - known
     if unknown:
         raise ConfigError(f"network: unknown keys {sorted(unknown)}, expected some of {sorted(known)}")
-    return NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return NetworkConfig(**fields)
 
 
 def _build(url: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Yolor:

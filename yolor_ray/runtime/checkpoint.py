@@ -49,8 +49,8 @@ class Progress:
 
 def _tensors(learner: Learner) -> dict[str, Tensor]:
     """Return network, weight average and momentum by name."""
-    names = {parameter: name for name, parameter in learner.network.named_parameters()}
-    momentum = {names[p]: s["momentum_buffer"] for p, s in learner.optimizer.state.items() if s.get("momentum_buffer") is not None}
+    states = {name: learner.optimizer.state[parameter] for name, parameter in learner.network.named_parameters()}
+    momentum = {name: s["momentum_buffer"] for name, s in states.items() if s.get("momentum_buffer") is not None}
     parts = {"network": learner.network.state_dict(), "average": learner.average.network.state_dict(), "momentum": momentum}
     return {f"{part}/{name}": t.detach().cpu().contiguous() for part, tensors in parts.items() for name, t in tensors.items()}
 

@@ -47,7 +47,7 @@ class StreamedSource:
 
     def __call__(self, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
         """Yield the tables in order, a few of them read ahead."""
-        return _stream(self.dataset, groups).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+        return iter(_stream(self.dataset, groups).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
 
 
 def _stream(dataset: Dataset, groups: Sequence[RowGroup]) -> ray.data.Dataset:

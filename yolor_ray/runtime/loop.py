@@ -113,7 +113,8 @@ def _make_learner(job: Job, team: Team) -> Learner:
     network = Yolor(config.network, len(job.train.classes), torch.from_numpy(job.anchors))
     if team.device.type == "cuda" and team.world > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    network = network.to(team.device, memory_format=torch.channels_last).train()
+    network = network.to(team.device).train()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     windows = _windows(job, epoch=0)
     nothing = np.zeros(job.train.images, bool)
     steps = len(steps_of(windows, nothing, rank=0, world=team.world, batch=_share(config, team)))

@@ -45,8 +45,9 @@ def train_on_cluster(job: Job) -> None:
     _check_room(job)
     cluster = job.config.cluster
     low, high = cluster.worker_range
+    elastic: Any = (low, high)
     scaling = ray.train.ScalingConfig(
-        num_workers=high if low == high else (low, high),
+        num_workers=high if low == high else elastic,
         use_gpu=cluster.gpu,
         resources_per_worker=None if cluster.gpu else {"CPU": cluster.cpus_per_worker},
     )

@@ -50,7 +50,7 @@ class Model(BaseModel):
     """Which weights answered."""
 
     name: str
-    version: str = Field(description="First 12 digits of the SHA-256 of the weights' manifest.")
+    version: str = Field(description="First 12 hexadecimal digits of the SHA-256 of the weights.")
 
 
 class ModelCard(Model):

@@ -52,7 +52,8 @@ def serve(settings: config.Serve) -> dict[str, Any]:
         _stop_on_signals()
         try:
             serve_here(settings, url)
-        except _Stopped:
+        except (_Stopped, SystemExit):
+            # SystemExit is what a signal becomes in Ray's own handler, while Ray starts.
             log.info("event=stopped")
     return {"url": url, "weights": settings.weights, "seconds": round(time.monotonic() - started, 1)}
 

@@ -20,12 +20,13 @@ WORKER_ENVIRONMENT = {
 local workers inherit them, those of a cluster have their own."""
 
 
-def start_ray(log_to_driver: bool = False, cpus: int | None = None) -> None:
+def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; does nothing when that is done already.
 
     Args:
         log_to_driver: show what workers print in this process too.
         cpus: logical CPUs of a Ray that is started here; None takes the machine's.
+        dashboard: let a Ray that is started here have its dashboard, on loopback; Ray Train asks it whether workers live.
 
     Raises:
         ConfigError: nothing answers at RAY_ADDRESS.
@@ -45,7 +46,7 @@ def start_ray(log_to_driver: bool = False, cpus: int | None = None) -> None:
             raise ConfigError(f"RAY_ADDRESS: found {os.environ['RAY_ADDRESS']!r}, expected a running cluster: {error}") from error
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **options)
 
 
 def _environment() -> dict[str, str]:

@@ -41,7 +41,9 @@ def train_on_cluster(job: Job) -> None:
 
     Raises the worker's own error if it is one of ours, TrainingError otherwise.
     """
-    start_ray(log_to_driver=True)
+    # Ray Train would turn every print of a library, such as the COCO tables, into a log line.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    start_ray(log_to_driver=True, dashboard=True)
     _check_room(job)
     cluster = job.config.cluster
     low, high = cluster.worker_range
@@ -88,6 +90,7 @@ def _cause(error: BaseException) -> Exception:
 def _worker(config: dict[str, Any]) -> None:
     """Run the loop in a worker process of Ray Train."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("ray").setLevel(logging.WARNING)
     job: Job = config["job"]
     context = ray.train.get_context()
     torch.set_num_threads(job.config.cluster.threads or max(cores() // context.get_local_world_size(), 1))

@@ -285,6 +285,13 @@ class Export:
     """URL of a packed data set whose images check the result."""
     check_images: int = 16
     """Images of `data` on which fused and unfused predictions are compared, 1 or more."""
+    image_px: int = 0
+    """Side of the network input, pixels, a multiple of 32; 0 takes the size it was trained at."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.check_images >= 1, "check_images", self.check_images, "1 or more")
+        _check(self.image_px >= 0 and self.image_px % 32 == 0, "image_px", self.image_px, "0 or a multiple of 32")
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import socket
 from typing import Any
 
 import ray
 
 from yolor_ray.errors import ConfigError
 
+CONNECT_TIMEOUT_S = 10.0
 WORKER_ENVIRONMENT = {
     # glibc would hand large buffers back to the system and fetch them again for every batch.
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
@@ -29,7 +31,7 @@ def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: b
         dashboard: let a Ray that is started here have its dashboard, on loopback; Ray Train asks it whether workers live.
 
     Raises:
-        ConfigError: nothing answers at RAY_ADDRESS.
+        ConfigError: nothing listens at RAY_ADDRESS.
 
     """
     if ray.is_initialized():
@@ -39,14 +41,24 @@ def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: b
         "logging_level": logging.WARNING,
         "runtime_env": {"env_vars": _environment()},
     }
-    if os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(**options)
-        except ConnectionError as error:
-            raise ConfigError(f"RAY_ADDRESS: found {os.environ['RAY_ADDRESS']!r}, expected a running cluster: {error}") from error
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address not in ("", "local"):
+        _knock(address)
+        ray.init(**options)
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **options)
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConfigError(f"RAY_ADDRESS: found {address!r}, expected a running cluster: {error}") from error
 
 
 def _environment() -> dict[str, str]:

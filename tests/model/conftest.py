@@ -1,0 +1,40 @@
+"""Tiny networks of every kind, with batch norm statistics and implicit vectors far from their start."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from yolor_ray.config import Network
+from yolor_ray.model.implicit import ImplicitAdd, ImplicitMultiply
+from yolor_ray.model.network import Yolor
+
+ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0], [60.0, 32.0], [40.0, 80.0]]])
+
+
+@pytest.fixture
+def make_network() -> Callable[..., Yolor]:
+    def make(classes: int = 3, seed: int = 0, **kind: object) -> Yolor:
+        kind = {"stem": "reorg", **kind}
+        stages = 3 if kind["stem"] == "reorg" else 4
+        widths, depths = (8, 16, 24, 32)[:stages], (1, 2, 1, 1)[:stages]
+        config = Network(**{"stem_width": 8, "widths": widths, "depths": depths, "levels": 2, "neck_depth": 1, **kind})
+        torch.manual_seed(seed)
+        network = Yolor(config, classes, ANCHORS)
+        with torch.no_grad():
+            for module in network.modules():
+                _disturb(module)
+        return network.eval()
+
+    return make
+
+
+def _disturb(module: nn.Module) -> None:
+    if isinstance(module, nn.BatchNorm2d):
+        nn.init.uniform_(module.weight, 0.5, 2.0)
+        nn.init.normal_(module.bias, std=0.5)
+        nn.init.normal_(module.running_mean, std=0.5)
+        nn.init.uniform_(module.running_var, 0.3, 2.0)
+    elif isinstance(module, ImplicitAdd | ImplicitMultiply):
+        nn.init.normal_(module.z, mean=1.0, std=2.0)

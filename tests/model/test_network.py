@@ -1,0 +1,190 @@
+"""The family's sizes, counts and priors as published (paper table A2 and the released configurations)."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from yolor_ray import presets
+from yolor_ray.config import Network
+from yolor_ray.model.implicit import ImplicitAdd, ImplicitMultiply
+from yolor_ray.model.network import Yolor
+from yolor_ray.model.predict import predict, to_input
+
+CONFIGS = {name: preset.network for name, preset in presets.PRESETS.items()} | {
+    "p6-paper": replace(presets.P6, joint_norm=True),
+    "w6-paper": replace(presets.W6, joint_norm=True),
+}
+PARAMETERS = {
+    "csp": 52_923_994,
+    "csp-x": 99_754_058,
+    "p6": 37_265_016,
+    "w6": 79_873_400,
+    "e6": 115_909_400,
+    "d6": 151_782_680,
+    "p6-paper": 37_270_264,
+    "w6-paper": 79_880_952,
+}
+IMPLICIT = {"csp": 2_557, "csp-x": 3_005, "p6": 2_812, "w6": 3_580, "e6": 4_220, "d6": 4_220}
+CONVOLUTIONS_AND_NORMS = {
+    "csp": (115, 112),
+    "csp-x": (137, 134),
+    "p6": (145, 141),
+    "w6": (145, 141),
+    "p6-paper": (145, 141),
+    "w6-paper": (145, 141),
+    "e6": (161, 157),
+    "d6": (209, 205),
+}
+GIGAFLOPS = {
+    "csp": (640, 120.24),
+    "csp-x": (640, 221.88),
+    "p6": (1280, 325.12),
+    "w6": (1280, 452.65),
+    "e6": (1280, 682.12),
+    "d6": (1280, 934.43),
+}
+
+
+def outline(config: Network, classes: int = 80) -> Yolor:
+    """Return a network without memory for its weights."""
+    with torch.device("meta"):
+        return Yolor(config, classes, torch.ones(config.levels, 3, 2)).to("meta").eval()
+
+
+def parameters(modules: list[nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+@pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
+def test_the_parameter_count_is_the_published_one(name, count):
+    assert parameters([outline(CONFIGS[name])]) == count
+
+
+@pytest.mark.parametrize(("name", "count"), IMPLICIT.items())
+def test_implicit_knowledge_costs_the_published_number_of_parameters(name, count):
+    assert parameters([m for m in outline(CONFIGS[name]).modules() if isinstance(m, ImplicitAdd | ImplicitMultiply)]) == count
+
+
+@pytest.mark.parametrize(("name", "counts"), CONVOLUTIONS_AND_NORMS.items())
+def test_convolutions_and_norms_are_as_many_as_published(name, counts):
+    modules = list(outline(CONFIGS[name]).modules())
+    assert (sum(isinstance(m, nn.Conv2d) for m in modules), sum(isinstance(m, nn.BatchNorm2d) for m in modules)) == counts
+
+
+@pytest.mark.parametrize(("name", "size_and_cost"), GIGAFLOPS.items())
+def test_a_forward_pass_costs_the_published_number_of_operations(name, size_and_cost):
+    image_px, gigaflops = size_and_cost
+    counter = FlopCounterMode(display=False)
+    with counter:
+        outline(CONFIGS[name])(torch.empty(1, 3, image_px, image_px, device="meta"))
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gigaflops, abs=0.006)
+
+
+def test_nano_and_small_have_the_sizes_they_are_described_by():
+    assert parameters([outline(presets.NANO)]) == pytest.approx(1.0e6, rel=0.1)
+    assert parameters([outline(presets.SMALL)]) == pytest.approx(8.1e6, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "image_px", "rows"), [("csp", 640, 25_200), ("p6", 1280, 102_000)])
+def test_the_number_of_predictions_is_the_published_one(name, image_px, rows):
+    network = outline(CONFIGS[name])
+    raw = network(torch.empty(2, 3, image_px, image_px, device="meta"))
+    sides = [image_px // stride for stride in network.config.strides]
+    assert [tuple(level.shape) for level in raw] == [(2, 3, side, side, 85) for side in sides]
+    boxes, scores = network.head.decode(raw)
+    assert boxes.shape == (2, rows, 4)
+    assert scores.shape == (2, rows, 80)
+
+
+@pytest.mark.parametrize(("classes", "class_prior"), [(80, -4.880), (3, math.log(0.6 / 2.01)), (1, 0.0)])
+def test_biases_start_from_rare_objects_and_even_classes(classes, class_prior):
+    config = replace(presets.NANO, levels=4, widths=(8, 16, 24, 32, 40), depths=(1, 1, 1, 1, 1))
+    network = Yolor(config, classes, torch.ones(4, 3, 2))
+    for level, objectness_prior in zip(network.head.levels, (-6.685, -5.298, -3.912, -2.526), strict=True):
+        bias = level.predict.bias.detach().view(3, -1)
+        drawn = 1 / math.sqrt(level.predict.in_channels) + 1e-3
+        assert (bias[:, 4] - objectness_prior).abs().max() <= drawn
+        assert (bias[:, 5:] - class_prior).abs().max() <= drawn
+        assert bias[:, :4].abs().max() <= drawn
+
+
+def test_fresh_implicit_knowledge_has_next_to_no_effect():
+    torch.manual_seed(0)
+    add, multiply = ImplicitAdd(4000).z.detach(), ImplicitMultiply(4000).z.detach()
+    for z, mean in ((add, 0.0), (multiply, 1.0)):
+        assert z.mean().item() == pytest.approx(mean, abs=0.002)
+        assert z.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_raw_prediction_of_zero_is_the_cell_centre_and_exactly_the_anchor(make_network):
+    head = make_network(classes=3).head
+    boxes, scores = head.decode([torch.zeros(1, 3, 4, 6, 8), torch.zeros(1, 3, 2, 3, 8)])
+    fine = boxes[0, :72].view(3, 4, 6, 4)
+    assert fine[1, 2, 5].tolist() == [(5 + 0.5) * 8, (2 + 0.5) * 8, *head.anchors[0, 1].tolist()]
+    coarse = boxes[0, 72:].view(3, 2, 3, 4)
+    assert coarse[2, 1, 0].tolist() == [8.0, 24.0, *head.anchors[1, 2].tolist()]
+    assert scores.unique().tolist() == [0.25]
+
+
+def test_extreme_raw_predictions_reach_half_a_cell_beyond_and_four_anchors(make_network):
+    head = make_network().head
+    far, near = torch.full((1, 3, 1, 1, 8), 50.0), torch.full((1, 3, 1, 1, 8), -50.0)
+    boxes, scores = head.decode([far, near])
+    torch.testing.assert_close(boxes[0, :3, :2], torch.full((3, 2), 1.5 * 8))
+    torch.testing.assert_close(boxes[0, :3, 2:], 4 * head.anchors[0])
+    torch.testing.assert_close(boxes[0, 3:], torch.tensor([-8.0, -8.0, 0.0, 0.0]).expand(3, 4))
+    assert (scores[0, :3] == 1).all()
+    assert (scores[0, 3:] < 1e-20).all()
+
+
+def test_a_single_class_is_scored_by_objectness_alone(make_network):
+    head = make_network(classes=1).head
+    raw = torch.zeros(1, 3, 1, 1, 6)
+    raw[..., 5] = -9.0
+    _, scores = head.decode([raw, raw])
+    assert scores.unique().tolist() == [0.5]
+
+
+def test_half_precision_predictions_are_decoded_in_float32(make_network):
+    head = make_network().head
+    raw = [torch.zeros(1, 3, side, side, 8, dtype=torch.bfloat16) for side in (160, 80)]
+    boxes, _ = head.decode(raw)
+    assert boxes.dtype == torch.float32
+    assert boxes[0, 159, :2].tolist() == [159.5 * 8, 0.5 * 8]
+
+
+def test_anchors_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"anchors: found shape \(3, 3, 2\), expected \(4, 3, 2\)"):
+        outline(CONFIGS["p6"]).head.__class__(CONFIGS["p6"], 80, torch.ones(3, 3, 2))
+
+
+@pytest.mark.parametrize("kind", [{"stem": "conv"}, {"block": "cspf", "joint_norm": True, "down": "downc"}])
+def test_sides_of_the_input_may_differ(make_network, kind):
+    with torch.inference_mode():
+        raw = make_network(**kind)(torch.rand(2, 3, 64, 96))
+    assert [tuple(level.shape[2:4]) for level in raw] == [(8, 12), (4, 6)]
+    assert all(torch.isfinite(level).all() for level in raw)
+
+
+def test_bytes_become_channels_first_floats_from_0_to_1():
+    images = torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)
+    assert to_input(images, torch.device("cpu")).squeeze().tolist() == pytest.approx([0.0, 0.2, 1.0])
+
+
+def test_predictions_are_best_first_in_pixels_and_no_more_than_asked_for(make_network):
+    network, images = make_network(), torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8)
+    every = predict(network, images, confidence=0.01, iou=0.9, max_detections=1000)
+    few = predict(network, images, confidence=0.01, iou=0.9, max_detections=5)
+    boxes, scores = network.head.decode(network(images.permute(0, 3, 1, 2) / 255))
+    for found, best, image_boxes, image_scores in zip(every, few, boxes, scores, strict=True):
+        assert len(found.labels) > 5
+        assert found.confidences.tolist() == sorted(found.confidences.tolist(), reverse=True)
+        assert torch.equal(best.boxes_xyxy, found.boxes_xyxy[:5])
+        row, label = divmod(int(image_scores.argmax()), 3)
+        assert int(found.labels[0]) == label
+        centre, half = image_boxes[row, :2], image_boxes[row, 2:] / 2
+        torch.testing.assert_close(found.boxes_xyxy[0], torch.cat((centre - half, centre + half)), atol=1e-3, rtol=1e-4)

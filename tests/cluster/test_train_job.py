@@ -49,7 +49,7 @@ def own_ray() -> dict[str, str]:
 
 def test_two_workers_train_from_s3_and_see_every_record_once_an_epoch(data: tuple[str, str], s3: Callable[[], str]) -> None:
     result = run_job(command(data, f"{s3()}/runs", "two", "2", epochs=2))
-    network, info = load_weights(result["weights"])
+    network, _info = load_weights(result["weights"])
     assert network.classes == 6
     assert set(result["metrics"]) >= {"AP", "AP50", "AR100"}
     rows = [json.loads(line) for line in storage.read_bytes(f"{result['run']}/metrics.jsonl").splitlines()]

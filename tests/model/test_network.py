@@ -1,6 +1,7 @@
 """The family's sizes, counts and priors as published (paper table A2 and the released configurations)."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -84,9 +85,16 @@ def test_a_forward_pass_costs_the_published_number_of_operations(name, size_and_
     assert counter.get_total_flops() / 1e9 == pytest.approx(gigaflops, abs=0.006)
 
 
-def test_nano_and_small_have_the_sizes_they_are_described_by():
-    assert parameters([outline(presets.NANO)]) == pytest.approx(1.0e6, rel=0.1)
-    assert parameters([outline(presets.SMALL)]) == pytest.approx(8.1e6, rel=0.02)
+@pytest.mark.parametrize(("name", "fewest", "most"), [("nano", 0.9e6, 1.1e6), ("small", 7e6, 9e6)])
+def test_nano_and_small_stay_small(name, fewest, most):
+    assert fewest < parameters([outline(CONFIGS[name])]) < most
+
+
+@pytest.mark.parametrize("name", [name for name in presets.PRESETS if name != "demo"])
+def test_a_preset_has_the_parameters_that_its_description_says(name):
+    found = re.search(r"([\d.]+) M parameters", presets.DESCRIPTIONS[name])
+    assert found is not None
+    assert float(found[1]) == round(parameters([outline(CONFIGS[name])]) / 1e6, 1)
 
 
 @pytest.mark.parametrize(("name", "image_px", "rows"), [("csp", 640, 25_200), ("p6", 1280, 102_000)])

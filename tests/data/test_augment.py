@@ -1,0 +1,198 @@
+"""Boxes follow their pixels through every transform: rectangles of one colour each say where they really are."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from yolor_ray.config import Augment
+from yolor_ray.data.augment import FILL, Tile, training_sample
+from yolor_ray.data.loader import make_tile
+from yolor_ray.data.records import Objects
+from yolor_ray.data.scenes import scene
+
+SIDE = 160
+STILL = Augment(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
+MOVES = {
+    "nothing": STILL,
+    "zoom": replace(STILL, scale=0.6),
+    "shift": replace(STILL, translate=0.3),
+    "rotation": replace(STILL, degrees=40),
+    "mirror": replace(STILL, flip_horizontal=1),
+    "upside down": replace(STILL, flip_vertical=1),
+    "mosaic": replace(STILL, mosaic=1),
+    "mosaic, small zoom": replace(STILL, mosaic=1, scale=0.5, translate=0.1),
+    "mosaic, large zoom": replace(STILL, mosaic=1, scale=0.9, translate=0.1),
+    "all": replace(STILL, mosaic=0.5, scale=0.5, translate=0.2, degrees=10, flip_horizontal=0.5, flip_vertical=0.5),
+}
+LEVELS = (0, 70, 160, 255)
+COLOURS = [(r, g, b) for r in LEVELS for g in LEVELS for b in LEVELS]
+
+
+def painted(first: int, height: int, width: int) -> Tile:
+    """Return a tile with three rectangles whose colours, labels and places depend on `first`."""
+    rng = np.random.default_rng(first)
+    image = np.full((height, width, 3), FILL, np.uint8)
+    boxes = []
+    for place in range(3):
+        left, right = place * width // 3 + rng.integers(0, 8), (place + 1) * width // 3 - rng.integers(1, 8)
+        top, bottom = rng.integers(0, height // 3), height - rng.integers(0, height // 3)
+        image[top:bottom, left:right] = COLOURS[3 * first + place]
+        boxes.append((left, top, right, bottom))
+    return Tile(image, np.array(boxes, np.float32), np.arange(3 * first, 3 * first + 3))
+
+
+TILES = [painted(0, 160, 160), painted(1, 90, 160), painted(2, 160, 120), painted(3, 160, 160), painted(4, 140, 160)]
+
+
+def sample(augment: Augment, seed: int, index: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    out = np.full((SIDE, SIDE, 3), 7, np.uint8)
+    boxes, labels = training_sample(index, range(len(TILES)), lambda i: TILES[i], np.random.default_rng(seed), augment, out)
+    return out, boxes, labels
+
+
+def visible(image: np.ndarray, label: int) -> np.ndarray:
+    """Return which pixels are mostly of a label's colour: nearer to it than half its distance from the ground."""
+    colour = np.array(COLOURS[label], np.float64)
+    return np.abs(image - colour).max(axis=2) <= np.abs(colour - FILL).max() / 2
+
+
+def bounds(mask: np.ndarray) -> np.ndarray:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_boxes_follow_their_pixels(name):
+    compared = 0
+    for seed in range(60):
+        image, boxes, labels = sample(MOVES[name], seed, index=seed % len(TILES))
+        for label in set(labels.tolist()):
+            mine = boxes[labels == label]
+            seen = visible(image, label)
+            assert seen.any(), f"seed {seed}: label {label} has box {mine.tolist()} and not one pixel"
+            if len(mine) == 1:
+                distance = np.abs(bounds(seen) - mine[0]).max()
+                assert distance <= 1.5, f"seed {seed}: label {label} has box {mine[0].tolist()}, its pixels are in {bounds(seen).tolist()}"
+                compared += 1
+    assert compared > 60
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_what_is_seen_well_has_a_box(name):
+    for seed in range(30):
+        image, _, labels = sample(MOVES[name], seed)
+        shown = {label for tile in TILES for label in tile.labels.tolist() if is_large(visible(image, label))}
+        missing = {label for label in shown - set(labels.tolist()) if not cut(image, label)}
+        assert not missing, f"seed {seed}: labels {missing} are seen and have no box"
+
+
+def is_large(mask: np.ndarray) -> bool:
+    if not mask.any():
+        return False
+    x1, y1, x2, y2 = bounds(mask)
+    return bool(min(x2 - x1, y2 - y1) > 6)
+
+
+def cut(image: np.ndarray, label: int) -> bool:
+    """Tell whether a rectangle touches the border, or the seam of a mosaic, so that little of it may be left."""
+    x1, y1, x2, y2 = bounds(visible(image, label))
+    return bool(x1 <= 1 or y1 <= 1 or x2 >= SIDE - 1 or y2 >= SIDE - 1)
+
+
+def test_without_any_variation_a_square_tile_is_copied():
+    image, boxes, labels = sample(STILL, seed=0)
+    assert np.array_equal(image, TILES[0].image)
+    assert np.array_equal(boxes, TILES[0].boxes_xyxy)
+    assert np.array_equal(labels, TILES[0].labels)
+
+
+def test_without_colour_variation_no_colour_changes():
+    image, _, _ = sample(replace(STILL, flip_horizontal=1), seed=1)
+    assert np.array_equal(image, TILES[0].image[:, ::-1])
+
+
+def test_a_narrow_tile_is_centred_on_grey():
+    image, boxes, _ = sample(STILL, seed=0, index=2)
+    assert np.array_equal(image[:, 20:140], TILES[2].image)
+    assert (image[:, :20] == FILL).all()
+    assert (image[:, 140:] == FILL).all()
+    assert np.array_equal(boxes, TILES[2].boxes_xyxy + (20, 0, 20, 0))
+
+
+@pytest.mark.parametrize("knob", ["hue", "saturation", "value"])
+def test_colour_variation_changes_pixels_and_no_box(knob):
+    scene_tile = make_tile(scene(0, size_px=SIDE), SIDE)
+    plain, varied = (np.empty((SIDE, SIDE, 3), np.uint8) for _ in range(2))
+    augment = replace(STILL, **{knob: 0.6})
+    for settings, out in ((STILL, plain), (augment, varied)):
+        boxes, _ = training_sample(0, [0], lambda _: scene_tile, np.random.default_rng(3), settings, out)
+        assert np.array_equal(boxes, scene_tile.boxes_xyxy)
+    assert not np.array_equal(plain, varied)
+    assert plain.mean() / 2.5 < varied.mean() < plain.mean() * 2.5
+
+
+def test_brighter_means_every_channel_is_scaled():
+    grey = Tile(np.full((SIDE, SIDE, 3), 100, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    out = np.empty((SIDE, SIDE, 3), np.uint8)
+    seen = set()
+    for seed in range(30):
+        training_sample(0, [0], lambda _: grey, np.random.default_rng(seed), replace(STILL, value=0.4), out)
+        assert (out == out[0, 0, 0]).all()
+        seen.add(int(out[0, 0, 0]))
+    assert 60 <= min(seen) < 75
+    assert 125 < max(seen) <= 140
+
+
+def test_mixup_keeps_the_boxes_of_both():
+    kept = []
+    for seed in range(20):
+        image, boxes, labels = sample(replace(STILL, mixup=1), seed)
+        assert set(labels[:3].tolist()) == {0, 1, 2}
+        assert len(boxes) == len(labels) == 6
+        kept.append(set(labels.tolist()))
+        assert not np.array_equal(image, TILES[0].image) or kept[-1] == {0, 1, 2}
+    assert len({tuple(sorted(labels)) for labels in kept}) > 1
+
+
+@pytest.mark.parametrize("name", ["all", "mosaic, large zoom"])
+def test_the_same_seed_gives_the_same_sample(name):
+    settings = replace(MOVES[name], mixup=0.5, hue=0.1, saturation=0.5, value=0.3)
+    first, second, other = (sample(settings, seed) for seed in (5, 5, 6))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not np.array_equal(first[0], other[0])
+
+
+def test_boxes_stay_inside_and_specks_are_left_out():
+    settings = replace(MOVES["mosaic, large zoom"], degrees=20)
+    for seed in range(60):
+        _, boxes, labels = sample(settings, seed)
+        assert len(boxes) == len(labels)
+        assert (boxes >= 0).all()
+        assert (boxes <= SIDE).all()
+        assert ((boxes[:, 2:] - boxes[:, :2]) > 2).all()
+
+
+def test_a_tile_without_objects_gives_an_image_without_boxes():
+    empty = Tile(np.full((SIDE, SIDE, 3), 50, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    out = np.empty((SIDE, SIDE, 3), np.uint8)
+    for seed in range(10):
+        boxes, labels = training_sample(0, [0], lambda _: empty, np.random.default_rng(seed), Augment(mixup=0.5, flip_vertical=0.5), out)
+        assert boxes.shape == (0, 4)
+        assert labels.shape == (0,)
+
+
+def test_crowd_regions_are_left_out_of_tiles():
+    record = scene(3, size_px=64)
+    count = len(record.objects.labels)
+    crowd = np.arange(count) == 0
+    objects = Objects(record.objects.boxes_xyxy, record.objects.labels, crowd, record.objects.areas)
+    tile = make_tile(replace(record, objects=objects), 128)
+    assert len(tile.labels) == count - 1
+    assert np.array_equal(tile.boxes_xyxy, 2 * record.objects.boxes_xyxy[1:])
+    assert np.array_equal(tile.labels, record.objects.labels[1:])
+
+
+@pytest.mark.parametrize("image_px", [64, 96, 160])
+def test_a_tile_has_the_asked_longer_side(image_px):
+    assert make_tile(scene(1, size_px=96), image_px).image.shape == (image_px, image_px, 3)

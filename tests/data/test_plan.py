@@ -1,0 +1,136 @@
+"""The epoch's plan over many sizes: every record once, equal shares, and a resume that goes on where it stopped."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from yolor_ray.data.plan import Step, Window, epoch_windows, seen_after, steps_of
+from yolor_ray.data.shards import RowGroup
+
+WORLDS, BATCHES = (1, 2, 3, 5), (1, 2, 3, 8)
+
+
+def groups_of(images: int, rows: int) -> list[RowGroup]:
+    return [RowGroup("part", index, first, min(rows, images - first)) for index, first in enumerate(range(0, images, rows))]
+
+
+def windows_of(images: int, rows: int = 4, per_window: int = 10, seed: int = 0, epoch: int = 0) -> list[Window]:
+    return epoch_windows(groups_of(images, rows), records_per_window=per_window, seed=seed, epoch=epoch)
+
+
+def shares(windows: list[Window], seen: np.ndarray, world: int, batch: int) -> list[list[Step]]:
+    return [steps_of(windows, seen, rank=rank, world=world, batch=batch) for rank in range(world)]
+
+
+def numbers(steps: list[Step]) -> list[list[int]]:
+    return [step.records.tolist() for step in steps]
+
+
+def times_taken(plan: list[list[Step]], images: int) -> np.ndarray:
+    return np.bincount(np.concatenate([step.records for steps in plan for step in steps]), minlength=images)
+
+
+def spares(remaining: int, world: int, batch: int) -> int:
+    """Return how many places a plan has beyond its records, counting only steps that had none of their own."""
+    count = -(-(-(-remaining // world)) // batch)
+    own = [len(part) for part in np.array_split(np.arange(remaining), world)]
+    return sum(max(count - records, 0) for records in own)
+
+
+SIZES = [(images, world, batch) for images in (1, 2, 3, 7, 16, 41, 100) for world in WORLDS for batch in BATCHES]
+
+
+@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
+def test_every_record_is_taken_once_over_all_workers(images, world, batch):
+    plan = shares(windows_of(images), np.zeros(images, bool), world, batch)
+    taken = times_taken(plan, images)
+    assert (taken >= 1).all()
+    assert taken.sum() == images + spares(images, world, batch)
+
+
+@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
+def test_every_worker_takes_as_many_steps_of_even_size(images, world, batch):
+    plan = shares(windows_of(images), np.zeros(images, bool), world, batch)
+    assert len({len(steps) for steps in plan}) == 1
+    sizes = [len(step.records) for steps in plan for step in steps]
+    assert 1 <= min(sizes) <= max(sizes) <= batch
+    assert max(sizes) - min(sizes) <= 1
+    assert len(plan[0]) == -(-(-(-images // world)) // batch)
+
+
+@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
+def test_each_record_of_a_step_names_the_window_it_is_in(images, world, batch):
+    windows = windows_of(images)
+    for steps in shares(windows, np.zeros(images, bool), world, batch):
+        for step in steps:
+            assert all(record in windows[w].order for record, w in zip(step.records, step.windows, strict=True))
+
+
+@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
+def test_the_same_workers_go_on_exactly_where_they_stopped(images, world, batch):
+    windows, nothing = windows_of(images), np.zeros(images, bool)
+    whole = shares(windows, nothing, world, batch)
+    for taken in range(len(whole[0])):
+        seen = seen_after(windows, nothing, steps=taken, world=world, batch=batch)
+        rest = shares(windows, seen, world, batch)
+        assert [numbers(steps) for steps in rest] == [numbers(steps[taken:]) for steps in whole], f"after {taken} steps"
+
+
+@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
+def test_a_run_may_stop_twice_in_one_epoch(images, world, batch):
+    windows, nothing = windows_of(images), np.zeros(images, bool)
+    once = seen_after(windows, nothing, steps=3, world=world, batch=batch)
+    twice = seen_after(windows, seen_after(windows, nothing, steps=1, world=world, batch=batch), steps=2, world=world, batch=batch)
+    assert np.array_equal(once, twice)
+
+
+@pytest.mark.parametrize(("before", "after"), [(a, b) for a, b in itertools.product(WORLDS, WORLDS) if a != b])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_another_number_of_workers_takes_each_remaining_record_once(before, after, batch):
+    for images in (7, 41, 100):
+        windows, nothing = windows_of(images), np.zeros(images, bool)
+        count = len(steps_of(windows, nothing, rank=0, world=before, batch=batch))
+        for taken in {0, 1, count // 2, count - 1}:
+            seen = seen_after(windows, nothing, steps=taken, world=before, batch=batch)
+            rest = shares(windows, seen, after, batch)
+            again = times_taken(rest, images)
+            assert (again[seen] == 0).all()
+            assert (again[~seen] >= 1).all()
+            assert again.sum() == (~seen).sum() + spares(int((~seen).sum()), after, batch)
+            assert len({len(steps) for steps in rest}) == 1
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_after_the_last_step_nothing_is_left(world):
+    windows, nothing = windows_of(41), np.zeros(41, bool)
+    seen = seen_after(windows, nothing, steps=100, world=world, batch=3)
+    assert seen.all()
+    assert shares(windows, seen, world, 3) == [[] for _ in range(world)]
+    assert not nothing.any(), "the plan must not write into what it was given"
+
+
+def test_the_order_is_that_of_seed_and_epoch():
+    def order(seed: int, epoch: int) -> list[int]:
+        return np.concatenate([w.order for w in windows_of(100, seed=seed, epoch=epoch)]).tolist()
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
+    assert sorted(order(1, 2)) == list(range(100))
+
+
+@pytest.mark.parametrize(("images", "rows", "per_window"), [(1, 4, 10), (40, 4, 10), (41, 4, 12), (100, 64, 64), (100, 7, 1000)])
+def test_windows_gather_whole_row_groups_until_they_are_full(images, rows, per_window):
+    windows = windows_of(images, rows, per_window)
+    assert sorted(g.index for w in windows for g in w.groups) == list(range(len(groups_of(images, rows))))
+    for window in windows:
+        assert sorted(window.order) == sorted(n for g in window.groups for n in range(g.first_record, g.first_record + g.rows))
+    for window in windows[:-1]:
+        assert len(window.order) >= per_window
+        assert len(window.order) - window.groups[-1].rows < per_window
+
+
+def test_records_are_mixed_across_the_row_groups_of_a_window():
+    [window] = windows_of(100, rows=10, per_window=1000)
+    groups = window.order // 10
+    assert (np.diff(groups) != 0).mean() > 0.7

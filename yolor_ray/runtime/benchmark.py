@@ -1,0 +1,128 @@
+"""Run a benchmark and return ratios that were measured in one run, with the command, the commit and the machine."""
+
+import dataclasses
+import logging
+import statistics
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from yolor_ray import storage
+from yolor_ray.config import Train
+from yolor_ray.config_benchmark import Ingest
+from yolor_ray.runtime.cluster import start_ray
+from yolor_ray.runtime.ingest import cluster_source
+from yolor_ray.runtime.loop import Job
+from yolor_ray.runtime.machine import command, commit
+from yolor_ray.runtime.rounds import measure
+from yolor_ray.runtime.team import Team, this_team
+from yolor_ray.runtime.train import _prepare
+from yolor_ray.runtime.workers import _cause, _check_room, cores
+
+logger = logging.getLogger(__name__)
+
+STILL_LR = 1e-6
+"""Keeps the weights where they are, so that every round does the same work."""
+
+
+def benchmark(config: Ingest) -> dict[str, Any]:
+    """Measure the ingest alone, the step alone and the whole in turns and return their rates and ratios.
+
+    `ratio` is whole / min(ingest, step): 1 when the faster of the two costs nothing. `shared_ratio` is the whole over
+    1 / (1/ingest + 1/step), what is left when both share the same cores: 1 or more means that nothing else costs time.
+    Ratios are medians over rounds; spreads are (largest - smallest) / median.
+    """
+    started = time.monotonic()
+    run = storage.absolute(storage.join(config.train.run.storage, f"benchmark-{uuid.uuid4().hex[:8]}"))
+    job = _prepare(_steady(config), run)
+    found = _measure_here(job, config) if config.train.cluster.worker_range[1] == 0 else _measure_on_cluster(job, config)
+    rounds = found["rounds"]
+    for number, row in enumerate(rounds, start=1):
+        logger.info("event=round number=%d %s", number, " ".join(f"{name}={value:.4g}" for name, value in row.items()))
+    return {
+        "benchmark": "ingest",
+        **_ratios(rounds),
+        "images_per_s": {name: statistics.median(row[name] for row in rounds) for name in ("ingest", "step", "whole")},
+        "spreads": {name: _spread([row[name] for row in rounds]) for name in ("ingest", "step", "whole")},
+        "first_batch_s": statistics.median(row["first_batch_s"] for row in rounds),
+        "rounds": rounds,
+        "settings": {**_settings(job, config.train), "steps": found["steps"], "parameters": found["parameters"]},
+        "command": command(),
+        "commit": commit(),
+        "machine": found["machine"],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _steady(config: Ingest) -> Train:
+    """Return the run in its steady state: no warm-up, whose steps cost more, and epochs enough for all rounds."""
+    optim = config.train.optim
+    epochs = max(optim.epochs, 2 * config.rounds + 1)
+    return dataclasses.replace(config.train, optim=dataclasses.replace(optim, epochs=epochs, warmup_epochs=0.0, lr=STILL_LR))
+
+
+def _ratios(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    ratios = [row["whole"] / min(row["ingest"], row["step"]) for row in rounds]
+    shared = [row["whole"] * (1 / row["ingest"] + 1 / row["step"]) for row in rounds]
+    return {"ratio": statistics.median(ratios), "ratio_spread": _spread(ratios), "shared_ratio": statistics.median(shared)}
+
+
+def _spread(values: Sequence[float]) -> float:
+    return (max(values) - min(values)) / statistics.median(values)
+
+
+def _settings(job: Job, train: Train) -> dict[str, Any]:
+    return {
+        "data": train.data.train,
+        "images": job.train.images,
+        "dataset_mb": round(sum(shard.bytes for shard in job.train.shards) / 1e6, 1),
+        "image_px": train.data.image_px,
+        "batch": train.optim.batch,
+        "workers": train.cluster.worker_range[1],
+        "decode_threads": train.data.threads,
+    }
+
+
+def _measure_here(job: Job, config: Ingest) -> dict[str, Any]:
+    cluster = config.train.cluster
+    torch.set_num_threads(cluster.threads or cores())
+    return measure(job, Team(0, 1, torch.device("cuda" if cluster.gpu else "cpu")), rounds=config.rounds, limit=config.steps)
+
+
+def _measure_on_cluster(job: Job, config: Ingest) -> dict[str, Any]:
+    """Measure inside Ray Train's workers, placed as training places them."""
+    start_ray()
+    _check_room(job)
+    cluster = config.train.cluster
+    # Ray's own annotations do not know that a training function may return something.
+    worker: Any = _worker
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"job": dataclasses.replace(job, source=cluster_source(job.train)), "config": config},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.worker_range[1],
+            use_gpu=cluster.gpu,
+            resources_per_worker=None if cluster.gpu else {"CPU": cluster.cpus_per_worker},
+        ),
+        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        run_config=ray.train.RunConfig(name="ray", storage_path=job.run),
+    )
+    try:
+        result: Any = trainer.fit()
+        return result.return_value
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        storage.delete(job.run)
+
+
+def _worker(given: dict[str, Any]) -> dict[str, Any]:
+    config: Ingest = given["config"]
+    per_worker = max(cores() // ray.train.get_context().get_local_world_size(), 1)
+    torch.set_num_threads(config.train.cluster.threads or per_worker)
+    return measure(given["job"], this_team(), rounds=config.rounds, limit=config.steps)

@@ -1,6 +1,6 @@
-"""Pack a data set into Parquet shards: `python jobs/pack.py voc|coco|yolo|scenes … --output URL`; `--help` lists every flag."""
+"""Pack annotated images into shards: `python jobs/pack.py voc|coco|yolo|scenes --help`."""
 
-from yolor_ray import command, config_pack
+from yolor_ray import command, config
 
 if __name__ == "__main__":
-    command.run(config_pack.Pack, "yolor_ray.runtime.pack:pack")
+    command.run(config.Pack, "yolor_ray.runtime.pack:pack")

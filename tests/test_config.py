@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 import yolor_ray
-from yolor_ray import config, config_pack
-from yolor_ray.config import Augment, Cluster, Data, Evaluate, Export, Loss, Network, Optim, Run, Serve, Train
-from yolor_ray.config_pack import PackScenes
+from yolor_ray import config
+from yolor_ray.config import Augment, Cluster, Data, Evaluate, Export, Loss, Network, Optim, PackScenes, Run, Serve, Train
 from yolor_ray.errors import ConfigError
 from yolor_ray.presets import PRESETS
 
 PACKAGE = Path(yolor_ray.__file__).parent
-CONFIGS = [c for module in (config, config_pack) for c in vars(module).values() if inspect.isclass(c) and dataclasses.is_dataclass(c)]
+CONFIGS = [c for c in vars(config).values() if inspect.isclass(c) and dataclasses.is_dataclass(c)]
 FIELDS = sorted({(c.__name__, name) for c in CONFIGS for name in c.__annotations__})
 
 
@@ -26,7 +25,7 @@ def attributes_read() -> set[str]:
     found: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
-        if path.name in ("config.py", "config_pack.py"):
+        if path.parent.name == "config":
             checks = {id(inner) for node in ast.walk(tree) if getattr(node, "name", "") == "__post_init__" for inner in ast.walk(node)}
         else:
             checks = set()

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from yolor_ray import storage
-from yolor_ray.config_pack import PackCoco, PackScenes, PackVoc, PackYolo
+from yolor_ray.config import PackCoco, PackScenes, PackVoc, PackYolo
 from yolor_ray.data import parts
 from yolor_ray.data.shards import open_dataset, read_row_group, records
 from yolor_ray.errors import ConfigError, DataError, StorageError

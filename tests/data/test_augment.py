@@ -25,36 +25,56 @@ MOVES = {
     "mosaic, large zoom": replace(STILL, mosaic=1, scale=0.9, translate=0.1),
     "all": replace(STILL, mosaic=0.5, scale=0.5, translate=0.2, degrees=10, flip_horizontal=0.5, flip_vertical=0.5),
 }
-LEVELS = (0, 70, 160, 255)
-COLOURS = [(r, g, b) for r in LEVELS for g in LEVELS for b in LEVELS]
+CUT_BY_THE_WINDOW_ALONE = ("nothing", "zoom", "shift", "rotation", "mirror", "upside down", "mosaic")
+SIZES = ((160, 160), (90, 160), (160, 120), (160, 160), (140, 160))
+"""Height and width of each tile; tile t has the labels 3t, 3t + 1 and 3t + 2."""
 
 
-def painted(first: int, height: int, width: int) -> Tile:
-    """Return a tile with three rectangles whose colours, labels and places depend on `first`."""
-    rng = np.random.default_rng(first)
+def painted(number: int, *, shown: bool = True) -> Tile:
+    """Return a grey tile with three rectangles: the first in red, the second in green, the third in blue; or with their boxes alone."""
+    height, width = SIZES[number]
+    rng = np.random.default_rng(number)
     image = np.full((height, width, 3), FILL, np.uint8)
     boxes = []
     for place in range(3):
         left, right = place * width // 3 + rng.integers(0, 8), (place + 1) * width // 3 - rng.integers(1, 8)
         top, bottom = rng.integers(0, height // 3), height - rng.integers(0, height // 3)
-        image[top:bottom, left:right] = COLOURS[3 * first + place]
+        if shown:
+            image[top:bottom, left:right, place] = 255
         boxes.append((left, top, right, bottom))
-    return Tile(image, np.array(boxes, np.float32), np.arange(3 * first, 3 * first + 3))
+    return Tile(image, np.array(boxes, np.float32), np.arange(3 * number, 3 * number + 3))
 
 
-TILES = [painted(0, 160, 160), painted(1, 90, 160), painted(2, 160, 120), painted(3, 160, 160), painted(4, 140, 160)]
+TILES = [painted(number) for number in range(len(SIZES))]
+GREY_TILES = [painted(number, shown=False) for number in range(len(SIZES))]
 
 
-def sample(augment: Augment, seed: int, index: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sample(augment: Augment, seed: int, index: int = 0, tiles: list[Tile] = TILES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     out = np.full((SIDE, SIDE, 3), 7, np.uint8)
-    boxes, labels = training_sample(index, range(len(TILES)), lambda i: TILES[i], np.random.default_rng(seed), augment, out)
+    boxes, labels = training_sample(index, np.arange(len(tiles)), lambda i: tiles[i], np.random.default_rng(seed), augment, out)
     return out, boxes, labels
 
 
-def visible(image: np.ndarray, label: int) -> np.ndarray:
-    """Return which pixels are mostly of a label's colour: nearer to it than half its distance from the ground."""
-    colour = np.array(COLOURS[label], np.float64)
-    return np.abs(image - colour).max(axis=2) <= np.abs(colour - FILL).max() / 2
+def sample_by_label(augment: Augment, seed: int, index: int = 0) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Return the pixels that show each label, and the boxes of each: the same sample again and again, with one tile painted each time.
+
+    A tile that a mosaic holds twice is left out, for then two places share a label.
+    """
+    shown, found = {}, {}
+    for number, tile in enumerate(TILES):
+        tiles, taken = [*GREY_TILES[:number], tile, *GREY_TILES[number + 1 :]], []
+        image = np.empty((SIDE, SIDE, 3), np.uint8)
+
+        def tile_of(i: int, tiles: list[Tile] = tiles, taken: list[int] = taken) -> Tile:
+            taken.append(i)
+            return tiles[i]
+
+        boxes, labels = training_sample(index, np.arange(len(tiles)), tile_of, np.random.default_rng(seed), augment, image)
+        if taken.count(number) < 2:
+            for place, label in enumerate(tile.labels.tolist()):
+                shown[label] = image[..., place] > (FILL + 255) / 2
+                found[label] = boxes[labels == label]
+    return shown, found
 
 
 def bounds(mask: np.ndarray) -> np.ndarray:
@@ -66,38 +86,27 @@ def bounds(mask: np.ndarray) -> np.ndarray:
 def test_boxes_follow_their_pixels(name):
     compared = 0
     for seed in range(60):
-        image, boxes, labels = sample(MOVES[name], seed, index=seed % len(TILES))
-        for label in set(labels.tolist()):
-            mine = boxes[labels == label]
-            seen = visible(image, label)
-            assert seen.any(), f"seed {seed}: label {label} has box {mine.tolist()} and not one pixel"
-            if len(mine) == 1:
-                distance = np.abs(bounds(seen) - mine[0]).max()
-                assert distance <= 1.5, f"seed {seed}: label {label} has box {mine[0].tolist()}, its pixels are in {bounds(seen).tolist()}"
+        shown, found = sample_by_label(MOVES[name], seed, index=seed % len(TILES))
+        for label, [box] in ((label, boxes) for label, boxes in found.items() if len(boxes)):
+            assert shown[label].any(), f"seed {seed}: label {label} has box {box.tolist()} and not one pixel"
+            # The hull of a rotated rectangle that the border cuts is wider than what is left of it: boxes know no corners.
+            if MOVES[name].degrees == 0 or is_inside(box):
+                seen = bounds(shown[label])
+                assert np.abs(seen - box).max() <= 1.5, f"seed {seed}: label {label} has box {box.tolist()}, pixels {seen.tolist()}"
                 compared += 1
     assert compared > 60
 
 
-@pytest.mark.parametrize("name", MOVES)
-def test_what_is_seen_well_has_a_box(name):
+@pytest.mark.parametrize("name", CUT_BY_THE_WINDOW_ALONE)
+def test_what_is_seen_as_a_whole_has_a_box(name):
     for seed in range(30):
-        image, _, labels = sample(MOVES[name], seed)
-        shown = {label for tile in TILES for label in tile.labels.tolist() if is_large(visible(image, label))}
-        missing = {label for label in shown - set(labels.tolist()) if not cut(image, label)}
-        assert not missing, f"seed {seed}: labels {missing} are seen and have no box"
+        shown, found = sample_by_label(MOVES[name], seed)
+        whole = {label for label, seen in shown.items() if seen.any() and is_inside(bounds(seen))}
+        assert whole <= {label for label, boxes in found.items() if len(boxes)}, f"seed {seed}"
 
 
-def is_large(mask: np.ndarray) -> bool:
-    if not mask.any():
-        return False
-    x1, y1, x2, y2 = bounds(mask)
-    return bool(min(x2 - x1, y2 - y1) > 6)
-
-
-def cut(image: np.ndarray, label: int) -> bool:
-    """Tell whether a rectangle touches the border, or the seam of a mosaic, so that little of it may be left."""
-    x1, y1, x2, y2 = bounds(visible(image, label))
-    return bool(x1 <= 1 or y1 <= 1 or x2 >= SIDE - 1 or y2 >= SIDE - 1)
+def is_inside(box: np.ndarray) -> bool:
+    return bool((box > 1).all() and (box < SIDE - 1).all())
 
 
 def test_without_any_variation_a_square_tile_is_copied():
@@ -117,7 +126,7 @@ def test_a_narrow_tile_is_centred_on_grey():
     assert np.array_equal(image[:, 20:140], TILES[2].image)
     assert (image[:, :20] == FILL).all()
     assert (image[:, 140:] == FILL).all()
-    assert np.array_equal(boxes, TILES[2].boxes_xyxy + (20, 0, 20, 0))
+    assert np.array_equal(boxes, TILES[2].boxes_xyxy + np.array((20, 0, 20, 0)))
 
 
 @pytest.mark.parametrize("knob", ["hue", "saturation", "value"])
@@ -126,7 +135,7 @@ def test_colour_variation_changes_pixels_and_no_box(knob):
     plain, varied = (np.empty((SIDE, SIDE, 3), np.uint8) for _ in range(2))
     augment = replace(STILL, **{knob: 0.6})
     for settings, out in ((STILL, plain), (augment, varied)):
-        boxes, _ = training_sample(0, [0], lambda _: scene_tile, np.random.default_rng(3), settings, out)
+        boxes, _ = training_sample(0, np.zeros(1, np.int64), lambda _: scene_tile, np.random.default_rng(3), settings, out)
         assert np.array_equal(boxes, scene_tile.boxes_xyxy)
     assert not np.array_equal(plain, varied)
     assert plain.mean() / 2.5 < varied.mean() < plain.mean() * 2.5
@@ -137,7 +146,7 @@ def test_brighter_means_every_channel_is_scaled():
     out = np.empty((SIDE, SIDE, 3), np.uint8)
     seen = set()
     for seed in range(30):
-        training_sample(0, [0], lambda _: grey, np.random.default_rng(seed), replace(STILL, value=0.4), out)
+        training_sample(0, np.zeros(1, np.int64), lambda _: grey, np.random.default_rng(seed), replace(STILL, value=0.4), out)
         assert (out == out[0, 0, 0]).all()
         seen.add(int(out[0, 0, 0]))
     assert 60 <= min(seen) < 75
@@ -151,7 +160,7 @@ def test_mixup_keeps_the_boxes_of_both():
         assert set(labels[:3].tolist()) == {0, 1, 2}
         assert len(boxes) == len(labels) == 6
         kept.append(set(labels.tolist()))
-        assert not np.array_equal(image, TILES[0].image) or kept[-1] == {0, 1, 2}
+        assert np.array_equal(image, TILES[0].image) == (kept[-1] == {0, 1, 2})
     assert len({tuple(sorted(labels)) for labels in kept}) > 1
 
 
@@ -177,7 +186,9 @@ def test_a_tile_without_objects_gives_an_image_without_boxes():
     empty = Tile(np.full((SIDE, SIDE, 3), 50, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     out = np.empty((SIDE, SIDE, 3), np.uint8)
     for seed in range(10):
-        boxes, labels = training_sample(0, [0], lambda _: empty, np.random.default_rng(seed), Augment(mixup=0.5, flip_vertical=0.5), out)
+        boxes, labels = training_sample(
+            0, np.zeros(1, np.int64), lambda _: empty, np.random.default_rng(seed), Augment(mixup=0.5, flip_vertical=0.5), out
+        )
         assert boxes.shape == (0, 4)
         assert labels.shape == (0,)
 

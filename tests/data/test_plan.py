@@ -1,6 +1,7 @@
 """The epoch's plan over many sizes: every record once, equal shares, and a resume that goes on where it stopped."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -28,12 +29,16 @@ def numbers(steps: list[Step]) -> list[list[int]]:
 
 
 def times_taken(plan: list[list[Step]], images: int) -> np.ndarray:
-    return np.bincount(np.concatenate([step.records for steps in plan for step in steps]), minlength=images)
+    return np.bincount([record for steps in plan for step in steps for record in step.records], minlength=images)
+
+
+def steps_per_worker(remaining: int, world: int, batch: int) -> int:
+    return math.ceil(math.ceil(remaining / world) / batch)
 
 
 def spares(remaining: int, world: int, batch: int) -> int:
     """Return how many places a plan has beyond its records, counting only steps that had none of their own."""
-    count = -(-(-(-remaining // world)) // batch)
+    count = steps_per_worker(remaining, world, batch)
     own = [len(part) for part in np.array_split(np.arange(remaining), world)]
     return sum(max(count - records, 0) for records in own)
 
@@ -56,7 +61,7 @@ def test_every_worker_takes_as_many_steps_of_even_size(images, world, batch):
     sizes = [len(step.records) for steps in plan for step in steps]
     assert 1 <= min(sizes) <= max(sizes) <= batch
     assert max(sizes) - min(sizes) <= 1
-    assert len(plan[0]) == -(-(-(-images // world)) // batch)
+    assert len(plan[0]) == steps_per_worker(images, world, batch)
 
 
 @pytest.mark.parametrize(("images", "world", "batch"), SIZES)

@@ -152,10 +152,9 @@ def test_the_machine_is_described_without_naming_folders_or_hosts():
 
 
 def test_the_job_prints_one_result(tmp_path):
-    flags = (
-        "ingest --rounds 1 --steps 2 nano --data.train scenes:8 --data.val scenes:2 --data.image_px 64 --optim.batch 4 --cluster.threads 1"
-    )
-    command = [sys.executable, "jobs/benchmark.py", *flags.split(), "--run.storage", str(tmp_path)]
+    options = "ingest --rounds 1 --steps 2 nano"
+    flags = "--data.train scenes:8 --data.val scenes:2 --data.image_px 64 --optim.batch 4 --cluster.threads 1"
+    command = [sys.executable, "jobs/benchmark.py", *options.split(), *flags.split(), "--run.storage", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

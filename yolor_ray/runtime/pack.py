@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
-from yolor_ray.config_pack import PackCoco, Packing, PackScenes, PackVoc, PackYolo
+from yolor_ray.config import PackCoco, Packing, PackScenes, PackVoc, PackYolo
 from yolor_ray.data import scenes
 from yolor_ray.data.annotations.annotated import AnnotatedImage, Annotations
 from yolor_ray.data.annotations.coco import read_coco

@@ -1,0 +1,30 @@
+"""Define every knob of every job.
+
+The dotted name of a field is its command-line flag, its Tune key, the logged parameter and its key in `config.json`.
+Values are checked when a configuration is made, so nothing is built from a bad one.
+"""
+
+from yolor_ray.config.evaluating import Evaluate, Export
+from yolor_ray.config.packing import Pack, PackCoco, Packing, PackScenes, PackVoc, PackYolo
+from yolor_ray.config.serving import Serve
+from yolor_ray.config.training import Augment, Cluster, Data, Loss, Network, Optim, Run, Train
+
+__all__ = [
+    "Augment",
+    "Cluster",
+    "Data",
+    "Evaluate",
+    "Export",
+    "Loss",
+    "Network",
+    "Optim",
+    "Pack",
+    "PackCoco",
+    "PackScenes",
+    "PackVoc",
+    "PackYolo",
+    "Packing",
+    "Run",
+    "Serve",
+    "Train",
+]

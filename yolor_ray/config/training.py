@@ -41,6 +41,11 @@ class Network:
         check(len(self.widths) == stages, "network.widths", self.widths, f"{stages} numbers for {self.levels} levels")
         check(len(self.depths) == stages, "network.depths", self.depths, f"{stages} numbers for {self.levels} levels")
         check(all(w > 0 and w % 8 == 0 for w in self.widths), "network.widths", self.widths, "positive multiples of 8")
+        check(all(d >= 0 for d in self.depths), "network.depths", self.depths, "0 or more bottlenecks")
+        for name in ("stem_width", "anchors_per_level", "spp_pairs"):
+            check(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "1 or more")
+        check(self.neck_depth >= 0, "network.neck_depth", self.neck_depth, "0 or more")
+        check(self.norm_eps > 0, "network.norm_eps", self.norm_eps, "more than 0")
         check(2 <= self.levels <= 5, "network.levels", self.levels, "2 to 5")
 
     @property
@@ -103,6 +108,8 @@ class Augment:
             check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1")
         for name in ("translate", "scale", "hue", "saturation", "value", "multi_scale"):
             check(0 <= getattr(self, name) < 1, f"augment.{name}", getattr(self, name), "0 or more and under 1")
+        for name in ("degrees", "plain_epochs"):
+            check(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,12 @@ class Loss:
     """Gain of the class BCE at 80 classes; scaled by classes / 80."""
     anchor_ratio: float = 4.0
     """An anchor matches a box when neither side differs by more than this factor."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("box", "objectness", "classes"):
+            check(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "0 or more")
+        check(self.anchor_ratio > 1, "loss.anchor_ratio", self.anchor_ratio, "more than 1")
 
 
 @dataclass(frozen=True)
@@ -148,7 +161,11 @@ class Optim:
         """Check ranges."""
         for name in ("epochs", "batch", "nominal_batch"):
             check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "1 or more")
-        check(self.lr > 0, "optim.lr", self.lr, "more than 0")
+        for name in ("lr", "clip_norm"):
+            check(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "more than 0")
+        for name in ("weight_decay", "warmup_epochs"):
+            check(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
+        check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 or more and under 1")
         check(0 < self.final_lr <= 1, "optim.final_lr", self.final_lr, "over 0, up to 1")
         check(0 < self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "between 0 and 1")
 
@@ -170,6 +187,8 @@ class Cluster:
 
     def __post_init__(self) -> None:
         """Check the worker range."""
+        for name in ("cpus_per_worker", "threads", "max_failures"):
+            check(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "0 or more")
         low, high = self.worker_range
         check(0 <= low <= high and (low > 0 or high == 0), "cluster.workers", self.workers, "N or MIN-MAX, such as 2 or 1-4")
 
@@ -202,6 +221,7 @@ class Run:
         """Check ranges."""
         for name in ("validate_every", "checkpoint_every"):
             check(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "1 or more")
+        check(self.checkpoint_minutes >= 0, "run.checkpoint_minutes", self.checkpoint_minutes, "0 or more")
         check(self.name not in ("", ".", "..") and "/" not in self.name, "run.name", self.name, "a plain folder name")
 
 

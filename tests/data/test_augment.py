@@ -97,6 +97,25 @@ def test_boxes_follow_their_pixels(name):
     assert compared > 60
 
 
+@pytest.mark.parametrize("name", ["zoom", "shift", "rotation", "mirror", "upside down"])
+def test_a_whole_rectangle_has_its_centre_where_the_box_has_it(name):
+    offsets = []
+    for seed in range(200):
+        image, boxes, labels = sample(MOVES[name], seed)
+        # Shrinking skips pixels, which moves centres at random; growing moves none.
+        for box, label in ((b, label) for b, label in zip(boxes, labels, strict=True) if is_inside(b) and not is_shrunk(b, label)):
+            share = (image[..., label].astype(np.float64) - FILL) / (255 - FILL)
+            centre = [(share * (places + 0.5)).sum() / share.sum() for places in np.mgrid[0:SIDE, 0:SIDE][::-1]]
+            offsets.append(np.abs(centre - (box[:2] + box[2:]) / 2).max())
+    assert len(offsets) > 20
+    assert max(offsets) < 0.05, "half a pixel between counting centres and counting edges would show"
+
+
+def is_shrunk(box: np.ndarray, label: int) -> bool:
+    full = TILES[0].boxes_xyxy[label]
+    return bool((box[2:] - box[:2]).prod() < 0.98 * (full[2:] - full[:2]).prod())
+
+
 @pytest.mark.parametrize("name", CUT_BY_THE_WINDOW_ALONE)
 def test_what_is_seen_as_a_whole_has_a_box(name):
     for seed in range(30):

@@ -138,6 +138,13 @@ def test_another_epoch_or_seed_varies_the_same_records_differently(scenes_64):
     assert not np.array_equal(found[0], found[2])
 
 
+def test_equal_records_are_each_varied_in_their_own_way(scenes_64):
+    windows, steps = plan()
+    augment = Augment(mosaic=0, hue=0, saturation=0, value=0, flip_horizontal=0, translate=0.3)
+    images = np.concatenate([batch.images for batch in epoch_of([scenes_64[0]] * IMAGES, windows, steps, augment=augment)])
+    assert len({image.tobytes() for image in images}) == IMAGES
+
+
 def test_a_plain_epoch_has_no_mosaic_and_no_mixup(scenes_64):
     windows, steps = plan()
     off = replace(AUGMENT, mosaic=0, mixup=0)

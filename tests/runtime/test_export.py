@@ -26,7 +26,7 @@ from yolor_ray.model.weights import WeightsInfo, load_weights, save_weights
 from yolor_ray.runtime import export as export_module
 from yolor_ray.runtime.export import TOLERANCE, export
 from yolor_ray.runtime.pack import pack_scenes
-from yolor_ray.storage import exists, is_published, join, list_names
+from yolor_ray.storage import exists, is_published, join, list_names, publish, read_published
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
@@ -103,6 +103,16 @@ def test_exported_weights_hold_no_batch_norm_and_no_implicit_tensor(weights, sce
     assert not [name for name in network.state_dict() if name.endswith((".z", "running_mean", "running_var"))]
     assert found["parameters"] < sum(p.numel() for p in load_weights(weights)[0].parameters())
     assert (info.fused, info.name, info.classes, info.image_px, info.metrics) == (True, "guesses", CLASSES, SIDE, {"AP": 0.25})
+
+
+def test_weights_and_data_in_a_bucket_are_exported_into_a_bucket(weights, scenes, s3):
+    bucket = s3()
+    source, output = join(bucket, "weights"), join(bucket, "fused")
+    publish(source, read_published(weights))
+    pack_scenes(join(bucket, "scenes"), 2, seed=1, size_px=96)
+    found = export(Export(source, output, data=join(bucket, "scenes")))
+    assert (found["output"], found["images"]) == (output, 2)
+    assert load_weights(output)[1].fused
 
 
 @pytest.mark.parametrize("config", [TINY, JOINT], ids=["main", "joint_norm"])

@@ -1,13 +1,14 @@
 """Build the blocks of the YOLOR family from convolutions; every block names its channels in and out.
 
-Legend: B images, C channels in, D channels out, H W cells.
+Legend: B images, C channels, H W cells.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Image = Float[Tensor, "B C H W"]
+Image = Float[Tensor, "B _ _ _"]
+"""Features of a batch: images, channels, rows, columns; each block says what it does to the last three."""
 
 NORM_MOMENTUM = 0.03
 

@@ -56,8 +56,8 @@ PRESETS = {
 
 DESCRIPTIONS = {
     "demo": "nano network on built-in scenes; needs nothing, a few minutes on 2 CPU cores.",
-    "nano": "1.0 M parameters, three levels, 416 px: CPUs and edge devices.",
-    "small": "8.1 M parameters, three levels, 640 px: edge GPUs.",
+    "nano": "1.1 M parameters, three levels, 416 px: CPUs and edge devices.",
+    "small": "8.3 M parameters, three levels, 640 px: edge GPUs.",
     "csp": "YOLOR-CSP, 52.9 M parameters, three levels, 640 px.",
     "csp-x": "YOLOR-CSP-X, 99.8 M parameters, three levels, 640 px.",
     "p6": "YOLOR-P6, 37.3 M parameters, four levels, 1280 px.",

@@ -86,9 +86,9 @@ def test_ratios_compare_the_whole_with_the_slower_part_of_the_same_round():
 
 def _measured(train, source=None, **options):
     """The rounds of a run in this process, with what `source` makes of its source."""
-    job = benchmark_module._prepare(benchmark_module._steady(Ingest(train)), train.run.storage)
+    job = benchmark_module.prepare(benchmark_module._steady(Ingest(train)), train.run.storage)
     job = dataclasses.replace(job, source=source(job.source) if source else job.source)
-    return measure(job, Team(0, 1, torch.device("cpu")), **options)
+    return measure(job, Team(0, 1, torch.device("cpu")), lambda row: None, **options)
 
 
 def test_a_slow_source_slows_the_ingest_and_the_whole_but_not_the_step(small):

@@ -1,6 +1,6 @@
 """Compute the detection loss: CIoU of matched boxes, objectness of every cell, classes of matched boxes.
 
-Reference recipe of YOLOR, in grid-free form. Legend: B images, A anchors per cell, H W cells, K classes, M matches, L levels.
+Reference recipe of YOLOR, in grid-free form. Legend: B images, A anchors per cell, H W cells, K classes, F = 5 + K numbers per anchor, M matches.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class LossParts:
         return self.box + self.objectness + self.classes
 
 
-def detection_loss(raw: list[Float[Tensor, "B A H W 5+K"]], targets: Targets, head: DetectHead, gains: LossConfig) -> LossParts:
+def detection_loss(raw: list[Float[Tensor, "B A _ _ F"]], targets: Targets, head: DetectHead, gains: LossConfig) -> LossParts:
     """Return the loss of raw predictions; computed in float32 whatever the precision of the network."""
     parts = [_level_loss(level, targets, head, index, gains) for index, level in enumerate(raw)]
     box, objectness, classes = (torch.stack(p) for p in zip(*parts, strict=True))
@@ -62,7 +62,7 @@ def _level_loss(level: Tensor, targets: Targets, head: DetectHead, index: int, g
     return (1 - ciou).mean(), objectness, _class_loss(matched, matches, head.classes)
 
 
-def _decode(matched: Float[Tensor, "M 5+K"], matches: Matches, anchors: Float[Tensor, "A 2"], stride: int) -> Float[Tensor, "M 4"]:
+def _decode(matched: Float[Tensor, "M F"], matches: Matches, anchors: Float[Tensor, "A 2"], stride: int) -> Float[Tensor, "M 4"]:
     """Return predicted boxes_cxcywh in pixels at the matched cells."""
     cells = torch.stack((matches.columns, matches.rows), dim=-1)
     centre = (2 * matched[:, :2].sigmoid() - 0.5 + cells) * stride
@@ -78,7 +78,7 @@ def _objectness_target(level: Tensor, matches: Matches, ciou: Float[Tensor, "M"]
     return target.scatter_reduce(0, flat, ciou.detach().clamp(min=0), "amax").view(b, a, h, w)
 
 
-def _class_loss(matched: Float[Tensor, "M 5+K"], matches: Matches, classes: int) -> Tensor:
+def _class_loss(matched: Float[Tensor, "M F"], matches: Matches, classes: int) -> Tensor:
     if classes == 1:
         return matched[:, 5:].sum() * 0
     return F.binary_cross_entropy_with_logits(matched[:, 5:], F.one_hot(matches.labels, classes).to(matched.dtype))

@@ -6,13 +6,13 @@ Every value is a pure function of the step, so a resumed run follows the same pa
 import copy
 import math
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from yolor_ray.config import Optim as OptimConfig
 from yolor_ray.model.implicit import ImplicitAdd, ImplicitMultiply
-from yolor_ray.model.network import Yolor
 
 WARMUP_MIN_STEPS = 1000
 WARMUP_MAX_SHARE = 0.1
@@ -21,6 +21,8 @@ WARMUP_MOMENTUM = 0.8
 EMA_RAMP_STEPS = 2000
 EMA_WINDOW_SHARE = 0.1
 """The average looks back over at most this share of the run."""
+
+Averaged = TypeVar("Averaged", bound=nn.Module)
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 IMPLICITS = (ImplicitAdd, ImplicitMultiply)
@@ -88,10 +90,10 @@ class Schedule:
             group["momentum"] = WARMUP_MOMENTUM + (self.config.momentum - WARMUP_MOMENTUM) * warm
 
 
-class WeightAverage:
+class WeightAverage(Generic[Averaged]):
     """Keep the exponential moving average of all floating-point weights and statistics."""
 
-    def __init__(self, network: Yolor, decay: float, total_updates: int) -> None:
+    def __init__(self, network: Averaged, decay: float, total_updates: int) -> None:
         window = max(total_updates * EMA_WINDOW_SHARE, 1.0)
         self.decay = min(decay, 1 - 1 / (1 + window))
         self.ramp = min(EMA_RAMP_STEPS, window)

@@ -42,7 +42,7 @@ class Learner:
     replica: nn.Module
     """The network, or its distributed wrapper."""
     optimizer: torch.optim.SGD = field(init=False)
-    average: WeightAverage = field(init=False)
+    average: WeightAverage[Yolor] = field(init=False)
     step: int = 0
     """Batches taken in the run."""
     _gathered: int = 0

@@ -1,6 +1,6 @@
 """Predict boxes, objectness and classes per cell and anchor, with implicit knowledge around the prediction convolution.
 
-Legend: B images, H W cells of a level, A anchors per cell, K classes, L levels, P predictions over all levels.
+Legend: B images, H W cells of a level, A anchors per cell, K classes, F = 5 + K numbers per anchor, L levels, P predictions.
 """
 
 import math
@@ -27,7 +27,7 @@ class DetectLevel(nn.Module):
         self.predict = nn.Conv2d(width, outputs, 1)
         self.refine: nn.Module = ImplicitMultiply(outputs)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B A*(5+K) H W"]:
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ H W"]:
         """Return raw outputs, anchor-major."""
         return self.refine(self.predict(self.align(self.conv(x))))
 
@@ -60,7 +60,7 @@ class DetectHead(nn.Module):
         if self.classes > 1:
             bias[:, 5:] += math.log(0.6 / (self.classes - 0.99))
 
-    def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B A H W 5+K"]]:
+    def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B A _ _ F"]]:
         """Return raw predictions per level."""
         raw = []
         for level, x in zip(self.levels, features, strict=True):
@@ -69,7 +69,7 @@ class DetectHead(nn.Module):
             raw.append(y.view(b, self.anchors.shape[1], -1, h, w).permute(0, 1, 3, 4, 2))
         return raw
 
-    def decode(self, raw: list[Float[Tensor, "B A H W 5+K"]]) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P K"]]:
+    def decode(self, raw: list[Float[Tensor, "B A _ _ F"]]) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P K"]]:
         """Turn raw predictions into boxes_cxcywh in pixels and scores 0..1, in float32 whatever the input.
 
         Centres reach half a cell beyond their own, sizes up to four anchors. A score is objectness times class

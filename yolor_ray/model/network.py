@@ -1,6 +1,6 @@
 """Assemble a YOLOR network: stem -> backbone stages -> SPP -> pyramid neck (down, then up) -> heads.
 
-Legend: B images, C channels, H W cells of a level, A anchors per cell, K classes, P predictions over all levels.
+Legend: B images, C channels, H W cells of a level, A anchors per cell, K classes, F = 5 + K numbers per anchor, L levels.
 """
 
 import itertools
@@ -96,7 +96,7 @@ class Yolor(nn.Module):
         self.neck = Neck(config)
         self.head = DetectHead(config, classes, anchors)
 
-    def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B A h w 5+K"]]:
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B A _ _ F"]]:
         """Return raw predictions per level from images in 0..1."""
         return self.head(self.neck(self.backbone(x)))
 

@@ -1,6 +1,7 @@
 """Run a benchmark and return ratios that were measured in one run, with the command, the commit and the machine."""
 
 import dataclasses
+import functools
 import logging
 import statistics
 import time
@@ -8,21 +9,14 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import ray.train
-import torch
-from ray.train.torch import TorchConfig, TorchTrainer
-
 from yolor_ray import storage
 from yolor_ray.config import Train
 from yolor_ray.config_benchmark import Ingest
-from yolor_ray.runtime.cluster import start_ray
-from yolor_ray.runtime.ingest import cluster_source
 from yolor_ray.runtime.loop import Job
 from yolor_ray.runtime.machine import command, commit
 from yolor_ray.runtime.rounds import measure
-from yolor_ray.runtime.team import Team, this_team
-from yolor_ray.runtime.train import _prepare
-from yolor_ray.runtime.workers import _cause, _check_room, cores
+from yolor_ray.runtime.train import prepare
+from yolor_ray.runtime.workers import work_here, work_on_cluster
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +33,8 @@ def benchmark(config: Ingest) -> dict[str, Any]:
     """
     started = time.monotonic()
     run = storage.absolute(storage.join(config.train.run.storage, f"benchmark-{uuid.uuid4().hex[:8]}"))
-    job = _prepare(_steady(config), run)
-    found = _measure_here(job, config) if config.train.cluster.worker_range[1] == 0 else _measure_on_cluster(job, config)
+    job = prepare(_steady(config), run)
+    found = _measure(job, config)
     rounds = found["rounds"]
     for number, row in enumerate(rounds, start=1):
         logger.info("event=round number=%d %s", number, " ".join(f"{name}={value:.4g}" for name, value in row.items()))
@@ -88,41 +82,12 @@ def _settings(job: Job, train: Train) -> dict[str, Any]:
     }
 
 
-def _measure_here(job: Job, config: Ingest) -> dict[str, Any]:
-    cluster = config.train.cluster
-    torch.set_num_threads(cluster.threads or cores())
-    return measure(job, Team(0, 1, torch.device("cuda" if cluster.gpu else "cpu")), rounds=config.rounds, limit=config.steps)
-
-
-def _measure_on_cluster(job: Job, config: Ingest) -> dict[str, Any]:
-    """Measure inside Ray Train's workers, placed as training places them."""
-    start_ray()
-    _check_room(job)
-    cluster = config.train.cluster
-    # Ray's own annotations do not know that a training function may return something.
-    worker: Any = _worker
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config={"job": dataclasses.replace(job, source=cluster_source(job.train)), "config": config},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.worker_range[1],
-            use_gpu=cluster.gpu,
-            resources_per_worker=None if cluster.gpu else {"CPU": cluster.cpus_per_worker},
-        ),
-        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
-        run_config=ray.train.RunConfig(name="ray", storage_path=job.run),
-    )
+def _measure(job: Job, config: Ingest) -> dict[str, Any]:
+    """Measure on the workers that training would run on."""
+    work = functools.partial(measure, rounds=config.rounds, limit=config.steps)
+    if config.train.cluster.worker_range[1] == 0:
+        return work_here(job, work)
     try:
-        result: Any = trainer.fit()
-        return result.return_value
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
+        return work_on_cluster(job, work)
     finally:
         storage.delete(job.run)
-
-
-def _worker(given: dict[str, Any]) -> dict[str, Any]:
-    config: Ingest = given["config"]
-    per_worker = max(cores() // ray.train.get_context().get_local_world_size(), 1)
-    torch.set_num_threads(config.train.cluster.threads or per_worker)
-    return measure(given["job"], this_team(), rounds=config.rounds, limit=config.steps)

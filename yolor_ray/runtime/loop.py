@@ -83,7 +83,7 @@ class _Meter:
 def train_loop(job: Job, team: Team, report: Report) -> None:
     """Train from the newest checkpoint, or from the start, to the last epoch."""
     config, data = job.config, job.config.data
-    learner = _make_learner(job, team)
+    learner = make_learner(job, team)
     progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)))
     saver = Saver(job.run, config.run, config.optim.epochs)
     loader = Loader(job.source, image_px=data.image_px, augment=config.augment, seed=config.run.seed, threads=data.threads)
@@ -105,7 +105,7 @@ def train_loop(job: Job, team: Team, report: Report) -> None:
                 report(row)
 
 
-def _make_learner(job: Job, team: Team) -> Learner:
+def make_learner(job: Job, team: Team) -> Learner:
     """Build the network alike on every worker, and what trains it."""
     config = job.config
     cv2.setNumThreads(0)
@@ -115,18 +115,19 @@ def _make_learner(job: Job, team: Team) -> Learner:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network = network.to(team.device).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    windows = _windows(job, epoch=0)
+    windows = windows_of(job, epoch=0)
     nothing = np.zeros(job.train.images, bool)
-    steps = len(steps_of(windows, nothing, rank=0, world=team.world, batch=_share(config, team)))
+    steps = len(steps_of(windows, nothing, rank=0, world=team.world, batch=share_of(config, team)))
     return Learner(network, config, Schedule(config.optim, steps), team.wrap(network))
 
 
-def _share(config: Train, team: Team) -> int:
+def share_of(config: Train, team: Team) -> int:
     """Return how many images of each batch are this worker's."""
     return max(config.optim.batch // team.world, 1)
 
 
-def _windows(job: Job, epoch: int) -> list[Window]:
+def windows_of(job: Job, epoch: int) -> list[Window]:
+    """Return the windows of an epoch."""
     size = records_per_window(job.config.data.image_px)
     return epoch_windows(job.train.row_groups, records_per_window=size, seed=job.config.run.seed, epoch=epoch)
 
@@ -136,7 +137,7 @@ def _learn_epoch(
 ) -> dict[str, Any]:
     """Learn from what is left of an epoch and return its metrics."""
     config, epoch = job.config, progress.epoch
-    windows, share = _windows(job, epoch), _share(config, team)
+    windows, share = windows_of(job, epoch), share_of(config, team)
     steps = steps_of(windows, progress.seen, rank=team.rank, world=team.world, batch=share)
     plain = epoch >= config.optim.epochs - config.augment.plain_epochs
     meter, start_seen = _Meter(), progress.seen

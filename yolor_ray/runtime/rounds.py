@@ -18,7 +18,7 @@ from yolor_ray.data.loader import Batch, Loader
 from yolor_ray.data.plan import steps_of
 from yolor_ray.learn.assign import Targets
 from yolor_ray.learn.step import Learner
-from yolor_ray.runtime.loop import Job, _make_learner, _share, _windows, targets_of
+from yolor_ray.runtime.loop import Job, Report, make_learner, share_of, targets_of, windows_of
 from yolor_ray.runtime.machine import machine
 from yolor_ray.runtime.team import Team
 
@@ -47,9 +47,9 @@ class Bench:
     def epoch(self) -> Iterator[Batch]:
         """Begin another epoch and yield its batches."""
         started = time.perf_counter()
-        windows = _windows(self.job, self.epochs)
+        windows = windows_of(self.job, self.epochs)
         nothing_seen = np.zeros(self.job.train.images, bool)
-        share = _share(self.job.config, self.team)
+        share = share_of(self.job.config, self.team)
         steps = steps_of(windows, nothing_seen, rank=self.team.rank, world=self.team.world, batch=share)[: self.limit or None]
         self.steps, self.epochs = len(steps), self.epochs + 1
         for number, batch in enumerate(self.loader.epoch(windows, steps, epoch=self.epochs - 1)):
@@ -98,10 +98,10 @@ class Bench:
         return sum(self.team.gather(images)) / max(self.team.gather(seconds))
 
 
-def measure(job: Job, team: Team, *, rounds: int, limit: int) -> dict[str, Any]:
+def measure(job: Job, team: Team, report: Report, *, rounds: int, limit: int) -> dict[str, Any]:
     """Return the rates of every round, in images/s over all workers, and the machine of this worker."""
     config = job.config
-    learner = _make_learner(job, team)
+    learner = make_learner(job, team)
     loader = Loader(job.source, image_px=config.data.image_px, augment=config.augment, seed=config.run.seed, threads=config.data.threads)
     found = []
     with closing(loader):

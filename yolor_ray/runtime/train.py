@@ -18,7 +18,7 @@ from yolor_ray.runtime.evaluate import SCENES, VALIDATION_SEED, scene_count
 from yolor_ray.runtime.ingest import direct_source
 from yolor_ray.runtime.loop import Job
 from yolor_ray.runtime.pack import pack_scenes
-from yolor_ray.runtime.workers import train_here, train_on_cluster
+from yolor_ray.runtime.workers import work_here, work_on_cluster
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,11 @@ def train(config: Train) -> dict[str, Any]:
     _claim(run, config)
     weights = storage.join(run, "weights")
     if not storage.is_published(weights):
-        job = _prepare(config, run)
+        job = prepare(config, run)
         if config.cluster.worker_range[1] == 0:
-            train_here(job)
+            work_here(job)
         else:
-            train_on_cluster(job)
+            work_on_cluster(job)
         _publish_best(run)
     _, info = load_weights(weights)
     logger.info("event=done next='python jobs/serve.py --weights %s'", weights)
@@ -75,7 +75,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _prepare(config: Train, run: str) -> Job:
+def prepare(config: Train, run: str) -> Job:
     """Open the data sets and fit the anchors."""
     train_set = open_dataset(_packed(config.data.train, config.run.storage, TRAINING_SEED))
     val_set = open_dataset(_packed(config.data.val, config.run.storage, VALIDATION_SEED))

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -14,21 +15,23 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from yolor_ray.errors import ConfigError, TrainingError, UserError
 from yolor_ray.runtime.cluster import start_ray
 from yolor_ray.runtime.ingest import cluster_source
-from yolor_ray.runtime.loop import Job, train_loop
+from yolor_ray.runtime.loop import Job, Report, train_loop
 from yolor_ray.runtime.team import Team, this_team
 
 logger = logging.getLogger(__name__)
+
+Work = Callable[[Job, Team, Report], Any]
 
 SPARE_CPUS = 0.5
 """Logical CPUs that reading needs beside the workers."""
 
 
-def train_here(job: Job) -> None:
-    """Train in this process."""
+def work_here(job: Job, work: Work = train_loop) -> Any:
+    """Train in this process, or do other work with the job, and return what comes of it."""
     cluster = job.config.cluster
     device = torch.device("cuda") if cluster.gpu else torch.device("cpu")
     torch.set_num_threads(cluster.threads or cores())
-    train_loop(job, Team(0, 1, device), lambda row: None)
+    return work(job, Team(0, 1, device), lambda row: None)
 
 
 def cores() -> int:
@@ -36,8 +39,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def train_on_cluster(job: Job) -> None:
-    """Train on workers of the cluster that RAY_ADDRESS names, or of a local one.
+def work_on_cluster(job: Job, work: Work = train_loop) -> Any:
+    """Do the same on workers of the cluster that RAY_ADDRESS names, or of a local one; returns what the leading worker does.
 
     Raises the worker's own error if it is one of ours, TrainingError otherwise.
     """
@@ -53,9 +56,11 @@ def train_on_cluster(job: Job) -> None:
         use_gpu=cluster.gpu,
         resources_per_worker=None if cluster.gpu else {"CPU": cluster.cpus_per_worker},
     )
+    # Ray's annotations do not know that a training function may return something.
+    worker: Any = _worker
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": dataclasses.replace(job, source=cluster_source(job.train))},
+        worker,
+        train_loop_config={"job": dataclasses.replace(job, source=cluster_source(job.train)), "work": work},
         scaling_config=scaling,
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         run_config=ray.train.RunConfig(
@@ -63,7 +68,8 @@ def train_on_cluster(job: Job) -> None:
         ),
     )
     try:
-        trainer.fit()
+        result: Any = trainer.fit()
+        return result.return_value
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
 
@@ -87,11 +93,11 @@ def _cause(error: BaseException) -> Exception:
     return TrainingError(str(error))
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(config: dict[str, Any]) -> Any:
     """Run the loop in a worker process of Ray Train."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     logging.getLogger("ray").setLevel(logging.WARNING)
     job: Job = config["job"]
     context = ray.train.get_context()
     torch.set_num_threads(job.config.cluster.threads or max(cores() // context.get_local_world_size(), 1))
-    train_loop(job, this_team(), lambda row: ray.train.report(row))
+    return config["work"](job, this_team(), lambda row: ray.train.report(row))

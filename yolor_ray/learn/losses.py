@@ -1,6 +1,6 @@
 """Compute the detection loss: CIoU of matched boxes, objectness of every cell, classes of matched boxes.
 
-Reference recipe of YOLOR, in grid-free form. Legend: B images, A anchors per cell, H W cells, K classes, F = 5 + K numbers per anchor, M matches.
+Reference recipe of YOLOR. Legend: B images, A anchors per cell, H W cells, K classes, F = 5 + K numbers per anchor, M matches.
 """
 
 from dataclasses import dataclass

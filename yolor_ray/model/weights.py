@@ -6,6 +6,7 @@ Nothing is ever unpickled. The configuration holds all that is needed to build t
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,16 @@ from yolor_ray.model.network import Yolor
 
 FORMAT, VERSION = "yolor_ray.weights", 1
 CONFIG_FILE, TENSORS_FILE = "config.json", "weights.safetensors"
+
+SENSIBLE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (lambda v: isinstance(v, str), "text"),
+    "classes": (lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(c, str) for c in v), "a list of at least one name"),
+    "image_px": (lambda v: type(v) is int and v > 0 and v % 32 == 0, "a positive multiple of 32"),
+    "metrics": (lambda v: isinstance(v, dict) and all(isinstance(m, int | float) for m in v.values()), "numbers by name"),
+    "fused": (lambda v: isinstance(v, bool), "true or false"),
+    "network": (lambda v: isinstance(v, dict), "the network's settings by name"),
+}
+"""What each key of `config.json` must look like."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,9 @@ def _read_config(url: str, data: bytes) -> dict[str, Any]:
     missing = {"name", "classes", "image_px", "metrics", "fused", "network"} - config.keys()
     if missing:
         raise WeightsError(f"{place}: keys {sorted(missing)} are missing")
+    for key, (sensible, expected) in SENSIBLE.items():
+        if not sensible(config[key]):
+            raise WeightsError(f"{place}: {key}: found {config[key]!r}, expected {expected}")
     return config
 
 

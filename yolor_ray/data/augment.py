@@ -98,9 +98,9 @@ def _affine(
     cv2.warpAffine(
         image, at_centres, (side, side), dst=out, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(FILL,) * 3
     )
-    moved = _move_boxes(boxes, matrix)
-    clipped = moved.clip(0, side)
-    keep = _still_there(moved, clipped)
+    painted = boxes.clip(0, np.tile(image.shape[1::-1], 2))
+    clipped = _move_boxes(painted, matrix).clip(0, side)
+    keep = _still_there(_move_boxes(boxes, matrix), clipped)
     return clipped[keep], labels[keep]
 
 

@@ -21,6 +21,7 @@ from yolor_ray.data.decode import decode
 from yolor_ray.data.plan import Step, Window
 from yolor_ray.data.records import Record
 from yolor_ray.data.shards import RowGroup, records
+from yolor_ray.errors import ImageError
 
 TILE_CACHE_BYTES = 512 * 2**20
 """Decoded tiles that each worker keeps."""
@@ -54,7 +55,10 @@ def make_tile(record: Record, image_px: int) -> Tile:
     """Decode a record so that its longer side is `image_px`; crowd regions are left out."""
     scale = image_px / max(record.width, record.height)
     size = max(round(record.width * scale), 1), max(round(record.height * scale), 1)
-    image = decode(record.image, fit_px=image_px)
+    try:
+        image = decode(record.image, fit_px=image_px)
+    except ImageError as error:
+        raise ImageError(error.code, f"{record.name}: {error}") from error
     if (image.shape[1], image.shape[0]) != size:
         image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     single = ~record.objects.crowd
@@ -119,7 +123,7 @@ class Loader:
         buffers = [np.empty((largest, self._image_px, self._image_px, 3), np.uint8) for _ in range(BATCHES_AHEAD + 2)]
         pending: deque[_Pending] = deque()
         for number, step in enumerate(steps):
-            loaded = contents(step)
+            loaded = contents(number)
             images = buffers[number % len(buffers)][: len(step.records)]
             samples = [
                 self._makers.submit(self._sample, int(record), windows[w].order, loaded[w], epoch, augment, image)
@@ -131,19 +135,20 @@ class Loader:
         while pending:
             yield pending.popleft().batch()
 
-    def _read_ahead(self, windows: Sequence[Window], steps: Sequence[Step]) -> Callable[[Step], dict[int, Future[Records]]]:
+    def _read_ahead(self, windows: Sequence[Window], steps: Sequence[Step]) -> Callable[[int], dict[int, Future[Records]]]:
         """Return a function that gives the windows of a step, reads the next one meanwhile and forgets those before."""
         needed = deque(dict.fromkeys(int(w) for step in steps for w in step.windows))
+        last_step = {int(w): number for number, step in enumerate(steps) for w in step.windows}
         tables = self._source([group for w in needed for group in windows[w].groups])
         loaded: dict[int, Future[Records]] = {}
 
-        def contents(step: Step) -> dict[int, Future[Records]]:
-            last = int(step.windows[-1])
-            while needed and (last not in loaded or max(loaded) == last):
+        def contents(number: int) -> dict[int, Future[Records]]:
+            for w in [w for w in loaded if last_step[w] < number]:
+                del loaded[w]
+            wanted = {int(w) for w in steps[number].windows}
+            while needed and not wanted < loaded.keys():
                 w = needed.popleft()
                 loaded[w] = self._reader.submit(_read_window, tables, windows[w])
-            for w in [w for w in loaded if w < step.windows[0]]:
-                del loaded[w]
             return loaded
 
         return contents

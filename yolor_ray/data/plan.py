@@ -64,8 +64,9 @@ def steps_of(windows: list[Window], seen: np.ndarray, *, rank: int, world: int, 
     if len(left) == 0:
         return []
     count = math.ceil(math.ceil(len(left) / world) / batch)
-    parts = np.array_split(np.array_split(left, world)[rank], count)
-    spare = left[rank % len(left)][None]
+    shares = np.array_split(left, world)
+    parts = np.array_split(shares[rank], count)
+    spare = shares[0][-1:]
     return [Step(order[p], window_of[p]) for p in (part if len(part) else spare for part in parts)]
 
 

@@ -110,7 +110,7 @@ def make_learner(job: Job, team: Team) -> Learner:
     config = job.config
     cv2.setNumThreads(0)
     torch.manual_seed(config.run.seed)
-    network = Yolor(config.network, len(job.train.classes), torch.from_numpy(job.anchors))
+    network = Yolor(config.network, len(job.train.classes), torch.tensor(job.anchors))
     if team.device.type == "cuda" and team.world > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network = network.to(team.device).train()

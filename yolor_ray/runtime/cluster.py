@@ -47,7 +47,8 @@ def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: b
         ray.init(**options)
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **options)
+    # On loopback alone: Ray would listen on the machine's first address for everyone.
+    ray.init(address="local", _node_ip_address="127.0.0.1", num_cpus=cpus, include_dashboard=dashboard, **options)
 
 
 def _knock(address: str) -> None:

@@ -87,8 +87,8 @@ def prepare(config: Train, run: str) -> Job:
 def _packed(url: str, folder: str, seed: int) -> str:
     """Return the URL of a packed data set; `scenes:N` is packed beside the runs first."""
     if not url.startswith(SCENES):
-        return url
-    output = storage.join(folder, "scenes", f"{scene_count(url)}-seed{seed}")
+        return storage.absolute(url)
+    output = storage.join(storage.absolute(folder), "scenes", f"{scene_count(url)}-seed{seed}")
     if not storage.exists(storage.join(output, MANIFEST)):
         pack_scenes(output, scene_count(url), seed)
     return output

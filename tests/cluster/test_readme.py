@@ -1,0 +1,109 @@
+"""Run the README's commands as they stand there, on small data and for a single epoch."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from yolor_ray.data.scenes import CLASSES, scene
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def commands(section: str) -> list[str]:
+    """Return the lines of the first shell block of a section."""
+    text = README.split(f"## {section}\n", 1)[1]
+    block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    return block.group(1).splitlines()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the README's relative paths lead to the jobs and to a few annotated photos in VOC format."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "jobs").symlink_to(ROOT / "jobs")
+    photos = folder / "photos"
+    for name in ("JPEGImages", "Annotations"):
+        (photos / name).mkdir(parents=True)
+    for number in range(24):
+        write_photo(photos, number)
+    (photos / "train.txt").write_text("".join(f"{n:03d}\n" for n in range(16)))
+    (photos / "val.txt").write_text("".join(f"{n:03d}\n" for n in range(16, 24)))
+    return folder
+
+
+def write_photo(photos: Path, number: int) -> None:
+    record = scene(number)
+    (photos / "JPEGImages" / f"{number:03d}.jpg").write_bytes(record.image)
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "filename").text = f"{number:03d}.jpg"
+    size = ElementTree.SubElement(root, "size")
+    for side, pixels in (("width", record.width), ("height", record.height)):
+        ElementTree.SubElement(size, side).text = str(pixels)
+    for label, (x1, y1, x2, y2) in zip(record.objects.labels, record.objects.boxes_xyxy, strict=True):
+        thing = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(thing, "name").text = CLASSES[label]
+        box = ElementTree.SubElement(thing, "bndbox")
+        for name, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
+            ElementTree.SubElement(box, name).text = str(round(float(value)))
+    ElementTree.ElementTree(root).write(photos / "Annotations" / f"{number:03d}.xml")
+
+
+def run(line: str, place: Path) -> dict:
+    """Run one line in a shell and return the JSON that it printed last."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(line, shell=True, cwd=place, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def shortened(line: str) -> str:
+    """Return the same command with small images and one epoch."""
+    line = line.replace("--data.image_px 416", "").replace("--optim.epochs 300", "")
+    return f"{line} --data.image_px 64 --optim.epochs 1" if "train.py" in line else line
+
+
+def test_the_two_commands_are_targets_of_the_makefile_and_demo_needs_nothing(place: Path) -> None:
+    assert commands("Two commands") == ["make demo", "make test"]
+    told = subprocess.run(["make", "--dry-run", "demo", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    demo = next(line for line in told.splitlines() if "jobs/train.py demo" in line)
+    assert "-m pytest" in told
+    result = run(f"python {demo.split(maxsplit=1)[1]} --optim.epochs 1", place)
+    assert result["run"] == str(place / "runs" / "demo")
+    assert (place / "runs" / "demo" / "report" / "predictions.png").exists()
+
+
+def test_your_own_photos_are_packed_trained_on_evaluated_and_exported(place: Path) -> None:
+    pack_train, pack_val, train, evaluate, export = commands("Your own photos")
+    assert run(pack_train, place)["images"] == 16
+    assert run(pack_val, place)["images"] == 8
+    assert run(shortened(train), place)["weights"] == str(place / "runs" / "photos" / "weights")
+    assert {"AP", "AP50", "AR100"} <= run(evaluate, place).keys()
+    assert run(export, place)["max_error"] <= 1e-4
+
+
+def test_the_same_goes_to_s3_with_two_workers(place: Path, s3: Callable[[], str]) -> None:
+    bucket = s3()
+    pack_train, pack_val, train = (line.replace("s3://bucket", bucket) for line in commands("S3"))
+    assert run(pack_train, place)["output"] == f"{bucket}/train"
+    assert run(pack_val, place)["images"] == 8
+    assert run(shortened(train), place)["weights"] == f"{bucket}/runs/photos/weights"
+
+
+def test_every_job_and_preset_of_the_readme_exists() -> None:
+    from yolor_ray.presets import PRESETS
+
+    assert {name for name in re.findall(r"jobs/(\w+)\.py", README)} <= {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    table = README.split("| preset |", 1)[1].split("\n\n", 1)[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`([\w-]+)`", row)}
+    assert named == set(PRESETS)

@@ -47,11 +47,16 @@ class StreamedSource:
 
     def __call__(self, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
         """Yield the tables in order, a few of them read ahead."""
+        if not groups:
+            return iter(())
         return iter(_stream(self.dataset, groups).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
 
 
 def _stream(dataset: Dataset, groups: Sequence[RowGroup]) -> ray.data.Dataset:
     """Return a Ray data set of one block per row group, in order."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options = ExecutionOptions(preserve_order=True)
 
     def read(block: pa.Table) -> pa.Table:
         return read_row_group(dataset.url, groups[block["position"][0].as_py()])
@@ -63,9 +68,6 @@ def _stream(dataset: Dataset, groups: Sequence[RowGroup]) -> ray.data.Dataset:
 
 def cluster_source(dataset: Dataset) -> Source:
     """Return a source for workers of a running cluster; a data set that fits is read into the object store here and now."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options = ExecutionOptions(preserve_order=True)
     size = sum(shard.bytes for shard in dataset.shards)
     room = ray.cluster_resources().get("object_store_memory", 0) * KEPT_SHARE
     logger.info("event=ingest mode=%s dataset_mb=%.1f room_mb=%.1f", "kept" if size <= room else "streamed", size / 1e6, room / 1e6)

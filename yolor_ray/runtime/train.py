@@ -45,7 +45,7 @@ def train(config: Train) -> dict[str, Any]:
             work_on_cluster(job)
         _publish_best(run)
     _, info = load_weights(weights)
-    logger.info("event=done next='python jobs/serve.py --weights %s'", weights)
+    logger.info("event=done pictures=%s next='python jobs/serve.py --weights %s'", storage.join(run, "report"), weights)
     return {"run": run, "weights": weights, "metrics": info.metrics}
 
 

@@ -1,0 +1,33 @@
+"""Bring row groups to a consumer through Ray: kept in the object store, or streamed, in the order asked for."""
+
+import pytest
+
+from yolor_ray.data.loader import Source
+from yolor_ray.data.shards import Dataset, open_dataset, records
+from yolor_ray.runtime import ingest
+from yolor_ray.runtime.pack import pack_scenes
+
+
+@pytest.fixture(scope="module")
+def dataset(s3, ray_cluster) -> Dataset:
+    url = f"{s3()}/scenes"
+    pack_scenes(url, 200, seed=0)
+    return open_dataset(url)
+
+
+def names(source: Source, dataset: Dataset, order: list[int]) -> list[str]:
+    groups = [dataset.row_groups[position] for position in order]
+    return [record.name for table in source(groups) for record in records(table)]
+
+
+@pytest.mark.parametrize(("share", "kind"), [(0.3, ingest.KeptSource), (0.0, ingest.StreamedSource)])
+def test_ray_brings_whole_row_groups_in_the_order_of_the_plan(dataset: Dataset, monkeypatch, share: float, kind: type) -> None:
+    monkeypatch.setattr(ingest, "KEPT_SHARE", share)
+    source = ingest.cluster_source(dataset)
+    assert isinstance(source, kind)
+    for order in ([0, 1, 2, 3], [3, 0, 2], [1]):
+        assert names(source, dataset, order) == names(ingest.direct_source(dataset), dataset, order)
+
+
+def test_nothing_asked_for_is_nothing_read(dataset: Dataset) -> None:
+    assert list(ingest.StreamedSource(dataset)([])) == []

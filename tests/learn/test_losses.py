@@ -153,7 +153,14 @@ def test_box_and_class_loss_are_means_over_matches():
     twice = Targets(*(torch.cat((part, part)) for part in (BOXES.images, BOXES.labels, BOXES.boxes_cxcywh)))
     again = detection_loss(raw_zeros(head), twice, head, Loss())
     assert values(again) == pytest.approx(values(once), rel=1e-5)
-    assert once.classes.item() == pytest.approx(math.log(2) * 2 * 0.3 * 3 / 2 * 3 / 80, rel=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "counted"), [(2, 30), (3, 30), (30, 30), (40, 40), (80, 80)])
+def test_the_class_gain_shrinks_with_the_number_of_classes_down_to_thirty(classes, counted):
+    head = make_head(classes)
+    boxes = Targets(BOXES.images, BOXES.labels.clamp(max=1), BOXES.boxes_cxcywh)
+    parts = detection_loss(raw_zeros(head), boxes, head, Loss())
+    assert parts.classes.item() == pytest.approx(math.log(2) * 2 * 0.3 * 3 / 2 * counted / 80, rel=1e-5)
 
 
 def test_a_single_class_has_nothing_to_tell_apart():

@@ -121,7 +121,7 @@ class Loss:
     objectness: float = 0.7
     """Gain of the objectness BCE."""
     classes: float = 0.3
-    """Gain of the class BCE at 80 classes; scaled by classes / 80."""
+    """Gain of the class BCE at 80 classes; scaled by the number of classes / 80, by no less than 30 / 80."""
     anchor_ratio: float = 4.0
     """An anchor matches a box when neither side differs by more than this factor."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from yolor_ray.errors import ConfigError
+from yolor_ray.errors import ConfigError, UserError
 
 CONNECT_TIMEOUT_S = 10.0
 WORKER_ENVIRONMENT = {
@@ -67,3 +67,24 @@ def _environment() -> dict[str, str]:
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     set_by_job = (job.get("runtime_env") or {}).get("env_vars") or {}
     return {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in set_by_job}
+
+
+def as_they_finish(tasks: Sequence[ray.ObjectRef]) -> Iterator[Any]:
+    """Yield the results of tasks in the order they finish; what is left is cancelled when the caller stops or one fails.
+
+    Raises:
+        UserError: the one that a task raised, without Ray's wrapping.
+
+    """
+    waiting = list(tasks)
+    try:
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            yield ray.get(ready[0])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    finally:
+        for task in waiting:
+            ray.cancel(task)

@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from yolor_ray.config import Evaluate
 from yolor_ray.data.shards import Dataset, RowGroup, open_dataset
-from yolor_ray.errors import ConfigError, UserError
+from yolor_ray.errors import ConfigError
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.predictions import check_classes, merge, pictures, predict_groups, shares, truth_of
 from yolor_ray.evaluate.report import report_files
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights
-from yolor_ray.runtime.cluster import start_ray
+from yolor_ray.runtime.cluster import as_they_finish, start_ray
 from yolor_ray.runtime.pack import pack_scenes
 from yolor_ray.storage import absolute, publish
 
@@ -112,18 +112,8 @@ def _predict_by_ray(config: Evaluate, dataset: Dataset) -> Iterator[dict[int, li
     # Workers may run in another folder.
     config = replace(config, weights=absolute(config.weights))
     task: Any = ray.remote(num_cpus=1, num_gpus=int(config.gpu), max_retries=3)(_predict_share)
-    waiting = [task.remote(config, dataset, share) for share in shares(dataset.row_groups, config.workers) if share]
-    try:
-        with tqdm(total=dataset.images, **BAR) as bar:
-            while waiting:
-                ready, waiting = ray.wait(waiting)
-                part = ray.get(ready[0])
-                bar.update(len(part))
-                yield part
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    finally:
-        for unfinished in waiting:
-            ray.cancel(unfinished)
+    tasks = [task.remote(config, dataset, share) for share in shares(dataset.row_groups, config.workers) if share]
+    with tqdm(total=dataset.images, **BAR) as bar:
+        for part in as_they_finish(tasks):
+            bar.update(len(part))
+            yield part

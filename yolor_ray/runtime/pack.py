@@ -27,8 +27,8 @@ from yolor_ray.data.annotations.voc import read_voc
 from yolor_ray.data.annotations.yolo import read_yolo
 from yolor_ray.data.parts import NOTES, AnnotatedImages, BuiltPart, Part, Scenes, build_part
 from yolor_ray.data.shards import MANIFEST, Dataset, dataset_digest, open_dataset, write_dataset
-from yolor_ray.errors import DataError, UserError
-from yolor_ray.runtime.cluster import start_ray
+from yolor_ray.errors import DataError
+from yolor_ray.runtime.cluster import as_they_finish, start_ray
 from yolor_ray.storage import absolute, delete, exists, join, list_names, write_bytes
 
 FAULTS = "faults.jsonl"
@@ -152,18 +152,7 @@ def _build(plan: Plan, write: bool) -> Iterator[BuiltPart]:
 def _by_ray(parts: Iterable[Part], write: bool) -> Iterator[BuiltPart]:
     start_ray()
     build: Any = ray.remote(num_cpus=1, max_retries=3)(build_part)
-    waiting = [build.remote(part, write) for part in parts]
-    try:
-        while waiting:
-            ready, waiting = ray.wait(waiting)
-            yield ray.get(ready[0])
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    finally:
-        for task in waiting:
-            ray.cancel(task)
+    return as_they_finish([build.remote(part, write) for part in parts])
 
 
 def _repeats(built: Sequence[BuiltPart], plan: Plan) -> list[Fault]:

@@ -48,10 +48,7 @@ class Team:
                 dist.broadcast(tensor, src=0)
 
 
-def this_team() -> Team:
-    """Return the team of the process group, or a team of one."""
+def this_team(device: torch.device) -> Team:
+    """Return the team of the process group, or a team of one, with this worker on `device`."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = (
-        torch.device("cuda", torch.cuda.current_device()) if dist.is_initialized() and torch.cuda.is_available() else torch.device("cpu")
-    )
     return Team(rank, world, device)

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from yolor_ray.errors import ConfigError, TrainingError, UserError
 from yolor_ray.runtime.cluster import start_ray
@@ -29,9 +29,11 @@ SPARE_CPUS = 0.5
 def work_here(job: Job, work: Work = train_loop) -> Any:
     """Train in this process, or do other work with the job, and return what comes of it."""
     cluster = job.config.cluster
-    device = torch.device("cuda") if cluster.gpu else torch.device("cpu")
+    if cluster.gpu and not torch.cuda.is_available():
+        raise ConfigError("cluster.gpu: found no CUDA device in this process, expected one; leave it out to train on the CPU")
+    device = torch.device("cuda" if cluster.gpu else "cpu")
     torch.set_num_threads(cluster.threads or cores())
-    return work(job, Team(0, 1, device), lambda row: None)
+    return work(job, this_team(device), lambda row: None)
 
 
 def cores() -> int:
@@ -100,4 +102,7 @@ def _worker(config: dict[str, Any]) -> Any:
     job: Job = config["job"]
     context = ray.train.get_context()
     torch.set_num_threads(job.config.cluster.threads or max(cores() // context.get_local_world_size(), 1))
-    return config["work"](job, this_team(), lambda row: ray.train.report(row))
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return config["work"](job, this_team(device), ray.train.report)

@@ -67,7 +67,8 @@ def _serve_alone(settings: config.Serve, url: str) -> NoReturn:
         import ray
         from ray import serve
 
-        ray.init("local", include_dashboard=False, log_to_driver=False)
+        # On loopback alone: Ray would listen on the machine's first address for everyone.
+        ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)
         _stop_on_signals()
         try:
             _check_resources(settings, ray.cluster_resources())

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray

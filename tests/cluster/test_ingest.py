@@ -7,6 +7,9 @@ from yolor_ray.data.shards import Dataset, open_dataset, records
 from yolor_ray.runtime import ingest
 from yolor_ray.runtime.pack import pack_scenes
 
+# Ray warns of its own old spellings while it copies its own settings.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
+
 
 @pytest.fixture(scope="module")
 def dataset(s3, ray_cluster) -> Dataset:

@@ -51,8 +51,9 @@ class Head:
         return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=240)
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 90
-        while subprocess.run([RAY, "job", "list"], env=self.environment, capture_output=True).returncode:
+        """Wait until a job can be run: the dashboard answers some seconds before the node's agent takes jobs."""
+        deadline = time.monotonic() + 120
+        while subprocess.run([RAY, "job", "submit", "--", "true"], env=self.environment, capture_output=True).returncode:
             assert self.process.poll() is None and time.monotonic() < deadline, Path(self.log.name).read_text()
             time.sleep(1)
 

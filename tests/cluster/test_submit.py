@@ -40,7 +40,9 @@ class Head:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = {**os.environ, **own, **ports, "PATH": path, "OMP_NUM_THREADS": "1"}
         flags = ["--num-cpus", "4", "--dashboard-port", self.dashboard.rpartition(":")[2], "--port", str(free_port())]
-        flags += ["--ray-client-server-port", str(free_port()), "--temp-dir", str(folder), "--disable-usage-stats", "--block"]
+        # The agent takes submitted jobs, and would share its usual port with every other Ray of this machine.
+        flags += ["--dashboard-agent-listen-port", str(free_port()), "--ray-client-server-port", str(free_port())]
+        flags += ["--temp-dir", str(folder), "--disable-usage-stats", "--block"]
         start = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
         command = [RAY, "start", "--head", "--node-ip-address", "127.0.0.1", *flags]
         self.log = (folder / "head.log").open("wb")

@@ -40,8 +40,8 @@ PRESETS = {
     "demo": Train(
         network=NANO,
         data=Data(train="scenes:320", val="scenes:80", image_px=256),
-        optim=Optim(epochs=40, batch=8, nominal_batch=8),
-        run=Run(name="demo", validate_every=10),
+        optim=Optim(epochs=36, batch=8, nominal_batch=8),
+        run=Run(name="demo", validate_every=9),
     ),
     "nano": Train(network=NANO, data=Data(image_px=416), optim=Optim(nominal_batch=16)),
     "small": Train(network=SMALL, data=Data(image_px=640)),

@@ -49,7 +49,7 @@ def job(tmp_path, monkeypatch, capsys):
     """Run a job of this process with arguments; the value is exit status, standard output and standard error."""
     (tmp_path / "job_targets.py").write_text(TARGETS)
     monkeypatch.syspath_prepend(tmp_path)
-    for name, value in command.PROCESS_ENVIRONMENT.items():
+    for name, value in command.KEEP_MEMORY.items():
         monkeypatch.setenv(name, value)
 
     def run(function: str, *arguments: str) -> tuple[object, str, str]:

@@ -14,16 +14,12 @@ from typing import Any
 
 import tyro
 
+from yolor_ray.config.process import KEEP_MEMORY
 from yolor_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED, EXIT_USER = 1, 2
-PROCESS_ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-}
-"""Keep freed memory in the process: glibc reads this only at start. Training gains 10-16 %, decoding more."""
 
 
 def run(config_type: Any, target: str) -> None:
@@ -46,7 +42,7 @@ def run_preset(presets: Mapping[str, Any], descriptions: Mapping[str, str], targ
 
 
 def _restart_with_environment() -> None:
-    missing = {name: value for name, value in PROCESS_ENVIRONMENT.items() if name not in os.environ}
+    missing = {name: value for name, value in KEEP_MEMORY.items() if name not in os.environ}
     if missing:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})
 

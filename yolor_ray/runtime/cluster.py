@@ -9,13 +9,12 @@ from typing import Any
 
 import ray
 
+from yolor_ray.config.process import KEEP_MEMORY
 from yolor_ray.errors import ConfigError, UserError
 
 CONNECT_TIMEOUT_S = 10.0
 WORKER_ENVIRONMENT = {
-    # glibc would hand large buffers back to the system and fetch them again for every batch.
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    **KEEP_MEMORY,
     "OMP_NUM_THREADS": "1",
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
 }

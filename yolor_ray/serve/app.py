@@ -11,13 +11,13 @@ from ray import serve
 from ray.serve import Application
 
 from yolor_ray import config
+from yolor_ray.config.process import KEEP_MEMORY
 from yolor_ray.errors import ConfigError
 from yolor_ray.serve.api import create_app
 from yolor_ray.serve.engine import TorchEngine
 from yolor_ray.serve.meter import Meter
 from yolor_ray.serve.service import Service
 
-MALLOC_KEEP_BYTES = str(2**30)
 PAGES = 32
 """Requests for pages and probes that a replica answers while its queue is full."""
 
@@ -93,8 +93,7 @@ def build(args: dict[str, Any]) -> Application:
 def _environment(settings: config.Serve) -> dict[str, str]:
     """Keep freed image buffers in the process, and keep libraries from starting a thread per core."""
     return {
-        "MALLOC_MMAP_THRESHOLD_": MALLOC_KEEP_BYTES,
-        "MALLOC_TRIM_THRESHOLD_": MALLOC_KEEP_BYTES,
+        **KEEP_MEMORY,
         "OMP_NUM_THREADS": str(settings.threads),
         "MKL_NUM_THREADS": str(settings.threads),
     }

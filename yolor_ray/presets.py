@@ -1,17 +1,22 @@
 """Name complete runs: what to type after `jobs/train.py`.
 
-The published sizes are YOLOR's own (paper table A2 and the released configurations); `nano` and `small` are this
-project's, for CPUs and edge devices.
+The published sizes are YOLOR's own (paper table A2 and the released configurations). P6 and W6 were released in two
+layouts, which are different networks: that of the main branch, and that of the paper branch with `joint_norm`. The
+YOLOv4 networks are YOLOR's without implicit knowledge, its baselines. `nano` and `small` are this project's, for CPUs and
+edge devices.
 """
 
 from dataclasses import replace
 
-from yolor_ray.config import Augment, Data, Loss, Network, Optim, Run, Train
+from yolor_ray.config import Augment, Data, Implicit, Loss, Network, Optim, Run, Train
 
 NANO = Network(stem="reorg", stem_width=16, widths=(32, 48, 96, 160), depths=(1, 2, 2, 1), neck_depth=1)
 SMALL = Network(stem="reorg", stem_width=32, widths=(64, 128, 256, 448), depths=(1, 2, 3, 2), neck_depth=1)
 CSP = Network(norm_eps=1e-4)
 CSP_X = replace(CSP, widths=(80, 160, 320, 640, 1280), depths=(1, 3, 10, 10, 5), neck_depth=3, spp_pairs=2)
+PLAIN = Implicit(align="none", refine="none")
+V4_CSP = replace(CSP, implicit=PLAIN)
+V4_CSP_X = replace(CSP_X, implicit=PLAIN)
 P6 = Network(
     stem="reorg",
     stem_width=64,
@@ -23,7 +28,9 @@ P6 = Network(
     norm_eps=1e-4,
 )
 W6 = replace(P6, widths=(128, 256, 512, 768, 1024))
-E6 = replace(P6, stem_width=80, widths=(160, 320, 640, 960, 1280), down="downc", joint_norm=True, norm_eps=1e-3)
+P6_PAPER = replace(P6, joint_norm=True, norm_eps=1e-3)
+W6_PAPER = replace(W6, joint_norm=True, norm_eps=1e-3)
+E6 = replace(P6_PAPER, stem_width=80, widths=(160, 320, 640, 960, 1280), down="downc")
 D6 = replace(E6, depths=(3, 15, 15, 7, 7))
 
 AUGMENT_640 = Augment(scale=0.9, multi_scale=0.5)
@@ -47,8 +54,12 @@ PRESETS = {
     "small": Train(network=SMALL, data=Data(image_px=640)),
     "csp": Train(network=CSP, augment=AUGMENT_640),
     "csp-x": Train(network=CSP_X, augment=AUGMENT_640),
+    "v4-csp": Train(network=V4_CSP, augment=AUGMENT_640),
+    "v4-csp-x": Train(network=V4_CSP_X, augment=AUGMENT_640),
     "p6": _large(P6),
     "w6": _large(W6),
+    "p6-paper": _large(P6_PAPER),
+    "w6-paper": _large(W6_PAPER),
     "e6": _large(E6),
     "d6": _large(D6),
 }
@@ -60,8 +71,12 @@ DESCRIPTIONS = {
     "small": "8.3 M parameters, three levels, 640 px: edge GPUs.",
     "csp": "YOLOR-CSP, 52.9 M parameters, three levels, 640 px.",
     "csp-x": "YOLOR-CSP-X, 99.8 M parameters, three levels, 640 px.",
+    "v4-csp": "YOLOv4-CSP, the baseline without implicit knowledge, 52.9 M parameters, three levels, 640 px.",
+    "v4-csp-x": "YOLOv4-CSP-X, without implicit knowledge, 99.8 M parameters, three levels, 640 px.",
     "p6": "YOLOR-P6, 37.3 M parameters, four levels, 1280 px.",
     "w6": "YOLOR-W6, 79.9 M parameters, four levels, 1280 px.",
+    "p6-paper": "YOLOR-P6 in the paper branch's layout, 37.3 M parameters, four levels, 1280 px.",
+    "w6-paper": "YOLOR-W6 in the paper branch's layout, 79.9 M parameters, four levels, 1280 px.",
     "e6": "YOLOR-E6, 115.9 M parameters, four levels, 1280 px.",
     "d6": "YOLOR-D6, 151.8 M parameters, four levels, 1280 px.",
 }

@@ -5,9 +5,10 @@ Values are checked when a configuration is made, so nothing is built from a bad 
 """
 
 from yolor_ray.config.evaluating import Evaluate, Export
+from yolor_ray.config.network import Implicit, Network
 from yolor_ray.config.packing import Pack, PackCoco, Packing, PackScenes, PackVoc, PackYolo
 from yolor_ray.config.serving import Serve
-from yolor_ray.config.training import Augment, Cluster, Data, Loss, Network, Optim, Run, Train
+from yolor_ray.config.training import Augment, Cluster, Data, Loss, Optim, Run, Train
 
 __all__ = [
     "Augment",
@@ -15,6 +16,7 @@ __all__ = [
     "Data",
     "Evaluate",
     "Export",
+    "Implicit",
     "Loss",
     "Network",
     "Optim",

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from yolor_ray import storage
+from yolor_ray.config import Implicit
 from yolor_ray.config import Network as NetworkConfig
 from yolor_ray.errors import ConfigError, WeightsError
 from yolor_ray.model.fuse import fuse, is_fused
@@ -116,12 +117,18 @@ def _read_config(url: str, data: bytes) -> dict[str, Any]:
 
 def network_config(values: dict[str, Any]) -> NetworkConfig:
     """Rebuild a network configuration from its JSON form."""
-    known = {f.name for f in dataclasses.fields(NetworkConfig)}
-    unknown = values.keys() - known
-    if unknown:
-        raise ConfigError(f"network: unknown keys {sorted(unknown)}, expected some of {sorted(known)}")
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return NetworkConfig(**fields)
+    implicit = _known_fields("network.implicit", Implicit, values.get("implicit", {}))
+    fields = _known_fields("network", NetworkConfig, values)
+    return NetworkConfig(**{**fields, "implicit": Implicit(**implicit)})
+
+
+def _known_fields(place: str, kind: type, values: Any) -> dict[str, Any]:
+    known = {f.name for f in dataclasses.fields(kind)}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{place}: found {values!r}, expected settings by name")
+    if values.keys() - known:
+        raise ConfigError(f"{place}: unknown keys {sorted(values.keys() - known)}, expected some of {sorted(known)}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _build(url: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Yolor:

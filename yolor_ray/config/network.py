@@ -1,0 +1,90 @@
+"""Define the knobs of the network: the family member, and its implicit knowledge."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from yolor_ray.config.check import check
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """Say which implicit knowledge a task has on each level: learned constants that fold away (YOLOR sections 3 to 5).
+
+    The defaults are the published networks' (+FA and xPR by vectors). Nothing changes at step 0, whatever is chosen.
+    """
+
+    align: Literal["none", "add", "multiply", "concat", "project"] = "add"
+    """Feature alignment: shift, scale, extend or select the features; `project` gates each channel by an inner product."""
+    align_at: Literal["prediction", "pyramid"] = "prediction"
+    """Where features are aligned: before the prediction convolution, or on the neck's map before the head's 3x3."""
+    align_by: Literal["vector", "network", "factors"] = "vector"
+    """How the alignment's constants are made: g = z (eq 6), g = W z (eq 7), or g = Z'c (eq 8)."""
+    align_per: Literal["level", "anchor"] = "level"
+    """One alignment per level, or one for each anchor's outputs (the paper's FA*)."""
+    refine: Literal["none", "add", "multiply"] = "multiply"
+    """Prediction refinement: shift or scale the outputs."""
+    refine_by: Literal["vector", "network", "factors"] = "vector"
+    """How the refinement's constants are made, as in align_by."""
+    refine_what: Literal["all", "size"] = "all"
+    """Outputs that are refined: all, or box width and height only (the paper's PR*)."""
+    std: float = 0.02
+    """Standard deviation of fresh priors, 0 or more."""
+
+    def __post_init__(self) -> None:
+        """Check what goes together."""
+        name = "network.implicit"
+        check(self.std >= 0, f"{name}.std", self.std, "0 or more")
+        check(self.align != "project" or self.align_by == "vector", f"{name}.align_by", self.align_by, "vector: project has its own model")
+        per_anchor = self.align_per == "anchor"
+        check(not per_anchor or self.align_at == "prediction", f"{name}.align_at", self.align_at, "prediction, as alignment is per anchor")
+        check(not per_anchor or self.align_by == "vector", f"{name}.align_by", self.align_by, "vector, as alignment is per anchor")
+        check(not per_anchor or self.align != "project", f"{name}.align", self.align, "another operator, as alignment is per anchor")
+
+
+@dataclass(frozen=True)
+class Network:
+    """Describe one member of the YOLOR family; levels run from fine to coarse, stride 8 first."""
+
+    stem: Literal["conv", "reorg"] = "conv"
+    """How the first two halvings start: `conv` = 3x3 then 3x3 stride 2 and a residual stage; `reorg` = space to depth then 3x3."""
+    stem_width: int = 32
+    """Channels of the first convolution."""
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Channels of the backbone stages at strides 2 (conv stem only), 4, 8, 16, …; multiples of 8."""
+    depths: tuple[int, ...] = (1, 2, 8, 8, 4)
+    """Bottlenecks per backbone stage."""
+    block: Literal["csp", "cspf"] = "csp"
+    """Backbone block: `csp` has a 1x1 after the residuals, `cspf` (fusion first) has none."""
+    down: Literal["conv", "downc"] = "conv"
+    """Down-sampling: 3x3 stride 2, or that beside max pooling."""
+    joint_norm: bool = False
+    """Batch norm and SiLU over both halves of cspf, neck and SPP blocks (paper branch), or over the side half alone (main branch)."""
+    neck_depth: int = 2
+    """Bottlenecks per neck block."""
+    spp_pairs: int = 1
+    """1x1 + 3x3 pairs after the pooling pyramid."""
+    levels: int = 3
+    """Prediction levels; the coarsest stride is 4 · 2^levels."""
+    anchors_per_level: int = 3
+    """Anchors per cell."""
+    norm_eps: float = 1e-3
+    """Batch norm epsilon: 1e-4 on the main branch, 1e-3 on the paper branch."""
+    implicit: Implicit = field(default_factory=Implicit)
+
+    def __post_init__(self) -> None:
+        """Check the numbers against each other."""
+        stages = self.levels + (2 if self.stem == "conv" else 1)
+        check(len(self.widths) == stages, "network.widths", self.widths, f"{stages} numbers for {self.levels} levels")
+        check(len(self.depths) == stages, "network.depths", self.depths, f"{stages} numbers for {self.levels} levels")
+        check(all(w > 0 and w % 8 == 0 for w in self.widths), "network.widths", self.widths, "positive multiples of 8")
+        check(all(d >= 0 for d in self.depths), "network.depths", self.depths, "0 or more bottlenecks")
+        for name in ("stem_width", "anchors_per_level", "spp_pairs"):
+            check(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "1 or more")
+        check(self.neck_depth >= 0, "network.neck_depth", self.neck_depth, "0 or more")
+        check(self.norm_eps > 0, "network.norm_eps", self.norm_eps, "more than 0")
+        check(2 <= self.levels <= 5, "network.levels", self.levels, "2 to 5")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per cell, level by level."""
+        return tuple(8 * 2**level for level in range(self.levels))

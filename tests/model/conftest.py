@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from yolor_ray.config import Network
-from yolor_ray.model.implicit import ImplicitAdd, ImplicitMultiply
+from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.network import Yolor
+
+settings.register_profile("steady", deadline=None, database=None, derandomize=True)
+settings.load_profile("steady")
 
 ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0], [60.0, 32.0], [40.0, 80.0]]])
 
@@ -36,5 +40,5 @@ def _disturb(module: nn.Module) -> None:
         nn.init.normal_(module.bias, std=0.5)
         nn.init.normal_(module.running_mean, std=0.5)
         nn.init.uniform_(module.running_var, 0.3, 2.0)
-    elif isinstance(module, ImplicitAdd | ImplicitMultiply):
+    elif isinstance(module, Implicit):
         nn.init.normal_(module.z, mean=1.0, std=2.0)

@@ -19,7 +19,7 @@ from yolor_ray.evaluate.parity import compare
 from yolor_ray.evaluate.predictions import images_of
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.graph import DecodedYolor
-from yolor_ray.model.implicit import ImplicitAdd, ImplicitMultiply
+from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.predict import to_input
 from yolor_ray.model.weights import WeightsInfo, load_weights, save_weights
@@ -45,7 +45,7 @@ def _network(config=TINY, classes=3):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
             module.momentum = None
-        elif isinstance(module, ImplicitAdd | ImplicitMultiply):
+        elif isinstance(module, Implicit):
             nn.init.normal_(module.z, mean=module.z.mean().item(), std=0.3)
     with torch.no_grad():
         network.train()(torch.rand(8, 3, 2 * SIDE, 2 * SIDE))
@@ -99,7 +99,7 @@ def test_exported_weights_hold_no_batch_norm_and_no_implicit_tensor(weights, sce
     found = export(Export(weights, str(tmp_path / "fused"), data=scenes))
     network, info = load_weights(found["output"])
     kinds = {type(module) for module in network.modules()}
-    assert not kinds & {nn.BatchNorm2d, nn.SyncBatchNorm, ImplicitAdd, ImplicitMultiply}
+    assert not kinds & {nn.BatchNorm2d, nn.SyncBatchNorm, Implicit}
     assert not [name for name in network.state_dict() if name.endswith((".z", "running_mean", "running_var"))]
     assert found["parameters"] < sum(p.numel() for p in load_weights(weights)[0].parameters())
     assert (info.fused, info.name, info.classes, info.image_px, info.metrics) == (True, "guesses", CLASSES, SIDE, {"AP": 0.25})

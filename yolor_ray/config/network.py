@@ -38,7 +38,8 @@ class Implicit:
         per_anchor = self.align_per == "anchor"
         check(not per_anchor or self.align_at == "prediction", f"{name}.align_at", self.align_at, "prediction, as alignment is per anchor")
         check(not per_anchor or self.align_by == "vector", f"{name}.align_by", self.align_by, "vector, as alignment is per anchor")
-        check(not per_anchor or self.align != "project", f"{name}.align", self.align, "another operator, as alignment is per anchor")
+        joins = self.align in ("add", "multiply", "concat")
+        check(not per_anchor or joins, f"{name}.align", self.align, "add, multiply or concat, as alignment is per anchor")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from yolor_ray.config import Optim as OptimConfig
-from yolor_ray.model.implicit import ImplicitAdd, ImplicitMultiply
+from yolor_ray.model.implicit import Implicit
 
 WARMUP_MIN_STEPS = 1000
 WARMUP_MAX_SHARE = 0.1
@@ -25,7 +25,6 @@ EMA_WINDOW_SHARE = 0.1
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-IMPLICITS = (ImplicitAdd, ImplicitMultiply)
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
@@ -35,7 +34,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias":
                 biases.append(parameter)
-            elif isinstance(module, NORMS + IMPLICITS):
+            elif isinstance(module, (*NORMS, Implicit)):
                 scales.append(parameter)
             else:
                 weights.append(parameter)

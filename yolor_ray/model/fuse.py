@@ -1,7 +1,7 @@
-"""Fold batch norm and implicit vectors into convolutions; predictions stay the same, the constants disappear.
+"""Fold batch norm and implicit knowledge into the convolutions; predictions stay the same, the constants disappear.
 
-Exact in eval mode. Around the prediction convolution (weights W, bias b, prior a before, m after):
-W' = m W and b' = m (b + W a), in that order (paper equations 9 and 10 combined). Folded in float64, stored as found.
+Exact in eval mode. Around the prediction convolution of the published networks (weights W, bias b, prior a before, m
+after): W' = m W and b' = m (b + W a), in that order (paper equations 9 and 10 combined).
 """
 
 import copy
@@ -9,10 +9,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from yolor_ray.model.fold import BorderConv, fold_after, fold_concat_before, fold_scale_before, fold_shift_before
 from yolor_ray.model.heads import DetectLevel
-from yolor_ray.model.implicit import ImplicitAdd, ImplicitMultiply
+from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.layers import Conv, Merge
 from yolor_ray.model.network import Yolor
+
+FOLDED = (nn.BatchNorm2d, nn.SyncBatchNorm, Implicit)
+"""What a fused network has none of."""
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -22,22 +26,9 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.double() - scale * norm.running_mean.double()
 
 
-def _with_bias(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """Return a convolution like `conv` with this weight and bias."""
-    fused = copy.deepcopy(conv)
-    fused.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-    fused.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
-    return fused
-
-
-def _fold_norm(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
-    return _with_bias(conv, conv.weight.double() * scale.view(-1, 1, 1, 1), shift)
-
-
 def _fuse_conv(module: Conv) -> None:
-    if isinstance(module.norm, nn.BatchNorm2d):
-        module.conv = _fold_norm(module.conv, *_scale_and_shift(module.norm))
-        module.norm = nn.Identity()
+    assert isinstance(module.conv, nn.Conv2d) and isinstance(module.norm, nn.BatchNorm2d)
+    module.conv, module.norm = fold_after(module.conv, *_scale_and_shift(module.norm)), nn.Identity()
 
 
 class _SplitJoint(nn.Module):
@@ -63,35 +54,65 @@ def _fuse_merge(module: Merge) -> None:
     dtype = side.weight.dtype
     scale, shift = _scale_and_shift(module.joint[0])
     half = len(scale) // 2
-    module.side = _fold_norm(side, scale[half:], shift[half:])
+    module.side = fold_after(side, scale[half:], shift[half:])
     ones, zeros = torch.ones_like(scale[half:]), torch.zeros_like(shift[half:])
     module.joint = _SplitJoint(torch.cat((scale[:half], ones)).to(dtype), torch.cat((shift[:half], zeros)).to(dtype))
 
 
+def _fold_implicit_before(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d | BorderConv:
+    """Return what answers as the convolution behind the implicit knowledge does."""
+    if not isinstance(implicit, Implicit):
+        return conv
+    g = implicit.constant()
+    if implicit.operator == "add":
+        return fold_shift_before(conv, g)
+    return fold_concat_before(conv, g) if implicit.operator == "concat" else fold_scale_before(conv, g)
+
+
+def _fold_implicit_after(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d:
+    if not isinstance(implicit, Implicit):
+        return conv
+    g = implicit.constant()
+    if implicit.operator == "add":
+        return fold_after(conv, torch.ones_like(g), g)
+    return fold_after(conv, g, torch.zeros_like(g))
+
+
+def _ungrouped(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return the convolution on one copy of features that every group of `conv` sees alike: the weights are the same."""
+    conv.in_channels, conv.groups = conv.weight.shape[1], 1
+    return conv
+
+
 def _fuse_level(level: DetectLevel) -> None:
-    if isinstance(level.align, ImplicitAdd) and isinstance(level.refine, ImplicitMultiply):
-        assert level.predict.bias is not None
-        weight, bias = level.predict.weight.double(), level.predict.bias.double()
-        shift, gain = level.align.z.double(), level.refine.z.double()
-        bias = gain * (bias + weight[:, :, 0, 0] @ shift)
-        level.predict = _with_bias(level.predict, weight * gain.view(-1, 1, 1, 1), bias)
-        level.align, level.refine = nn.Identity(), nn.Identity()
+    """Fold what is linear after each convolution first, then what stands before it; the level's norm is folded by now."""
+    assert isinstance(level.conv.conv, nn.Conv2d) and isinstance(level.predict, nn.Conv2d)
+    level.conv.conv = _fold_implicit_before(level.conv.conv, level.pyramid)
+    aligned = _fold_implicit_before(level.predict, level.align)
+    assert isinstance(aligned, nn.Conv2d), "a 1x1 convolution has no border"
+    level.predict = _ungrouped(_fold_implicit_after(aligned, level.refine))
+    level.pyramid, level.align, level.refine = nn.Identity(), nn.Identity(), nn.Identity()
 
 
 @torch.no_grad()
 def fuse(network: Yolor) -> Yolor:
-    """Return a folded copy in eval mode, without batch norm and implicit tensors; folding a folded network changes nothing."""
+    """Return a folded copy in eval mode, without batch norm and implicit tensors.
+
+    Raises ValueError for a network that is folded already: folding what is left once more would count it twice.
+    """
+    if is_fused(network):
+        raise ValueError("the network is fused already: found no batch norm and no implicit tensor to fold")
     fused = copy.deepcopy(network).eval()
-    for module in list(fused.modules()):
-        if isinstance(module, Conv):
-            _fuse_conv(module)
-        elif isinstance(module, Merge):
-            _fuse_merge(module)
-        elif isinstance(module, DetectLevel):
-            _fuse_level(module)
+    modules = list(fused.modules())
+    for conv in (m for m in modules if isinstance(m, Conv)):
+        _fuse_conv(conv)
+    for merge in (m for m in modules if isinstance(m, Merge)):
+        _fuse_merge(merge)
+    for level in (m for m in modules if isinstance(m, DetectLevel)):
+        _fuse_level(level)
     return fused.requires_grad_(False)
 
 
 def is_fused(network: nn.Module) -> bool:
     """Tell whether no batch norm and no implicit tensor is left."""
-    return not any(isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm | ImplicitAdd | ImplicitMultiply) for m in network.modules())
+    return not any(isinstance(m, FOLDED) for m in network.modules())

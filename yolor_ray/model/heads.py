@@ -9,27 +9,55 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from yolor_ray.config import Implicit as ImplicitConfig
 from yolor_ray.config import Network as NetworkConfig
-from yolor_ray.model.implicit import ImplicitAdd, ImplicitMultiply
+from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.layers import Conv
 
 OBJECTS_PER_IMAGE_PRIOR = 8
 """Objects that a 640 px image is expected to hold before anything is learned."""
+SIZE_OUTPUTS = (2, 3)
+"""Where width and height stand among an anchor's outputs x, y, w, h, objectness, classes."""
 
 
 class DetectLevel(nn.Module):
-    """Predict one level: 3x3 -> + implicit (feature alignment) -> 1x1 -> x implicit (prediction refinement)."""
+    """Predict one level: 3x3 -> feature alignment -> 1x1 -> prediction refinement, as the published networks do.
 
-    def __init__(self, c_in: int, width: int, outputs: int, *, eps: float) -> None:
+    Implicit knowledge may also stand before the 3x3 (`pyramid`), or nowhere: then its place is an identity.
+    """
+
+    def __init__(self, c_in: int, width: int, classes: int, config: NetworkConfig) -> None:
         super().__init__()
-        self.conv = Conv(c_in, width, 3, eps=eps)
-        self.align: nn.Module = ImplicitAdd(width)
-        self.predict = nn.Conv2d(width, outputs, 1)
-        self.refine: nn.Module = ImplicitMultiply(outputs)
+        implicit, anchors = config.implicit, config.anchors_per_level
+        per_anchor = anchors if implicit.align_per == "anchor" else 1
+        extended = 2 if implicit.align == "concat" else 1
+        on_pyramid = implicit.align_at == "pyramid"
+        self.pyramid: nn.Module = nn.Identity()
+        self.conv = Conv(c_in * extended if on_pyramid else c_in, width, 3, eps=config.norm_eps)
+        self.align: nn.Module = nn.Identity()
+        c_aligned = width * per_anchor * (1 if on_pyramid else extended)
+        self.predict = nn.Conv2d(c_aligned, anchors * (5 + classes), 1, groups=per_anchor)
+        self.refine: nn.Module = nn.Identity()
+
+    def know(self, implicit: ImplicitConfig, anchors: int) -> None:
+        """Put fresh implicit knowledge in its places."""
+        if implicit.align != "none":
+            on_pyramid, conv = implicit.align_at == "pyramid", self.conv.conv
+            extended = 2 if implicit.align == "concat" else 1
+            channels = conv.in_channels // extended if on_pyramid else conv.out_channels
+            groups = anchors if implicit.align_per == "anchor" else 1
+            align = Implicit(implicit.align, channels, model=implicit.align_by, std=implicit.std, groups=groups)
+            self.pyramid, self.align = (align, self.align) if on_pyramid else (self.pyramid, align)
+        if implicit.refine != "none":
+            outputs = self.predict.out_channels
+            per_anchor = outputs // anchors
+            sizes = [anchor * per_anchor + side for anchor in range(anchors) for side in SIZE_OUTPUTS]
+            only = sizes if implicit.refine_what == "size" else None
+            self.refine = Implicit(implicit.refine, outputs, model=implicit.refine_by, std=implicit.std, only=only)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ H W"]:
         """Return raw outputs, anchor-major."""
-        return self.refine(self.predict(self.align(self.conv(x))))
+        return self.refine(self.predict(self.align(self.conv(self.pyramid(x)))))
 
 
 class DetectHead(nn.Module):
@@ -43,13 +71,15 @@ class DetectHead(nn.Module):
             raise ValueError(f"anchors: found shape {tuple(anchors.shape)}, expected {(config.levels, config.anchors_per_level, 2)}")
         self.classes = classes
         self.strides = config.strides
-        outputs = config.anchors_per_level * (5 + classes)
         widths = config.widths[-config.levels :]
-        levels = [DetectLevel(w // 2, w, outputs, eps=config.norm_eps) for w in widths]
+        levels = [DetectLevel(w // 2, w, classes, config) for w in widths]
         self.levels = nn.ModuleList(levels)
         self.register_buffer("anchors", anchors.float())
         for level, stride in zip(levels, self.strides, strict=True):
             self._set_prior(level.predict, stride)
+        # Last of all, so that networks that differ in implicit knowledge alone start from the same explicit weights.
+        for level in levels:
+            level.know(config.implicit, config.anchors_per_level)
 
     @torch.no_grad()
     def _set_prior(self, predict: nn.Conv2d, stride: int) -> None:

@@ -73,7 +73,7 @@ def _image_px(config: Export, network: Yolor, info: WeightsInfo) -> int:
 
 
 def _fused(config: Export, network: Yolor) -> Yolor:
-    fused = fuse(network)
+    fused = network if is_fused(network) else fuse(network)
     if not is_fused(fused):
         raise WeightsError(f"{config.weights}: found batch norm or implicit tensors after fusing, expected none")
     return fused

@@ -12,7 +12,7 @@ from yolor_ray import storage
 from yolor_ray.config import Augment, Cluster, Data, Network, Optim, Run, Train
 from yolor_ray.errors import ConfigError, WeightsError
 from yolor_ray.learn.step import Learner
-from yolor_ray.model.weights import load_weights
+from yolor_ray.model.weights import load_weights, save_weights
 from yolor_ray.runtime.checkpoint import newest_checkpoint
 from yolor_ray.runtime.train import train
 
@@ -141,3 +141,35 @@ def test_a_checkpoint_of_another_data_set_is_refused(folder: Path, monkeypatch) 
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, train="scenes:22"))
     with pytest.raises(WeightsError, match=r"was trained on data set .* found"):
         train(other)
+
+
+def test_a_run_starts_from_pretrained_weights_and_says_what_is_fresh(folder: Path, whole: Path, caplog) -> None:
+    source, info = load_weights(str(whole / "weights"))
+    renamed = dataclasses.replace(info, classes=("zeppelin", *info.classes[1:]))
+    save_weights(str(folder / "renamed"), source, renamed)
+    config = tiny_run(folder, "pretrained", seed=5)
+    optim = dataclasses.replace(config.optim, pretrained=str(folder / "renamed"), epochs=1, lr=1e-12, warmup_epochs=0.0)
+    with caplog.at_level("INFO"):
+        run = Path(train(dataclasses.replace(config, optim=optim))["run"])
+    network, _ = load_weights(str(run / "weights"))
+    kept, theirs = (n.backbone.stem[1].conv.weight for n in (network, source))
+    torch.testing.assert_close(kept, theirs, rtol=0, atol=1e-6)
+    # One class of the data set is new to the weights; its outputs alone start fresh.
+    found, expected = (n.head.levels[0].predict.weight.view(3, 5 + len(info.classes), -1) for n in (network, source))
+    fresh = (found - expected).abs().amax(dim=(0, 2)) > 0.01
+    assert fresh.tolist() == [False] * 5 + [True] + [False] * (len(info.classes) - 1)
+    said = next(r.getMessage() for r in caplog.records if "event=pretrained" in r.getMessage())
+    assert f"classes_fresh='{info.classes[0]}'" in said
+    assert any("event=outputs_reinitialised" in r.getMessage() and "head.levels.0.predict.weight" in r.getMessage() for r in caplog.records)
+    assert any("origin=pretrained" in r.getMessage() for r in caplog.records)
+
+
+def test_pretrained_weights_of_another_network_are_refused_before_training(folder: Path, whole: Path) -> None:
+    config = tiny_run(folder, "misfit")
+    config = dataclasses.replace(
+        config,
+        network=dataclasses.replace(TINY, neck_depth=2),
+        optim=dataclasses.replace(config.optim, pretrained=str(whole / "weights")),
+    )
+    with pytest.raises(WeightsError, match=r"network\.neck_depth: found 1, expected 2"):
+        train(config)

@@ -86,8 +86,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optim:
-    """Say how to descend."""
+    """Say how to descend, and from where."""
 
+    pretrained: str = ""
+    """URL of unfused weights to start from; what does not fit, such as other classes, starts fresh. Empty starts from scratch."""
     epochs: int = 300
     """Passes over the training set."""
     batch: int = 16

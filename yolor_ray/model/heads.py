@@ -32,6 +32,7 @@ class DetectLevel(nn.Module):
         per_anchor = anchors if implicit.align_per == "anchor" else 1
         extended = 2 if implicit.align == "concat" else 1
         on_pyramid = implicit.align_at == "pyramid"
+        self._c_in, self._width = c_in, width
         self.pyramid: nn.Module = nn.Identity()
         self.conv = Conv(c_in * extended if on_pyramid else c_in, width, 3, eps=config.norm_eps)
         self.align: nn.Module = nn.Identity()
@@ -42,9 +43,8 @@ class DetectLevel(nn.Module):
     def know(self, implicit: ImplicitConfig, anchors: int) -> None:
         """Put fresh implicit knowledge in its places."""
         if implicit.align != "none":
-            on_pyramid, conv = implicit.align_at == "pyramid", self.conv.conv
-            extended = 2 if implicit.align == "concat" else 1
-            channels = conv.in_channels // extended if on_pyramid else conv.out_channels
+            on_pyramid = implicit.align_at == "pyramid"
+            channels = self._c_in if on_pyramid else self._width
             groups = anchors if implicit.align_per == "anchor" else 1
             align = Implicit(implicit.align, channels, model=implicit.align_by, std=implicit.std, groups=groups)
             self.pyramid, self.align = (align, self.align) if on_pyramid else (self.pyramid, align)

@@ -68,7 +68,7 @@ class Implicit(nn.Module):
         if phi is None and NEUTRAL[operator]:
             # A plain vector is stored as the published networks store it, around 1.
             with torch.no_grad():
-                self.z += NEUTRAL[operator]
+                self.z.add_(NEUTRAL[operator])
 
     def constant(self) -> Float[Tensor, "N"]:
         """Return g, one number per channel."""

@@ -18,7 +18,7 @@ class Conv(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, *, eps: float = 1e-3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+        self.conv: nn.Module = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=eps, momentum=NORM_MOMENTUM)
         self.act = nn.SiLU(inplace=True)
 

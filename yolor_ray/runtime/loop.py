@@ -1,6 +1,6 @@
 """Train: the one loop for this process alone and for any number of workers, on CPU or GPU.
 
-Read `train_loop` top to bottom: resume, then for each epoch plan, learn, validate, checkpoint.
+Read `train_loop` top to bottom: resume or start, then for each epoch plan, learn, validate, checkpoint.
 """
 
 import logging
@@ -27,6 +27,7 @@ from yolor_ray.learn.step import Learner
 from yolor_ray.model.network import Yolor
 from yolor_ray.runtime.board import Board
 from yolor_ray.runtime.checkpoint import Progress, Saver, resume
+from yolor_ray.runtime.pretrained import start_from
 from yolor_ray.runtime.team import Team
 from yolor_ray.runtime.validate import keep_best, validate
 
@@ -47,6 +48,8 @@ class Job:
     anchors: np.ndarray
     """(L, A, 2) pixels."""
     source: Source
+    pretrained: str = ""
+    """URL of the weights to start from, if any."""
 
 
 @dataclass
@@ -85,6 +88,8 @@ def train_loop(job: Job, team: Team, report: Report) -> None:
     config, data = job.config, job.config.data
     learner = make_learner(job, team)
     progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)))
+    if learner.step == 0 and job.pretrained:
+        start_from(job.pretrained, learner, job.train.classes)
     saver = Saver(job.run, config.run, config.optim.epochs)
     loader = Loader(job.source, image_px=data.image_px, augment=config.augment, seed=config.run.seed, threads=data.threads)
     with ExitStack() as stack:

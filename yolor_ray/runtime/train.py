@@ -18,6 +18,7 @@ from yolor_ray.runtime.evaluate import SCENES, VALIDATION_SEED, scene_count
 from yolor_ray.runtime.ingest import direct_source
 from yolor_ray.runtime.loop import Job
 from yolor_ray.runtime.pack import pack_scenes
+from yolor_ray.runtime.pretrained import pretrained_anchors
 from yolor_ray.runtime.workers import work_here, work_on_cluster
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ def prepare(config: Train, run: str) -> Job:
     val_set = open_dataset(_packed(config.data.val, config.run.storage, VALIDATION_SEED))
     if train_set.classes != val_set.classes:
         raise DataError(f"{val_set.url}: found classes {val_set.classes}, expected those of {train_set.url}: {train_set.classes}")
-    return Job(config, run, train_set, val_set, _anchors(config, train_set), direct_source(train_set))
+    pretrained = storage.absolute(config.optim.pretrained) if config.optim.pretrained else ""
+    return Job(config, run, train_set, val_set, _anchors(config, train_set, pretrained), direct_source(train_set), pretrained)
 
 
 def _packed(url: str, folder: str, seed: int) -> str:
@@ -94,17 +96,21 @@ def _packed(url: str, folder: str, seed: int) -> str:
     return output
 
 
-def _anchors(config: Train, dataset: Dataset) -> np.ndarray:
-    """Fit anchors to the training boxes at the size they are seen at, and say how well they cover them."""
+def _anchors(config: Train, dataset: Dataset, pretrained: str) -> np.ndarray:
+    """Return the anchors of the pretrained weights if they cover the training boxes, else fit new ones; say how well they do."""
     sides = _box_sides(dataset, config.data.image_px)
     network = config.network
-    anchors = fit_anchors(sides, network.levels, network.anchors_per_level, strides=network.strides, seed=config.run.seed)
-    recall = best_possible_recall(sides, anchors, anchor_ratio=config.loss.anchor_ratio)
-    shown = " ".join(f"{w:.0f},{h:.0f}" for w, h in anchors.reshape(-1, 2))
-    logger.info("event=anchors best_possible_recall=%.4f anchors='%s' boxes=%d", recall, shown, len(sides))
+    found = pretrained_anchors(pretrained, network) if pretrained else None
+    origin = "pretrained"
+    if found is None or best_possible_recall(sides, found, anchor_ratio=config.loss.anchor_ratio) < LOW_RECALL:
+        found = fit_anchors(sides, network.levels, network.anchors_per_level, strides=network.strides, seed=config.run.seed)
+        origin = "fitted"
+    recall = best_possible_recall(sides, found, anchor_ratio=config.loss.anchor_ratio)
+    shown = " ".join(f"{w:.0f},{h:.0f}" for w, h in found.reshape(-1, 2))
+    logger.info("event=anchors origin=%s best_possible_recall=%.4f anchors='%s' boxes=%d", origin, recall, shown, len(sides))
     if recall < LOW_RECALL:
         logger.warning("event=low_recall best_possible_recall=%.4f expected=%.2f: some boxes match no anchor", recall, LOW_RECALL)
-    return anchors
+    return found
 
 
 def _box_sides(dataset: Dataset, image_px: int) -> np.ndarray:

@@ -28,6 +28,20 @@ P6 = Network(
     norm_eps=1e-4,
 )
 W6 = replace(P6, widths=(128, 256, 512, 768, 1024))
+V4_P6 = Network(
+    stem="csp",
+    widths=(64, 128, 256, 512, 1024, 1024),
+    depths=(1, 3, 15, 15, 7, 7),
+    neck_depth=3,
+    levels=4,
+    anchors_per_level=4,
+    norm_eps=1e-4,
+    activation="mish",
+    implicit=PLAIN,
+)
+V4_P7 = replace(V4_P6, stem_width=40, widths=(80, 160, 320, 640, 1280, 1280, 1280), depths=(1, 3, 15, 15, 7, 7, 7), levels=5)
+S4_S2D = Network(stem="s2d", widths=(128, 256, 512), depths=(3, 3, 1), joint_norm=True, neck_depth=1)
+S4_DWT = replace(S4_S2D, stem="dwt")
 P6_PAPER = replace(P6, joint_norm=True, norm_eps=1e-3)
 W6_PAPER = replace(W6, joint_norm=True, norm_eps=1e-3)
 E6 = replace(P6_PAPER, stem_width=80, widths=(160, 320, 640, 960, 1280), down="downc")
@@ -56,12 +70,16 @@ PRESETS = {
     "csp-x": Train(network=CSP_X, augment=AUGMENT_640),
     "v4-csp": Train(network=V4_CSP, augment=AUGMENT_640),
     "v4-csp-x": Train(network=V4_CSP_X, augment=AUGMENT_640),
+    "s4-s2d": Train(network=S4_S2D),
+    "s4-dwt": Train(network=S4_DWT),
     "p6": _large(P6),
     "w6": _large(W6),
     "p6-paper": _large(P6_PAPER),
     "w6-paper": _large(W6_PAPER),
     "e6": _large(E6),
     "d6": _large(D6),
+    "v4-p6": _large(V4_P6),
+    "v4-p7": replace(_large(V4_P7), data=Data(image_px=1536)),
 }
 """Complete runs by name: what to type after `jobs/train.py`."""
 
@@ -73,10 +91,14 @@ DESCRIPTIONS = {
     "csp-x": "YOLOR-CSP-X, 99.8 M parameters, three levels, 640 px.",
     "v4-csp": "YOLOv4-CSP, the baseline without implicit knowledge, 52.9 M parameters, three levels, 640 px.",
     "v4-csp-x": "YOLOv4-CSP-X, without implicit knowledge, 99.8 M parameters, three levels, 640 px.",
+    "s4-s2d": "YOLOR-S4, space to depth instead of a stem, 9.2 M parameters, three levels, 640 px.",
+    "s4-dwt": "YOLOR-S4, wavelets instead of a stem, 9.2 M parameters, three levels, 640 px.",
     "p6": "YOLOR-P6, 37.3 M parameters, four levels, 1280 px.",
     "w6": "YOLOR-W6, 79.9 M parameters, four levels, 1280 px.",
     "p6-paper": "YOLOR-P6 in the paper branch's layout, 37.3 M parameters, four levels, 1280 px.",
     "w6-paper": "YOLOR-W6 in the paper branch's layout, 79.9 M parameters, four levels, 1280 px.",
     "e6": "YOLOR-E6, 115.9 M parameters, four levels, 1280 px.",
     "d6": "YOLOR-D6, 151.8 M parameters, four levels, 1280 px.",
+    "v4-p6": "YOLOv4-P6, without implicit knowledge, 127.6 M parameters, four levels, 1280 px.",
+    "v4-p7": "YOLOv4-P7, without implicit knowledge, 287.6 M parameters, five levels, 1536 px.",
 }

@@ -113,7 +113,7 @@ class Recorder(TorchDispatchMode):
 
 def operations(network: nn.Module, device: str) -> Counter:
     with Recorder() as recorder, torch.no_grad():
-        network(torch.empty(1, 3, 64, 64, device=device))
+        network(torch.empty(1, 3, 128, 128, device=device))
     return recorder.found
 
 

@@ -46,12 +46,13 @@ class Implicit:
 class Network:
     """Describe one member of the YOLOR family; levels run from fine to coarse, stride 8 first."""
 
-    stem: Literal["conv", "reorg"] = "conv"
-    """How the first two halvings start: `conv` = 3x3 then 3x3 stride 2 and a residual stage; `reorg` = space to depth then 3x3."""
+    stem: Literal["conv", "csp", "reorg", "s2d", "dwt"] = "conv"
+    """How the image comes in: `conv` = 3x3, 3x3 stride 2 and a residual stage; `csp` = the same with a CSP stage; `reorg` = space to
+    depth, then 3x3; `s2d` = three times space to depth, and `dwt` = three Haar wavelets, both straight to stride 8."""
     stem_width: int = 32
-    """Channels of the first convolution."""
+    """Channels of the first convolution; s2d and dwt have none."""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Channels of the backbone stages at strides 2 (conv stem only), 4, 8, 16, …; multiples of 8."""
+    """Channels of the backbone stages at strides 2 (conv and csp stems), 4 (not s2d and dwt), 8, 16, …; multiples of 8."""
     depths: tuple[int, ...] = (1, 2, 8, 8, 4)
     """Bottlenecks per backbone stage."""
     block: Literal["csp", "cspf"] = "csp"
@@ -70,11 +71,13 @@ class Network:
     """Anchors per cell."""
     norm_eps: float = 1e-3
     """Batch norm epsilon: 1e-4 on the main branch, 1e-3 on the paper branch."""
+    activation: Literal["silu", "mish"] = "silu"
+    """What follows each batch norm."""
     implicit: Implicit = field(default_factory=Implicit)
 
     def __post_init__(self) -> None:
         """Check the numbers against each other."""
-        stages = self.levels + (2 if self.stem == "conv" else 1)
+        stages = self.levels + {"conv": 2, "csp": 2, "reorg": 1}.get(self.stem, 0)
         check(len(self.widths) == stages, "network.widths", self.widths, f"{stages} numbers for {self.levels} levels")
         check(len(self.depths) == stages, "network.depths", self.depths, f"{stages} numbers for {self.levels} levels")
         check(all(w > 0 and w % 8 == 0 for w in self.widths), "network.widths", self.widths, "positive multiples of 8")

@@ -37,13 +37,14 @@ class _SplitJoint(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, scale: Tensor, shift: Tensor, act: nn.Module) -> None:
         super().__init__()
         self.register_buffer("scale", scale.view(1, -1, 1, 1))
         self.register_buffer("shift", shift.view(1, -1, 1, 1))
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.silu(x * self.scale + self.shift)
+        return self.act(x * self.scale + self.shift)
 
 
 def _fuse_merge(module: Merge) -> None:
@@ -56,7 +57,8 @@ def _fuse_merge(module: Merge) -> None:
     half = len(scale) // 2
     module.side = fold_after(side, scale[half:], shift[half:])
     ones, zeros = torch.ones_like(scale[half:]), torch.zeros_like(shift[half:])
-    module.joint = _SplitJoint(torch.cat((scale[:half], ones)).to(dtype), torch.cat((shift[:half], zeros)).to(dtype))
+    scale, shift = torch.cat((scale[:half], ones)).to(dtype), torch.cat((shift[:half], zeros)).to(dtype)
+    module.joint = _SplitJoint(scale, shift, module.joint[1])
 
 
 def _fold_implicit_before(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d | BorderConv:

@@ -11,13 +11,37 @@ from torch import Tensor, nn
 
 from yolor_ray.config import Network as NetworkConfig
 from yolor_ray.model.heads import DetectHead
-from yolor_ray.model.layers import Bottleneck, Conv, CspBlock, DownC, NeckBlock, ReOrg, SppCsp
+from yolor_ray.model.layers import Bottleneck, Conv, CspBlock, DownC, NeckBlock, ReOrg, SppCsp, Style, Wavelet
+
+
+def style_of(config: NetworkConfig) -> Style:
+    """Return what all convolutions of a network share."""
+    return Style(config.norm_eps, config.activation)
 
 
 def _down(config: NetworkConfig, c_in: int, c_out: int) -> nn.Module:
     if config.down == "downc":
-        return DownC(c_in, c_out, eps=config.norm_eps)
-    return Conv(c_in, c_out, 3, 2, eps=config.norm_eps)
+        return DownC(c_in, c_out, style=style_of(config))
+    return Conv(c_in, c_out, 3, 2, style=style_of(config))
+
+
+def _stem(config: NetworkConfig) -> tuple[nn.Sequential, int]:
+    """Return the stem and its channels out: at stride 2 for conv stems and reorg, at stride 8 for those without a convolution."""
+    style, width, first = style_of(config), config.stem_width, config.widths[0]
+    if config.stem == "reorg":
+        return nn.Sequential(ReOrg(), Conv(12, width, 3, style=style)), width
+    if config.stem in ("s2d", "dwt"):
+        kind = ReOrg if config.stem == "s2d" else Wavelet
+        return nn.Sequential(kind(), kind(), kind()), 3 * 4**3
+    start = Conv(3, width, 3, style=style), Conv(width, first, 3, 2, style=style)
+    if config.stem == "csp":
+        return nn.Sequential(*start, _block(config, first, first, config.depths[0])), first
+    residuals = (Bottleneck(first, first // 2, shortcut=True, style=style) for _ in range(config.depths[0]))
+    return nn.Sequential(*start, *residuals), first
+
+
+def _block(config: NetworkConfig, c_in: int, width: int, depth: int) -> CspBlock:
+    return CspBlock(c_in, width, depth, fusion_first=config.block == "cspf", joint_norm=config.joint_norm, style=style_of(config))
 
 
 class Backbone(nn.Module):
@@ -25,18 +49,16 @@ class Backbone(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        eps, widths, depths = config.norm_eps, config.widths, config.depths
-        if config.stem == "reorg":
-            self.stem = nn.Sequential(ReOrg(), Conv(12, config.stem_width, 3, eps=eps))
-            c_in, first = config.stem_width, 0
-        else:
-            residuals = (Bottleneck(widths[0], widths[0] // 2, shortcut=True, eps=eps) for _ in range(depths[0]))
-            self.stem = nn.Sequential(Conv(3, config.stem_width, 3, eps=eps), Conv(config.stem_width, widths[0], 3, 2, eps=eps), *residuals)
-            c_in, first = widths[0], 1
+        self.stem, c_in = _stem(config)
+        first = 1 if config.stem in ("conv", "csp") else 0
         stages = []
-        for width, depth in zip(widths[first:], depths[first:], strict=True):
-            block = CspBlock(width, depth, fusion_first=config.block == "cspf", joint_norm=config.joint_norm, eps=eps)
-            stages.append(nn.Sequential(_down(config, c_in, width), block))
+        for width, depth in zip(config.widths[first:], config.depths[first:], strict=True):
+            if not stages and config.stem in ("s2d", "dwt"):
+                # The stem is at the first stage's stride already.
+                down, c_down = nn.Identity(), c_in
+            else:
+                down, c_down = _down(config, c_in, width), width
+            stages.append(nn.Sequential(down, _block(config, c_down, width, depth)))
             c_in = width
         self.stages = nn.ModuleList(stages)
         self.levels = config.levels
@@ -56,16 +78,16 @@ class Neck(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        eps = config.norm_eps
+        style = style_of(config)
         backbone = config.widths[-config.levels :]
         widths = [w // 2 for w in backbone]
 
         def block(width: int) -> NeckBlock:
-            return NeckBlock(2 * width, width, config.neck_depth, joint_norm=config.joint_norm, eps=eps)
+            return NeckBlock(2 * width, width, config.neck_depth, joint_norm=config.joint_norm, style=style)
 
-        self.spp = SppCsp(backbone[-1], widths[-1], config.spp_pairs, joint_norm=config.joint_norm, eps=eps)
-        self.reduce = nn.ModuleList(Conv(coarse, fine, eps=eps) for fine, coarse in itertools.pairwise(widths))
-        self.lateral = nn.ModuleList(Conv(full, half, eps=eps) for full, half in zip(backbone[:-1], widths[:-1], strict=True))
+        self.spp = SppCsp(backbone[-1], widths[-1], config.spp_pairs, joint_norm=config.joint_norm, style=style)
+        self.reduce = nn.ModuleList(Conv(coarse, fine, style=style) for fine, coarse in itertools.pairwise(widths))
+        self.lateral = nn.ModuleList(Conv(full, half, style=style) for full, half in zip(backbone[:-1], widths[:-1], strict=True))
         self.top_down = nn.ModuleList(block(w) for w in widths[:-1])
         self.down = nn.ModuleList(_down(config, fine, coarse) for fine, coarse in itertools.pairwise(widths))
         self.bottom_up = nn.ModuleList(block(w) for w in widths[1:])

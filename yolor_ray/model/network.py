@@ -51,14 +51,12 @@ class Backbone(nn.Module):
         super().__init__()
         self.stem, c_in = _stem(config)
         first = 1 if config.stem in ("conv", "csp") else 0
-        stages = []
+        stages: list[nn.Sequential] = []
         for width, depth in zip(config.widths[first:], config.depths[first:], strict=True):
-            if not stages and config.stem in ("s2d", "dwt"):
-                # The stem is at the first stage's stride already.
-                down, c_down = nn.Identity(), c_in
-            else:
-                down, c_down = _down(config, c_in, width), width
-            stages.append(nn.Sequential(down, _block(config, c_down, width, depth)))
+            # Without a convolution the stem is at the first stage's stride already.
+            arrived = not stages and config.stem in ("s2d", "dwt")
+            down = nn.Identity() if arrived else _down(config, c_in, width)
+            stages.append(nn.Sequential(down, _block(config, c_in if arrived else width, width, depth)))
             c_in = width
         self.stages = nn.ModuleList(stages)
         self.levels = config.levels

@@ -15,11 +15,12 @@ from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.layers import Conv, Merge
 from yolor_ray.model.network import Yolor
 
-FOLDED = (nn.BatchNorm2d, nn.SyncBatchNorm, Implicit)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+FOLDED = (*NORMS, Implicit)
 """What a fused network has none of."""
 
 
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
     """Return s and t with BN(x) = s x + t at the running statistics, in float64."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
@@ -27,7 +28,7 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _fuse_conv(module: Conv) -> None:
-    assert isinstance(module.conv, nn.Conv2d) and isinstance(module.norm, nn.BatchNorm2d)
+    assert isinstance(module.conv, nn.Conv2d) and isinstance(module.norm, NORMS)
     module.conv, module.norm = fold_after(module.conv, *_scale_and_shift(module.norm)), nn.Identity()
 
 
@@ -50,7 +51,7 @@ class _SplitJoint(nn.Module):
 def _fuse_merge(module: Merge) -> None:
     """Fold the joint norm of the paper branch: its side half into the bare side convolution, its main half to a scale and shift."""
     side = module.side
-    if not (isinstance(side, nn.Conv2d) and isinstance(module.joint, nn.Sequential) and isinstance(module.joint[0], nn.BatchNorm2d)):
+    if not (isinstance(side, nn.Conv2d) and isinstance(module.joint, nn.Sequential) and isinstance(module.joint[0], NORMS)):
         return
     dtype = side.weight.dtype
     scale, shift = _scale_and_shift(module.joint[0])

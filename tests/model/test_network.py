@@ -54,9 +54,8 @@ CONVOLUTIONS_AND_NORMS = {
     "csp-x": (137, 134),
     "v4-csp": (115, 112),
     "v4-csp-x": (137, 134),
-    # One norm over both halves of three blocks is here two, one for each half: the same numbers.
-    "s4-s2d": (67, 61 + 3),
-    "s4-dwt": (67, 61 + 3),
+    "s4-s2d": (67, 61),
+    "s4-dwt": (67, 61),
     "v4-p6": (205, 201),
     "v4-p7": (247, 242),
     "p6": (145, 141),

@@ -60,7 +60,8 @@ class Network:
     down: Literal["conv", "downc"] = "conv"
     """Down-sampling: 3x3 stride 2, or that beside max pooling."""
     joint_norm: bool = False
-    """Batch norm and SiLU over both halves of cspf, neck and SPP blocks (paper branch), or over the side half alone (main branch)."""
+    """One batch norm and activation over both halves of each block (paper branch), or one over each half that ends in a convolution
+    (main branch)."""
     neck_depth: int = 2
     """Bottlenecks per neck block."""
     spp_pairs: int = 1

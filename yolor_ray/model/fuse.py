@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from yolor_ray.model.fold import BorderConv, fold_after, fold_concat_before, fold_scale_before, fold_shift_before
 from yolor_ray.model.heads import DetectLevel
 from yolor_ray.model.implicit import Implicit
-from yolor_ray.model.layers import Conv, Merge
+from yolor_ray.model.layers import Conv, CspBlock, Merge, NeckBlock, SppCsp
 from yolor_ray.model.network import Yolor
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -48,18 +48,26 @@ class _SplitJoint(nn.Module):
         return self.act(x * self.scale + self.shift)
 
 
-def _fuse_merge(module: Merge) -> None:
-    """Fold the joint norm of the paper branch: its side half into the bare side convolution, its main half to a scale and shift."""
+def _fuse_joint(module: Merge, main: nn.Module) -> nn.Module:
+    """Fold the joint norm of the paper branch and return the convolution that the main half comes from, folded.
+
+    Its side half goes into the bare side convolution, its main half into the bare convolution `main` where there is one;
+    else, behind an activation, it stays as a scale and shift.
+    """
+    norm, act = module.joint if isinstance(module.joint, nn.Sequential) else (None, None)
     side = module.side
-    if not (isinstance(side, nn.Conv2d) and isinstance(module.joint, nn.Sequential) and isinstance(module.joint[0], NORMS)):
-        return
-    dtype = side.weight.dtype
-    scale, shift = _scale_and_shift(module.joint[0])
+    if not (isinstance(side, nn.Conv2d) and isinstance(norm, NORMS) and act is not None):
+        return main
+    dtype, (scale, shift) = side.weight.dtype, _scale_and_shift(norm)
     half = len(scale) // 2
     module.side = fold_after(side, scale[half:], shift[half:])
+    if isinstance(main, nn.Conv2d):
+        module.joint = act
+        return fold_after(main, scale[:half], shift[:half])
     ones, zeros = torch.ones_like(scale[half:]), torch.zeros_like(shift[half:])
     scale, shift = torch.cat((scale[:half], ones)).to(dtype), torch.cat((shift[:half], zeros)).to(dtype)
-    module.joint = _SplitJoint(scale, shift, module.joint[1])
+    module.joint = _SplitJoint(scale, shift, act)
+    return main
 
 
 def _fold_implicit_before(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d | BorderConv:
@@ -109,8 +117,10 @@ def fuse(network: Yolor) -> Yolor:
     modules = list(fused.modules())
     for conv in (m for m in modules if isinstance(m, Conv)):
         _fuse_conv(conv)
-    for merge in (m for m in modules if isinstance(m, Merge)):
-        _fuse_merge(merge)
+    for block in (m for m in modules if isinstance(m, CspBlock)):
+        block.last = _fuse_joint(block.merge, block.last)
+    for merge in (m.merge for m in modules if isinstance(m, NeckBlock | SppCsp)):
+        _fuse_joint(merge, nn.Identity())
     for level in (m for m in modules if isinstance(m, DetectLevel)):
         _fuse_level(level)
     return fused.requires_grad_(False)

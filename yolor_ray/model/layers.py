@@ -80,7 +80,8 @@ class Merge(nn.Module):
 class CspBlock(nn.Module):
     """Send half of the channels through residual bottlenecks, half past them (backbone).
 
-    `last` is the 1x1 after the bottlenecks: a convolution in CSP blocks, nothing in CSPF ("fusion first") blocks.
+    `last` is the 1x1 after the bottlenecks: a convolution in CSP blocks, bare under a joint norm, and nothing in CSPF ("fusion
+    first") blocks.
     """
 
     def __init__(self, c_in: int, channels: int, depth: int, *, fusion_first: bool, joint_norm: bool, style: Style) -> None:
@@ -88,8 +89,10 @@ class CspBlock(nn.Module):
         hidden = channels // 2
         self.first = Conv(c_in, hidden, style=style)
         self.bottlenecks = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut=True, style=style) for _ in range(depth)))
-        self.last: nn.Module = nn.Identity() if fusion_first else Conv(hidden, hidden, style=style)
-        self.merge = Merge(c_in, hidden, channels, joint_norm=joint_norm and fusion_first, style=style)
+        self.last: nn.Module = nn.Identity()
+        if not fusion_first:
+            self.last = nn.Conv2d(hidden, hidden, 1, bias=False) if joint_norm else Conv(hidden, hidden, style=style)
+        self.merge = Merge(c_in, hidden, channels, joint_norm=joint_norm, style=style)
 
     def forward(self, x: Image) -> Image:
         """Return the block's features."""

@@ -75,6 +75,7 @@ class Network:
     activation: Literal["silu", "mish"] = "silu"
     """What follows each batch norm."""
     implicit: Implicit = field(default_factory=Implicit)
+    """What each prediction level has learned beside what it sees."""
 
     def __post_init__(self) -> None:
         """Check the numbers against each other."""

@@ -1,4 +1,7 @@
-"""Export a network: fold its constants away, write it in a format, and publish it only if it still predicts the same."""
+"""Export a network: fold its constants away, write it in a format, and publish it only if it still predicts the same.
+
+The network comes from a weights folder or from a published checkpoint; the latter stays unfused as safetensors.
+"""
 
 import logging
 import tempfile
@@ -16,17 +19,23 @@ from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights, weights_files
 from yolor_ray.runtime.evaluate import packed
+from yolor_ray.runtime.published import published_weights
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
 """Largest `max_error` that is published: of scores, and of box corners as fractions of the input's side."""
 
+CHECK_IMAGES = 16
+"""Images on which predictions are compared, unless `check_images` says otherwise."""
+PUBLISHED_CHECK = 4, 256
+"""Images, and largest side in pixels, for an imported network unless the settings say otherwise: seconds for each on a CPU."""
+
 Files = Mapping[str, bytes]
 
 
 def export(config: Export) -> dict[str, Any]:
-    """Publish the fused network and return `output`, `format`, `max_error`, its parts, and `parameters`.
+    """Publish the network and return `output`, `format`, `max_error`, its parts, and `parameters`; see `published_weights` for more.
 
     Scores and boxes of what was written, read back, are compared with those of the weights as they were found.
 
@@ -35,47 +44,57 @@ def export(config: Export) -> dict[str, Any]:
         WeightsError: the predictions differ by more than `TOLERANCE`; nothing is published.
     """
     _check(config)
-    network, info = load_weights(config.weights)
-    info = replace(info, image_px=_image_px(config, network, info))
-    fused = _fused(config, network)
+    network, info, about = published_weights(config.published, config.names) if config.published else (*load_weights(config.weights), {})
+    info = replace(info, image_px=_fitting(config, network, "image_px", config.image_px or info.image_px))
+    images, largest_px = PUBLISHED_CHECK if config.published else (CHECK_IMAGES, info.image_px)
+    check_px = _fitting(config, network, "check_px", config.check_px or min(info.image_px, largest_px))
+    as_it_is = info.fused or (config.published and config.format == "safetensors")
+    written = network if as_it_is else _fused(config, network)
     write, read = FORMATS[config.format]
-    files = write(fused, info)
+    files = write(written, info)
     with packed(config.data) as data_url:
-        found = compare(network, fused, read(files), open_dataset(data_url), image_px=info.image_px, images=config.check_images)
+        found = compare(network, written, read(files), open_dataset(data_url), image_px=check_px, images=config.check_images or images)
     _judge(config, found)
     storage.publish(config.output, files)
     return {
         "output": config.output,
         "format": config.format,
+        **about,
         "max_error": found.max_error,
         "score_error": found.score_error,
         "box_error_px": found.box_error_px,
         "raw_error": found.raw_error,
         "images": found.images,
-        "image_px": found.image_px,
-        "parameters": sum(tensor.numel() for tensor in fused.parameters()),
+        "image_px": info.image_px,
+        "check_px": found.image_px,
+        "parameters": sum(tensor.numel() for tensor in written.parameters()),
     }
+
+
+def _source(config: Export) -> str:
+    return config.published or config.weights
 
 
 def _check(config: Export) -> None:
     """Refuse before any work what cannot end well."""
-    if storage.absolute(config.output).rstrip("/") == storage.absolute(config.weights).rstrip("/"):
-        raise ConfigError(f"output: found the folder of the weights, {config.output}, expected another one")
+    if storage.absolute(config.output).rstrip("/") == storage.absolute(_source(config)).rstrip("/"):
+        raise ConfigError(f"output: found the place of the weights, {config.output}, expected another one")
     if config.format in graph.PACKAGES:
         graph.require_packages(config.format)
 
 
-def _image_px(config: Export, network: Yolor, info: WeightsInfo) -> int:
-    image_px, stride = config.image_px or info.image_px, network.config.strides[-1]
-    if image_px % stride:
-        raise ConfigError(f"image_px: found {image_px}, expected a multiple of the coarsest stride of {config.weights}, {stride}")
-    return image_px
+def _fitting(config: Export, network: Yolor, name: str, side: int) -> int:
+    """Return a side of the input if the network can take it: it has to be a multiple of the coarsest stride."""
+    stride = network.config.strides[-1]
+    if side % stride:
+        raise ConfigError(f"{name}: found {side}, expected a multiple of the coarsest stride of {_source(config)}, {stride}")
+    return side
 
 
 def _fused(config: Export, network: Yolor) -> Yolor:
-    fused = network if is_fused(network) else fuse(network)
+    fused = fuse(network)
     if not is_fused(fused):
-        raise WeightsError(f"{config.weights}: found batch norm or implicit tensors after fusing, expected none")
+        raise WeightsError(f"{_source(config)}: found batch norm or implicit tensors after fusing, expected none")
     return fused
 
 
@@ -87,7 +106,7 @@ def _judge(config: Export, found: Parity) -> None:
     )
     if not found.max_error <= TOLERANCE:
         raise WeightsError(
-            f"{config.weights}: found predictions that differ by {found.max_error:.3g} after the export to {config.format}, "
+            f"{_source(config)}: found predictions that differ by {found.max_error:.3g} after the export to {config.format}, "
             f"expected at most {TOLERANCE:g} (scores by {found.score_error:.3g}, boxes by {found.box_error_px:.3g} px "
             f"on {found.images} images of {config.data}); nothing was written to {config.output}"
         )

@@ -127,6 +127,16 @@ def test_exported_weights_predict_what_the_unfused_ones_did(config, scenes, tmp_
     _assert_same(_expected(output, pixels), _expected(source, pixels))
 
 
+def test_a_network_that_amplifies_rounding_is_held_to_its_own_arithmetic(weights, scenes, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(export_module, "TOLERANCE", 1e-12)
+    found = export(Export(weights, str(tmp_path / "fused"), data=scenes))
+    assert found["max_error"] > 1e-12
+    assert "this network amplifies the rounding of float32" in caplog.text
+    monkeypatch.setattr(export_module, "ROUNDINGS", 1e-3)
+    with pytest.raises(WeightsError, match="found predictions that differ by"):
+        export(Export(weights, str(tmp_path / "again"), data=scenes))
+
+
 def test_fused_weights_can_be_exported_again_unchanged(weights, scenes, tmp_path):
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     export(Export(weights, first, data=scenes))

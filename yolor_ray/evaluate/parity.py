@@ -3,6 +3,7 @@
 Legend: B images, S side of the square network input in pixels.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,18 @@ def compare(network: Yolor, fused: Yolor, written: Predictor, dataset: Dataset, 
     if seen == 0:
         raise DataError(f"{dataset.url}: found no images, expected one or more to check the export on")
     return Parity(seen, image_px, *worst.tolist())
+
+
+@torch.inference_mode()
+def rounding(network: Yolor, dataset: Dataset, *, image_px: int, images: int) -> float:
+    """Return the `max_error` of the network's own arithmetic: the same network, on the same images, in float64.
+
+    No form of a network can be told from another more finely than this.
+    """
+    exact, worst = copy.deepcopy(network).double(), torch.zeros(2, dtype=torch.float64)
+    for pixels in _first_images(dataset, image_px, images):
+        worst = torch.maximum(worst, _gap(decode(network, network(pixels)), decode(exact, exact(pixels.double()))))
+    return Parity(images, image_px, 0.0, *worst.tolist()).max_error
 
 
 def _gap(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ The network comes from a weights folder or from a published checkpoint; the latt
 """
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from yolor_ray import storage
 from yolor_ray.config import Export
 from yolor_ray.data.shards import open_dataset
 from yolor_ray.errors import ConfigError, WeightsError
-from yolor_ray.evaluate.parity import Parity, compare
+from yolor_ray.evaluate.parity import Parity, compare, rounding
 from yolor_ray.model import graph
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
 """Largest `max_error` that is published: of scores, and of box corners as fractions of the input's side."""
+ROUNDINGS = 4
+"""A network may differ by this many times what its own float32 arithmetic loses: both that are compared round, each in its order."""
 
 CHECK_IMAGES = 16
 """Images on which predictions are compared, unless `check_images` says otherwise."""
@@ -52,9 +55,13 @@ def export(config: Export) -> dict[str, Any]:
     written = network if as_it_is else _fused(config, network)
     write, read = FORMATS[config.format]
     files = write(written, info)
+    images = config.check_images or images
     with packed(config.data) as data_url:
-        found = compare(network, written, read(files), open_dataset(data_url), image_px=check_px, images=config.check_images or images)
-    _judge(config, found)
+        dataset = open_dataset(data_url)
+        found = compare(network, written, read(files), dataset, image_px=check_px, images=images)
+        # What a network's own arithmetic loses takes long to measure, and hardly any network needs it.
+        own = 0.0 if found.max_error <= TOLERANCE else rounding(network, dataset, image_px=check_px, images=images)
+    _judge(config, found, own)
     storage.publish(config.output, files)
     return {
         "output": config.output,
@@ -98,18 +105,24 @@ def _fused(config: Export, network: Yolor) -> Yolor:
     return fused
 
 
-def _judge(config: Export, found: Parity) -> None:
-    """Log the differences; raise WeightsError if they are too large or not numbers."""
+def _judge(config: Export, found: Parity, own_rounding: float) -> None:
+    """Log the differences; raise WeightsError if they are too large or not numbers.
+
+    A network that amplifies rounding errors cannot be held to more than its own float32 arithmetic gives.
+    """
+    allowed = max(TOLERANCE, ROUNDINGS * own_rounding) if math.isfinite(own_rounding) else TOLERANCE
     logger.info(
-        "event=parity images=%d max_error=%.3g score_error=%.3g box_error_px=%.3g raw_error=%.3g tolerance=%g",
-        *(found.images, found.max_error, found.score_error, found.box_error_px, found.raw_error, TOLERANCE),
+        "event=parity images=%d max_error=%.3g score_error=%.3g box_error_px=%.3g raw_error=%.3g own_rounding=%.3g tolerance=%.3g",
+        *(found.images, found.max_error, found.score_error, found.box_error_px, found.raw_error, own_rounding, allowed),
     )
-    if not found.max_error <= TOLERANCE:
+    if not found.max_error <= allowed:
         raise WeightsError(
             f"{_source(config)}: found predictions that differ by {found.max_error:.3g} after the export to {config.format}, "
-            f"expected at most {TOLERANCE:g} (scores by {found.score_error:.3g}, boxes by {found.box_error_px:.3g} px "
+            f"expected at most {allowed:.3g} (scores by {found.score_error:.3g}, boxes by {found.box_error_px:.3g} px "
             f"on {found.images} images of {config.data}); nothing was written to {config.output}"
         )
+    if allowed > TOLERANCE:
+        logger.warning("event=ill_conditioned own_rounding=%.3g reason='this network amplifies the rounding of float32'", own_rounding)
 
 
 def _safetensors_predictor(files: Files) -> graph.Predictor:

@@ -100,6 +100,8 @@ BAD = [
     (Evaluate, {"weights": "w", "data": "d", "batch": 0}, "batch", "1 or more"),
     (Evaluate, {"weights": "w", "data": "d", "workers": -1}, "workers", "0 or more"),
     (Export, {"weights": "w", "output": "o", "check_images": -1}, "check_images", "0 or more"),
+    (Export, {"weights": "w", "output": "o", "check_px": 16}, "check_px", "0 or a multiple of 32"),
+    (Export, {"weights": "w", "output": "o", "image_px": 100}, "image_px", "0 or a multiple of 32"),
     (Export, {"weights": "w", "published": "p", "output": "o"}, "export", "either weights or published"),
     (Serve, {"weights": "w", "port": 70_000}, "port", "1 to 65535"),
     (Serve, {"weights": "w", "confidence": 1.1}, "confidence", "0 to 1"),

@@ -6,6 +6,7 @@ Legend: N and M boxes, P predictions, K classes, D detections.
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -87,6 +88,16 @@ def suppress(
     return kept[:limit]
 
 
+def _confident(scores: Float[Tensor, "P K"], confidence: float) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
+    """Return prediction and label of each score above the confidence, in order."""
+    if scores.device.type != "cpu":
+        predictions, labels = (scores > confidence).nonzero(as_tuple=True)
+        return predictions, labels
+    # Six times as fast as torch, and a small network notices.
+    found = torch.from_numpy(np.flatnonzero(scores.numpy() > confidence))
+    return found // scores.shape[1], found % scores.shape[1]
+
+
 def select(
     boxes_xyxy: Float[Tensor, "P 4"], scores: Float[Tensor, "P K"], *, confidence: float, iou: float, limit: int
 ) -> tuple[Float[Tensor, "D 4"], Float[Tensor, "D"], Int[Tensor, "D"]]:
@@ -94,7 +105,7 @@ def select(
 
     A prediction may count for several classes; boxes of different classes never suppress each other.
     """
-    predictions, labels = (scores > confidence).nonzero(as_tuple=True)
+    predictions, labels = _confident(scores, confidence)
     candidates = scores[predictions, labels]
     if len(candidates) > CANDIDATE_LIMIT:
         candidates, best = candidates.topk(CANDIDATE_LIMIT)

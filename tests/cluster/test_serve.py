@@ -189,6 +189,7 @@ def test_pages_probes_and_metrics_are_there(job, jpeg):
     assert requests.get(f"{job.url}/healthz", timeout=10).json() == {"status": "ok"}
     card = requests.get(f"{job.url}/v1/model", timeout=10).json()
     assert (card["name"], card["image_px"], card["fused"]) == ("tiny", 160, True)
+    assert card["engine"] in {"torch", "onnxruntime", "openvino"}
     text = requests.get(f"{job.url}/metrics", timeout=10).text
     assert 'route="/v1/detect",status="200"' in text and 'stage="network"' in text
 

@@ -14,7 +14,7 @@ from yolor_ray.config_benchmark import Ingest
 from yolor_ray.errors import ConfigError
 from yolor_ray.learn.step import Learner
 from yolor_ray.presets import PRESETS
-from yolor_ray.runtime import benchmark as benchmark_module
+from yolor_ray.runtime import benchmark_ingest
 from yolor_ray.runtime.benchmark import benchmark
 from yolor_ray.runtime.machine import commit, machine
 from yolor_ray.runtime.pack import pack_scenes
@@ -78,7 +78,7 @@ def test_ratios_compare_the_whole_with_the_slower_part_of_the_same_round():
         {"ingest": 10.0, "step": 40.0, "whole": 8.0, "first_batch_s": 0.1},
         {"ingest": 50.0, "step": 50.0, "whole": 25.0, "first_batch_s": 0.1},
     ]
-    found = benchmark_module._ratios(rounds)
+    found = benchmark_ingest._ratios(rounds)
     assert found["ratio"] == pytest.approx(0.8)
     assert found["ratio_spread"] == pytest.approx(0.4 / 0.8)
     assert found["shared_ratio"] == pytest.approx(1.0)
@@ -86,7 +86,7 @@ def test_ratios_compare_the_whole_with_the_slower_part_of_the_same_round():
 
 def _measured(train, source=None, **options):
     """The rounds of a run in this process, with what `source` makes of its source."""
-    job = benchmark_module.prepare(benchmark_module._steady(Ingest(train)), train.run.storage)
+    job = benchmark_ingest.prepare(benchmark_ingest._steady(Ingest(train)), train.run.storage)
     job = dataclasses.replace(job, source=source(job.source) if source else job.source)
     return measure(job, Team(0, 1, torch.device("cpu")), lambda row: None, **options)
 

@@ -17,6 +17,8 @@ RECTANGLE = (20, 30, 100, 90)
 
 
 class RedEngine:
+    name, precision = "red", "float32"
+
     def __init__(self, classes=("red",)):
         self.info = WeightsInfo("fake", classes, SIDE, {"AP": 0.5}, "0123456789ab", True)
         self.batches = []

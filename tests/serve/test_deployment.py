@@ -1,14 +1,18 @@
 """What Ray Serve and HAProxy are told, without starting either."""
 
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from yolor_ray import config
 from yolor_ray.errors import ConfigError
-from yolor_ray.serve import haproxy
+from yolor_ray.model.network import Yolor
+from yolor_ray.model.weights import WeightsInfo, save_weights
+from yolor_ray.serve import haproxy, run
 from yolor_ray.serve.app import application, build
 
 CLUSTER_FILE = Path(__file__).parents[2] / "clusters" / "serve.yaml"
@@ -83,3 +87,13 @@ def test_a_request_that_no_replica_can_take_is_refused_in_json():
     head, body = haproxy.error_answer().split("\r\n\r\n")
     assert head.startswith("HTTP/1.1 503 ") and f"Content-Length: {len(body)}" in head
     assert '"code": "not_ready"' in body
+
+
+def test_an_engine_that_kept_the_replicas_from_starting_is_named(tmp_path, monkeypatch):
+    anchors = torch.tensor([[[12.0, 12]] * 3, [[40.0, 40]] * 3])
+    network = Yolor(config.Network(stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), neck_depth=1, levels=2), 1, anchors)
+    save_weights(str(tmp_path), network.eval(), WeightsInfo("tiny", ("thing",), 64))
+    run._explain(config.Serve(str(tmp_path)))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ConfigError, match="engine: found openvino, which does not run this network"):
+        run._explain(config.Serve(str(tmp_path), engine="openvino"))

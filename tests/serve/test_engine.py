@@ -8,11 +8,12 @@ from red_engine import encoded, picture, settings
 from yolor_ray.config import Network
 from yolor_ray.data.decode import decode, letterbox
 from yolor_ray.errors import ImageError
+from yolor_ray.evaluate.fastest import Form
+from yolor_ray.model import predict as predict_module
 from yolor_ray.model.network import Yolor
-from yolor_ray.model.predict import predict
+from yolor_ray.model.predict import detect, predict
 from yolor_ray.model.weights import WeightsInfo, load_weights, save_weights
-from yolor_ray.serve import engine as engine_module
-from yolor_ray.serve.engine import Options, TorchEngine
+from yolor_ray.serve.engine import LocalEngine, Options
 
 SIDE = 96
 TINY = Network(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
@@ -33,7 +34,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(weights):
-    return TorchEngine(settings(weights=weights, max_batch=2))
+    return LocalEngine(settings(weights=weights, max_batch=2, engine="torch"))
 
 
 def pictures():
@@ -94,13 +95,40 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(engine, monkeypatch):
     images = [(engine.prepare(data), USUAL) for data in pictures()]
     expected, sizes = engine.detect(images), []
 
-    def small_memory(network, batch, **limits):
+    def small_memory(predictor, batch, *others, **limits):
         sizes.append(len(batch))
         if len(batch) > 1:
             raise torch.OutOfMemoryError("no room")
-        return predict(network, batch, **limits)
+        return detect(predictor, batch, *others, **limits)
 
-    monkeypatch.setattr(engine_module, "predict", small_memory)
+    monkeypatch.setattr(predict_module, "detect", small_memory)
     for found, wanted in zip(engine.detect(images), expected, strict=True):
         assert_same(found, wanted)
     assert sizes == [4, 2, 1, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_other_engines_find_the_same_in_batches_of_any_size(name, engine, weights):
+    pytest.importorskip(name)
+    pytest.importorskip("onnx")
+    other = LocalEngine(settings(weights=weights, engine=name))
+    assert (other.name, engine.name) == (name, "torch")
+    images = [(engine.prepare(data), USUAL) for data in pictures()]
+    for batch in (images[:1], images):
+        for found, wanted in zip(other.detect(batch), engine.detect(batch), strict=True):
+            assert len(found.labels) == 20
+            assert_same(found, wanted)
+
+
+def test_the_engine_runs_what_was_chosen_for_the_weights_and_the_settings(weights):
+    asked = []
+
+    def choose(network, info, **wishes):
+        asked.append((info.image_px, wishes))
+        return Form("chosen", lambda pixels: (torch.tensor([[[8.0, 8, 48, 48]]]), torch.tensor([[[0.1, 0.9, 0.2]]])), "bfloat16", 1, 0.0)
+
+    chosen = LocalEngine(settings(weights=weights, engine="fastest", precision="bfloat16"), choose)
+    assert asked == [(SIDE, {"engine": "fastest", "precision": "bfloat16"})]
+    [found] = chosen.detect([(chosen.prepare(pictures()[3]), Options(0.5, 0.5, 5))])
+    assert (chosen.name, chosen.precision, found.labels.tolist()) == ("chosen", "bfloat16", [1])
+    np.testing.assert_allclose(found.boxes_xyxy, [[8, 8, 48, 48]])

@@ -1,6 +1,7 @@
 """Define the knobs of serving."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from yolor_ray.config.check import check
 
@@ -35,6 +36,12 @@ class Serve:
     """Compute threads per replica without a GPU, 1 or more."""
     decode_threads: int = 2
     """Threads per replica that decode images beside the network, 1 or more."""
+    engine: Literal["fastest", "torch", "onnxruntime", "openvino"] = "fastest"
+    """What runs the network. `fastest` builds each that is installed when a replica starts, checks it against the weights and times it;
+    naming one saves most of that time. On a GPU there is only torch."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in. `bfloat16` is up to twice as fast on CPUs with AVX512-BF16 or AMX and on GPUs, and scores move by
+    about 0.01: measure the weights' AP before. ONNX Runtime keeps to float32."""
     max_batch: int = 8
     """Most images per forward pass, 1 or more."""
     batch_wait_ms: float = 0.0

@@ -1,18 +1,17 @@
-"""Write a network as a graph that other runtimes read: image in, decoded boxes and scores out.
+"""Write a network as a graph that other runtimes read, and run it there: image in, decoded boxes and scores out.
 
 ONNX comes first; OpenVINO's files are made from it. The packages for both are optional and imported when they are needed.
-Legend: B images, S side of the square network input in pixels, P predictions over all levels, K classes.
+Legend: B images, H W sides of the network input in pixels, P predictions over all levels, K classes.
 """
 
 import importlib.util
+import io
 import json
-import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -26,12 +25,15 @@ from yolor_ray.model.weights import CONFIG_FILE, WeightsInfo
 FORMAT, VERSION = "yolor_ray.graph", 1
 ONNX_FILE, OPENVINO_FILES = "model.onnx", ("model.xml", "model.bin")
 INPUT, OUTPUTS = "image", ("boxes_xyxy", "scores")
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 """What each format needs beside torch."""
-EXPORT_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
+DYNAMIC = {INPUT: {0: "batch", 2: "height", 3: "width"}, **{name: {0: "batch", 1: "predictions"} for name in OUTPUTS}}
+"""Axes of any size, by name."""
+OPENVINO_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
+Precision = Literal["float32", "bfloat16"]
 Predictor = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Turns images (B, 3, S, S) in 0..1 into boxes_xyxy (B, P, 4) in pixels of the network input and scores (B, P, K)."""
+"""Turns images (B, 3, H, W) in 0..1 into boxes_xyxy (B, P, 4) in pixels of the network input and scores (B, P, K)."""
 
 
 class DecodedYolor(nn.Module):
@@ -41,7 +43,7 @@ class DecodedYolor(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P K"]]:
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P K"]]:
         """Return every prediction's boxes_xyxy in pixels and its scores, before non-maximum suppression."""
         return decode(self.network, self.network(image))
 
@@ -60,8 +62,9 @@ def require_packages(format_name: str) -> None:
         raise ConfigError(f"format {format_name}: found no {' and no '.join(missing)}; install with: pip install {' '.join(needed)}")
 
 
-def graph_config(info: WeightsInfo) -> dict[str, Any]:
+def graph_config(network: Yolor, info: WeightsInfo) -> dict[str, Any]:
     """Return what a reader of the graph has to know, for `config.json` and for the metadata inside the graph."""
+    stride = network.config.strides[-1]
     return {
         "format": FORMAT,
         "format_version": VERSION,
@@ -69,69 +72,88 @@ def graph_config(info: WeightsInfo) -> dict[str, Any]:
         "version": info.version,
         "classes": list(info.classes),
         "image_px": info.image_px,
-        "input": f"{INPUT} (B, 3, image_px, image_px) float32 RGB 0..1; letterboxed: scaled to fit, centred on grey 114",
+        "stride": stride,
+        "input": f"{INPUT} (B, 3, H, W) float32 RGB 0..1, any B, H and W any multiples of {stride}; trained for H = W = {info.image_px}, "
+        "letterboxed: scaled to fit, centred on grey 114",
         "outputs": f"{OUTPUTS[0]} (B, P, 4) float32 pixels of the input; {OUTPUTS[1]} (B, P, K) float32 0..1; before NMS",
         "metrics": info.metrics,
     }
 
 
 def onnx_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
-    """Return `model.onnx`, for batches of any size, and `config.json`."""
-    config = graph_config(info)
-    return {ONNX_FILE: _onnx(network, info.image_px, config), CONFIG_FILE: json.dumps(config, indent=1).encode()}
+    """Return `model.onnx`, for any number of images and sides of any multiple of the coarsest stride, and `config.json`."""
+    import onnx
+
+    config = graph_config(network, info)
+    model = onnx.load_from_string(_onnx(network))
+    for name, value in _texts(config).items():
+        model.metadata_props.add(key=name, value=value)
+    return {ONNX_FILE: model.SerializeToString(), CONFIG_FILE: json.dumps(config, indent=1).encode()}
 
 
-def _onnx(network: Yolor, image_px: int, config: Mapping[str, Any]) -> bytes:
-    # A batch of one would be taken for a constant.
-    example = torch.zeros(2, 3, image_px, image_px)
-    with _quiet_exporter():
-        program = torch.onnx.export(
+def _onnx(network: Yolor) -> bytes:
+    """Trace the network: half a second to two, where the exporter over torch.export takes 20 s, which each replica would wait."""
+    stride = network.config.strides[-1]
+    # Its annotations know of paths alone; this exporter writes into any file.
+    written: Any = io.BytesIO()
+    with warnings.catch_warnings():
+        # That the other exporter is the default, and that loops over levels are unrolled.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        torch.onnx.export(
             DecodedYolor(network).eval(),
-            (example,),
-            dynamo=True,
-            verbose=False,
+            (torch.zeros(1, 3, stride, 2 * stride),),
+            written,
+            dynamo=False,
             input_names=[INPUT],
             output_names=list(OUTPUTS),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_axes=DYNAMIC,
         )
-    assert program is not None, "the dynamo exporter returns a program"
-    model = program.model_proto
-    _drop_traces(model.graph)
-    for name, value in config.items():
-        model.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
-    return model.SerializeToString()
+    return written.getvalue()
 
 
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep back what the exporter says about itself: each rewritten node, an absent torchvision, its own deprecated calls."""
-    levels = {name: logging.getLogger(name).level for name in EXPORT_LOGGERS}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in config.items()}
 
 
-def _drop_traces(graph: Any) -> None:
-    """Remove the exporter's notes on every node: they hold stack traces with this machine's paths."""
-    for part in (graph.node, graph.input, graph.output, graph.value_info, graph.initializer):
-        for item in part:
-            item.ClearField("metadata_props")
-            item.ClearField("doc_string")
+def openvino_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
+    """Return `model.xml` and `model.bin` in fp32, for inputs like those of `onnx_files`, and `config.json`.
+
+    On CPUs that compute in bfloat16 OpenVINO chooses that unless it is told `INFERENCE_PRECISION_HINT` f32.
+    """
+    import openvino
+
+    config = graph_config(network, info)
+    model = openvino.Core().read_model(_onnx(network))
+    for name, value in _texts(config).items():
+        model.set_rt_info(value, ["model_info", name])
+    with tempfile.TemporaryDirectory(prefix="yolor_ray_openvino_") as folder:
+        openvino.save_model(model, Path(folder) / OPENVINO_FILES[0], compress_to_fp16=False)
+        files = {name: (Path(folder) / name).read_bytes() for name in OPENVINO_FILES}
+    return {**files, CONFIG_FILE: json.dumps(config, indent=1).encode()}
+
+
+def torch_predictor(network: Yolor, precision: Precision = "float32") -> Predictor:
+    """Return what torch predicts with the network, on its device; its weights are laid out channels last, in place."""
+    decoded = DecodedYolor(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    device_type = next(network.parameters()).device.type
+
+    @torch.inference_mode()
+    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return decoded(images.contiguous(memory_format=torch.channels_last))
+
+    return predict
 
 
 def onnx_predictor(files: Mapping[str, bytes]) -> Predictor:
-    """Return what ONNX Runtime predicts with the files."""
+    """Return what ONNX Runtime predicts with the files, in fp32, on as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Waiting threads would take the cores from those that decode the next images; on a busy machine that halves the speed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(files[ONNX_FILE], options, providers=["CPUExecutionProvider"])
 
     def predict(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,34 +163,28 @@ def onnx_predictor(files: Mapping[str, bytes]) -> Predictor:
     return predict
 
 
-def openvino_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
-    """Return `model.xml` and `model.bin` in fp32, for batches of any size, and `config.json`.
+def openvino_predictor(files: Mapping[str, bytes], precision: Precision = "float32", image_px: int | None = None) -> Predictor:
+    """Return what OpenVINO predicts with the files of either format, on as many threads as torch has.
 
-    On CPUs that compute in bfloat16 OpenVINO chooses that unless it is told `INFERENCE_PRECISION_HINT` f32.
+    With `image_px` it takes square images of that side alone, which is faster for small networks.
     """
     import openvino
 
-    config = graph_config(info)
-    model = openvino.Core().read_model(_onnx(network, info.image_px, {}))
-    for name, value in config.items():
-        model.set_rt_info(value if isinstance(value, str) else json.dumps(value), ["model_info", name])
-    with tempfile.TemporaryDirectory(prefix="yolor_ray_openvino_") as folder:
-        openvino.save_model(model, Path(folder) / OPENVINO_FILES[0], compress_to_fp16=False)
-        files = {name: (Path(folder) / name).read_bytes() for name in OPENVINO_FILES}
-    return {**files, CONFIG_FILE: json.dumps(config, indent=1).encode()}
-
-
-def openvino_predictor(files: Mapping[str, bytes]) -> Predictor:
-    """Return what OpenVINO predicts in fp32 with the files."""
-    import openvino
-
     core = openvino.Core()
-    model = core.read_model(*(files[name] for name in OPENVINO_FILES))
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = core.read_model(*(files[name] for name in (ONNX_FILE, *OPENVINO_FILES) if name in files))
+    if image_px:
+        model.reshape([-1, 3, image_px, image_px])
+    options = {
+        "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        # Pinned threads of several replicas would share the machine's first cores.
+        "ENABLE_CPU_PINNING": False,
+    }
     compiled = core.compile_model(model, "CPU", options)
 
     def predict(images: Tensor) -> tuple[Tensor, Tensor]:
-        found = compiled({INPUT: images.contiguous().numpy()})
+        found = compiled({INPUT: images.contiguous().numpy()}, share_inputs=True)
         return torch.from_numpy(found[OUTPUTS[0]].copy()), torch.from_numpy(found[OUTPUTS[1]].copy())
 
     return predict

@@ -1,6 +1,6 @@
 """Run a network on images and return detections.
 
-Legend: B images, S side of the square input in pixels, D detections.
+Legend: B images, S side of the square input in pixels, P predictions, K classes, D detections.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from yolor_ray import boxes
+from yolor_ray.model.graph import DecodedYolor, Predictor
 from yolor_ray.model.network import Yolor
 
 
@@ -30,14 +31,32 @@ def to_input(images: UInt8[Tensor, "B S S 3"], device: torch.device) -> Float[Te
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
 
 
-@torch.inference_mode()
-def predict(network: Yolor, images: UInt8[Tensor, "B S S 3"], *, confidence: float, iou: float, max_detections: int) -> list[Detections]:
-    """Return the detections of each image, in pixels of the network input; the network must be in eval mode."""
-    device = next(network.parameters()).device
-    boxes_cxcywh, scores = network.head.decode(network(to_input(images, device)))
-    boxes_xyxy = boxes.xyxy_from_cxcywh(boxes_cxcywh)
+def select(
+    boxes_xyxy: Float[Tensor, "B P 4"], scores: Float[Tensor, "B P K"], *, confidence: float, iou: float, max_detections: int
+) -> list[Detections]:
+    """Return the detections of each image from all its predictions: those confident enough, after non-maximum suppression."""
     found = []
     for image_boxes, image_scores in zip(boxes_xyxy, scores, strict=True):
         selected = boxes.select(image_boxes, image_scores, confidence=confidence, iou=iou, limit=max_detections)
         found.append(Detections(*(part.cpu() for part in selected)))
     return found
+
+
+@torch.inference_mode()
+def detect(
+    predictor: Predictor,
+    images: UInt8[Tensor, "B S S 3"],
+    device: torch.device,
+    *,
+    confidence: float,
+    iou: float,
+    max_detections: int,
+) -> list[Detections]:
+    """Return the detections of each image, in pixels of the network input, by any way to run a network; it takes floats on `device`."""
+    return select(*predictor(to_input(images, device)), confidence=confidence, iou=iou, max_detections=max_detections)
+
+
+def predict(network: Yolor, images: UInt8[Tensor, "B S S 3"], *, confidence: float, iou: float, max_detections: int) -> list[Detections]:
+    """Return the same with the network as it is; it must be in eval mode."""
+    device = next(network.parameters()).device
+    return detect(DecodedYolor(network), images, device, confidence=confidence, iou=iou, max_detections=max_detections)

@@ -59,6 +59,8 @@ class ModelCard(Model):
     classes: list[str]
     image_px: int = Field(description="Side of the network's square input.")
     fused: bool = Field(description="Whether batch norm and implicit vectors are folded away.")
+    engine: str = Field(description="What runs the network on the replica that answered: torch, onnxruntime or openvino.")
+    precision: str = Field(description="What it computes in: float32 or bfloat16.")
     metrics: dict[str, float] = Field(description="COCO numbers on the validation set, where known.")
     defaults: dict[str, float] = Field(description="Parameters of a detection that are used when a request names none.")
 
@@ -124,12 +126,15 @@ async def detect(request: Request, asked: Annotated[Asked, Query()]) -> Response
 @router.get("/v1/model", response_model=ModelCard)
 async def model(request: Request) -> Response:
     """Say which weights are served and what they know."""
-    info, settings = request.app.state.service.info, request.app.state.service.settings
+    service: Service = request.app.state.service
+    info, settings = service.info, service.settings
     card = {
-        **_model(request.app.state.service),
+        **_model(service),
         "classes": list(info.classes),
         "image_px": info.image_px,
         "fused": info.fused,
+        "engine": service.engine_name,
+        "precision": service.precision,
         "metrics": info.metrics,
         "defaults": {name: getattr(settings, name) for name in RANGES},
     }

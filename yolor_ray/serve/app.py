@@ -14,7 +14,7 @@ from yolor_ray import config
 from yolor_ray.config.process import KEEP_MEMORY
 from yolor_ray.errors import ConfigError
 from yolor_ray.serve.api import create_app
-from yolor_ray.serve.engine import TorchEngine
+from yolor_ray.serve.engine import LocalEngine
 from yolor_ray.serve.meter import Meter
 from yolor_ray.serve.service import Service
 
@@ -29,7 +29,7 @@ class Detector:
     def __init__(self, settings: config.Serve) -> None:
         """Load the weights; the replica counts as ready when this returns."""
         replica = serve.get_replica_context().replica_id.unique_id
-        self._service = Service(TorchEngine(settings), settings, Meter(replica, to_ray=True))
+        self._service = Service(LocalEngine(settings), settings, Meter(replica, to_ray=True))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application for this replica's HTTP server."""

@@ -3,8 +3,9 @@
 `prepare` may run in any number of threads; `detect` belongs to one thread at a time. Neither may run on the event loop.
 """
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,9 +14,15 @@ import torch
 
 from yolor_ray import config
 from yolor_ray.data.decode import Letterbox, decode, letterbox, read_header
-from yolor_ray.model.fuse import fuse
-from yolor_ray.model.predict import Detections, predict
+from yolor_ray.evaluate.fastest import Form, fastest
+from yolor_ray.model import predict
+from yolor_ray.model.predict import Detections
 from yolor_ray.model.weights import WeightsInfo, load_weights
+
+log = logging.getLogger(__name__)
+
+Choose = Callable[..., Form]
+"""Takes what `fastest` takes."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,10 @@ class Engine(Protocol):
     """What the service asks of a network; tests pass their own."""
 
     info: WeightsInfo
+    name: str
+    """What runs the network."""
+    precision: str
+    """What it computes in."""
 
     def prepare(self, data: bytes) -> Prepared:
         """Decode one image; raises ImageError."""
@@ -66,21 +77,25 @@ class Engine(Protocol):
         """Return what is in each image."""
 
 
-class TorchEngine:
-    """Hold one network in this process, on a GPU if this replica has one."""
+class LocalEngine:
+    """Hold one folded network in this process, on a GPU if this replica has one."""
 
-    def __init__(self, settings: config.Serve) -> None:
-        """Load, fold and warm up the weights; raises WeightsError or StorageError."""
+    def __init__(self, settings: config.Serve, choose: Choose = fastest) -> None:
+        """Load the weights, have the form that runs them chosen, and warm it up; raises WeightsError, StorageError or ConfigError."""
         torch.set_num_threads(settings.threads)
         network, info = load_weights(settings.weights)
         self.info = replace(info, fused=True)
         self._device = torch.device("cuda" if settings.gpus_per_replica > 0 else "cpu")
-        fused = network if info.fused else fuse(network)
-        self._network = fused.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        form = choose(network.to(self._device), info, engine=settings.engine, precision=settings.precision)
+        self.name, self.precision = form.engine, str(form.precision)
+        self._predictor = form.predict
+        torch.set_num_threads(form.threads)
+        log.info("event=engine name=%s precision=%s error=%.2g", form.engine, form.precision, form.error)
         self._max_pixels = int(settings.max_megapixels * 1e6)
         blank = self._place(np.full((info.image_px, info.image_px, 3), 114, np.uint8), info.image_px, info.image_px)
         usual = Options(settings.confidence, settings.iou, settings.max_detections)
-        for count in sorted({1, settings.max_batch}):
+        # cuDNN chooses its algorithms at the first batch of each size; on the CPU, the choice of the form has warmed up the rest.
+        for count in sorted({1, settings.max_batch}) if self._device.type == "cuda" else [1]:
             self.detect([(blank, usual)] * count)
 
     def prepare(self, data: bytes) -> Prepared:
@@ -116,7 +131,14 @@ class TorchEngine:
 
     def _predict(self, batch: torch.Tensor, limits: Options) -> list[Detections]:
         try:
-            return predict(self._network, batch, confidence=limits.confidence, iou=limits.iou, max_detections=limits.max_detections)
+            return predict.detect(
+                self._predictor,
+                batch,
+                self._device,
+                confidence=limits.confidence,
+                iou=limits.iou,
+                max_detections=limits.max_detections,
+            )
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise

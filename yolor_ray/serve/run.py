@@ -105,18 +105,21 @@ def _deploy_and_wait(settings: config.Serve, url: str) -> NoReturn:
     try:
         serve.run(application(settings), name=APPLICATION)
     except RuntimeError:
-        _explain(settings.weights)
+        _explain(settings)
         raise
     log.info("event=ready url=%s weights=%s", url, settings.weights)
     while True:
         signal.pause()
 
 
-def _explain(weights: str) -> None:
-    """Raise WeightsError if it was the weights that kept the replicas from starting: Ray only says that they did not."""
+def _explain(settings: config.Serve) -> None:
+    """Raise WeightsError or ConfigError if weights or engine kept the replicas from starting: Ray only says that they did not."""
+    from yolor_ray.evaluate.fastest import FASTEST, fastest
     from yolor_ray.model.weights import load_weights
 
-    load_weights(weights)
+    network, info = load_weights(settings.weights)
+    if settings.engine != FASTEST:
+        fastest(network, info, engine=settings.engine, precision=settings.precision)
 
 
 def _check_port(settings: config.Serve) -> None:

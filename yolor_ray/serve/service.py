@@ -42,6 +42,7 @@ class Service:
         self.settings = settings
         self.meter = meter
         self.info = engine.info
+        self.engine_name, self.precision = engine.name, engine.precision
         self._engine = engine
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         self._batcher = Batcher(self._run_batch, settings.max_batch, settings.batch_wait_ms / 1e3)

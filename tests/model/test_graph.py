@@ -1,0 +1,104 @@
+"""Graphs of small networks: what other runtimes predict for inputs of any size is what torch predicts."""
+
+import json
+
+import pytest
+import torch
+
+from yolor_ray.model import graph
+from yolor_ray.model.fuse import fuse
+from yolor_ray.model.weights import WeightsInfo
+
+INFO = WeightsInfo("guesses", ("a", "b", "c"), 64, {"AP": 0.25}, "0123456789ab")
+SHAPES = [(1, 64, 64), (3, 64, 64), (2, 32, 96), (1, 160, 16), (5, 16, 16)]
+
+
+@pytest.fixture
+def packages():
+    for name in ("onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(name)
+
+
+def pixels(count, height, width):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(count + height))
+
+
+def assert_predicts_like(found, network, images):
+    with torch.inference_mode():
+        expected = graph.DecodedYolor(network)(images)
+    for part, wanted in zip(found(images), expected, strict=True):
+        torch.testing.assert_close(part, wanted, atol=2e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [{}, {"stem": "conv", "down": "downc"}, {"block": "cspf", "joint_norm": True}], ids=str)
+def test_onnx_runtime_predicts_the_same_for_any_number_of_images_of_any_shape(packages, make_network, kind):
+    network = make_network(**kind)
+    found = graph.onnx_predictor(graph.onnx_files(fuse(network), INFO))
+    for shape in SHAPES:
+        assert_predicts_like(found, network, pixels(*shape))
+
+
+def test_openvino_predicts_the_same_from_its_own_files_and_from_onnx(packages, make_network):
+    network = make_network(classes=1)
+    fused = fuse(network)
+    for files in (graph.openvino_files(fused, INFO), graph.onnx_files(fused, INFO)):
+        found = graph.openvino_predictor(files)
+        for shape in SHAPES:
+            assert_predicts_like(found, network, pixels(*shape))
+
+
+def test_openvino_for_one_side_takes_any_number_of_images_of_it(packages, make_network):
+    network = make_network()
+    found = graph.openvino_predictor(graph.onnx_files(fuse(network), INFO), image_px=48)
+    for count in (1, 4):
+        assert_predicts_like(found, network, pixels(count, 48, 48))
+    with pytest.raises(RuntimeError):
+        found(pixels(1, 64, 64))
+
+
+def test_the_answer_of_one_call_outlives_the_next(packages, make_network):
+    files = graph.onnx_files(fuse(make_network()), INFO)
+    for found in (graph.onnx_predictor(files), graph.openvino_predictor(files)):
+        first = found(pixels(1, 64, 64))
+        kept = [part.clone() for part in first]
+        found(pixels(2, 64, 64))
+        for part, copy in zip(first, kept, strict=True):
+            torch.testing.assert_close(part, copy, rtol=0, atol=0)
+
+
+def test_torch_predicts_the_same_with_channels_last(make_network):
+    network = make_network()
+    found = graph.torch_predictor(fuse(network))
+    for shape in SHAPES:
+        assert_predicts_like(found, network, pixels(*shape))
+
+
+def test_bfloat16_moves_predictions_but_little(make_network):
+    fused = fuse(make_network())
+    images = pixels(2, 64, 64)
+    _, exact = graph.torch_predictor(fused)(images)
+    _, coarse = graph.torch_predictor(fused, "bfloat16")(images)
+    assert coarse.dtype == torch.float32
+    assert 0 < (exact - coarse).abs().mean() < 0.02
+
+
+def test_a_graph_says_that_its_sides_may_vary_and_by_what_step(packages, make_network):
+    import onnx
+
+    files = graph.onnx_files(fuse(make_network()), INFO)
+    model = onnx.load_from_string(files[graph.ONNX_FILE])
+    onnx.checker.check_model(model, full_check=True)
+    [image] = model.graph.input
+    assert [axis.dim_param or axis.dim_value for axis in image.type.tensor_type.shape.dim] == ["batch", 3, "height", "width"]
+    inside = {item.key: item.value for item in model.metadata_props}
+    beside = json.loads(files["config.json"])
+    assert (json.loads(inside["stride"]), json.loads(inside["image_px"])) == (beside["stride"], beside["image_px"]) == (16, 64)
+    assert "H and W any multiples of 16; trained for H = W = 64" in inside["input"]
+
+
+def test_a_graph_keeps_no_path_of_the_machine_and_no_training_operator(packages, make_network):
+    import onnx
+
+    data = graph.onnx_files(fuse(make_network()), INFO)[graph.ONNX_FILE]
+    assert b".py" not in data
+    assert not {node.op_type for node in onnx.load_from_string(data).graph.node} & {"BatchNormalization", "If", "Loop", "Dropout"}

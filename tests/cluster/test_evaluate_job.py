@@ -12,8 +12,10 @@ from yolor_ray.data import scenes
 from yolor_ray.data.shards import open_dataset
 from yolor_ray.errors import ConfigError, DataError, StorageError
 from yolor_ray.evaluate.coco import METRICS
+from yolor_ray.evaluate.fastest import fastest
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
+from yolor_ray.runtime import evaluate as module
 from yolor_ray.runtime.evaluate import evaluate
 from yolor_ray.runtime.pack import pack_scenes
 from yolor_ray.storage import join, read_published
@@ -47,6 +49,17 @@ def test_accuracy_does_not_depend_on_the_number_of_workers(placed):
     assert found[0]["images"] == 150
     for others in found[1:]:
         assert others == pytest.approx(found[0], abs=1e-6)
+
+
+def test_what_a_replica_of_lower_precision_serves_can_be_measured(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "fastest", lambda *given, precision: asked.append(precision) or fastest(*given, precision=precision))
+    pack_scenes(str(tmp_path / "data"), 20, seed=1, size_px=128)
+    weights = _weights(str(tmp_path / "weights"))
+    whole, half = (evaluate(Evaluate(weights, str(tmp_path / "data"), precision=kind)) for kind in ("float32", "bfloat16"))
+    assert asked == ["bfloat16"]
+    assert half["AR100"] == pytest.approx(whole["AR100"], abs=0.03)
+    assert half["AR100"] > 0.01
 
 
 def test_a_report_is_published_beside_the_numbers(placed):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,6 +99,17 @@ def test_the_same_goes_to_s3_with_two_workers(place: Path, s3: Callable[[], str]
     assert run(pack_train, place)["output"] == f"{bucket}/train"
     assert run(pack_val, place)["images"] == 8
     assert run(shortened(train), place)["weights"] == f"{bucket}/runs/photos/weights"
+
+
+def test_published_weights_are_imported_trained_further_and_exported(place: Path, shared: Path) -> None:
+    """By P6 with an eighth of its widths, in the main branch's own format."""
+    shutil.copy(shared / "parity" / "main_p6_narrow.pt", place / "yolor_p6.pt")
+    bring_in, train, export = commands("Published weights")
+    found = run(f"{bring_in} --check_px 128", place)
+    assert found["layout"] == "main" and found["network"].startswith("YOLOR-P6")
+    narrow = "--network.stem_width 8 --network.widths 16 32 48 64 80 --data.image_px 128 --optim.epochs 1"
+    assert run(f"{train} {narrow}", place)["weights"] == str(place / "runs" / "from-p6" / "weights")
+    assert run(f"{export} --image_px 128", place)["format"] == "onnx"
 
 
 def test_every_job_and_preset_of_the_readme_exists() -> None:

@@ -14,7 +14,7 @@ from yolor_ray.evaluate.report import report_files
 from yolor_ray.model.predict import Detections
 
 
-def _find_white(network, images, *, confidence, iou, max_detections):
+def _find_white(images, *, confidence, iou, max_detections):
     """Stand in for a perfect network: the white rectangle of each input, in pixels of the input."""
     found = []
     for image in images.numpy():
@@ -25,21 +25,15 @@ def _find_white(network, images, *, confidence, iou, max_detections):
     return found
 
 
-@pytest.fixture
-def perfect_network(monkeypatch):
-    monkeypatch.setattr(predictions, "predict", _find_white)
-    return torch.nn.Identity()
-
-
-def test_a_perfect_network_scores_one_on_images_of_all_shapes(squares, perfect_network):
-    rows = merge([dict(predict_groups(perfect_network, squares, squares.row_groups, 320, 16))], squares.images)
+def test_a_perfect_network_scores_one_on_images_of_all_shapes(squares):
+    rows = merge([dict(predict_groups(_find_white, squares, squares.row_groups, 320, 16))], squares.images)
     found = coco.score(truth_of(squares), rows)
     assert found["AP"] > 0.99 and found["AP50"] == pytest.approx(1)
 
 
-def test_rows_are_the_same_however_row_groups_are_shared_out(squares, perfect_network):
+def test_rows_are_the_same_however_row_groups_are_shared_out(squares):
     def rows(workers):
-        parts = [dict(predict_groups(perfect_network, squares, share, 64, 16)) for share in shares(squares.row_groups, workers)]
+        parts = [dict(predict_groups(_find_white, squares, share, 64, 16)) for share in shares(squares.row_groups, workers)]
         return merge(parts, squares.images)
 
     assert rows(1) == rows(2) == rows(3) == rows(5)
@@ -106,8 +100,8 @@ def test_an_image_that_cannot_be_decoded_is_named(squares, monkeypatch):
         list(images_of(squares, squares.row_groups, 64, 16))
 
 
-def test_pictures_come_from_all_over_the_data_set_with_confident_detections_only(squares, perfect_network):
-    rows = merge([dict(predict_groups(perfect_network, squares, squares.row_groups, 320, 16))], squares.images)
+def test_pictures_come_from_all_over_the_data_set_with_confident_detections_only(squares):
+    rows = merge([dict(predict_groups(_find_white, squares, squares.row_groups, 320, 16))], squares.images)
     faint = [row | {"score": 0.01} for row in rows]
     measured = coco.measure(truth_of(squares), rows + faint)
     shown = pictures(squares, rows + faint, measured, count=5)
@@ -118,8 +112,8 @@ def test_pictures_come_from_all_over_the_data_set_with_confident_detections_only
         assert np.abs(picture.boxes_xyxy - picture.truth.boxes_xyxy).max() < 1
 
 
-def test_a_report_holds_numbers_and_two_pictures(squares, perfect_network):
-    rows = merge([dict(predict_groups(perfect_network, squares, squares.row_groups, 320, 16))], squares.images)
+def test_a_report_holds_numbers_and_two_pictures(squares):
+    rows = merge([dict(predict_groups(_find_white, squares, squares.row_groups, 320, 16))], squares.images)
     measured = coco.measure(truth_of(squares), rows)
     files = report_files(measured, pictures(squares, rows, measured, count=2), {"images": 100, "data": "somewhere"})
     assert sorted(files) == ["metrics.json", "precision_recall.png", "predictions.png"]

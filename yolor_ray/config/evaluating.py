@@ -30,6 +30,8 @@ class Evaluate:
     """Decode threads beside each worker, 1 or more."""
     gpu: bool = False
     """One GPU per worker."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; `bfloat16` measures what a replica of that precision serves here."""
     output: str = ""
     """URL of a folder for the report and pictures; empty writes none."""
 

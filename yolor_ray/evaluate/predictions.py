@@ -5,7 +5,7 @@ Legend: B images, S side of the square network input in pixels.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,8 +20,7 @@ from yolor_ray.data.shards import SCHEMA, Dataset, RowGroup, read_row_group, rec
 from yolor_ray.errors import DataError, ImageError
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.plots import Picture
-from yolor_ray.model.network import Yolor
-from yolor_ray.model.predict import predict
+from yolor_ray.model.predict import Detections
 
 CONFIDENCE = 0.001
 """Precision is measured down to nearly every prediction."""
@@ -33,6 +32,8 @@ PICTURE_CONFIDENCE = 0.25
 """Least confidence drawn where no better one was measured."""
 
 Item = TypeVar("Item")
+Detect = Callable[..., list[Detections]]
+"""Takes images (B, S, S, 3) uint8 and, by name, confidence, iou and max_detections; see `model.predict`."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,12 @@ def _pixels(record: Record, url: str, fit_px: int | None = None) -> np.ndarray:
 
 
 def predict_groups(
-    network: Yolor, dataset: Dataset, groups: Sequence[RowGroup], image_px: int, batch: int, threads: int = 1
+    detect: Detect, dataset: Dataset, groups: Sequence[RowGroup], image_px: int, batch: int, threads: int = 1
 ) -> Iterator[tuple[int, list[coco.Row]]]:
-    """Yield (image id, COCO result rows) for every image of the row groups; the network is in eval mode, on its device."""
+    """Yield (image id, COCO result rows) for every image of the row groups."""
     for found in images_of(dataset, groups, image_px, batch, threads):
         images = torch.from_numpy(found.images)
-        detections = predict(network, images, confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
+        detections = detect(images, confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
         for index, (one, box) in enumerate(zip(detections, found.letterboxes, strict=True)):
             image_id = found.first_id + index
             boxes_xyxy = box.to_image(one.boxes_xyxy.double().numpy())

@@ -3,6 +3,7 @@
 Workers take whole row groups and their predictions are merged by image id, so the numbers do not depend on their count.
 """
 
+import functools
 import logging
 import tempfile
 import time
@@ -19,9 +20,12 @@ from yolor_ray.config import Evaluate
 from yolor_ray.data.shards import Dataset, RowGroup, open_dataset
 from yolor_ray.errors import ConfigError
 from yolor_ray.evaluate import coco
-from yolor_ray.evaluate.predictions import check_classes, merge, pictures, predict_groups, shares, truth_of
+from yolor_ray.evaluate.fastest import fastest
+from yolor_ray.evaluate.predictions import Detect, check_classes, merge, pictures, predict_groups, shares, truth_of
 from yolor_ray.evaluate.report import report_files
+from yolor_ray.model import predict
 from yolor_ray.model.fuse import fuse
+from yolor_ray.model.graph import Precision
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights
 from yolor_ray.runtime.cluster import as_they_finish, start_ray
@@ -91,7 +95,7 @@ def _evaluate(config: Evaluate, dataset: Dataset) -> dict[str, Any]:
 def _network(config: Evaluate, dataset: Dataset) -> tuple[Yolor, WeightsInfo]:
     network, info = load_weights(config.weights)
     check_classes(info.classes, config.weights, dataset)
-    return (network if info.fused else fuse(network)), info
+    return network, replace(info, image_px=config.image_px or info.image_px)
 
 
 def _predict(
@@ -99,8 +103,17 @@ def _predict(
 ) -> Iterator[tuple[int, list[coco.Row]]]:
     if config.gpu and not torch.cuda.is_available():
         raise ConfigError("gpu: found no CUDA device in this process, expected one; leave --gpu out to use the CPU")
-    network = network.to("cuda" if config.gpu else "cpu")
-    return predict_groups(network, dataset, groups, config.image_px or info.image_px, config.batch, config.threads)
+    detect = _detector(network.to("cuda" if config.gpu else "cpu"), info, config.precision)
+    return predict_groups(detect, dataset, groups, info.image_px, config.batch, config.threads)
+
+
+def _detector(network: Yolor, info: WeightsInfo, precision: Precision) -> Detect:
+    """Return what finds objects: the network as it is or, in another precision, what a replica would serve."""
+    if precision == "float32":
+        return functools.partial(predict.predict, network if info.fused else fuse(network))
+    form = fastest(network, info, precision=precision)
+    torch.set_num_threads(form.threads)
+    return functools.partial(predict.detect, form.predict, device=network.head.anchors.device)
 
 
 def _predict_share(config: Evaluate, dataset: Dataset, groups: Sequence[RowGroup]) -> dict[int, list[coco.Row]]:

@@ -1,5 +1,6 @@
 """Measure the averaged weights on the validation set, spread over the workers, and keep the best ones with their report."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from yolor_ray.evaluate.coco import Measured, Row, measure
 from yolor_ray.evaluate.predictions import merge, pictures, predict_groups, shares, truth_of
 from yolor_ray.evaluate.report import report_files
 from yolor_ray.learn.step import Learner
+from yolor_ray.model.predict import predict
 from yolor_ray.model.weights import WeightsInfo, save_weights
 from yolor_ray.runtime.checkpoint import Progress
 from yolor_ray.runtime.team import Team
@@ -28,7 +30,9 @@ def validate(learner: Learner, dataset: Dataset, config: Train, team: Team) -> V
     network = learner.average.network
     team.share(network)
     groups = shares(dataset.row_groups, team.world)[team.rank]
-    part = dict(predict_groups(network, dataset, groups, config.data.image_px, config.optim.batch, config.data.threads))
+    part = dict(
+        predict_groups(functools.partial(predict, network), dataset, groups, config.data.image_px, config.optim.batch, config.data.threads)
+    )
     parts = team.gather(part)
     if not team.leads:
         return None

@@ -177,3 +177,10 @@ def test_a_pickle_under_the_name_of_weights_is_refused_and_nothing_runs(folder, 
 def test_the_trap_of_these_tests_works(tmp_path):
     pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
     assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["yolor_p6.pt", "yolor_csp.weights"])
+def test_a_published_file_in_the_place_of_a_folder_is_told_how_to_import_it(name, tmp_path):
+    url = str(tmp_path / name)
+    with pytest.raises(WeightsError, match=f"python jobs/export.py --published {url} --output FOLDER"):
+        load_weights(url)

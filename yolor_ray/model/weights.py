@@ -23,6 +23,7 @@ from yolor_ray.model.network import Yolor
 
 FORMAT, VERSION = "yolor_ray.weights", 1
 CONFIG_FILE, TENSORS_FILE = "config.json", "weights.safetensors"
+FILE_ENDINGS = (".pt", ".pth", ".weights")
 
 SENSIBLE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda v: isinstance(v, str), "text"),
@@ -79,6 +80,11 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
 
     Raises WeightsError when the folder is incomplete, altered, of another format or does not fit its own configuration.
     """
+    if url.endswith(FILE_ENDINGS):
+        raise WeightsError(
+            f"{url}: found the name of a file, expected a weights folder; "
+            f"import a published checkpoint with: python jobs/export.py --published {url} --output FOLDER"
+        )
     files = storage.read_published(url, (CONFIG_FILE, TENSORS_FILE))
     config = _read_config(url, files[CONFIG_FILE])
     try:

@@ -129,8 +129,7 @@ def test_exported_weights_predict_what_the_unfused_ones_did(config, scenes, tmp_
 
 def test_a_network_that_amplifies_rounding_is_held_to_its_own_arithmetic(weights, scenes, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(export_module, "TOLERANCE", 1e-12)
-    found = export(Export(weights, str(tmp_path / "fused"), data=scenes))
-    assert found["max_error"] > 1e-12
+    assert export(Export(weights, str(tmp_path / "fused"), data=scenes))["max_error"] > 1e-12
     assert "this network amplifies the rounding of float32" in caplog.text
     monkeypatch.setattr(export_module, "ROUNDINGS", 1e-3)
     with pytest.raises(WeightsError, match="found predictions that differ by"):

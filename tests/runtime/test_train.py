@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from yolor_ray import storage
-from yolor_ray.config import Augment, Cluster, Data, Network, Optim, Run, Train
+from yolor_ray.config import Augment, Cluster, Data, Implicit, Network, Optim, Run, Train
 from yolor_ray.errors import ConfigError, WeightsError
 from yolor_ray.learn.step import Learner
 from yolor_ray.model.weights import load_weights, save_weights
@@ -107,6 +107,21 @@ def test_another_setting_under_the_same_name_is_refused_by_its_dotted_name(folde
     config = tiny_run(folder, "whole")
     with pytest.raises(ConfigError, match=r"optim\.lr was 0\.01 and is now 0\.5"):
         train(dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.5)))
+
+
+def test_a_run_of_an_older_version_goes_on_though_it_lacks_newer_settings(folder: Path, whole: Path) -> None:
+    place = whole / "config.json"
+    kept = place.read_text()
+    older = json.loads(kept)
+    del older["network"]["implicit"], older["optim"]["pretrained"]
+    place.write_text(json.dumps(older))
+    try:
+        assert train(tiny_run(folder, "whole"))["weights"] == str(whole / "weights")
+        plain = dataclasses.replace(TINY, implicit=Implicit(align="none"))
+        with pytest.raises(ConfigError, match=r"network\.implicit\.align was 'add' and is now 'none'"):
+            train(dataclasses.replace(tiny_run(folder, "whole"), network=plain))
+    finally:
+        place.write_text(kept)
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole: Path) -> None:

@@ -57,15 +57,19 @@ def _claim(run: str, config: Train) -> None:
     if not storage.exists(place):
         storage.write_bytes(place, json.dumps(mine, indent=1).encode())
         return
-    theirs = flat(json.loads(storage.read_bytes(place)))
+    # A setting that an older version did not know was what its default says now.
+    theirs = _flat_json(dataclasses.asdict(Train())) | flat(json.loads(storage.read_bytes(place)))
     changed = {
-        name: (theirs.get(name), value)
-        for name, value in flat(json.loads(json.dumps(mine))).items()
-        if theirs.get(name) != value and not name.startswith(MAY_CHANGE)
+        name: (theirs[name], value) for name, value in _flat_json(mine).items() if theirs[name] != value and not name.startswith(MAY_CHANGE)
     }
     if changed:
         shown = ", ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
         raise ConfigError(f"{place}: this run has other settings: {shown}; go on with those or choose a new run.name")
+
+
+def _flat_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Return nested settings by dotted name as a file holds them: with lists for tuples."""
+    return flat(json.loads(json.dumps(values)))
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 START_TIMEOUT_S = 60
@@ -25,6 +26,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data sets in {folder}")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread for the time of a test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -10,24 +10,18 @@ import torch
 from yolor_ray.config import Network
 from yolor_ray.errors import ConfigError
 from yolor_ray.evaluate import fastest as module
-from yolor_ray.evaluate.fastest import difference, fastest, scene_images, time_in_turns
+from yolor_ray.evaluate.fastest import fastest, scene_images, time_in_turns
+from yolor_ray.evaluate.parity import difference
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.graph import DecodedYolor, torch_predictor
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.predict import to_input
 from yolor_ray.model.weights import WeightsInfo
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]], [[50, 90], [90, 50], [90, 90]]])
 INFO = WeightsInfo("tiny", ("a", "b"), 64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

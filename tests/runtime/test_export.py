@@ -28,6 +28,7 @@ from yolor_ray.runtime.export import TOLERANCE, export
 from yolor_ray.runtime.pack import pack_scenes
 from yolor_ray.storage import exists, is_published, join, list_names, publish, read_published
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 REPOSITORY = Path(__file__).parents[2]
 TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 JOINT = replace(TINY, block="cspf", joint_norm=True, down="downc")
@@ -66,14 +67,6 @@ def weights(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("weights"))
     save_weights(folder, _network(), WeightsInfo("guesses", CLASSES, image_px=SIDE, metrics={"AP": 0.25}))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _pixels(scenes, image_px=SIDE):

@@ -20,6 +20,7 @@ from yolor_ray.config.check import check
 from yolor_ray.data.decode import decode, letterbox
 from yolor_ray.data.scenes import scene
 from yolor_ray.errors import ConfigError
+from yolor_ray.evaluate.parity import difference
 from yolor_ray.model import graph
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.graph import Precision, Predictor
@@ -118,17 +119,6 @@ def _build(engine: str, build: Callable[[], Predictor], precision: Precision, pi
         return None
     threads = torch.get_num_threads() if engine == "torch" else 1
     return Form(engine, predict, PRECISIONS.get(engine, precision), threads, difference(expected, found, pixels.shape[-1]))
-
-
-def difference(expected: Sequence[Tensor], found: Sequence[Tensor], image_px: int) -> float:
-    """Return the largest difference of (boxes_xyxy, scores): of a score, or of a corner as a fraction of the side.
-
-    NaN where one holds NaN, infinity where the shapes differ.
-    """
-    if [part.shape for part in expected] != [part.shape for part in found]:
-        return math.inf
-    gaps = [(a.double() - b.double()).abs().max() for a, b in zip(expected, found, strict=True)]
-    return torch.stack((gaps[0] / image_px, gaps[1])).max().item()
 
 
 def _sound(form: Form, tolerance: float) -> bool:

@@ -4,6 +4,7 @@ Legend: B images, S side of the square network input in pixels.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ class Parity:
 
         Corners count as fractions because fp32 itself resolves only 6e-5 px at 640 px.
         """
-        return torch.tensor((self.score_error, self.box_error_px / self.image_px), dtype=torch.float64).max().item()
+        return _max_error(self.score_error, self.box_error_px, self.image_px)
 
 
 @torch.inference_mode()
@@ -69,10 +70,28 @@ def rounding(network: Yolor, dataset: Dataset, *, image_px: int, images: int) ->
 
     No form of a network can be told from another more finely than this.
     """
-    exact, worst = copy.deepcopy(network).double(), torch.zeros(2, dtype=torch.float64)
-    for pixels in _first_images(dataset, image_px, images):
-        worst = torch.maximum(worst, _gap(decode(network, network(pixels)), decode(exact, exact(pixels.double()))))
-    return Parity(images, image_px, 0.0, *worst.tolist()).max_error
+    exact = copy.deepcopy(network).double()
+    found = [
+        difference(decode(exact, exact(pixels.double())), decode(network, network(pixels)), image_px)
+        for pixels in _first_images(dataset, image_px, images)
+    ]
+    return torch.tensor(found).max().item()
+
+
+def difference(expected: Sequence[Tensor], found: Sequence[Tensor], image_px: int) -> float:
+    """Return the largest difference of (boxes_xyxy, scores): of a score, or of a corner as a fraction of the side.
+
+    NaN where one holds NaN, infinity where the shapes differ.
+    """
+    if [part.shape for part in expected] != [part.shape for part in found]:
+        return math.inf
+    score_error, box_error_px = _gap(expected, found).tolist()
+    return _max_error(score_error, box_error_px, image_px)
+
+
+def _max_error(score_error: float, box_error_px: float, image_px: int) -> float:
+    # torch's max keeps a NaN, Python's may lose it.
+    return torch.tensor((score_error, box_error_px / image_px), dtype=torch.float64).max().item()
 
 
 def _gap(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,18 @@ def test_a_run_starts_from_pretrained_weights_and_says_what_is_fresh(folder: Pat
     assert f"classes_fresh='{info.classes[0]}'" in said
     assert any("event=outputs_reinitialised" in r.getMessage() and "head.levels.0.predict.weight" in r.getMessage() for r in caplog.records)
     assert any("origin=pretrained" in r.getMessage() for r in caplog.records)
+
+
+def test_a_run_goes_on_without_the_weights_that_it_started_from(folder: Path, whole: Path, monkeypatch) -> None:
+    shutil.copytree(whole / "weights", folder / "origin")
+    config = tiny_run(folder, "goes-on")
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, pretrained=str(folder / "origin")))
+    with monkeypatch.context() as patch:
+        kill_after(patch, 8)
+        with pytest.raises(Killed):
+            train(config)
+    shutil.rmtree(folder / "origin")
+    assert final_state(Path(train(config)["run"]))[1]["epoch"] == 3
 
 
 def test_pretrained_weights_of_another_network_are_refused_before_training(folder: Path, whole: Path) -> None:

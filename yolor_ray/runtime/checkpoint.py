@@ -25,6 +25,8 @@ from yolor_ray.learn.step import Learner
 logger = logging.getLogger(__name__)
 
 TENSORS_FILE, STATE_FILE = "trainer.safetensors", "state.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds them."""
 KEPT = 2
 """Checkpoints that stay; the one before the newest is there in case the newest is damaged."""
 
@@ -60,7 +62,7 @@ def write_checkpoint(run: str, learner: Learner, progress: Progress) -> None:
     packed = base64.b64encode(np.packbits(progress.seen).tobytes()).decode()
     state = {**dataclasses.asdict(progress), "seen": packed, "records": len(progress.seen)}
     state |= {"step": learner.step, "updates": learner.average.updates}
-    folder = storage.join(run, "checkpoints")
+    folder = storage.join(run, CHECKPOINTS)
     files = {TENSORS_FILE: safetensors.torch.save(_tensors(learner)), STATE_FILE: json.dumps(state).encode()}
     storage.publish(storage.join(folder, f"{learner.step:09d}"), files)
     for old in storage.list_names(folder)[:-KEPT]:
@@ -70,7 +72,7 @@ def write_checkpoint(run: str, learner: Learner, progress: Progress) -> None:
 
 def newest_checkpoint(run: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return tensors and state of the newest whole checkpoint, or None; unfinished and damaged ones are passed over, loudly."""
-    folder = storage.join(run, "checkpoints")
+    folder = storage.join(run, CHECKPOINTS)
     for name in reversed(storage.list_names(folder)):
         url = storage.join(folder, name)
         if not storage.is_published(url):

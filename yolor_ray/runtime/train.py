@@ -13,7 +13,7 @@ from yolor_ray.data.shards import MANIFEST, Dataset, open_dataset, read_row_grou
 from yolor_ray.errors import ConfigError, DataError
 from yolor_ray.learn.anchors import best_possible_recall, fit_anchors
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
-from yolor_ray.runtime.checkpoint import newest_checkpoint
+from yolor_ray.runtime.checkpoint import CHECKPOINTS, newest_checkpoint
 from yolor_ray.runtime.evaluate import SCENES, VALIDATION_SEED, scene_count
 from yolor_ray.runtime.ingest import direct_source
 from yolor_ray.runtime.loop import Job
@@ -87,7 +87,10 @@ def prepare(config: Train, run: str) -> Job:
     if train_set.classes != val_set.classes:
         raise DataError(f"{val_set.url}: found classes {val_set.classes}, expected those of {train_set.url}: {train_set.classes}")
     pretrained = storage.absolute(config.optim.pretrained) if config.optim.pretrained else ""
-    return Job(config, run, train_set, val_set, _anchors(config, train_set, pretrained), direct_source(train_set), pretrained)
+    # A run that goes on has its anchors in its checkpoint, and does not ask for the weights that it started from again.
+    begun = bool(storage.list_names(storage.join(run, CHECKPOINTS)))
+    anchors = _anchors(config, train_set, "" if begun else pretrained)
+    return Job(config, run, train_set, val_set, anchors, direct_source(train_set), pretrained)
 
 
 def _packed(url: str, folder: str, seed: int) -> str:

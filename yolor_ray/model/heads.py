@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from yolor_ray.config import Implicit as ImplicitConfig
 from yolor_ray.config import Network as NetworkConfig
 from yolor_ray.model.implicit import Implicit
-from yolor_ray.model.layers import Conv, Style
+from yolor_ray.model.layers import Conv, style_of
 
 OBJECTS_PER_IMAGE_PRIOR = 8
 """Objects that a 640 px image is expected to hold before anything is learned."""
@@ -34,7 +34,7 @@ class DetectLevel(nn.Module):
         on_pyramid = implicit.align_at == "pyramid"
         self._c_in, self._width = c_in, width
         self.pyramid: nn.Module = nn.Identity()
-        self.conv = Conv(c_in * extended if on_pyramid else c_in, width, 3, style=Style(config.norm_eps, config.activation))
+        self.conv = Conv(c_in * extended if on_pyramid else c_in, width, 3, style=style_of(config))
         self.align: nn.Module = nn.Identity()
         c_aligned = width * per_anchor * (1 if on_pyramid else extended)
         self.predict = nn.Conv2d(c_aligned, anchors * (5 + classes), 1, groups=per_anchor)

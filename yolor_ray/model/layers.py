@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from yolor_ray.config import Network as NetworkConfig
+
 Image = Float[Tensor, "B _ _ _"]
 """Features of a batch: images, channels, rows, columns; each block says what it does to the last three."""
 
@@ -23,8 +25,13 @@ class Style:
 
     eps: float
     """Batch norm epsilon."""
-    activation: Literal["silu", "mish"] = "silu"
+    activation: Literal["silu", "mish"]
     """What follows each batch norm."""
+
+
+def style_of(config: NetworkConfig) -> Style:
+    """Return what all convolutions of a network share."""
+    return Style(config.norm_eps, config.activation)
 
 
 class Conv(nn.Module):

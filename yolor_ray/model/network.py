@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from yolor_ray.config import Network as NetworkConfig
 from yolor_ray.model.heads import DetectHead
-from yolor_ray.model.layers import Bottleneck, Conv, CspBlock, DownC, NeckBlock, ReOrg, SppCsp, Style, Wavelet
-
-
-def style_of(config: NetworkConfig) -> Style:
-    """Return what all convolutions of a network share."""
-    return Style(config.norm_eps, config.activation)
+from yolor_ray.model.layers import Bottleneck, Conv, CspBlock, DownC, NeckBlock, ReOrg, SppCsp, Wavelet, style_of
 
 
 def _down(config: NetworkConfig, c_in: int, c_out: int) -> nn.Module:

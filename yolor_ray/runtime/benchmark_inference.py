@@ -25,6 +25,7 @@ from yolor_ray.model import graph, predict
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.graph import Predictor
 from yolor_ray.model.network import Yolor
+from yolor_ray.model.pretrained import take_over
 from yolor_ray.model.weights import WeightsInfo, load_weights
 from yolor_ray.presets import PRESETS
 from yolor_ray.runtime.benchmark_peak import peak_works
@@ -99,9 +100,8 @@ def _plain(network: Yolor) -> Yolor:
     """Return the network without implicit knowledge, with all other weights that still fit."""
     config = replace(network.config, implicit=Implicit(align="none", refine="none"))
     plain = Yolor(config, network.classes, network.head.anchors).eval()
-    expected = plain.state_dict()
-    kept = {name: t for name, t in network.state_dict().items() if name in expected and t.shape == expected[name].shape}
-    plain.load_state_dict(kept, strict=False)
+    names = [str(label) for label in range(network.classes)]
+    take_over(plain, names, network, names)
     return plain.to(network.head.anchors.device)
 
 

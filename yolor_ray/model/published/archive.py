@@ -23,7 +23,7 @@ from yolor_ray.model.published.pickles import Made, Named, Stored, read_pickle
 LARGEST_PICKLE = 8 * 2**20
 """Bytes; the pickles of published checkpoints have less than a tenth of it."""
 DAMAGE: tuple[type[Exception], ...] = (
-    *(EOFError, IndexError, KeyError, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError),
+    *(EOFError, IndexError, KeyError, OSError, OverflowError, RuntimeError, ValueError),
     *(struct.error, zipfile.BadZipFile, zlib.error),
 )
 """What Python's zip reader raises for damaged files."""

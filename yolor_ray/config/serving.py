@@ -40,8 +40,8 @@ class Serve:
     """What runs the network. `fastest` builds each that is installed when a replica starts, checks it against the weights and times it;
     naming one saves most of that time. On a GPU there is only torch."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in. `bfloat16` is up to twice as fast on CPUs with AVX512-BF16 or AMX and on GPUs, and scores move by
-    about 0.01: measure the weights' AP before. ONNX Runtime keeps to float32."""
+    """What the network computes in. `bfloat16` is faster where the CPU or GPU computes in it, most of all for large networks, and
+    scores move by about 0.01: measure the weights' AP before. ONNX Runtime keeps to float32."""
     max_batch: int = 8
     """Most images per forward pass, 1 or more."""
     batch_wait_ms: float = 0.0

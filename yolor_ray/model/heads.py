@@ -28,16 +28,13 @@ class DetectLevel(nn.Module):
 
     def __init__(self, c_in: int, width: int, classes: int, config: NetworkConfig) -> None:
         super().__init__()
-        implicit, anchors = config.implicit, config.anchors_per_level
-        per_anchor = anchors if implicit.align_per == "anchor" else 1
-        extended = 2 if implicit.align == "concat" else 1
-        on_pyramid = implicit.align_at == "pyramid"
+        anchors = config.anchors_per_level
+        groups = anchors if config.implicit.align_per == "anchor" else 1
         self._c_in, self._width = c_in, width
         self.pyramid: nn.Module = nn.Identity()
-        self.conv = Conv(c_in * extended if on_pyramid else c_in, width, 3, style=style_of(config))
+        self.conv = Conv(c_in, width, 3, style=style_of(config))
         self.align: nn.Module = nn.Identity()
-        c_aligned = width * per_anchor * (1 if on_pyramid else extended)
-        self.predict = nn.Conv2d(c_aligned, anchors * (5 + classes), 1, groups=per_anchor)
+        self.predict = nn.Conv2d(width * groups, anchors * (5 + classes), 1, groups=groups)
         self.refine: nn.Module = nn.Identity()
 
     def know(self, implicit: ImplicitConfig, anchors: int) -> None:
@@ -48,6 +45,10 @@ class DetectLevel(nn.Module):
             groups = anchors if implicit.align_per == "anchor" else 1
             align = Implicit(implicit.align, channels, model=implicit.align_by, std=implicit.std, groups=groups)
             self.pyramid, self.align = (align, self.align) if on_pyramid else (self.pyramid, align)
+        if implicit.align == "concat" and on_pyramid:
+            self.conv.conv = _seeing_prior(self.conv.conv)
+        elif implicit.align == "concat":
+            self.predict = _seeing_prior(self.predict)
         if implicit.refine != "none":
             outputs = self.predict.out_channels
             per_anchor = outputs // anchors
@@ -58,6 +59,18 @@ class DetectLevel(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ H W"]:
         """Return raw outputs, anchor-major."""
         return self.refine(self.predict(self.align(self.conv(self.pyramid(x)))))
+
+
+@torch.no_grad()
+def _seeing_prior(conv: nn.Module) -> nn.Conv2d:
+    """Return the convolution with as many inputs again, a prior's, before those of each group; what it has drawn stays as it is."""
+    assert isinstance(conv, nn.Conv2d)
+    sides = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+    wider = nn.Conv2d(2 * conv.in_channels, conv.out_channels, *sides, groups=conv.groups, bias=conv.bias is not None)  # type: ignore[arg-type]
+    wider.weight[:, conv.weight.shape[1] :] = conv.weight
+    if conv.bias is not None and wider.bias is not None:
+        wider.bias.copy_(conv.bias)
+    return wider
 
 
 class DetectHead(nn.Module):

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from yolor_ray.config import Implicit, Serve
 from yolor_ray.config.check import check
@@ -22,6 +21,7 @@ from yolor_ray.config_benchmark import Inference
 from yolor_ray.errors import ConfigError
 from yolor_ray.evaluate.fastest import Form, fastest, scene_images
 from yolor_ray.model import graph, predict
+from yolor_ray.model.cost import flops
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.graph import Predictor
 from yolor_ray.model.network import Yolor
@@ -60,7 +60,7 @@ def inference(config: Inference) -> dict[str, Any]:
     for number, row in enumerate(rows, start=1):
         logger.info("event=round number=%d %s", number, " ".join(f"{name}={seconds * 1e3:.4g}ms" for name, seconds in row.items()))
     return {
-        **report(rows, config.batches, flops(network, info.image_px), operations, served.precision),
+        **report(rows, config.batches, flops(fuse(network), info.image_px), operations, served.precision),
         "engine": served.engine,
         "precision": served.precision,
         "error": served.error,
@@ -138,14 +138,6 @@ def _with_threads(threads: int, work: Callable[[], object]) -> None:
     torch.set_num_threads(threads)
     work()
     torch.set_num_threads(before)
-
-
-def flops(network: Yolor, image_px: int) -> int:
-    """Return the floating point operations of one image, two per multiply-add."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
-        fuse(network).to("meta")(torch.empty(1, 3, image_px, image_px, device="meta"))
-    return counter.get_total_flops()
 
 
 def _settings(config: Inference, network: Yolor, info: WeightsInfo) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_a_report_is_published_beside_the_numbers(placed):
     output = join(data.rpartition("/")[0], "report")
     found = evaluate(Evaluate(weights=weights, data=data, workers=2, output=output))
     files = read_published(output)
-    assert sorted(files) == ["metrics.json", "precision_recall.png", "predictions.png"]
+    assert sorted(files) == ["detections.parquet", "metrics.json", "precision_recall.png", "predictions.png"]
     numbers = json.loads(files["metrics.json"])
     assert {name: numbers[name] for name in ("AP", "AR100", "images", "weights", "data")} == pytest.approx(
         {name: found[name] for name in ("AP", "AR100", "images", "weights", "data")}

@@ -9,6 +9,7 @@ from yolor_ray.data.records import Objects, Record
 from yolor_ray.data.shards import read_row_group
 from yolor_ray.errors import DataError, ImageError
 from yolor_ray.evaluate import coco, predictions
+from yolor_ray.evaluate.detections import from_parquet
 from yolor_ray.evaluate.predictions import check_classes, images_of, merge, pictures, predict_groups, shares, truth_of
 from yolor_ray.evaluate.report import report_files
 from yolor_ray.model.predict import Detections
@@ -112,11 +113,12 @@ def test_pictures_come_from_all_over_the_data_set_with_confident_detections_only
         assert np.abs(picture.boxes_xyxy - picture.truth.boxes_xyxy).max() < 1
 
 
-def test_a_report_holds_numbers_and_two_pictures(squares):
+def test_a_report_holds_numbers_detections_and_two_pictures(squares):
     rows = merge([dict(predict_groups(_find_white, squares, squares.row_groups, 320, 16))], squares.images)
     measured = coco.measure(truth_of(squares), rows)
-    files = report_files(measured, pictures(squares, rows, measured, count=2), {"images": 100, "data": "somewhere"})
-    assert sorted(files) == ["metrics.json", "precision_recall.png", "predictions.png"]
+    files = report_files(measured, rows, pictures(squares, rows, measured, count=2), {"images": 100, "data": "somewhere"})
+    assert sorted(files) == ["detections.parquet", "metrics.json", "precision_recall.png", "predictions.png"]
+    assert from_parquet(files["detections.parquet"]) == rows
     numbers = json.loads(files["metrics.json"])
     assert numbers["AP50"] == pytest.approx(1) and numbers["data"] == "somewhere"
     assert numbers["classes"]["nothing"] == {"AP": None, "AP50": None, "objects": 0, "confidence": None}

@@ -114,10 +114,8 @@ def measure(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") -> Meas
     Raises:
         DataError: an annotation or a row lacks a field, or names an image or a category that `truth` lacks.
     """
-    _check(truth, rows, kind)
+    scorer = matched(truth, rows, kind)
     with contextlib.redirect_stdout(io.StringIO()):
-        scorer = _scorer(truth, rows, kind)
-        scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
     names = KEYPOINT_METRICS if kind == "keypoints" else METRICS
@@ -125,6 +123,19 @@ def measure(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") -> Meas
     precision = scorer.eval["precision"][:, :, :, 0, -1]
     precision = np.where(precision < 0, np.nan, precision)
     return Measured(metrics, _classes(truth, scorer), precision50=precision[0], precision=precision.mean(axis=0))
+
+
+def matched(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") -> COCOeval:
+    """Return pycocotools' scorer with detections and objects of each image matched, and nothing summed up yet.
+
+    Raises:
+        DataError: as `measure`.
+    """
+    _check(truth, rows, kind)
+    with contextlib.redirect_stdout(io.StringIO()):
+        scorer = _scorer(truth, rows, kind)
+        scorer.evaluate()
+    return scorer
 
 
 def score_files(truth_url: str, results_url: str, kind: Kind) -> dict[str, float]:

@@ -51,11 +51,11 @@ def colour(label: int) -> str:
 
 def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
     """Draw losses, accuracy, learning rate and speed over epochs, from the rows of metrics.jsonl."""
-    figure = _figure(11, 7)
+    figure = new_figure(11, 7)
     panels = figure.subplots(2, 2)
     epochs = [row["epoch"] for row in rows]
     for axes, (title, keys) in zip(panels.flat, CURVES.items(), strict=True):
-        _plain(axes, title, "epoch")
+        plain_axes(axes, title, "epoch")
         measured = [key for key in keys if any(key in row for row in rows)]
         for label, key in enumerate(measured):
             points = [(row["epoch"], row[key]) for row in rows if key in row]
@@ -68,14 +68,14 @@ def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
     panels[0, 0].set_yscale("log")
     panels[0, 1].set_ylim(0, 1)
     panels[1, 1].set_ylim(bottom=0)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def precision_recall_png(precision50: np.ndarray, precision: np.ndarray, classes: Sequence[str]) -> bytes:
     """Draw precision over recall, (101, K) each: every class at IoU .50, and the mean of all at .50 and at .50 to .95."""
-    figure = _figure(6.4, 5.2)
+    figure = new_figure(6.4, 5.2)
     axes = figure.subplots()
-    _plain(axes, "Precision and recall", "recall")
+    plain_axes(axes, "Precision and recall", "recall")
     recall = np.linspace(0, 1, len(precision50))
     measured = [k for k in range(len(classes)) if not np.isnan(precision50[0, k])]
     # Names of many classes would cover the curves.
@@ -90,7 +90,7 @@ def precision_recall_png(precision50: np.ndarray, precision: np.ndarray, classes
     axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="precision")
     if measured:
         axes.legend(frameon=False, loc="lower left", labelcolor=INK, title="average precision", alignment="left")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def predictions_png(pictures: Sequence[Picture], classes: Sequence[str], columns: int = 3) -> bytes:
@@ -100,7 +100,7 @@ def predictions_png(pictures: Sequence[Picture], classes: Sequence[str], columns
     aspect = float(np.median([p.image.shape[0] / p.image.shape[1] for p in pictures])) if pictures else 0.1
     cell, gap, foot = 4.6, 0.08, 0.42
     width, height = columns * (cell + gap) + gap, max(rows, 1) * (cell * aspect + gap) + gap + foot
-    figure = _figure(width, height, layout=None)
+    figure = new_figure(width, height, layout=None)
     for index, picture in enumerate(pictures):
         row, column = divmod(index, columns)
         left, top = gap + column * (cell + gap), gap + row * (cell * aspect + gap)
@@ -110,7 +110,7 @@ def predictions_png(pictures: Sequence[Picture], classes: Sequence[str], columns
     handles = [Line2D([], [], color=colour(label), linewidth=4, label=classes[label]) for label in seen[: len(COLOURS)]]
     handles.append(Line2D([], [], color="#8b949e", linewidth=1.6, linestyle=(0, (3, 2)), label="annotated"))
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=INK, fontsize=11)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _draw(axes: Axes, picture: Picture, classes: Sequence[str], width_pt: float) -> None:
@@ -148,13 +148,15 @@ def _name(axes: Axes, box: np.ndarray, text: str, edge: str, point: float) -> No
     label.set_path_effects([Stroke(linewidth=1.2, foreground="#00000080"), withStroke(linewidth=0)])
 
 
-def _figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+    """Return a white figure of so many inches, 110 pixels each."""
     figure = Figure(figsize=(width, height), dpi=110, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _plain(axes: Axes, title: str, x_label: str) -> None:
+def plain_axes(axes: Axes, title: str, x_label: str) -> None:
+    """Give a panel its title and the looks of all: a light grid, no frame."""
     axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
     axes.set_xlabel(x_label, color=INK)
     axes.grid(color=GRID, linewidth=0.8)
@@ -163,7 +165,8 @@ def _plain(axes: Axes, title: str, x_label: str) -> None:
     axes.tick_params(colors=INK, length=0)
 
 
-def _png(figure: Figure) -> bytes:
+def png_bytes(figure: Figure) -> bytes:
+    """Return the figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

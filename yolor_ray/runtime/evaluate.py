@@ -88,7 +88,7 @@ def _evaluate(config: Evaluate, dataset: Dataset) -> dict[str, Any]:
     log.info("event=scored detections=%d seconds=%.1f", len(rows), time.perf_counter() - predicted)
     summary = {"images": dataset.images, "weights": config.weights, "data": config.data}
     if config.output:
-        publish(config.output, report_files(measured, pictures(dataset, rows, measured), summary))
+        publish(config.output, report_files(measured, rows, pictures(dataset, rows, measured), summary))
     return {**measured.metrics, **summary}
 
 

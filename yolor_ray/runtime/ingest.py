@@ -54,6 +54,7 @@ class StreamedSource:
 
 def _stream(dataset: Dataset, groups: Sequence[RowGroup]) -> ray.data.Dataset:
     """Return a Ray data set of one block per row group, in order."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options = ExecutionOptions(preserve_order=True)

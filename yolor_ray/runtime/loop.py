@@ -78,9 +78,10 @@ class _Meter:
         return self.images / max(time.monotonic() - self.start, 1e-9)
 
     def rates(self) -> dict[str, float]:
-        """Return images/s, the share of time spent waiting for batches, and the wait for the first one."""
+        """Return images/s, the share of time spent waiting for batches, the wait for the first one, and the time since the start."""
         elapsed = max(time.monotonic() - self.start, 1e-9)
-        return {"images_per_s": self.images_per_s, "wait_share": self.waited_s / elapsed, "first_batch_s": self.first_wait_s}
+        rates = {"images_per_s": self.images_per_s, "wait_share": self.waited_s / elapsed, "first_batch_s": self.first_wait_s}
+        return {**rates, "seconds": elapsed}
 
 
 def train_loop(job: Job, team: Team, report: Report) -> None:
@@ -88,6 +89,10 @@ def train_loop(job: Job, team: Team, report: Report) -> None:
     config, data = job.config, job.config.data
     learner = make_learner(job, team)
     progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)))
+    for row in progress.rows:
+        # A study that goes on judges a trial by all that it has measured.
+        if "AP" in row and row["epoch"] < config.optim.epochs:
+            report(row)
     if learner.step == 0 and job.pretrained:
         start_from(job.pretrained, learner, job.train.classes)
     saver = Saver(job.run, config.run, config.optim.epochs)
@@ -106,7 +111,8 @@ def train_loop(job: Job, team: Team, report: Report) -> None:
                     keep_best(job.run, learner, config, job.val, progress, found)
                 board.add(row, draw=validates)
                 saver.epoch_done(learner, progress)
-            if validates:
+            # A study may stop a trial on what it reports, but not one that is done: its weights are still to be published.
+            if validates and progress.epoch < config.optim.epochs:
                 report(row)
 
 

@@ -1,22 +1,25 @@
 """Run a training job: prepare data, anchors and run folder, start the workers, publish the best weights."""
 
 import dataclasses
-import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import ray.train
 
 from yolor_ray import storage
 from yolor_ray.config import Train
+from yolor_ray.data.loader import Source
 from yolor_ray.data.shards import MANIFEST, Dataset, open_dataset, read_row_group
-from yolor_ray.errors import ConfigError, DataError
+from yolor_ray.errors import DataError
 from yolor_ray.learn.anchors import best_possible_recall, fit_anchors
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
 from yolor_ray.runtime.checkpoint import CHECKPOINTS, newest_checkpoint
+from yolor_ray.runtime.claim import claim
 from yolor_ray.runtime.evaluate import SCENES, VALIDATION_SEED, scene_count
 from yolor_ray.runtime.ingest import direct_source
-from yolor_ray.runtime.loop import Job
+from yolor_ray.runtime.loop import Job, Report
 from yolor_ray.runtime.pack import pack_scenes
 from yolor_ray.runtime.pretrained import pretrained_anchors
 from yolor_ray.runtime.workers import work_here, work_on_cluster
@@ -30,67 +33,56 @@ LOW_RECALL = 0.98
 TRAINING_SEED = 0
 
 
-def train(config: Train) -> dict[str, Any]:
+def train(
+    config: Train,
+    *,
+    source: Source | None = None,
+    report: Report = lambda row: None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> dict[str, Any]:
     """Train, or go on with the run of that name, and return `run`, `weights` and `metrics`.
 
     The same storage and name again resumes; a finished run returns its result at once.
+
+    Args:
+        config: the run.
+        source: encoded row groups of the training set, where someone holds them already.
+        report: hears of each validation when training is in this process.
+        callbacks: hear of each validation when training is on workers of a cluster.
     """
     run = storage.absolute(storage.join(config.run.storage, config.run.name))
-    _claim(run, config)
+    mine, older = dataclasses.asdict(config), dataclasses.asdict(Train())
+    claim(storage.join(run, RUN_FILE), mine, may_change=MAY_CHANGE, older=older, name="run.name")
     weights = storage.join(run, "weights")
     if not storage.is_published(weights):
         job = prepare(config, run)
         if config.cluster.worker_range[1] == 0:
-            work_here(job)
+            work_here(dataclasses.replace(job, source=source or job.source), report=report)
         else:
-            work_on_cluster(job)
+            work_on_cluster(job, source=source, callbacks=callbacks)
         _publish_best(run)
     _, info = load_weights(weights)
     logger.info("event=done pictures=%s next='python jobs/serve.py --weights %s'", storage.join(run, "report"), weights)
     return {"run": run, "weights": weights, "metrics": info.metrics}
 
 
-def _claim(run: str, config: Train) -> None:
-    """Write the run's configuration, or raise ConfigError if the run was started with another one."""
-    place = storage.join(run, RUN_FILE)
-    mine = dataclasses.asdict(config)
-    if not storage.exists(place):
-        storage.write_bytes(place, json.dumps(mine, indent=1).encode())
-        return
-    # A setting that an older version did not know was what its default says now.
-    theirs = _flat_json(dataclasses.asdict(Train())) | flat(json.loads(storage.read_bytes(place)))
-    changed = {
-        name: (theirs[name], value) for name, value in _flat_json(mine).items() if theirs[name] != value and not name.startswith(MAY_CHANGE)
-    }
-    if changed:
-        shown = ", ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
-        raise ConfigError(f"{place}: this run has other settings: {shown}; go on with those or choose a new run.name")
-
-
-def _flat_json(values: dict[str, Any]) -> dict[str, Any]:
-    """Return nested settings by dotted name as a file holds them: with lists for tuples."""
-    return flat(json.loads(json.dumps(values)))
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted name, as they are typed on the command line."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
 def prepare(config: Train, run: str) -> Job:
     """Open the data sets and fit the anchors."""
-    train_set = open_dataset(_packed(config.data.train, config.run.storage, TRAINING_SEED))
-    val_set = open_dataset(_packed(config.data.val, config.run.storage, VALIDATION_SEED))
-    if train_set.classes != val_set.classes:
-        raise DataError(f"{val_set.url}: found classes {val_set.classes}, expected those of {train_set.url}: {train_set.classes}")
+    train_set, val_set = open_datasets(config)
     pretrained = storage.absolute(config.optim.pretrained) if config.optim.pretrained else ""
     # A run that goes on has its anchors in its checkpoint, and does not ask for the weights that it started from again.
     begun = bool(storage.list_names(storage.join(run, CHECKPOINTS)))
     anchors = _anchors(config, train_set, "" if begun else pretrained)
     return Job(config, run, train_set, val_set, anchors, direct_source(train_set), pretrained)
+
+
+def open_datasets(config: Train) -> tuple[Dataset, Dataset]:
+    """Return the training set and the validation set, which must have the same classes; built-in scenes are packed first."""
+    train_set = open_dataset(_packed(config.data.train, config.run.storage, TRAINING_SEED))
+    val_set = open_dataset(_packed(config.data.val, config.run.storage, VALIDATION_SEED))
+    if train_set.classes != val_set.classes:
+        raise DataError(f"{val_set.url}: found classes {val_set.classes}, expected those of {train_set.url}: {train_set.classes}")
+    return train_set, val_set
 
 
 def _packed(url: str, folder: str, seed: int) -> str:

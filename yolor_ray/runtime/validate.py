@@ -43,7 +43,7 @@ def validate(learner: Learner, dataset: Dataset, config: Train, team: Team) -> V
 def keep_best(run: str, learner: Learner, config: Train, dataset: Dataset, progress: Progress, found: Validation) -> None:
     """Publish the averaged weights and their report as the run's best, if no earlier epoch had a higher AP."""
     metrics = found.measured.metrics
-    if metrics["AP"] <= progress.best_ap:
+    if progress.best and metrics["AP"] <= progress.best_ap:
         return
     folder = f"best/{progress.epoch:06d}"
     info = WeightsInfo(config.run.name, dataset.classes, config.data.image_px, metrics)
@@ -52,4 +52,5 @@ def keep_best(run: str, learner: Learner, config: Train, dataset: Dataset, progr
     if previous not in ("", folder):
         storage.delete(storage.join(run, previous))
     summary: dict[str, Any] = {"run": run, "epoch": progress.epoch, "data": dataset.url, "images": dataset.images}
-    storage.publish(storage.join(run, "report"), report_files(found.measured, pictures(dataset, found.rows, found.measured), summary))
+    shown = pictures(dataset, found.rows, found.measured)
+    storage.publish(storage.join(run, "report"), report_files(found.measured, found.rows, shown, summary))

@@ -4,14 +4,15 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from yolor_ray.data.loader import Source
 from yolor_ray.errors import ConfigError, TrainingError, UserError
 from yolor_ray.runtime.cluster import start_ray
 from yolor_ray.runtime.ingest import cluster_source
@@ -26,14 +27,14 @@ SPARE_CPUS = 0.5
 """Logical CPUs that reading needs beside the workers."""
 
 
-def work_here(job: Job, work: Work = train_loop) -> Any:
-    """Train in this process, or do other work with the job, and return what comes of it."""
+def work_here(job: Job, work: Work = train_loop, report: Report = lambda row: None) -> Any:
+    """Train in this process, or do other work with the job, and return what comes of it; `report` hears each validation."""
     cluster = job.config.cluster
     if cluster.gpu and not torch.cuda.is_available():
         raise ConfigError("cluster.gpu: found no CUDA device in this process, expected one; leave it out to train on the CPU")
     device = torch.device("cuda" if cluster.gpu else "cpu")
     torch.set_num_threads(cluster.threads or cores())
-    return work(job, this_team(device), lambda row: None)
+    return work(job, this_team(device), report)
 
 
 def cores() -> int:
@@ -41,10 +42,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def work_on_cluster(job: Job, work: Work = train_loop) -> Any:
+def work_on_cluster(
+    job: Job, work: Work = train_loop, source: Source | None = None, callbacks: Sequence[ray.train.UserCallback] = ()
+) -> Any:
     """Do the same on workers of the cluster that RAY_ADDRESS names, or of a local one; returns what the leading worker does.
 
-    Raises the worker's own error if it is one of ours, TrainingError otherwise.
+    `source` holds the training set's row groups where someone has brought them to the cluster already; `callbacks` hear of
+    each validation. Raises the worker's own error if it is one of ours, TrainingError otherwise.
     """
     # Ray Train would turn every print of a library, such as the COCO tables, into a log line.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -62,11 +66,14 @@ def work_on_cluster(job: Job, work: Work = train_loop) -> Any:
     worker: Any = _worker
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"job": dataclasses.replace(job, source=cluster_source(job.train)), "work": work},
+        train_loop_config={"job": dataclasses.replace(job, source=source or cluster_source(job.train)), "work": work},
         scaling_config=scaling,
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         run_config=ray.train.RunConfig(
-            name="ray", storage_path=job.run, failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures)
+            name="ray",
+            storage_path=job.run,
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            callbacks=cast(list[Any], list(callbacks)),
         ),
     )
     try:

@@ -1,0 +1,57 @@
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from yolor_ray.errors import DataError
+from yolor_ray.evaluate import coco
+from yolor_ray.evaluate.detections import from_parquet, to_parquet
+
+
+def _rows(count=2000):
+    rng = np.random.default_rng(0)
+    found = []
+    for image_id in range(5):
+        boxes_xyxy = rng.uniform(0, 640, (count // 5, 4)).astype(np.float32) / 3.0 + 1e-9
+        found += coco.detection_rows(image_id, boxes_xyxy, rng.random(count // 5, np.float32), rng.integers(0, 80, count // 5))
+    return found
+
+
+def test_detections_come_back_bit_for_bit_in_their_order():
+    rows = _rows()[::-1]
+    rows[7] |= {"score": 0.1, "bbox": [1 / 3, -0.0, 5e-324, 1e300]}
+    found = from_parquet(to_parquet(rows))
+    assert repr([[row[name] for name in sorted(row)] for row in found]) == repr([[row[name] for name in sorted(row)] for row in rows])
+
+
+def test_no_detections_come_back_as_none():
+    assert from_parquet(to_parquet([])) == []
+
+
+def test_the_file_is_smaller_than_its_numbers():
+    rows = _rows()
+    assert len(to_parquet(rows)) < len(rows) * (7 * 8) * 0.6
+
+
+def test_any_program_reads_the_file():
+    table = pq.read_table(io.BytesIO(to_parquet(_rows())))
+    assert table.column_names == ["image_id", "category_id", "score", "x", "y", "width", "height"]
+    assert table.num_rows == 2000
+
+
+def test_a_damaged_file_is_refused():
+    data = to_parquet(_rows())
+    flipped = bytearray(data)
+    flipped[len(data) // 3] ^= 1
+    for damaged in (b"", b"PAR1", data[: len(data) // 2], bytes(flipped)):
+        with pytest.raises(DataError, match=f"detections: found {len(damaged)} bytes that cannot be read, expected a Parquet file"):
+            from_parquet(damaged)
+
+
+def test_a_table_of_something_else_is_refused():
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image_id": pa.array([1], pa.int32())}), sink)
+    with pytest.raises(DataError, match=r"detections: found a table of image_id int32; expected image_id int64, category_id int64"):
+        from_parquet(sink.getvalue())

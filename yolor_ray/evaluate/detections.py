@@ -1,0 +1,54 @@
+"""Keep detections as a small table, so that they can be measured again, on other images or by other numbers, without the network.
+
+One row per detection: image_id, category_id, score, and the box x, y, width, height in pixels of its image.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from yolor_ray.errors import DataError
+from yolor_ray.evaluate.coco import Row
+
+DETECTIONS_FILE = "detections.parquet"
+IDS = ("image_id", "category_id")
+BOX = ("x", "y", "width", "height")
+SCHEMA = pa.schema(
+    [pa.field(name, pa.int64(), nullable=False) for name in IDS]
+    + [pa.field(name, pa.float64(), nullable=False) for name in ("score", *BOX)]
+)
+
+
+def to_parquet(rows: list[Row]) -> bytes:
+    """Return COCO's result rows of boxes as a Parquet file, in their order."""
+    boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, len(BOX))
+    columns = [*([row[name] for row in rows] for name in (*IDS, "score")), *boxes.T]
+    table = pa.Table.from_arrays([pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
+    sink = pa.BufferOutputStream()
+    # Numbers that came as float32 end in zeros: with like bytes side by side these take no room.
+    floats = {"use_byte_stream_split": ["score", *BOX], "use_dictionary": list(IDS)}
+    pq.write_table(table, sink, compression="zstd", write_statistics=False, write_page_checksum=True, **floats)
+    return sink.getvalue().to_pybytes()
+
+
+def from_parquet(data: bytes) -> list[Row]:
+    """Return what `to_parquet` was given.
+
+    Raises:
+        DataError: the file is damaged, or no file of detections.
+    """
+    table = _table(data)
+    if not table.schema.equals(SCHEMA):
+        found = ", ".join(f"{field.name} {field.type}" for field in table.schema)
+        expected = ", ".join(f"{field.name} {field.type}" for field in SCHEMA)
+        raise DataError(f"detections: found a table of {found}; expected {expected}")
+    image_ids, category_ids, scores, *sides = (column.to_numpy() for column in table.columns)
+    numbers = zip(image_ids.tolist(), category_ids.tolist(), scores.tolist(), np.stack(sides, axis=1).tolist(), strict=True)
+    return [{"image_id": i, "category_id": c, "score": score, "bbox": box} for i, c, score, box in numbers]
+
+
+def _table(data: bytes) -> pa.Table:
+    try:
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"detections: found {len(data)} bytes that cannot be read, expected a Parquet file: {error}") from error

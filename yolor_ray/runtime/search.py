@@ -1,0 +1,155 @@
+"""Search for a recipe: Optuna proposes settings, Ray Tune trains them and stops the bad ones, and the best become a preset file.
+
+Run folders are named by their settings, so that a search that goes on proposes its earlier trials first: finished ones answer
+at once, others go on from their checkpoints, and Optuna and the scheduler learn again what they knew.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from yolor_ray import storage
+from yolor_ray.config import Train
+from yolor_ray.config.named import fitted, flat, replaced
+from yolor_ray.config.space import Choice, Range, space, start_values
+from yolor_ray.config_tune import Search
+from yolor_ray.errors import TrainingError
+from yolor_ray.evaluate.search import Tried, best, search_files
+from yolor_ray.runtime.study import TRIALS, as_trial, circumstances, claim_study, minutes_of, typed_words, with_data
+from yolor_ray.runtime.train import RUN_FILE
+from yolor_ray.runtime.trials import Outcome, Plan, run_trials, shared_source, start_cluster, trial_cluster
+
+logger = logging.getLogger(__name__)
+
+PRESET_FILE = "preset.json"
+REDUCTION = 3
+"""ASHA lets one trial in three go on at each of its looks."""
+LOOKS = 9
+"""Trials are validated this many times, evenly: ASHA looks at the first and the third."""
+DIGITS = 3
+"""Significant digits of what is proposed: more would only be hard to read."""
+
+
+def search(study: Search) -> dict[str, Any]:
+    """Train `trials` proposals and return `report`, `best` (a preset file), `study`, the best `AP` and the numbers of trials.
+
+    Raises:
+        TrainingError: no trial was measured even once.
+    """
+    folder = claim_study("search", study.train, study.search)
+    train, train_set, val_set = with_data(study.train)
+    dimensions = space(train, study.search)
+    known = _begun(folder, dimensions)
+    # The preset's own settings come first: what is found must be better.
+    start = start_values(train, dimensions)
+    first = [start, *(values for values in known if values != start)]
+    start_cluster(train.cluster)
+    plan = Plan(_config_of(train, folder), trial_cluster(train.cluster), max(study.trials, len(first)), study.concurrent)
+    outcomes = run_trials(
+        plan,
+        {name: _domain(dimension) for name, dimension in dimensions.items()},
+        shared_source(train_set, train.cluster),
+        samples=plan.count,
+        scheduler=_scheduler(study),
+        # Earlier proposals are given, so Optuna must draw others than it did then.
+        searcher=OptunaSearch(metric="AP", mode="max", points_to_evaluate=first, seed=train.run.seed + len(known)),
+    )
+    tried = [_tried(outcome, plan) for outcome in outcomes]
+    summary = {
+        "study": folder,
+        "training set": f"{train_set.url}, {train_set.images} images",
+        "validation set": f"{val_set.url}, {val_set.images} images",
+        "epochs": train.optim.epochs,
+        "scheduler": study.scheduler,
+        **circumstances(),
+    }
+    return _publish(folder, study.train, tried, dimensions, summary)
+
+
+def _begun(folder: str, dimensions: Mapping[str, Choice | Range]) -> list[dict[str, Any]]:
+    """Return the settings of all trials that an earlier job of this study began."""
+    trials = storage.join(folder, TRIALS)
+    places = [storage.join(trials, name, RUN_FILE) for name in storage.list_names(trials)]
+    settings = [flat(json.loads(storage.read_bytes(place))) for place in places if storage.exists(place)]
+    return [{name: fitted(name, found[name]) for name in dimensions} for found in settings]
+
+
+def _config_of(train: Train, folder: str) -> Any:
+    """Return a function that makes the run of a trial from what Optuna proposes, named by a digest of it."""
+    run = replace(train.run, validate_every=max(1, train.optim.epochs // LOOKS))
+
+    def config_of(values: Mapping[str, Any]) -> Train:
+        own = flat(dataclasses.asdict(train))
+        rounded = {name: _rounded(value) if value != own[name] else value for name, value in values.items()}
+        name = hashlib.sha256(typed_words(dict(sorted(rounded.items()))).encode()).hexdigest()[:12]
+        return as_trial(replaced(replace(train, run=run), rounded), folder, name)
+
+    return config_of
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def _domain(dimension: Choice | Range) -> Any:
+    """Return a dimension in Tune's words."""
+    if isinstance(dimension, Choice):
+        return tune.choice(list(dimension.values))
+    low, high = dimension.low, dimension.high
+    if dimension.integer:
+        draw = tune.lograndint if dimension.log else tune.randint
+        return draw(int(low), int(high) + 1)
+    return tune.loguniform(low, high) if dimension.log else tune.uniform(low, high)
+
+
+def _scheduler(study: Search) -> TrialScheduler:
+    epochs = study.train.optim.epochs
+    grace = max(1, epochs // LOOKS)
+    words: dict[str, Any] = {"time_attr": "epoch", "metric": "AP", "mode": "max", "grace_period": grace}
+    if study.scheduler == "asha":
+        return ASHAScheduler(**words, max_t=max(epochs, grace + 1), reduction_factor=REDUCTION, stop_last_trials=False)
+    if study.scheduler == "median":
+        return MedianStoppingRule(**{**words, "grace_period": grace * 2})
+    return FIFOScheduler()
+
+
+def _tried(outcome: Outcome, plan: Plan) -> Tried:
+    config = plan.config_of(outcome.values)
+    settings, run = flat(dataclasses.asdict(config)), storage.join(config.run.storage, config.run.name)
+    return Tried(
+        values={name: settings[name] for name in outcome.values},
+        AP=outcome.metrics.get("AP"),
+        epochs=int(outcome.metrics.get("epoch", 0)),
+        state="failed" if outcome.reason else "stopped" if outcome.stopped else "finished",
+        run=run,
+        reason=outcome.reason,
+        minutes=minutes_of(run),
+    )
+
+
+def _publish(
+    folder: str, train: Train, tried: Sequence[Tried], dimensions: Mapping[str, Choice | Range], summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the report, and the settings of the best trial as a preset."""
+    winner = best(tried)
+    if winner is None:
+        raise TrainingError(f"{folder}: no trial was measured: {next((one.reason for one in tried if one.reason), 'no reason known')}")
+    config = replaced(train, winner.values)
+    config = replace(config, run=replace(config.run, name=f"{train.run.name}-best"))
+    preset, report = storage.join(folder, PRESET_FILE), storage.join(folder, "report.md")
+    data = json.dumps(dataclasses.asdict(config), indent=1).encode()
+    files = search_files(tried, dimensions, start_values(train, dimensions), data, {**summary, "preset": preset})
+    for name, content in files.items():
+        storage.write_bytes(storage.join(folder, name), content)
+    logger.info("event=study_done report=%s next='python jobs/train.py --preset-file %s'", report, preset)
+    states = [one.state for one in tried]
+    counts = {"trials": len(states), "stopped": states.count("stopped"), "failed": states.count("failed")}
+    return {"study": folder, "report": report, "best": preset, "AP": winner.AP, **counts}

@@ -1,0 +1,222 @@
+"""Run trainings beside each other by Ray Tune, as many at a time as the cluster has room for.
+
+A trial without workers trains in its own process, on the CPUs or the GPU that Ray gives it: nothing is asked for twice, so
+nothing can wait for itself. A trial with workers is a Ray Train run, whose driver takes next to nothing and whose workers are
+counted before any trial starts. All state is in the run folders: a study that goes on starts its trials again under their
+names, and they go on from their checkpoints. Tune keeps nothing that outlives the job.
+"""
+
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import TrialScheduler
+
+from yolor_ray import storage
+from yolor_ray.config import Cluster, Train
+from yolor_ray.data.loader import Source
+from yolor_ray.data.shards import Dataset
+from yolor_ray.errors import ConfigError, DataError, NonFiniteLossError
+from yolor_ray.runtime.checkpoint import CHECKPOINTS
+from yolor_ray.runtime.cluster import start_ray
+from yolor_ray.runtime.ingest import StreamedSource, cluster_source
+from yolor_ray.runtime.train import train
+from yolor_ray.runtime.workers import SPARE_CPUS
+
+logger = logging.getLogger(__name__)
+
+DRIVER_CPUS = 0.001
+"""Logical CPUs of a trial whose work is done by workers: its own process only waits."""
+TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Each trial writes its own metrics into its run folder, and Ctrl-C ends the job."""
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial."""
+
+    values: dict[str, Any]
+    """What Tune chose for it."""
+    metrics: dict[str, Any]
+    """What it reported last; empty if it never did."""
+    reason: str
+    """Why it failed; empty if it did not."""
+    stopped: bool
+    """Whether the scheduler ended it before its last epoch."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say what a study's trials have in common."""
+
+    config_of: Callable[[Values], Train]
+    """Returns the run that a trial's values stand for; its name is the trial's."""
+    cluster: Cluster
+    """What each trial trains on."""
+    count: int
+    """Trials in all, for the time left."""
+    concurrent: int = 0
+    """Most at a time; 0 takes as many as there is room for."""
+
+
+def start_cluster(cluster: Cluster) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start Ray here, as trials need it."""
+    for name, value in TUNE_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    # It misses the files that are switched off here.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+    # Ray Train asks the dashboard whether a stopped trial's workers are gone, and frees what they held.
+    start_ray(log_to_driver=True, dashboard=cluster.worker_range[1] > 0)
+
+
+def trial_cluster(cluster: Cluster) -> Cluster:
+    """Return the cluster settings of one trial: without workers, it computes on one thread unless told otherwise."""
+    return replace(cluster, threads=cluster.threads or 1) if cluster.worker_range[1] == 0 else cluster
+
+
+def shared_source(dataset: Dataset, cluster: Cluster) -> Source | None:
+    """Return the training set in Ray's object store, where all trials of a node share it, or None if each must read it itself.
+
+    What is shared is encoded: a trial decodes an image once and keeps it. A data set too large for the store is streamed by
+    Ray Data to trials with workers; without workers every CPU may be a trial's, and Ray Data's reads would wait for ever.
+    """
+    source = cluster_source(dataset)
+    return None if isinstance(source, StreamedSource) and cluster.worker_range[1] == 0 else source
+
+
+def run_trials(
+    plan: Plan,
+    space: dict[str, Any],
+    source: Source | None,
+    *,
+    samples: int = 1,
+    scheduler: TrialScheduler | None = None,
+    searcher: tune.search.Searcher | None = None,
+) -> list[Outcome]:
+    """Train all trials of the space and return what became of them; one that fails again and again does not stop the others."""
+    cluster = plan.cluster
+    room = _room(cluster, ray.cluster_resources())
+    at_a_time = min(room, plan.concurrent or room, plan.count)
+    logger.info("event=trials count=%d at_a_time=%d room=%d each='%s'", plan.count, at_a_time, room, _resources(cluster))
+    trainable = tune.with_parameters(_trial, plan=plan, source=source)
+    ledger = _Ledger(plan)
+    with tempfile.TemporaryDirectory(prefix="yolor-tune-") as folder:
+        tune.Tuner(
+            tune.with_resources(trainable, _resources(cluster)),
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                num_samples=samples,
+                max_concurrent_trials=at_a_time,
+                scheduler=scheduler,
+                search_alg=searcher,
+                trial_name_creator=lambda trial: plan.config_of(trial.config).run.name,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+                # A process takes seconds to start; one that trained in itself can train again.
+                reuse_actors=cluster.worker_range[1] == 0,
+            ),
+            run_config=tune.RunConfig(
+                name="study",
+                storage_path=folder,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+                callbacks=[ledger],
+            ),
+        ).fit()
+    return ledger.outcomes
+
+
+def _trial(values: dict[str, Any], *, plan: Plan, source: Source | None) -> None:
+    """Train one run in a process of its own, and report each validation to Tune."""
+    config = plan.config_of(values)
+    logging.getLogger("yolor_ray").setLevel(logging.WARNING)
+    by_workers = config.cluster.worker_range[1] > 0
+    try:
+        if by_workers:
+            done = train(config, source=source, callbacks=[TuneReportCallback()])
+        else:
+            done = train(config, source=source, report=tune.report)
+    except (ConfigError, DataError, NonFiniteLossError) as error:
+        # The same would happen again: there is nothing to retry.
+        tune.report({"reason": f"{type(error).__name__}: {error}"})
+        return
+    # A finished run needs them no more, and a study has many runs.
+    storage.delete(storage.join(done["run"], CHECKPOINTS))
+    tune.report({"epoch": config.optim.epochs, **done["metrics"]})
+
+
+def _resources(cluster: Cluster) -> dict[str, float]:
+    """Return what one trial's own process takes."""
+    if cluster.worker_range[1] > 0:
+        return {"CPU": DRIVER_CPUS}
+    return {"CPU": float(cluster.threads), **({"GPU": 1.0} if cluster.gpu else {})}
+
+
+def _needs(cluster: Cluster) -> dict[str, float]:
+    """Return what one trial takes with its workers, and with what reads for them."""
+    workers = cluster.worker_range[0]
+    if workers == 0:
+        return _resources(cluster)
+    if cluster.gpu:
+        return {"GPU": float(workers), "CPU": SPARE_CPUS}
+    return {"CPU": workers * cluster.cpus_per_worker + SPARE_CPUS}
+
+
+def _room(cluster: Cluster, found: Mapping[str, float]) -> int:
+    """Return how many trials fit the cluster, or raise ConfigError if not a single one does: Ray would wait for ever."""
+    needs = _needs(cluster)
+    room = min(int(found.get(kind, 0) / amount + 1e-9) for kind, amount in needs.items())
+    if room < 1:
+        asked = " and ".join(f"{amount:g} {kind}s" for kind, amount in needs.items())
+        has = " and ".join(f"{found.get(kind, 0):g} {kind}s" for kind in needs)
+        raise ConfigError(f"cluster.workers: one trial needs {asked}, found {has} in the whole cluster")
+    return room
+
+
+class _Ledger(tune.Callback):
+    """Write down what becomes of each trial, and say so, with the time that the rest will take."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.outcomes: list[Outcome] = []
+        self._plan, self._start = plan, time.monotonic()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        logger.info("event=trial_started trial=%s", trial)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        logger.warning("event=trial_retried trial=%s reason='%s'", trial, _last_line(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._add(trial, _last_line(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._add(trial, (trial.last_result or {}).get("reason", ""))
+
+    def _add(self, trial: Any, reason: str) -> None:
+        metrics = dict(trial.last_result or {})
+        stopped = not reason and metrics.get("epoch", 0) < self._plan.config_of(trial.config).optim.epochs
+        self.outcomes.append(Outcome(dict(trial.config), metrics, reason, stopped))
+        done, count = len(self.outcomes), self._plan.count
+        eta = timedelta(seconds=round((count - done) * (time.monotonic() - self._start) / done))
+        what = f"failed reason='{reason}'" if reason else f"{'stopped' if stopped else 'done'} AP={metrics.get('AP', math.nan):.4f}"
+        logger.info("event=trial_%s trial=%s epoch=%s done=%d/%d eta=%s", what, trial, metrics.get("epoch", 0), done, count, eta)
+
+
+def _last_line(trial: Any) -> str:
+    """Return the newest failure of a trial in one line, as far as Ray knows it."""
+    lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "Ray gave no reason"

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 import yolor_ray
-from yolor_ray import config
+from yolor_ray import config, config_benchmark, config_tune
 from yolor_ray.config import Augment, Cluster, Data, Evaluate, Export, Loss, Network, Optim, PackScenes, Run, Serve, Train
 from yolor_ray.errors import ConfigError
 from yolor_ray.presets import PRESETS
 
 PACKAGE = Path(yolor_ray.__file__).parent
-CONFIGS = [c for c in vars(config).values() if inspect.isclass(c) and dataclasses.is_dataclass(c)]
+MODULES = (config, config_benchmark, config_tune)
+CONFIGS = list(dict.fromkeys(c for m in MODULES for c in vars(m).values() if inspect.isclass(c) and dataclasses.is_dataclass(c)))
 FIELDS = sorted({(c.__name__, name) for c in CONFIGS for name in c.__annotations__})
 
 
@@ -25,7 +26,7 @@ def attributes_read() -> set[str]:
     found: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
-        if path.parent.name == "config":
+        if path.parent.name == "config" or path.name.startswith("config_"):
             checks = {id(inner) for node in ast.walk(tree) if getattr(node, "name", "") == "__post_init__" for inner in ast.walk(node)}
         else:
             checks = set()

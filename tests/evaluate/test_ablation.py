@@ -7,8 +7,9 @@ import pytest
 from ablation_study import cost, failure, learned, study, trial
 
 from yolor_ray.evaluate.ablation import ablation_files
+from yolor_ray.evaluate.ablation_text import decimals, difference_text, spread_text
 from yolor_ray.evaluate.compare import Estimate
-from yolor_ray.evaluate.markdown import code, decimals, difference_text, escape, joined, points, spread_text, table
+from yolor_ray.evaluate.markdown import code, escape, joined, points, table
 from yolor_ray.evaluate.paper import BASELINE_ROW, JOINT, OVERHEADS, ROWS, paper_difference
 from yolor_ray.evaluate.study import METRICS
 from yolor_ray.variants import VARIANTS

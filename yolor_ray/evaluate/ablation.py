@@ -5,8 +5,9 @@ from yolor_ray.evaluate.ablation_plots import differences_png
 from yolor_ray.evaluate.ablation_priors import priors_png
 from yolor_ray.evaluate.ablation_summary import Summary, summarise
 from yolor_ray.evaluate.ablation_tables import accuracy, costs, paper
+from yolor_ray.evaluate.ablation_text import title
 from yolor_ray.evaluate.ablation_verdict import verdict
-from yolor_ray.evaluate.markdown import code, escape, table, title
+from yolor_ray.evaluate.markdown import code, escape, table
 from yolor_ray.evaluate.study import Study
 
 READING = """## How to read this

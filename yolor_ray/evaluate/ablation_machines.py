@@ -1,19 +1,14 @@
 """Write an ablation for machines: CSV with a row per number or trial, and JSON with everything.
 
-Accuracies are 0 to 1; what is unknown is empty in CSV and null in JSON.
+Accuracies are 0 to 1.
 """
 
-import csv
-import io
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from yolor_ray.evaluate.ablation_summary import Row, Summary, trials_of
+from yolor_ray.evaluate.machines import csv_text, json_text
 from yolor_ray.evaluate.paper import ROWS, SOURCE
 from yolor_ray.evaluate.study import METRICS, Cost, Study, Trial
 from yolor_ray.variants import VARIANTS
@@ -39,7 +34,7 @@ TRIALS = ("setting", "variant", "title", "seed", "state", *METRICS, "minutes", "
 
 def report_csv(summary: Summary) -> str:
     """Return a row for each setting, variant and metric; costs stand with the setting that they were measured under."""
-    return _csv((*ESTIMATES, *COSTS), [_estimate(summary, row, metric) for row in summary.rows for metric in METRICS])
+    return csv_text((*ESTIMATES, *COSTS), [_estimate(summary, row, metric) for row in summary.rows for metric in METRICS])
 
 
 def trials_csv(study: Study) -> str:
@@ -47,7 +42,7 @@ def trials_csv(study: Study) -> str:
     trials = [trial for setting in study.settings for variant in study.variants for trial in trials_of(study, setting, variant)]
     rows: list[dict[str, Any]] = [{**_trial(trial), "state": "finished", **trial.metrics} for trial in trials]
     rows += [{**asdict(failure), "state": "failed"} for failure in study.failures]
-    return _csv(TRIALS, [{**row, "title": VARIANTS[row["variant"]].title} for row in rows])
+    return csv_text(TRIALS, [{**row, "title": VARIANTS[row["variant"]].title} for row in rows])
 
 
 def report_json(summary: Summary, verdict: Sequence[str]) -> str:
@@ -66,7 +61,7 @@ def report_json(summary: Summary, verdict: Sequence[str]) -> str:
         "failures": [asdict(failure) for failure in study.failures],
         "paper": {"source": SOURCE, "rows": {name: asdict(row) for name, row in ROWS.items()}},
     }
-    return json.dumps(_plain(content), ensure_ascii=False, allow_nan=False)
+    return json_text(content)
 
 
 def _estimate(summary: Summary, row: Row, metric: str) -> dict[str, Any]:
@@ -103,27 +98,3 @@ def _row(summary: Summary, row: Row) -> dict[str, Any]:
 
 def _trial(trial: Trial) -> dict[str, Any]:
     return {name: getattr(trial, name) for name in ("variant", "setting", "seed", "run", "minutes")}
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: "" if _unknown(value) else value for name, value in row.items()})
-    return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON knows: lists for tuples and arrays, null for NaN and infinity."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if _unknown(value) else value
-
-
-def _unknown(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)

@@ -3,18 +3,8 @@
 from collections.abc import Callable
 
 from yolor_ray.evaluate.ablation_summary import Row, Summary
-from yolor_ray.evaluate.markdown import (
-    UNKNOWN,
-    code,
-    configuration,
-    decimals,
-    difference_decimals,
-    difference_text,
-    escape,
-    spread_text,
-    table,
-    title,
-)
+from yolor_ray.evaluate.ablation_text import configuration, decimals, difference_decimals, difference_text, spread_text, title
+from yolor_ray.evaluate.markdown import UNKNOWN, code, escape, table
 from yolor_ray.evaluate.paper import BASELINE_ROW, JOINT, OVERHEADS, ROWS, SOURCE, PaperRow, paper_difference
 from yolor_ray.evaluate.study import METRICS, Cost
 from yolor_ray.variants import VARIANTS

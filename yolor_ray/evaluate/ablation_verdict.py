@@ -3,8 +3,9 @@
 import math
 
 from yolor_ray.evaluate.ablation_summary import Row, Summary, half_width
+from yolor_ray.evaluate.ablation_text import difference_decimals, difference_text, title
 from yolor_ray.evaluate.compare import CONFIDENCE
-from yolor_ray.evaluate.markdown import code, difference_decimals, difference_text, joined, points, title
+from yolor_ray.evaluate.markdown import code, joined, points
 
 
 def verdict(summary: Summary) -> list[str]:

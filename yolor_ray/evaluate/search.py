@@ -1,14 +1,11 @@
 """Gather what a hyper-parameter search leaves behind: a report to read, tables for machines, a picture, and the best as a preset."""
 
-import csv
-import io
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from yolor_ray.config.space import Choice, Range
+from yolor_ray.evaluate.machines import csv_text, json_text
 from yolor_ray.evaluate.search_plots import parameters_png
 from yolor_ray.evaluate.search_text import report
 from yolor_ray.evaluate.search_trials import Tried, best, rank_correlations
@@ -41,30 +38,17 @@ def search_files(
 def _json(tried: Sequence[Tried], space: Mapping[str, Choice | Range], start: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     found = best(tried)
     content = {
-        "summary": {name: _known(value) for name, value in summary.items()},
-        "best": _trial(found) if found else None,
+        "summary": summary,
+        "best": asdict(found) if found else None,
         "start": start,
         "space": {name: asdict(dimension) for name, dimension in space.items()},
         "rank_correlation": rank_correlations(tried, space),
-        "trials": [_trial(trial) for trial in tried],
+        "trials": [asdict(trial) for trial in tried],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    return json_text(content)
 
 
 def _csv(tried: Sequence[Tried], names: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*COLUMNS, *names))
-    for trial in tried:
-        row = _trial(trial)
-        writer.writerow([*(row[column] for column in COLUMNS), *(trial.values[name] for name in names)])
-    return text.getvalue()
-
-
-def _trial(trial: Tried) -> dict[str, Any]:
-    return {name: _known(value) for name, value in asdict(trial).items()}
-
-
-def _known(value: Any) -> Any:
-    """Return the value, or None for NaN and infinity: files have no word for them."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    rows = [asdict(trial) | {name: trial.values[name] for name in names} for trial in tried]
+    columns = (*COLUMNS, *names)
+    return csv_text(columns, [{column: row[column] for column in columns} for row in rows])

@@ -114,7 +114,7 @@ def run_trials(
     at_a_time = min(room, plan.concurrent or room, plan.count)
     logger.info("event=trials count=%d at_a_time=%d room=%d each='%s'", plan.count, at_a_time, room, _resources(cluster))
     trainable = tune.with_parameters(_trial, plan=plan, source=source)
-    ledger = _Ledger(plan)
+    ledger = _Ledger(plan, at_a_time)
     with tempfile.TemporaryDirectory(prefix="yolor-tune-") as folder:
         tune.Tuner(
             tune.with_resources(trainable, _resources(cluster)),
@@ -190,11 +190,14 @@ def _room(cluster: Cluster, found: Mapping[str, float]) -> int:
 class _Ledger(tune.Callback):
     """Write down what becomes of each trial, and say so, with the time that the rest will take."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, at_a_time: int) -> None:
         self.outcomes: list[Outcome] = []
-        self._plan, self._start = plan, time.monotonic()
+        self._plan, self._at_a_time = plan, at_a_time
+        self._began: dict[str, float] = {}
+        self._spent_s = 0.0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._began.setdefault(trial.trial_id, time.monotonic())
         logger.info("event=trial_started trial=%s", trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -210,8 +213,10 @@ class _Ledger(tune.Callback):
         metrics = dict(trial.last_result or {})
         stopped = not reason and metrics.get("epoch", 0) < self._plan.config_of(trial.config).optim.epochs
         self.outcomes.append(Outcome(dict(trial.config), metrics, reason, stopped))
+        now = time.monotonic()
+        self._spent_s += now - self._began.get(trial.trial_id, now)
         done, count = len(self.outcomes), self._plan.count
-        eta = timedelta(seconds=round((count - done) * (time.monotonic() - self._start) / done))
+        eta = timedelta(seconds=round(self._spent_s / done * (count - done) / self._at_a_time))
         what = f"failed reason='{reason}'" if reason else f"{'stopped' if stopped else 'done'} AP={metrics.get('AP', math.nan):.4f}"
         logger.info("event=trial_%s trial=%s epoch=%s done=%d/%d eta=%s", what, trial, metrics.get("epoch", 0), done, count, eta)
 

@@ -1,0 +1,130 @@
+"""Compare trainings by the command, with data and studies in a real S3 server: kills on the way, workers, and what is left."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from yolor_ray import storage
+from yolor_ray.runtime.pack import pack_scenes
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = (
+    "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
+    "--optim.nominal_batch 4 --run.checkpoint_every 1 --cluster.threads 1"
+)
+PATIENCE_S = 150
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: Callable[[], str]) -> str:
+    url = s3()
+    for name, count, seed in (("train", 24, 0), ("val", 9, 1)):
+        pack_scenes(f"{url}/{name}", count, seed)
+    return url
+
+
+def command(bucket: str, flags: str, name: str) -> list[str]:
+    where = f"--data.train {bucket}/train --data.val {bucket}/val --run.storage {bucket}/runs --run.name {name}"
+    return [sys.executable, "jobs/tune.py", *flags.split(), *where.split(), *TINY.split()]
+
+
+def own_ray() -> dict[str, str]:
+    """Return an environment in which the job starts a Ray of its own."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
+
+
+def finish(arguments: list[str]) -> tuple[dict, str]:
+    """Run a job to its end and return its result and what it told."""
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, env=own_ray())
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def finished(study: str) -> dict[str, bytes]:
+    """Return the manifest of the weights of each trial that came to its end, by the trial's name."""
+    places = {name: f"{study}/trials/{name}/weights/manifest.json" for name in storage.list_names(f"{study}/trials")}
+    return {name: storage.read_bytes(place) for name, place in places.items() if storage.exists(place)}
+
+
+def wait_for(happened: Callable[[], object], job: subprocess.Popen) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert job.poll() is None and time.monotonic() < deadline, "the job ended, or did nothing for long"
+        time.sleep(0.1)
+
+
+def checkpointed(study: str) -> list[str]:
+    """Return the trials that have a checkpoint and are not done."""
+    names = set(storage.list_names(f"{study}/trials")) - finished(study).keys()
+    return [name for name in names if storage.list_names(f"{study}/trials/{name}/checkpoints")]
+
+
+def kill_a_trial(job: subprocess.Popen) -> None:
+    """Kill one of the processes that train."""
+    trial = next(p for p in psutil.Process(job.pid).children(recursive=True) if "ImplicitFunc.train" in " ".join(p.cmdline()))
+    trial.send_signal(signal.SIGKILL)
+
+
+def test_an_ablation_survives_a_killed_trial_and_a_killed_driver_and_trains_nothing_twice(bucket: str, tmp_path: Path) -> None:
+    arguments = command(bucket, "ablation nano --variants pr-add --seeds 2 --optim.epochs 16", "killed")
+    study, told = f"{bucket}/runs/killed", tmp_path / "told"
+    with told.open("wb") as log:
+        job = subprocess.Popen(arguments, cwd=ROOT, env=own_ray(), stdout=log, stderr=log, start_new_session=True)
+        wait_for(lambda: checkpointed(study), job)
+        kill_a_trial(job)
+        wait_for(lambda: b"event=trial_retried" in told.read_bytes(), job)
+        wait_for(lambda: finished(study), job)
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    before = finished(study)
+    assert 0 < len(before) < 4
+    result, again = finish(arguments)
+    assert (result["trials"], result["failed"]) == (4, 0)
+    assert all(f"event=trial_started trial={name}" not in again for name in before)
+    assert before.items() <= finished(study).items()
+    assert again.count("event=trial_started") == 4 - len(before)
+    rows = list(csv.DictReader(io.StringIO(storage.read_bytes(f"{study}/trials.csv").decode())))
+    assert sorted((row["variant"], row["seed"]) for row in rows) == [(v, s) for v in ("baseline", "pr-add") for s in ("0", "1")]
+    report = storage.read_bytes(result["report"]).decode()
+    assert "larger than noise" in report and "+PR" in report
+    assert {"differences.png", "priors.png", "report.csv", "report.json"} <= set(storage.list_names(study))
+
+
+def test_trials_with_workers_share_two_cores_stop_early_and_end_in_a_preset_that_trains(bucket: str) -> None:
+    words = "--search optim.lr=1e-3,1e-2,1e9 --search augment.mosaic=0,1 --trials 4"
+    result, told = finish(command(bucket, f"search nano {words} --optim.epochs 9 --cluster.workers 1", "found"))
+    assert result["trials"] == 4
+    assert "at_a_time=" in told
+    preset = result["best"]
+    assert preset == f"{bucket}/runs/found/preset.json"
+    settings = json.loads(storage.read_bytes(preset))
+    assert settings["optim"]["lr"] in (1e-3, 1e-2) and settings["run"]["name"] == "found-best"
+    train = [sys.executable, "jobs/train.py", "--preset-file", preset, "--cluster.workers", "0", "--optim.epochs", "1"]
+    trained, _ = finish(train)
+    assert trained["run"] == f"{bucket}/runs/found-best"
+
+
+def test_a_failing_setting_is_reported_and_the_study_goes_on(bucket: str) -> None:
+    flags = "ablation nano --variants fa-add --seeds 1 --optim.epochs 5 --search optim.lr=0.01,1e9"
+    result, told = finish(command(bucket, flags, "hot"))
+    assert (result["trials"], result["failed"]) == (2, 2)
+    assert "event=trial_retried" not in told
+    report = storage.read_bytes(result["report"]).decode()
+    assert "NonFiniteLossError" in report.split("## Failures", 1)[1]
+
+
+def test_too_small_a_cluster_is_refused_at_once(bucket: str) -> None:
+    arguments = command(bucket, "ablation nano --cluster.workers 500 --optim.epochs 1", "big")
+    done = subprocess.run([*arguments, "--optim.batch", "500"], cwd=ROOT, capture_output=True, text=True, timeout=120, env=own_ray())
+    assert done.returncode == 2
+    assert "one trial needs 250.5 CPUs" in done.stderr

@@ -16,6 +16,13 @@ from yolor_ray.evaluate.plots import curves_png
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 20.0
+ROWS_FILE = "metrics.jsonl"
+
+
+def read_rows(run: str) -> list[dict[str, Any]]:
+    """Return the metrics of each finished epoch of a run, in order; none where there is no such run."""
+    place = storage.join(run, ROWS_FILE)
+    return [json.loads(line) for line in storage.read_bytes(place).splitlines()] if storage.exists(place) else []
 
 
 class Board:
@@ -50,7 +57,7 @@ class Board:
         logger.info("epoch=%d/%d %s eta=%s", row["epoch"], self._epochs, shown, self._eta(row["epoch"]))
         self._last_line = time.monotonic()
         lines = "".join(json.dumps(row) + "\n" for row in self._rows)
-        storage.write_bytes(storage.join(self._run, "metrics.jsonl"), lines.encode())
+        storage.write_bytes(storage.join(self._run, ROWS_FILE), lines.encode())
         if draw:
             self._draw()
 

@@ -23,6 +23,8 @@ from yolor_ray.config.space import Choice, Range, space, start_values
 from yolor_ray.config_tune import Search
 from yolor_ray.errors import TrainingError
 from yolor_ray.evaluate.search import Tried, best, search_files
+from yolor_ray.model.weights import load_weights
+from yolor_ray.runtime.board import read_rows
 from yolor_ray.runtime.study import TRIALS, as_trial, circumstances, claim_study, minutes_of, typed_words, with_data
 from yolor_ray.runtime.train import RUN_FILE
 from yolor_ray.runtime.trials import Outcome, Plan, run_trials, shared_source, start_cluster, trial_cluster
@@ -124,13 +126,16 @@ def _scheduler(study: Search) -> TrialScheduler:
 def _tried(outcome: Outcome, plan: Plan) -> Tried:
     config = plan.config_of(outcome.values)
     settings, run = flat(dataclasses.asdict(config)), storage.join(config.run.storage, config.run.name)
+    weights = storage.join(run, "weights")
+    # A finished trial that a scheduler stopped when it was told again is finished all the same.
+    done = storage.is_published(weights)
     return Tried(
         values={name: settings[name] for name in outcome.values},
-        AP=outcome.metrics.get("AP"),
-        epochs=int(outcome.metrics.get("epoch", 0)),
-        state="failed" if outcome.reason else "stopped" if outcome.stopped else "finished",
+        AP=load_weights(weights)[1].metrics["AP"] if done else outcome.metrics.get("AP"),
+        epochs=len(read_rows(run)),
+        state="finished" if done else "failed" if outcome.reason else "stopped",
         run=run,
-        reason=outcome.reason,
+        reason="" if done else outcome.reason,
         minutes=minutes_of(run),
     )
 

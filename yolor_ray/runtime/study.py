@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 from yolor_ray import storage
 from yolor_ray.config import Train
 from yolor_ray.data.shards import Dataset
+from yolor_ray.runtime.board import read_rows
 from yolor_ray.runtime.claim import claim
 from yolor_ray.runtime.machine import command, commit, machine
 from yolor_ray.runtime.train import MAY_CHANGE, open_datasets
@@ -66,9 +66,7 @@ def folder_name(text: str) -> str:
 
 def minutes_of(run: str) -> float:
     """Return how long the epochs of a run took; 0 if it has none."""
-    place = storage.join(run, "metrics.jsonl")
-    lines = storage.read_bytes(place).splitlines() if storage.exists(place) else []
-    return sum(json.loads(line)["seconds"] for line in lines) / 60
+    return sum(row["seconds"] for row in read_rows(run)) / 60
 
 
 def circumstances() -> dict[str, Any]:

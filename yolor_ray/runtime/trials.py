@@ -26,6 +26,7 @@ from yolor_ray.config import Cluster, Train
 from yolor_ray.data.loader import Source
 from yolor_ray.data.shards import Dataset
 from yolor_ray.errors import ConfigError, DataError, NonFiniteLossError
+from yolor_ray.runtime.board import read_rows
 from yolor_ray.runtime.checkpoint import CHECKPOINTS
 from yolor_ray.runtime.cluster import start_ray
 from yolor_ray.runtime.ingest import StreamedSource, cluster_source
@@ -56,8 +57,6 @@ class Outcome:
     """What it reported last; empty if it never did."""
     reason: str
     """Why it failed; empty if it did not."""
-    stopped: bool
-    """Whether the scheduler ended it before its last epoch."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +144,9 @@ def _trial(values: dict[str, Any], *, plan: Plan, source: Source | None) -> None
     config = plan.config_of(values)
     logging.getLogger("yolor_ray").setLevel(logging.WARNING)
     by_workers = config.cluster.worker_range[1] > 0
+    run = storage.join(config.run.storage, config.run.name)
+    if storage.is_published(storage.join(run, "weights")):
+        _tell_again(run, config.optim.epochs)
     try:
         if by_workers:
             done = train(config, source=source, callbacks=[TuneReportCallback()])
@@ -155,8 +157,15 @@ def _trial(values: dict[str, Any], *, plan: Plan, source: Source | None) -> None
         tune.report({"reason": f"{type(error).__name__}: {error}"})
         return
     # A finished run needs them no more, and a study has many runs.
-    storage.delete(storage.join(done["run"], CHECKPOINTS))
+    storage.delete(storage.join(run, CHECKPOINTS))
     tune.report({"epoch": config.optim.epochs, **done["metrics"]})
+
+
+def _tell_again(run: str, epochs: int) -> None:
+    """Report what a finished run measured on its way, so that a scheduler judges others at each epoch by what it was then."""
+    for row in read_rows(run):
+        if "AP" in row and row["epoch"] < epochs:
+            tune.report(row)
 
 
 def _resources(cluster: Cluster) -> dict[str, float]:
@@ -212,7 +221,7 @@ class _Ledger(tune.Callback):
     def _add(self, trial: Any, reason: str) -> None:
         metrics = dict(trial.last_result or {})
         stopped = not reason and metrics.get("epoch", 0) < self._plan.config_of(trial.config).optim.epochs
-        self.outcomes.append(Outcome(dict(trial.config), metrics, reason, stopped))
+        self.outcomes.append(Outcome(dict(trial.config), metrics, reason))
         now = time.monotonic()
         self._spent_s += now - self._began.get(trial.trial_id, now)
         done, count = len(self.outcomes), self._plan.count

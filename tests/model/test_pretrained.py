@@ -73,10 +73,22 @@ def test_as_many_classes_of_other_names_are_not_taken_for_the_same(make_network,
 
 def test_another_form_of_implicit_knowledge_starts_fresh_beside_the_explicit_weights(make_network, source):
     network = make_network(seed=2, implicit=Implicit(align="concat", refine="multiply", refine_by="network"))
+    features = [level.predict.in_channels for level in source.head.levels]
     taken = take_over(network, ANIMALS, source, ANIMALS)
-    parts = ("predict.weight", "refine.z", "refine.phi")
-    assert set(taken.fresh) == {f"head.levels.{level}.{part}" for level in (0, 1) for part in parts}
+    assert set(taken.fresh) == {f"head.levels.{level}.{part}" for level in (0, 1) for part in ("align.z", "refine.z", "refine.phi")}
+    assert set(taken.partial) == {f"head.levels.{level}.predict.weight" for level in (0, 1)}
+    for mine, theirs, width in zip(network.head.levels, source.head.levels, features, strict=True):
+        assert torch.equal(mine.predict.weight[:, width:], theirs.predict.weight), "behind the prior it sees the features as before"
     assert torch.equal(network.backbone.stem[1].conv.weight, source.backbone.stem[1].conv.weight)
+
+
+@pytest.mark.parametrize("form", [{"align": "multiply"}, {"refine": "add"}, {"refine_what": "size"}, {"align_per": "anchor"}])
+def test_what_was_learned_under_one_operator_is_not_applied_by_another(make_network, source, form):
+    network = make_network(seed=2, implicit=Implicit(**form))
+    place = "align" if "align" in next(iter(form)) else "refine"
+    before = [getattr(level, place).z.clone() for level in network.head.levels]
+    take_over(network, ANIMALS, source, ANIMALS)
+    assert all(torch.equal(getattr(level, place).z, z) for level, z in zip(network.head.levels, before, strict=True))
 
 
 @pytest.mark.parametrize(

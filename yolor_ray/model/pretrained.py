@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from yolor_ray.config import Implicit
 from yolor_ray.config import Network as NetworkConfig
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.fuse import is_fused
@@ -57,9 +58,12 @@ def load_trainable(url: str, config: NetworkConfig) -> tuple[Yolor, WeightsInfo]
 def take_over(network: Yolor, classes: Sequence[str], source: Yolor, source_classes: Sequence[str]) -> TakenOver:
     """Copy into `network` all that fits of `source`, and say what did not; the network keeps its anchors.
 
-    Outputs are matched by what they predict: boxes and objectness always, classes by name.
+    Outputs are matched by what they predict: boxes and objectness always, classes by name. Implicit knowledge is taken over where
+    it has the same form: what was learned to be added means nothing as a factor.
     """
-    theirs, outputs = source.state_dict(), _matching_outputs(network, classes, source_classes)
+    outputs = _matching_outputs(network, classes, source_classes)
+    foreign = _foreign_priors(network.config.implicit, source.config.implicit)
+    theirs = {name: tensor for name, tensor in source.state_dict().items() if not any(part in name for part in foreign)}
     rows_of = tuple(network.config.anchors_per_level * (BOX_OUTPUTS + len(names)) for names in (classes, source_classes))
     copied: dict[str, float] = {}
     for name, mine in network.state_dict().items():
@@ -78,6 +82,16 @@ def take_over(network: Yolor, classes: Sequence[str], source: Yolor, source_clas
         fresh=tuple(name for name, share in copied.items() if share == 0),
         known_classes=known,
     )
+
+
+def _foreign_priors(mine: Implicit, theirs: Implicit) -> tuple[str, ...]:
+    """Return how the names of priors go on that have another form in the two networks."""
+    forms = {
+        (".pyramid.", ".align."): ("align", "align_at", "align_by", "align_per"),
+        (".refine.",): ("refine", "refine_by", "refine_what"),
+    }
+    differing = [parts for parts, words in forms.items() if any(getattr(mine, word) != getattr(theirs, word) for word in words)]
+    return tuple(part for parts in differing for part in parts)
 
 
 def _is_output(name: str) -> bool:
@@ -103,8 +117,11 @@ def _copy_outputs(mine: Tensor, theirs: Tensor, outputs: list[tuple[int, int]]) 
 
 
 def _copy_whole(mine: Tensor, theirs: Tensor) -> float:
-    """Copy a tensor that fits; return the share that did: all or nothing."""
-    if mine.shape != theirs.shape:
-        return 0.0
-    mine.copy_(theirs)
-    return 1.0
+    """Copy a tensor that fits, or what a convolution sees of the features behind a concatenated prior; return the share that did."""
+    if mine.shape == theirs.shape:
+        mine.copy_(theirs)
+        return 1.0
+    if mine.dim() == theirs.dim() == 4 and mine.shape == (len(theirs), 2 * theirs.shape[1], *theirs.shape[2:]):
+        mine[:, theirs.shape[1] :] = theirs
+        return 0.5
+    return 0.0

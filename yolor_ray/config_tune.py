@@ -1,13 +1,15 @@
 """Define the knobs of studies: several trainings that Ray Tune runs beside each other. The subcommand names the study."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from yolor_ray.config import Train
+from yolor_ray.config import Run, Train
 from yolor_ray.config.check import check
 from yolor_ray.config.space import choices, space
+from yolor_ray.presets import PLAIN
 from yolor_ray.variants import BASELINE, VARIANTS
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ class Ablation:
 
     def __post_init__(self) -> None:
         """Check ranges and that the further dimensions exist."""
+        _check_free(self.train)
+        implicit = "the study's own: --variants says which implicit knowledge is trained"
+        check(self.train.network.implicit == PLAIN, "network.implicit", self.train.network.implicit, implicit)
         check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
         check(self.concurrent >= 0, "concurrent", self.concurrent, "0 or more")
         check(len(set(self.variants)) == len(self.variants), "variants", self.variants, "each name once")
@@ -63,12 +68,32 @@ class Search:
 
     def __post_init__(self) -> None:
         """Check ranges and the search space."""
+        _check_free(self.train)
         check(self.trials >= 1, "trials", self.trials, "1 or more")
         check(self.concurrent >= 0, "concurrent", self.concurrent, "0 or more")
         space(self.train, self.search)
 
 
-STUDIES = {"ablation": Ablation, "search": Search}
+def _check_free(train: Train) -> None:
+    expected = f"{Run.validate_every}: a study says itself when its trials are validated"
+    check(train.run.validate_every == Run.validate_every, "run.validate_every", train.run.validate_every, expected)
+
+
+def _of_preset(kind: str, preset: Train) -> Train:
+    """Return a preset as what a study varies, named after the study."""
+    return replace(preset, run=replace(preset.run, name=kind, validate_every=Run.validate_every))
+
+
+def _ablation(preset: Train) -> Ablation:
+    train = _of_preset("ablation", preset)
+    return Ablation(train=replace(train, network=replace(train.network, implicit=PLAIN)))
+
+
+STUDIES: dict[str, Callable[[Train], Ablation | Search]] = {
+    "ablation": _ablation,
+    "search": lambda preset: Search(train=_of_preset("search", preset)),
+}
+"""Make a study of a preset."""
 STUDY_DESCRIPTIONS = {
     "ablation": "Which implicit knowledge helps on this data: every form, several seeds, differences with error bars.",
     "search": "Which recipe suits this data: learning rate, loss gains, augmentation, anchors; ends in a preset file.",

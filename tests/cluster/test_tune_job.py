@@ -127,4 +127,4 @@ def test_too_small_a_cluster_is_refused_at_once(bucket: str) -> None:
     arguments = command(bucket, "ablation nano --cluster.workers 500 --optim.epochs 1", "big")
     done = subprocess.run([*arguments, "--optim.batch", "500"], cwd=ROOT, capture_output=True, text=True, timeout=120, env=own_ray())
     assert done.returncode == 2
-    assert "one trial needs 250.5 CPUs" in done.stderr
+    assert "one trial needs 500 workers of 0.5 CPUs" in done.stderr

@@ -118,6 +118,13 @@ def _read(expected: Any, text: str) -> Any:
     return text
 
 
+def as_typed(value: Any) -> str:
+    """Return a value of a setting as it is typed; `typed` reads it back."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def from_json(place: str, data: bytes) -> Train:
     """Return the configuration in a `config.json` of a run folder; what an older version did not know has its default.
 

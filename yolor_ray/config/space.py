@@ -44,7 +44,11 @@ REFUSED = {
 }
 """What no study varies, by the start of the name, and why."""
 REFUSED_IN_ABLATIONS = REFUSED | {"network.implicit.": "that is what the variants say: use --variants"}
-REFUSED_IN_SEARCHES = REFUSED | {"optim.epochs": "trials are compared and stopped at the same epochs: set --optim.epochs"}
+REFUSED_IN_SEARCHES = REFUSED | {
+    "data.train": "a search looks for the recipe of one training set: set --data.train",
+    "optim.pretrained": "a search looks for the recipe of one start: set --optim.pretrained",
+    "optim.epochs": "trials are compared and stopped at the same epochs: set --optim.epochs",
+}
 
 DECADE = 9.999
 """Ten times, but for rounding."""
@@ -95,7 +99,9 @@ def space(train: Train, words: Sequence[str]) -> dict[str, Choice | Range]:
     """
     given = _texts(words, REFUSED_IN_SEARCHES)
     start = flat(dataclasses.asdict(train))
-    found = {name: _around(name, _dimension(name, text), start[name]) for name, text in _texts(RECIPE, {}).items()}
+    # Pretrained weights are those of as many anchors.
+    recipe = [word for word in RECIPE if not (train.optim.pretrained and word.startswith("network."))]
+    found = {name: _around(name, _dimension(name, text), start[name]) for name, text in _texts(recipe, {}).items()}
     found |= {name: _dimension(name, text) for name, text in given.items()}
     for name, dimension in found.items():
         _check_values(train, name, dimension.values if isinstance(dimension, Choice) else (dimension.low, dimension.high))

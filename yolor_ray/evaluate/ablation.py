@@ -3,13 +3,16 @@
 from yolor_ray.evaluate.ablation_machines import report_csv, report_json, trials_csv
 from yolor_ray.evaluate.ablation_plots import differences_png
 from yolor_ray.evaluate.ablation_priors import priors_png
-from yolor_ray.evaluate.ablation_summary import Summary, summarise
+from yolor_ray.evaluate.ablation_summary import Summary, best, summarise
 from yolor_ray.evaluate.ablation_tables import accuracy, costs, paper
 from yolor_ray.evaluate.ablation_text import title
 from yolor_ray.evaluate.ablation_verdict import verdict
 from yolor_ray.evaluate.markdown import code, escape, table
 from yolor_ray.evaluate.study import Study
 
+__all__ = ["REPORT_FILE", "ablation_files", "best"]
+
+REPORT_FILE = "report.md"
 READING = """## How to read this
 
 A variant and the baseline are compared seed by seed: with one seed, networks start from the same explicit weights and see the same \
@@ -36,7 +39,7 @@ def ablation_files(study: Study) -> dict[str, bytes]:
     drawn = {"differences.png": differences_png(summary), "priors.png": priors_png(study)}
     pictures = {name: png for name, png in drawn.items() if png is not None}
     return {
-        "report.md": _report(summary, list(pictures)).encode(),
+        REPORT_FILE: _report(summary, list(pictures)).encode(),
         "report.csv": report_csv(summary).encode(),
         "report.json": report_json(summary, verdict(summary)).encode(),
         "trials.csv": trials_csv(study).encode(),

@@ -61,6 +61,17 @@ def summarise(study: Study) -> Summary:
     return Summary(study, rows, measured)
 
 
+def best(study: Study) -> str | None:
+    """Return the variant, and its setting if there are several, with the highest mean AP; None where no AP is known.
+
+    Only what was trained with as many seeds as any other is compared: a mean over fewer would win by the seeds that it lacks.
+    """
+    rows = [row for row in summarise(study).rows if np.isfinite(row.metrics["AP"].mean)]
+    most = max((len(row.seeds) for row in rows), default=0)
+    first = max((row for row in rows if len(row.seeds) == most), key=lambda row: row.metrics["AP"].mean, default=None)
+    return " ".join(filter(None, (first.variant, first.setting))) if first else None
+
+
 def trials_of(study: Study, setting: str, variant: str) -> list[Trial]:
     """Return a variant's trials under a setting, by seed."""
     found = [trial for trial in study.trials if (trial.setting, trial.variant) == (setting, variant)]

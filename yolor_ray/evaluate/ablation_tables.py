@@ -20,7 +20,7 @@ def accuracy(summary: Summary, setting: str) -> str:
     return (
         f"## Accuracy{name}\n\n"
         "Differences to the baseline, trained with the same seeds, in points with 95 % intervals; **bold** where they are larger than "
-        f"noise.{caution}\n\n{_differences(summary, setting)}\n\n"
+        f"noise, as one number in twenty looks by chance alone.{caution}\n\n{_differences(summary, setting)}\n\n"
         f"Means over seeds, in points ± half of the 95 % interval.\n\n{_means(summary, setting)}{left_out}"
     )
 

@@ -10,8 +10,9 @@ from yolor_ray.evaluate.search_plots import parameters_png
 from yolor_ray.evaluate.search_text import report
 from yolor_ray.evaluate.search_trials import Tried, best, rank_correlations
 
+PRESET_FILE, REPORT_FILE = "preset.json", "report.md"
 COLUMNS = ("state", "AP", "epochs", "minutes", "run", "reason")
-__all__ = ["Tried", "best", "search_files"]
+__all__ = ["PRESET_FILE", "REPORT_FILE", "Tried", "best", "search_files"]
 
 
 def search_files(
@@ -27,11 +28,11 @@ def search_files(
         summary: what was done on what with which command, in the order in which it is told; `preset` is the URL of preset.json.
     """
     return {
-        "report.md": report(tried, space, start, summary).encode(),
+        REPORT_FILE: report(tried, space, start, summary).encode(),
         "report.json": _json(tried, space, start, summary).encode(),
         "trials.csv": _csv(tried, list(space)).encode(),
         "parameters.png": parameters_png(tried, space),
-        "preset.json": preset,
+        PRESET_FILE: preset,
     }
 
 

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from yolor_ray.config.named import as_typed
 from yolor_ray.config.space import Choice, Range
 from yolor_ray.evaluate.plots import COLOURS, INK, new_figure, plain_axes, png_bytes
 from yolor_ray.evaluate.search_trials import Tried, measured
@@ -85,5 +86,5 @@ def _floor(scores: Sequence[float]) -> float:
 
 
 def _word(value: Any) -> str:
-    word = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    word = as_typed(value)
     return word if len(word) <= LONGEST else f"…{word[1 - LONGEST :]}"

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yolor_ray.config.named import as_typed
 from yolor_ray.config.space import Choice, Range
 from yolor_ray.evaluate.markdown import UNKNOWN, code, escape, points, table
 from yolor_ray.evaluate.search_trials import Tried, best, measured, rank_correlations
@@ -52,7 +53,8 @@ def report(tried: Sequence[Tried], space: Space, start: Mapping[str, Any], summa
 
 def _verdict(tried: Sequence[Tried], found: Tried | None, start: Mapping[str, Any]) -> str:
     count = {state: sum(trial.state == state for trial in tried) for state in ("finished", "stopped", "failed")}
-    all_of_them = f"{len(tried)} trials: {count['finished']} finished, {count['stopped']} were stopped early, {count['failed']} failed."
+    trials = "1 trial" if len(tried) == 1 else f"{len(tried)} trials"
+    all_of_them = f"{trials}: {count['finished']} finished, {count['stopped']} were stopped early, {count['failed']} failed."
     if found is None:
         return f"No trial was measured, so there is no best one. {all_of_them}"
     where = f"The run of the best: {code(found.run)}"
@@ -137,8 +139,4 @@ def _failures(tried: Sequence[Tried]) -> str:
 
 def _typed(value: Any) -> str:
     """Return a value as it is typed, numbers with four digits."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return f"{value:.4g}" if isinstance(value, float) else escape(value)
+    return f"{value:.4g}" if isinstance(value, float) else escape(as_typed(value))

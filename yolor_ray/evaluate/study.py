@@ -1,4 +1,4 @@
-"""Hold what a study of trained networks found, for its statistics and its report.
+"""Hold what an ablation found, for its statistics and its report.
 
 Numbers are COCO's, 0 to 1, NaN where the validation set has no object that they could be measured on.
 Legend: S seeds, R resamples of the validation images, M metrics, A anchors per cell, F = 5 + classes outputs per anchor.

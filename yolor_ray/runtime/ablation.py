@@ -20,23 +20,26 @@ from yolor_ray.config.named import replaced
 from yolor_ray.config.space import choices
 from yolor_ray.config_tune import Ablation
 from yolor_ray.data.shards import Dataset
-from yolor_ray.errors import DataError, TrainingError
-from yolor_ray.evaluate.ablation import ablation_files
+from yolor_ray.errors import ConfigError, DataError, TrainingError
+from yolor_ray.evaluate.ablation import REPORT_FILE, ablation_files, best
 from yolor_ray.evaluate.detections import DETECTIONS_FILE, from_parquet
-from yolor_ray.evaluate.predictions import truth_of
+from yolor_ray.evaluate.predictions import MAX_DETECTIONS, truth_of
 from yolor_ray.evaluate.resample import draws, resampled
 from yolor_ray.evaluate.study import METRICS, Cost, Failure, Study, Trial
 from yolor_ray.model.weights import load_weights
+from yolor_ray.presets import PLAIN
 from yolor_ray.runtime.cluster import as_they_finish
 from yolor_ray.runtime.costs import costs_of, priors_of
-from yolor_ray.runtime.study import as_trial, circumstances, claim_study, folder_name, minutes_of, typed_words, with_data
-from yolor_ray.runtime.trials import Plan, run_trials, shared_source, start_cluster, trial_cluster
-from yolor_ray.variants import VARIANTS
+from yolor_ray.runtime.study import as_trial, circumstances, claim_study, folder_name, folder_of, minutes_of, typed_words, with_data
+from yolor_ray.runtime.trials import Plan, run_trials, shared_source, start_cluster
+from yolor_ray.variants import BASELINE, VARIANTS
 
 logger = logging.getLogger(__name__)
 
 RESAMPLES = 1000
 RESAMPLING_SEED = 0
+DETECTION_BYTES = 1500
+"""Memory of one detection while it is scored."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +65,39 @@ def ablation(study: Ablation) -> dict[str, Any]:
     Raises:
         TrainingError: not a single trial of the baseline came to its end, so that nothing can be compared.
     """
-    folder = claim_study("ablation", study.train, study.search)
-    train, train_set, val_set = with_data(study.train)
-    planned = _planned(replace(study, train=train), folder)
-    start_cluster(train.cluster)
-    reasons = _train(study, [one for one in planned if not one.finished], train_set)
+    folder = folder_of(study.train)
+    _check_start(study.train.optim.pretrained)
+    planned = _planned(study, folder)
+    val_set = with_data(study.train)[2]
+    claim_study("ablation", study.train, study.search)
+    start_cluster(study.train.cluster)
+    reasons = _train(study, [one for one in planned if not one.finished])
     finished = [one for one in planned if one.finished]
-    if not any(one.variant == study.compared[0] for one in finished):
+    if not any(one.variant == BASELINE for one in finished):
         raise TrainingError(f"{folder}: no trial of the baseline was trained: {next(iter(reasons.values()), 'no reason known')}")
-    failures = [_failure(one, reasons.get(one.config.run.name, "")) for one in planned if one not in finished]
+    costs, place = _costs([one for one in finished if one.setting == planned[0].setting], study.train)
     found = Study(
         variants=study.compared,
         settings=tuple(dict.fromkeys(one.setting for one in planned)),
         trials=tuple(_measured(finished, val_set)),
-        failures=tuple(failures),
-        costs=_costs(finished, train),
+        failures=tuple(_failure(one, reasons.get(one.config.run.name, "")) for one in planned if one not in finished),
+        costs=costs,
         classes=val_set.classes,
-        summary=_summary(study, folder, train_set, val_set),
+        summary={**_summary(study, folder), "latency on": place},
     )
     return _publish(folder, found)
+
+
+def _check_start(pretrained: str) -> None:
+    """Raise ConfigError if trials were to start from weights that have grown with implicit knowledge: they favour theirs."""
+    if not pretrained:
+        return
+    found = load_weights(pretrained)[0].config.implicit
+    if found != PLAIN:
+        raise ConfigError(
+            f"optim.pretrained: found weights with implicit knowledge (align {found.align}, refine {found.refine}) at {pretrained}, "
+            "expected those of a network without any, so that all variants start alike"
+        )
 
 
 def _planned(study: Ablation, folder: str) -> list[_Planned]:
@@ -98,22 +115,23 @@ def _planned(study: Ablation, folder: str) -> list[_Planned]:
 
 def _one(train: Train, folder: str, variant: str, values: dict[str, Any], seed: int) -> _Planned:
     setting = typed_words(values)
-    config = replaced(train, values)
+    config, _, _ = with_data(replaced(train, values))
     network = replace(config.network, implicit=VARIANTS[variant].implicit)
     run = replace(config.run, seed=seed, validate_every=config.optim.epochs)
     name = folder_name(" ".join(part for part in (variant, setting, f"seed{seed}") if part).replace(" ", "-"))
     return _Planned(variant, setting, as_trial(replace(config, network=network, run=run), folder, name))
 
 
-def _train(study: Ablation, pending: Sequence[_Planned], train_set: Dataset) -> dict[str, str]:
+def _train(study: Ablation, pending: Sequence[_Planned]) -> dict[str, str]:
     """Train what is left and return why trials failed, by name."""
     if not pending:
         return {}
     configs = {one.config.run.name: one.config for one in pending}
-    # With data sets as a dimension, each trial reads its own.
-    same = all(config.data.train == train_set.url for config in configs.values())
-    source = shared_source(train_set, study.train.cluster) if same else None
-    plan = Plan(lambda values: configs[values["trial"]], trial_cluster(study.train.cluster), len(configs), study.concurrent)
+    train, train_set, _ = with_data(study.train)
+    # With training sets as a dimension, each trial reads its own.
+    same = all(config.data.train == train.data.train for config in configs.values())
+    source = shared_source(train_set, train.cluster) if same else None
+    plan = Plan(lambda values: configs[values["trial"]], train.cluster, len(configs), study.concurrent)
     outcomes = run_trials(plan, {"trial": tune.grid_search(list(configs))}, source)
     return {outcome.values["trial"]: outcome.reason for outcome in outcomes if outcome.reason}
 
@@ -123,55 +141,70 @@ def _failure(planned: _Planned, reason: str) -> Failure:
 
 
 def _measured(finished: Sequence[_Planned], val_set: Dataset) -> list[Trial]:
-    """Return the trials with their numbers over resampled validation images, computed wherever there are CPUs."""
+    """Return the trials with their numbers over resampled validation images, computed wherever there is room."""
     truth = ray.put(truth_of(val_set))
-    measure: Any = ray.remote(num_cpus=1, max_retries=3)(_measure)
-    tasks = [measure.remote(index, one.run, truth) for index, one in enumerate(finished)]
-    numbers = dict(as_they_finish(tasks))
-    return [_trial(one, numbers[index]) for index, one in enumerate(finished)]
+    memory = val_set.images * MAX_DETECTIONS * DETECTION_BYTES
+    measure: Any = ray.remote(num_cpus=1, memory=memory, max_retries=3)(_measure)
+    numbers = dict(as_they_finish([measure.remote(index, one, truth) for index, one in enumerate(finished)]))
+    return [numbers[index] for index in range(len(finished))]
 
 
-def _measure(index: int, run: str, truth: dict[str, Any]) -> tuple[int, np.ndarray]:
+def _measure(index: int, planned: _Planned, truth: dict[str, Any]) -> tuple[int, Trial]:
+    network, info = load_weights(storage.join(planned.run, "weights"))
+    trial = Trial(
+        variant=planned.variant,
+        setting=planned.setting,
+        seed=planned.config.run.seed,
+        run=planned.run,
+        # COCO says -1 where there is nothing to measure.
+        metrics={name: info.metrics[name] if info.metrics[name] >= 0 else float("nan") for name in METRICS},
+        resampled=_resampled(planned.run, truth),
+        priors=priors_of(network),
+        minutes=minutes_of(planned.run),
+    )
+    return index, trial
+
+
+def _resampled(run: str, truth: dict[str, Any]) -> np.ndarray:
+    images = len(truth["images"])
+    if images < 2:
+        # One image says nothing about the chance of having chosen it.
+        return np.full((RESAMPLES, len(METRICS)), np.nan)
     place = storage.join(run, "report", DETECTIONS_FILE)
     try:
         rows = from_parquet(storage.read_bytes(place))
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
-    return index, resampled(truth, rows, draws(len(truth["images"]), RESAMPLES, RESAMPLING_SEED))
+    return resampled(truth, rows, draws(images, RESAMPLES, RESAMPLING_SEED))
 
 
-def _trial(planned: _Planned, numbers: np.ndarray) -> Trial:
-    network, info = load_weights(storage.join(planned.run, "weights"))
-    # COCO says -1 where there is nothing to measure.
-    metrics = {name: info.metrics[name] if info.metrics[name] >= 0 else float("nan") for name in METRICS}
-    return Trial(
-        variant=planned.variant,
-        setting=planned.setting,
-        seed=planned.config.run.seed,
-        run=planned.run,
-        metrics=metrics,
-        resampled=numbers,
-        priors=priors_of(network),
-        minutes=minutes_of(planned.run),
-    )
+def _costs(finished: Sequence[_Planned], train: Train) -> tuple[dict[str, Cost], str]:
+    """Return what each variant costs and on which machine, measured when all trials are over; a report must not fail for it."""
+    weights = {one.variant: storage.join(one.run, "weights") for one in reversed(finished)}
+    if BASELINE not in weights:
+        return {}, "not measured"
+    task: Any = ray.remote(num_cpus=1, num_gpus=int(train.cluster.gpu))(costs_of)
+    try:
+        return next(as_they_finish([task.remote(weights, BASELINE, train.cluster.gpu)]))
+    except ray.exceptions.RayError as error:
+        logger.warning("event=costs_unknown reason='%s'", error)
+        return {}, "not measured"
 
 
-def _costs(finished: Sequence[_Planned], train: Train) -> dict[str, Cost]:
-    """Return what each variant costs, by a trained network of the first setting, measured when all trials are over."""
-    first = finished[0].setting
-    weights = {one.variant: storage.join(one.run, "weights") for one in reversed(finished) if one.setting == first}
-    task: Any = ray.remote(num_cpus=1, num_gpus=int(train.cluster.gpu), max_retries=3)(costs_of)
-    return next(as_they_finish([task.remote(weights, train.cluster.gpu)]))
-
-
-def _summary(study: Ablation, folder: str, train_set: Dataset, val_set: Dataset) -> dict[str, Any]:
-    train = study.train
+def _summary(study: Ablation, folder: str) -> dict[str, Any]:
+    """Return what was done; what a further dimension says is told with its tables."""
+    train, train_set, val_set = with_data(study.train)
+    told = {
+        "data.train": ("training set", f"{train_set.url}, {train_set.images} images"),
+        "data.val": ("validation set", f"{val_set.url}, {val_set.images} images"),
+        "optim.epochs": ("epochs", train.optim.epochs),
+        "data.image_px": ("input", f"{train.data.image_px} px"),
+        "optim.pretrained": ("pretrained weights", train.optim.pretrained or "none"),
+    }
+    varied = choices(study.train, study.search)
     return {
         "study": folder,
-        "training set": f"{train_set.url}, {train_set.images} images",
-        "validation set": f"{val_set.url}, {val_set.images} images",
-        "epochs": train.optim.epochs,
-        "input": f"{train.data.image_px} px",
+        **{what: value for name, (what, value) in told.items() if name not in varied},
         "seeds": study.seeds,
         "resamples of the validation images": RESAMPLES,
         **circumstances(),
@@ -181,13 +214,6 @@ def _summary(study: Ablation, folder: str, train_set: Dataset, val_set: Dataset)
 def _publish(folder: str, study: Study) -> dict[str, Any]:
     for name, data in ablation_files(study).items():
         storage.write_bytes(storage.join(folder, name), data)
-    means = {name: float(np.mean([t.metrics["AP"] for t in study.trials if t.variant == name] or [-1])) for name in study.variants}
-    report = storage.join(folder, "report.md")
+    report = storage.join(folder, REPORT_FILE)
     logger.info("event=study_done report=%s", report)
-    return {
-        "study": folder,
-        "report": report,
-        "best": max(means, key=lambda name: means[name]),
-        "trials": len(study.trials),
-        "failed": len(study.failures),
-    }
+    return {"study": folder, "report": report, "best": best(study), "trials": len(study.trials), "failed": len(study.failures)}

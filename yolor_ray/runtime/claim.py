@@ -8,17 +8,25 @@ from yolor_ray import storage
 from yolor_ray.config.named import flat
 from yolor_ray.errors import ConfigError
 
+RUN_FILE, STUDY_FILE = "config.json", "study.json"
+WHAT = {RUN_FILE: "a run", STUDY_FILE: "a study"}
+"""What a folder is, by the file that holds its settings."""
 
-def claim(place: str, settings: Mapping[str, Any], *, may_change: tuple[str, ...], older: Mapping[str, Any], name: str) -> None:
-    """Write nested settings to `place`, or raise ConfigError if those of another job are there already.
+
+def claim(folder: str, file: str, settings: Mapping[str, Any], *, may_change: tuple[str, ...], older: Mapping[str, Any]) -> None:
+    """Write nested settings into a run's or a study's folder, or raise ConfigError if another run or study is in it already.
 
     Args:
-        place: URL of the file.
+        folder: URL of the folder.
+        file: RUN_FILE or STUDY_FILE.
         settings: what this job was told.
         may_change: how the dotted names begin of settings that may differ, as they do not change what comes out.
         older: what settings mean that the file does not name, because an older version did not know them.
-        name: what to change for a fresh start, such as run.name.
     """
+    for other, what in WHAT.items():
+        if other != file and storage.exists(storage.join(folder, other)):
+            raise ConfigError(f"{folder}: found {what} of that name, expected {WHAT[file]} or nothing; choose a new run.name")
+    place = storage.join(folder, file)
     if not storage.exists(place):
         storage.write_bytes(place, json.dumps(settings, indent=1).encode())
         return
@@ -26,7 +34,7 @@ def claim(place: str, settings: Mapping[str, Any], *, may_change: tuple[str, ...
     changed = {key: (theirs.get(key), value) for key, value in mine.items() if theirs.get(key) != value and not key.startswith(may_change)}
     if changed:
         shown = ", ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in changed.items())
-        raise ConfigError(f"{place}: this was started with other settings: {shown}; go on with those or choose a new {name}")
+        raise ConfigError(f"{place}: {WHAT[file]} was started with other settings: {shown}; go on with those or choose a new run.name")
 
 
 def _flat_json(values: Mapping[str, Any]) -> dict[str, Any]:

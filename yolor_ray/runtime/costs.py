@@ -1,6 +1,8 @@
 """Say what implicit knowledge costs and what it has learned, from trained weights."""
 
 import copy
+import functools
+from collections.abc import Mapping
 
 import torch
 
@@ -12,28 +14,48 @@ from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights
 from yolor_ray.runtime.benchmark_rounds import in_rounds, median
+from yolor_ray.runtime.machine import machine
 from yolor_ray.runtime.workers import cores
 
 ROUNDS = 7
 
 
-def costs_of(weights: dict[str, str], gpu: bool) -> dict[str, Cost]:
-    """Return the costs of networks by name, from the URLs of their weights; all are timed in turns, one image at a time."""
+def costs_of(weights: Mapping[str, str], baseline: str, gpu: bool) -> tuple[dict[str, Cost], str]:
+    """Return the costs of networks by name, from the URLs of their weights, and the machine that they were measured on.
+
+    Each network takes turns with the baseline, one image at a time, so that ratios to it are of the same moments and only two
+    networks are in memory; latencies are told as if the baseline had always been as fast as the first time.
+    """
     torch.set_num_threads(cores())
+    first: float | None = None
+    found = {}
+    for name, url in weights.items():
+        network, info = load_weights(url)
+        milliseconds = _latencies({"own": network, "baseline": load_weights(weights[baseline])[0]}, info.image_px, gpu)
+        first = first or milliseconds["baseline fused"]
+        scale = first / milliseconds["baseline fused"]
+        # The baseline's own row is the baseline, not a second copy of it that was timed beside it.
+        who = "baseline" if name == baseline else "own"
+        found[name] = _cost(network, info, milliseconds[f"{who} unfused"] * scale, milliseconds[f"{who} fused"] * scale)
+    return found, _machine()
+
+
+def _latencies(networks: Mapping[str, Yolor], image_px: int, gpu: bool) -> dict[str, float]:
+    """Return milliseconds per image of each network as it is and fused, medians over rounds in which all take turns."""
     device = torch.device("cuda" if gpu else "cpu")
-    networks = {name: load_weights(url) for name, url in weights.items()}
+    pixels = predict.to_input(torch.zeros(1, image_px, image_px, 3, dtype=torch.uint8), device)
     works = {}
-    for name, (network, info) in networks.items():
-        pixels = predict.to_input(torch.zeros(1, info.image_px, info.image_px, 3, dtype=torch.uint8), device)
+    for name, network in networks.items():
         for form, one in (("unfused", copy.deepcopy(network)), ("fused", fuse(network))):
-            predictor = graph.torch_predictor(one.to(device))
-            works[f"{name} {form}"] = lambda predictor=predictor, pixels=pixels: predictor(pixels)
+            works[f"{name} {form}"] = functools.partial(graph.torch_predictor(one.to(device)), pixels)
     rows = in_rounds(works, ROUNDS, wait=torch.cuda.synchronize if gpu else lambda: None)
-    milliseconds = {name: median(rows, name) * 1e3 for name in works}
-    return {
-        name: _cost(network, info, milliseconds[f"{name} unfused"], milliseconds[f"{name} fused"])
-        for name, (network, info) in networks.items()
-    }
+    return {name: median(rows, name) * 1e3 for name in works}
+
+
+def _machine() -> str:
+    here = machine()
+    gpu = f", {here['gpu']}" if here["gpu"] else ""
+    return f"{here['cpu']}, {here['compute_threads']} threads{gpu}, torch {here['torch']}"
 
 
 def _cost(network: Yolor, info: WeightsInfo, unfused_ms: float, fused_ms: float) -> Cost:

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,16 +22,16 @@ from yolor_ray.config.named import fitted, flat, replaced
 from yolor_ray.config.space import Choice, Range, space, start_values
 from yolor_ray.config_tune import Search
 from yolor_ray.errors import TrainingError
-from yolor_ray.evaluate.search import Tried, best, search_files
+from yolor_ray.evaluate.search import PRESET_FILE, REPORT_FILE, Tried, best, search_files
 from yolor_ray.model.weights import load_weights
 from yolor_ray.runtime.board import read_rows
-from yolor_ray.runtime.study import TRIALS, as_trial, circumstances, claim_study, minutes_of, typed_words, with_data
-from yolor_ray.runtime.train import RUN_FILE
-from yolor_ray.runtime.trials import Outcome, Plan, run_trials, shared_source, start_cluster, trial_cluster
+from yolor_ray.runtime.claim import RUN_FILE
+from yolor_ray.runtime.proposals import Distinct
+from yolor_ray.runtime.study import TRIALS, as_trial, circumstances, claim_study, folder_of, minutes_of, typed_words, with_data
+from yolor_ray.runtime.trials import Outcome, Plan, Values, run_trials, shared_source, start_cluster
 
 logger = logging.getLogger(__name__)
 
-PRESET_FILE = "preset.json"
 REDUCTION = 3
 """ASHA lets one trial in three go on at each of its looks."""
 LOOKS = 9
@@ -46,23 +46,28 @@ def search(study: Search) -> dict[str, Any]:
     Raises:
         TrainingError: no trial was measured even once.
     """
-    folder = claim_study("search", study.train, study.search)
+    folder = folder_of(study.train)
     train, train_set, val_set = with_data(study.train)
     dimensions = space(train, study.search)
+    claim_study("search", study.train, study.search)
     known = _begun(folder, dimensions)
     # The preset's own settings come first: what is found must be better.
     start = start_values(train, dimensions)
     first = [start, *(values for values in known if values != start)]
     start_cluster(train.cluster)
-    plan = Plan(_config_of(train, folder), trial_cluster(train.cluster), max(study.trials, len(first)), study.concurrent)
+    config_of = _config_of(train, folder, dimensions)
+    plan = Plan(config_of, train.cluster, max(study.trials, len(first)), study.concurrent)
     outcomes = run_trials(
         plan,
         {name: _domain(dimension) for name, dimension in dimensions.items()},
         shared_source(train_set, train.cluster),
         samples=plan.count,
         scheduler=_scheduler(study),
-        # Earlier proposals are given, so Optuna must draw others than it did then.
-        searcher=OptunaSearch(metric="AP", mode="max", points_to_evaluate=first, seed=train.run.seed + len(known)),
+        searcher=Distinct(
+            # Earlier proposals are given, so Optuna must draw others than it did then.
+            OptunaSearch(metric="AP", mode="max", points_to_evaluate=first, seed=train.run.seed + len(known)),
+            lambda values: config_of(values).run.name,
+        ),
     )
     tried = [_tried(outcome, plan) for outcome in outcomes]
     summary = {
@@ -77,28 +82,39 @@ def search(study: Search) -> dict[str, Any]:
 
 
 def _begun(folder: str, dimensions: Mapping[str, Choice | Range]) -> list[dict[str, Any]]:
-    """Return the settings of all trials that an earlier job of this study began."""
+    """Return the settings of all trials that an earlier job of this study began, those first that came to an end.
+
+    So a scheduler knows them before it judges what was still under way.
+    """
     trials = storage.join(folder, TRIALS)
-    places = [storage.join(trials, name, RUN_FILE) for name in storage.list_names(trials)]
+    names = sorted(storage.list_names(trials), key=lambda name: not storage.is_published(storage.join(trials, name, "weights")))
+    places = [storage.join(trials, name, RUN_FILE) for name in names]
     settings = [flat(json.loads(storage.read_bytes(place))) for place in places if storage.exists(place)]
     return [{name: fitted(name, found[name]) for name in dimensions} for found in settings]
 
 
-def _config_of(train: Train, folder: str) -> Any:
+def _config_of(train: Train, folder: str, dimensions: Mapping[str, Choice | Range]) -> Callable[[Values], Train]:
     """Return a function that makes the run of a trial from what Optuna proposes, named by a digest of it."""
-    run = replace(train.run, validate_every=max(1, train.optim.epochs // LOOKS))
+    train = replace(train, run=replace(train.run, validate_every=_look_every(train)))
+    own = flat(dataclasses.asdict(train))
 
-    def config_of(values: Mapping[str, Any]) -> Train:
-        own = flat(dataclasses.asdict(train))
-        rounded = {name: _rounded(value) if value != own[name] else value for name, value in values.items()}
-        name = hashlib.sha256(typed_words(dict(sorted(rounded.items()))).encode()).hexdigest()[:12]
-        return as_trial(replaced(replace(train, run=run), rounded), folder, name)
+    def config_of(values: Values) -> Train:
+        chosen = {name: _rounded(values[name], dimensions[name], own[name]) for name in dimensions}
+        name = hashlib.sha256(typed_words(dict(sorted(chosen.items()))).encode()).hexdigest()[:12]
+        return as_trial(replaced(train, chosen), folder, name)
 
     return config_of
 
 
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+def _rounded(value: Any, dimension: Choice | Range, own: Any) -> Any:
+    """Return a drawn number with few digits, inside its range; what somebody chose stays as it is."""
+    if isinstance(dimension, Choice) or dimension.integer or value == own:
+        return value
+    return min(max(float(f"{value:.{DIGITS}g}"), dimension.low), dimension.high)
+
+
+def _look_every(train: Train) -> int:
+    return max(1, train.optim.epochs // LOOKS)
 
 
 def _domain(dimension: Choice | Range) -> Any:
@@ -113,13 +129,14 @@ def _domain(dimension: Choice | Range) -> Any:
 
 
 def _scheduler(study: Search) -> TrialScheduler:
-    epochs = study.train.optim.epochs
-    grace = max(1, epochs // LOOKS)
-    words: dict[str, Any] = {"time_attr": "epoch", "metric": "AP", "mode": "max", "grace_period": grace}
+    first = _look_every(study.train)
+    words: dict[str, Any] = {"time_attr": "epoch", "metric": "AP", "mode": "max"}
     if study.scheduler == "asha":
-        return ASHAScheduler(**words, max_t=max(epochs, grace + 1), reduction_factor=REDUCTION, stop_last_trials=False)
+        # The largest look is the last one that ASHA takes; it need not stop trials there that it lets go on.
+        return ASHAScheduler(**words, grace_period=first, max_t=first * REDUCTION, reduction_factor=REDUCTION, stop_last_trials=False)
     if study.scheduler == "median":
-        return MedianStoppingRule(**{**words, "grace_period": grace * 2})
+        # Tune would pause trials for want of others to compare them with; ours could not go on from there.
+        return MedianStoppingRule(**words, grace_period=first * 2, min_time_slice=study.train.optim.epochs)
     return FIFOScheduler()
 
 
@@ -131,13 +148,18 @@ def _tried(outcome: Outcome, plan: Plan) -> Tried:
     done = storage.is_published(weights)
     return Tried(
         values={name: settings[name] for name in outcome.values},
-        AP=load_weights(weights)[1].metrics["AP"] if done else outcome.metrics.get("AP"),
+        AP=_known(load_weights(weights)[1].metrics["AP"] if done else outcome.metrics.get("AP")),
         epochs=len(read_rows(run)),
         state="finished" if done else "failed" if outcome.reason else "stopped",
         run=run,
         reason="" if done else outcome.reason,
         minutes=minutes_of(run),
     )
+
+
+def _known(ap: float | None) -> float | None:
+    # COCO says -1 where there is nothing to measure.
+    return None if ap is None or ap < 0 else ap
 
 
 def _publish(
@@ -149,7 +171,7 @@ def _publish(
         raise TrainingError(f"{folder}: no trial was measured: {next((one.reason for one in tried if one.reason), 'no reason known')}")
     config = replaced(train, winner.values)
     config = replace(config, run=replace(config.run, name=f"{train.run.name}-best"))
-    preset, report = storage.join(folder, PRESET_FILE), storage.join(folder, "report.md")
+    preset, report = storage.join(folder, PRESET_FILE), storage.join(folder, REPORT_FILE)
     data = json.dumps(dataclasses.asdict(config), indent=1).encode()
     files = search_files(tried, dimensions, start_values(train, dimensions), data, {**summary, "preset": preset})
     for name, content in files.items():

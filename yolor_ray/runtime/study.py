@@ -1,6 +1,7 @@
 """Prepare what both kinds of study have in common: a folder that is theirs, data that all trials share, and their trials' names."""
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -9,16 +10,18 @@ from typing import Any
 
 from yolor_ray import storage
 from yolor_ray.config import Train
+from yolor_ray.config.named import as_typed
 from yolor_ray.data.shards import Dataset
 from yolor_ray.runtime.board import read_rows
-from yolor_ray.runtime.claim import claim
-from yolor_ray.runtime.machine import command, commit, machine
+from yolor_ray.runtime.claim import STUDY_FILE, claim
+from yolor_ray.runtime.machine import command, commit
 from yolor_ray.runtime.train import MAY_CHANGE, open_datasets
 from yolor_ray.runtime.trials import trial_cluster
 
-STUDY_FILE = "study.json"
 TRIALS = "trials"
 """Folder of a study that holds the runs of its trials."""
+LONGEST_NAME = 120
+"""Characters of a folder's name."""
 FREE = tuple(f"train.{name}" for name in MAY_CHANGE)
 
 
@@ -27,20 +30,19 @@ def folder_of(train: Train) -> str:
     return storage.absolute(storage.join(train.run.storage, train.run.name))
 
 
-def claim_study(kind: str, train: Train, words: Sequence[str]) -> str:
-    """Return the study's folder, or raise ConfigError if another study is in it."""
-    folder = folder_of(train)
+def claim_study(kind: str, train: Train, words: Sequence[str]) -> None:
+    """Write down what the study is, or raise ConfigError if another one, or a run, is in its folder."""
     settings = {"kind": kind, "search": list(words), "seed": train.run.seed, "train": dataclasses.asdict(train)}
-    older = {"train": dataclasses.asdict(Train())}
-    claim(storage.join(folder, STUDY_FILE), settings, may_change=FREE, older=older, name="run.name")
-    return folder
+    claim(folder_of(train), STUDY_FILE, settings, may_change=FREE, older={"train": dataclasses.asdict(Train())})
 
 
+@functools.cache
 def with_data(train: Train) -> tuple[Train, Dataset, Dataset]:
-    """Return the run with the full URLs of its data, for trials run in other folders, beside the two data sets."""
+    """Return the run with absolute URLs, as trials run in other folders, beside its data sets; built-in scenes are packed first."""
     train_set, val_set = open_datasets(train)
     data = replace(train.data, train=train_set.url, val=val_set.url)
-    return replace(train, data=data), train_set, val_set
+    pretrained = storage.absolute(train.optim.pretrained) if train.optim.pretrained else ""
+    return replace(train, data=data, optim=replace(train.optim, pretrained=pretrained)), train_set, val_set
 
 
 def as_trial(train: Train, folder: str, name: str) -> Train:
@@ -51,17 +53,13 @@ def as_trial(train: Train, folder: str, name: str) -> Train:
 
 def typed_words(values: Mapping[str, Any]) -> str:
     """Return settings as they are typed: `optim.lr=0.01 loss.box=0.1`."""
-    return " ".join(f"{name}={_typed(value)}" for name, value in values.items())
-
-
-def _typed(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return " ".join(f"{name}={as_typed(value)}" for name, value in values.items())
 
 
 def folder_name(text: str) -> str:
-    """Return text that may name a folder; what had to be replaced is told apart by a digest."""
-    plain = re.sub(r"[^\w.=-]+", "_", text)
-    return plain if plain == text else f"{plain[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    """Return text that may name a folder; what had to be replaced or cut is told apart by a digest."""
+    plain = re.sub(r"[^A-Za-z0-9_.=-]+", "_", text)[:LONGEST_NAME]
+    return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def minutes_of(run: str) -> float:
@@ -70,7 +68,5 @@ def minutes_of(run: str) -> float:
 
 
 def circumstances() -> dict[str, Any]:
-    """Return with which command, code and machine a study was done."""
-    here = machine()
-    gpu = f", {here['gpu']}" if here["gpu"] else ""
-    return {"command": command(), "commit": commit(), "machine": f"{here['cpu']}, {here['cores']} cores{gpu}, torch {here['torch']}"}
+    """Return with which command and code a study was done."""
+    return {"command": command(), "commit": commit()}

@@ -16,7 +16,7 @@ from yolor_ray.errors import DataError
 from yolor_ray.learn.anchors import best_possible_recall, fit_anchors
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
 from yolor_ray.runtime.checkpoint import CHECKPOINTS, newest_checkpoint
-from yolor_ray.runtime.claim import claim
+from yolor_ray.runtime.claim import RUN_FILE, claim
 from yolor_ray.runtime.evaluate import SCENES, VALIDATION_SEED, scene_count
 from yolor_ray.runtime.ingest import direct_source
 from yolor_ray.runtime.loop import Job, Report
@@ -26,7 +26,6 @@ from yolor_ray.runtime.workers import work_here, work_on_cluster
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "config.json"
 MAY_CHANGE = ("cluster.", "run.", "data.threads")
 """Settings that a resumed run may change: they do not change what is learned."""
 LOW_RECALL = 0.98
@@ -47,12 +46,12 @@ def train(
     Args:
         config: the run.
         source: encoded row groups of the training set, where someone holds them already.
-        report: hears of each validation when training is in this process.
-        callbacks: hear of each validation when training is on workers of a cluster.
+        report: hears of each validation before the last when training is in this process; after a restart, of earlier ones again.
+        callbacks: hear the same when training is on workers of a cluster.
     """
     run = storage.absolute(storage.join(config.run.storage, config.run.name))
     mine, older = dataclasses.asdict(config), dataclasses.asdict(Train())
-    claim(storage.join(run, RUN_FILE), mine, may_change=MAY_CHANGE, older=older, name="run.name")
+    claim(run, RUN_FILE, mine, may_change=MAY_CHANGE, older=older)
     weights = storage.join(run, "weights")
     if not storage.is_published(weights):
         job = prepare(config, run)

@@ -6,12 +6,13 @@ counted before any trial starts. All state is in the run folders: a study that g
 names, and they go on from their checkpoints. Tune keeps nothing that outlives the job.
 """
 
+import json
 import logging
 import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -25,7 +26,7 @@ from yolor_ray import storage
 from yolor_ray.config import Cluster, Train
 from yolor_ray.data.loader import Source
 from yolor_ray.data.shards import Dataset
-from yolor_ray.errors import ConfigError, DataError, NonFiniteLossError
+from yolor_ray.errors import ConfigError, NonFiniteLossError, StorageError, UserError
 from yolor_ray.runtime.board import read_rows
 from yolor_ray.runtime.checkpoint import CHECKPOINTS
 from yolor_ray.runtime.cluster import start_ray
@@ -43,6 +44,11 @@ TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 """Each trial writes its own metrics into its run folder, and Ctrl-C ends the job."""
+
+STOPPED_FILE = "stopped.json"
+"""Says in a run's folder that a scheduler ended it early."""
+FAILED_AP = -1.0
+"""What a searcher is told of a failed trial: worse than any."""
 
 Values = Mapping[str, Any]
 
@@ -66,7 +72,7 @@ class Plan:
     config_of: Callable[[Values], Train]
     """Returns the run that a trial's values stand for; its name is the trial's."""
     cluster: Cluster
-    """What each trial trains on."""
+    """What the study was told that each trial trains on."""
     count: int
     """Trials in all, for the time left."""
     concurrent: int = 0
@@ -84,8 +90,12 @@ def start_cluster(cluster: Cluster) -> None:
 
 
 def trial_cluster(cluster: Cluster) -> Cluster:
-    """Return the cluster settings of one trial: without workers, it computes on one thread unless told otherwise."""
-    return replace(cluster, threads=cluster.threads or 1) if cluster.worker_range[1] == 0 else cluster
+    """Return the cluster settings of one trial: without workers, it computes on one thread unless told otherwise.
+
+    A trial is retried as a whole, from its checkpoint: were its workers restarted as well, retries would multiply.
+    """
+    threads = cluster.threads or int(cluster.worker_range[1] == 0)
+    return replace(cluster, threads=threads, max_failures=0)
 
 
 def shared_source(dataset: Dataset, cluster: Cluster) -> Source | None:
@@ -108,8 +118,8 @@ def run_trials(
     searcher: tune.search.Searcher | None = None,
 ) -> list[Outcome]:
     """Train all trials of the space and return what became of them; one that fails again and again does not stop the others."""
-    cluster = plan.cluster
-    room = _room(cluster, ray.cluster_resources())
+    cluster = trial_cluster(plan.cluster)
+    room = _room(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     at_a_time = min(room, plan.concurrent or room, plan.count)
     logger.info("event=trials count=%d at_a_time=%d room=%d each='%s'", plan.count, at_a_time, room, _resources(cluster))
     trainable = tune.with_parameters(_trial, plan=plan, source=source)
@@ -132,7 +142,7 @@ def run_trials(
                 name="study",
                 storage_path=folder,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+                failure_config=tune.FailureConfig(max_failures=plan.cluster.max_failures),
                 callbacks=[ledger],
             ),
         ).fit()
@@ -143,26 +153,34 @@ def _trial(values: dict[str, Any], *, plan: Plan, source: Source | None) -> None
     """Train one run in a process of its own, and report each validation to Tune."""
     config = plan.config_of(values)
     logging.getLogger("yolor_ray").setLevel(logging.WARNING)
-    by_workers = config.cluster.worker_range[1] > 0
     run = storage.join(config.run.storage, config.run.name)
-    if storage.is_published(storage.join(run, "weights")):
+    stopped = storage.exists(storage.join(run, STOPPED_FILE))
+    if stopped or storage.is_published(storage.join(run, "weights")):
         _tell_again(run, config.optim.epochs)
+    if stopped:
+        return
     try:
-        if by_workers:
-            done = train(config, source=source, callbacks=[TuneReportCallback()])
-        else:
-            done = train(config, source=source, report=tune.report)
-    except (ConfigError, DataError, NonFiniteLossError) as error:
-        # The same would happen again: there is nothing to retry.
-        tune.report({"reason": f"{type(error).__name__}: {error}"})
+        metrics = _metrics(config, source)
+    except StorageError:
+        raise
+    except (UserError, NonFiniteLossError) as error:
+        # The same would happen again: there is nothing to retry. Tune wants its numbers from failures too.
+        tune.report({"reason": f"{type(error).__name__}: {error}", "epoch": 0, "AP": FAILED_AP})
         return
     # A finished run needs them no more, and a study has many runs.
     storage.delete(storage.join(run, CHECKPOINTS))
-    tune.report({"epoch": config.optim.epochs, **done["metrics"]})
+    tune.report({"epoch": config.optim.epochs, **metrics})
+
+
+def _metrics(config: Train, source: Source | None) -> dict[str, float]:
+    """Train and return the numbers of the weights."""
+    if config.cluster.worker_range[1] > 0:
+        return train(config, source=source, callbacks=[TuneReportCallback()])["metrics"]
+    return train(config, source=source, report=tune.report)["metrics"]
 
 
 def _tell_again(run: str, epochs: int) -> None:
-    """Report what a finished run measured on its way, so that a scheduler judges others at each epoch by what it was then."""
+    """Report what a run measured before its end, so that a scheduler judges others at each epoch by what it was then."""
     for row in read_rows(run):
         if "AP" in row and row["epoch"] < epochs:
             tune.report(row)
@@ -175,35 +193,43 @@ def _resources(cluster: Cluster) -> dict[str, float]:
     return {"CPU": float(cluster.threads), **({"GPU": 1.0} if cluster.gpu else {})}
 
 
-def _needs(cluster: Cluster) -> dict[str, float]:
-    """Return what one trial takes with its workers, and with what reads for them."""
+def _room(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many trials fit the nodes, or raise ConfigError if not a single one does: Ray would wait for ever."""
     workers = cluster.worker_range[0]
-    if workers == 0:
-        return _resources(cluster)
-    if cluster.gpu:
-        return {"GPU": float(workers), "CPU": SPARE_CPUS}
-    return {"CPU": workers * cluster.cpus_per_worker + SPARE_CPUS}
-
-
-def _room(cluster: Cluster, found: Mapping[str, float]) -> int:
-    """Return how many trials fit the cluster, or raise ConfigError if not a single one does: Ray would wait for ever."""
-    needs = _needs(cluster)
-    room = min(int(found.get(kind, 0) / amount + 1e-9) for kind, amount in needs.items())
+    each = _resources(cluster) if workers == 0 else {"GPU": 1.0} if cluster.gpu else {"CPU": cluster.cpus_per_worker}
+    places = sum(min(_times(node, kind, amount) for kind, amount in each.items()) for node in nodes)
+    room = places // max(workers, 1)
+    needed = " and ".join(f"{amount:g} {kind}s" for kind, amount in each.items())
+    what = (
+        f"one trial needs {needed}" if workers == 0 else f"one trial needs {workers} workers of {needed}, and {SPARE_CPUS:g} CPUs to read"
+    )
+    if workers > 0:
+        cpus = workers * each.get("CPU", 0) + SPARE_CPUS
+        room = min(room, _times({"CPU": sum(node.get("CPU", 0) for node in nodes)}, "CPU", cpus))
     if room < 1:
-        asked = " and ".join(f"{amount:g} {kind}s" for kind, amount in needs.items())
-        has = " and ".join(f"{found.get(kind, 0):g} {kind}s" for kind in needs)
-        raise ConfigError(f"cluster.workers: one trial needs {asked}, found {has} in the whole cluster")
+        has = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise ConfigError(f"cluster: {what}, found nodes of {has}")
     return room
+
+
+def _times(node: Mapping[str, float], kind: str, amount: float) -> int:
+    return int(node.get(kind, 0) / amount + 1e-9)
 
 
 class _Ledger(tune.Callback):
     """Write down what becomes of each trial, and say so, with the time that the rest will take."""
 
     def __init__(self, plan: Plan, at_a_time: int) -> None:
-        self.outcomes: list[Outcome] = []
+        self._outcomes: dict[str, Outcome] = {}
         self._plan, self._at_a_time = plan, at_a_time
         self._began: dict[str, float] = {}
         self._spent_s = 0.0
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """In the order in which the trials began."""
+        order = list(self._began)
+        return [outcome for _, outcome in sorted(self._outcomes.items(), key=lambda item: order.index(item[0]))]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._began.setdefault(trial.trial_id, time.monotonic())
@@ -221,13 +247,23 @@ class _Ledger(tune.Callback):
     def _add(self, trial: Any, reason: str) -> None:
         metrics = dict(trial.last_result or {})
         stopped = not reason and metrics.get("epoch", 0) < self._plan.config_of(trial.config).optim.epochs
-        self.outcomes.append(Outcome(dict(trial.config), metrics, reason))
+        self._outcomes[trial.trial_id] = Outcome(dict(trial.config), metrics, reason)
+        if stopped:
+            self._mark(trial, metrics)
         now = time.monotonic()
-        self._spent_s += now - self._began.get(trial.trial_id, now)
-        done, count = len(self.outcomes), self._plan.count
+        self._spent_s += now - self._began.setdefault(trial.trial_id, now)
+        done, count = len(self._outcomes), self._plan.count
         eta = timedelta(seconds=round(self._spent_s / done * (count - done) / self._at_a_time))
         what = f"failed reason='{reason}'" if reason else f"{'stopped' if stopped else 'done'} AP={metrics.get('AP', math.nan):.4f}"
         logger.info("event=trial_%s trial=%s epoch=%s done=%d/%d eta=%s", what, trial, metrics.get("epoch", 0), done, count, eta)
+
+    def _mark(self, trial: Any, metrics: Mapping[str, Any]) -> None:
+        """Leave a word for a job that goes on: what a scheduler has stopped is not trained again."""
+        config = self._plan.config_of(trial.config)
+        run = storage.join(config.run.storage, config.run.name)
+        if not storage.is_published(storage.join(run, "weights")):
+            told = {"epoch": metrics.get("epoch", 0), "AP": metrics.get("AP")}
+            storage.write_bytes(storage.join(run, STOPPED_FILE), json.dumps(told).encode())
 
 
 def _last_line(trial: Any) -> str:

@@ -28,7 +28,7 @@ SPARE_CPUS = 0.5
 
 
 def work_here(job: Job, work: Work = train_loop, report: Report = lambda row: None) -> Any:
-    """Train in this process, or do other work with the job, and return what comes of it; `report` hears each validation."""
+    """Train in this process, or do other work with the job, and return what comes of it; `report` hears each validation before the last."""
     cluster = job.config.cluster
     if cluster.gpu and not torch.cuda.is_available():
         raise ConfigError("cluster.gpu: found no CUDA device in this process, expected one; leave it out to train on the CPU")
@@ -48,7 +48,7 @@ def work_on_cluster(
     """Do the same on workers of the cluster that RAY_ADDRESS names, or of a local one; returns what the leading worker does.
 
     `source` holds the training set's row groups where someone has brought them to the cluster already; `callbacks` hear of
-    each validation. Raises the worker's own error if it is one of ours, TrainingError otherwise.
+    each validation before the last. Raises the worker's own error if it is one of ours, TrainingError otherwise.
     """
     # Ray Train would turn every print of a library, such as the COCO tables, into a log line.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")

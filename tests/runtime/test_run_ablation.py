@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from yolor_ray import storage
 from yolor_ray.config import Augment, Cluster, Data, Network, Optim, Run, Train
 from yolor_ray.config.named import flat
 from yolor_ray.config_tune import Ablation
 from yolor_ray.errors import ConfigError, NonFiniteLossError
 from yolor_ray.learn.step import Learner
 from yolor_ray.model.weights import load_weights
-from yolor_ray.runtime.ablation import _planned
+from yolor_ray.presets import PLAIN
+from yolor_ray.runtime.ablation import _check_start, _planned
 from yolor_ray.runtime.costs import costs_of, priors_of
 from yolor_ray.runtime.study import claim_study, folder_name, with_data
 from yolor_ray.runtime.train import train
@@ -26,7 +28,7 @@ TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1,
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Train:
     return Train(
-        network=TINY,
+        network=replace(TINY, implicit=PLAIN),
         data=Data(train="scenes:9", val="scenes:3", image_px=64),
         augment=Augment(mixup=0.3, multi_scale=0.3),
         optim=Optim(epochs=2, batch=4, nominal_batch=4),
@@ -103,6 +105,8 @@ def test_another_seed_is_another_start_and_another_order(run, monkeypatch):
 def test_a_study_goes_on_with_more_seeds_but_not_with_another_recipe(run):
     claim_study("ablation", run, ("optim.lr=0.01,0.02",))
     claim_study("ablation", replace(run, cluster=Cluster(workers="2")), ("optim.lr=0.01,0.02",))
+    with pytest.raises(ConfigError, match="study: found a study of that name, expected a run or nothing"):
+        train(run)
     longer = replace(run, optim=replace(run.optim, epochs=5))
     with pytest.raises(ConfigError, match=r"study\.json: .*train\.optim\.epochs was 2 and is now 5; .* new run\.name"):
         claim_study("ablation", longer, ("optim.lr=0.01,0.02",))
@@ -114,11 +118,19 @@ def test_a_study_goes_on_with_more_seeds_but_not_with_another_recipe(run):
         claim_study("ablation", replace(run, run=replace(run.run, seed=7)), ("optim.lr=0.01,0.02",))
 
 
+def test_a_study_is_not_put_into_the_folder_of_a_run(run):
+    storage.write_bytes(f"{run.run.storage}/ran/config.json", b"{}")
+    with pytest.raises(ConfigError, match=r"ran: found a run of that name, expected a study or nothing; choose a new run\.name"):
+        claim_study("ablation", replace(run, run=replace(run.run, name="ran")), ())
+
+
 def test_folders_are_named_by_settings_and_never_share_a_name():
     assert folder_name("fa-add-optim.lr=0.01-seed0") == "fa-add-optim.lr=0.01-seed0"
     odd = [folder_name(f"data.train={url}") for url in ("s3://b/a", "s3://b_a", "s3:..b..a")]
     assert len(set(odd)) == 3
     assert all("/" not in name for name in odd)
+    long = [folder_name("optim.lr=0.01-" * 30 + end) for end in ("a", "b")]
+    assert len(set(long)) == 2 and max(map(len, long)) < 200
 
 
 @pytest.mark.parametrize(
@@ -130,12 +142,17 @@ def test_folders_are_named_by_settings_and_never_share_a_name():
         ({"search": ("optim.lr=1e-3..1e-1",)}, "search: found the range"),
         ({"search": ("network.implicit.std=0.1,0.2",)}, "use --variants"),
         ({"search": ("run.seed=1,2",)}, "repeats everything with --seeds"),
+        ({"train": Train()}, "network.implicit: found .*, expected the study's own: --variants says"),
+        (
+            {"train": Train(network=Network(implicit=PLAIN), run=Run(validate_every=3))},
+            "run.validate_every: found 3, expected 10",
+        ),
         ({"search": ("optim.rate=1,2",)}, "optim.rate: found no setting of that name"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused_before_anything_is_trained(run, words, message):
     with pytest.raises(ConfigError, match=message):
-        Ablation(train=run, **words)
+        Ablation(**{"train": run, **words})
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +166,8 @@ def trained(run) -> dict[str, str]:
 def test_variants_cost_what_they_add_and_nothing_when_fused(trained, monkeypatch):
     monkeypatch.setattr("yolor_ray.runtime.costs.ROUNDS", 1)
     monkeypatch.setattr("yolor_ray.runtime.costs.cores", lambda: 1)
-    costs = costs_of(trained, gpu=False)
+    costs, place = costs_of(trained, BASELINE, gpu=False)
+    assert "1 threads" in place
     baseline, size, concat = costs[BASELINE], costs["pr-multiply-size"], costs["fa-concat"]
     assert size.parameters - baseline.parameters == 3 * (3 * 2), "three levels of three anchors' widths and heights"
     widths, outputs = (16, 16, 16), 3 * (5 + 6)
@@ -173,3 +191,12 @@ def test_a_run_without_a_finite_gradient_is_no_result(run):
     with pytest.raises(NonFiniteLossError, match="no finite gradient"):
         train(replace(config, run=replace(config.run, name="hot")))
     assert not (Path(run.run.storage) / "hot" / "weights").exists()
+
+
+def test_variants_never_start_from_weights_that_have_grown_with_one_of_them(run, trained):
+    with pytest.raises(ConfigError, match=r"optim\.pretrained: found weights with implicit knowledge \(align none, refine multiply\)"):
+        _check_start(trained["pr-multiply-size"])
+    _check_start(trained[BASELINE])
+    study = Ablation(train=replace(run, optim=replace(run.optim, pretrained="runs/base/weights")), seeds=1)
+    found = {one.config.optim.pretrained for one in _planned(study, "/s")}
+    assert found == {str(Path.cwd() / "runs/base/weights")}, "trials run in another folder"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from ray import tune
@@ -78,6 +79,14 @@ def test_the_median_rule_never_pauses_a_trial_for_it_could_not_go_on_from_there(
     rule._last_pause["trial"] = 0
     waiting = SimpleNamespace(get_live_trials=lambda: [SimpleNamespace(status="PENDING")])
     assert rule._on_insufficient_samples(waiting, "trial", 100) == TrialScheduler.CONTINUE
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
+def test_every_scheduler_takes_what_a_failed_trial_reports(scheduler):
+    rule = search._scheduler(study_of(100, scheduler))
+    trial, controller = Mock(trial_id="a", status="RUNNING"), Mock()
+    rule.on_trial_add(controller, trial)
+    assert rule.on_trial_result(controller, trial, {"reason": "no gradient", "epoch": 0, "AP": -1.0}) == TrialScheduler.CONTINUE
 
 
 class Repeating(Searcher):

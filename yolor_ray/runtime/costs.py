@@ -17,7 +17,7 @@ from yolor_ray.runtime.benchmark_rounds import in_rounds, median
 from yolor_ray.runtime.machine import machine
 from yolor_ray.runtime.workers import cores
 
-ROUNDS = 7
+ROUNDS = 5
 
 
 def costs_of(weights: Mapping[str, str], baseline: str, gpu: bool) -> tuple[dict[str, Cost], str]:
@@ -27,14 +27,14 @@ def costs_of(weights: Mapping[str, str], baseline: str, gpu: bool) -> tuple[dict
     networks are in memory; latencies are told as if the baseline had always been as fast as the first time.
     """
     torch.set_num_threads(cores())
+    known, _ = load_weights(weights[baseline])
     first: float | None = None
     found = {}
     for name, url in weights.items():
         network, info = load_weights(url)
-        milliseconds = _latencies({"own": network, "baseline": load_weights(weights[baseline])[0]}, info.image_px, gpu)
+        milliseconds = _latencies({"baseline": known} | ({} if name == baseline else {"own": network}), info.image_px, gpu)
         first = first or milliseconds["baseline fused"]
         scale = first / milliseconds["baseline fused"]
-        # The baseline's own row is the baseline, not a second copy of it that was timed beside it.
         who = "baseline" if name == baseline else "own"
         found[name] = _cost(network, info, milliseconds[f"{who} unfused"] * scale, milliseconds[f"{who} fused"] * scale)
     return found, _machine()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -268,5 +269,6 @@ class _Ledger(tune.Callback):
 
 def _last_line(trial: Any) -> str:
     """Return the newest failure of a trial in one line, as far as Ray knows it."""
-    lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "Ray gave no reason"
+    text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "Ray gave no reason"

@@ -66,8 +66,9 @@ def ablation(study: Ablation) -> dict[str, Any]:
         TrainingError: not a single trial of the baseline came to its end, so that nothing can be compared.
     """
     folder = folder_of(study.train)
-    _check_start(study.train.optim.pretrained)
     planned = _planned(study, folder)
+    for pretrained in sorted({one.config.optim.pretrained for one in planned}):
+        _check_start(pretrained)
     val_set = with_data(study.train)[2]
     claim_study("ablation", study.train, study.search)
     start_cluster(study.train.cluster)

@@ -144,7 +144,8 @@ def _failure(planned: _Planned, reason: str) -> Failure:
 def _measured(finished: Sequence[_Planned], val_set: Dataset) -> list[Trial]:
     """Return the trials with their numbers over resampled validation images, computed wherever there is room."""
     truth = ray.put(truth_of(val_set))
-    memory = val_set.images * MAX_DETECTIONS * DETECTION_BYTES
+    # What no node had, Ray would wait for without end.
+    memory = min(val_set.images * MAX_DETECTIONS * DETECTION_BYTES, max(int(node["Resources"].get("memory", 0)) for node in ray.nodes()))
     measure: Any = ray.remote(num_cpus=1, memory=memory, max_retries=3)(_measure)
     numbers = dict(as_they_finish([measure.remote(index, one, truth) for index, one in enumerate(finished)]))
     return [numbers[index] for index in range(len(finished))]

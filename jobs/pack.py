@@ -1,4 +1,4 @@
-"""Pack annotated images into shards: `python jobs/pack.py voc|coco|yolo|scenes --help`."""
+"""Pack annotated images into shards: `python jobs/pack.py voc|coco|yolo|crops|scenes --help`."""
 
 from yolor_ray import command, config
 

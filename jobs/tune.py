@@ -1,4 +1,7 @@
-"""Compare trainings: `python jobs/tune.py ablation [PRESET] --data.train URL --data.val URL`, or `search` for a better recipe."""
+"""Compare trainings: `python jobs/tune.py ablation [PRESET] --data.train URL --data.val URL`.
+
+`search` looks for a better recipe, and `tasks` compares tasks learned alone with tasks learned together.
+"""
 
 from yolor_ray.command import run_study
 from yolor_ray.config_tune import STUDIES, STUDY_DESCRIPTIONS

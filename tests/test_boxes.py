@@ -144,20 +144,23 @@ def test_a_chain_of_overlaps_lets_every_second_box_live():
 def test_one_prediction_may_count_for_several_classes_that_never_suppress_each_other():
     corners = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [50.0, 50.0, 60.0, 60.0]])
     scores = torch.tensor([[0.9, 0.6], [0.8, 0.1], [0.2, 0.1]])
-    found, confidences, labels = boxes.select(corners, scores, confidence=0.15, iou=0.5, limit=10)
+    found, confidences, labels, predictions = boxes.select(corners, scores, confidence=0.15, iou=0.5, limit=10)
     assert found.tolist() == [corners[0].tolist(), corners[0].tolist(), corners[2].tolist()]
     assert labels.tolist() == [0, 1, 0]
+    assert predictions.tolist() == [0, 0, 2]
     assert confidences.tolist() == pytest.approx([0.9, 0.6, 0.2])
 
 
 def test_nothing_above_the_confidence_is_an_empty_answer():
-    found, confidences, labels = boxes.select(random_boxes(5, seed=9), torch.full((5, 3), 0.2), confidence=0.2, iou=0.5, limit=10)
-    assert (found.shape, confidences.shape, labels.shape) == ((0, 4), (0,), (0,))
+    found, confidences, labels, predictions = boxes.select(
+        random_boxes(5, seed=9), torch.full((5, 3), 0.2), confidence=0.2, iou=0.5, limit=10
+    )
+    assert [part.shape for part in (found, confidences, labels, predictions)] == [(0, 4), (0,), (0,), (0,)]
 
 
 def test_candidates_beyond_the_limit_are_the_worst(monkeypatch):
     monkeypatch.setattr(boxes, "CANDIDATE_LIMIT", 10)
     corners = random_boxes(50, seed=10, side=10_000)
     scores = torch.rand(50, 2, generator=torch.Generator().manual_seed(2))
-    _, confidences, _ = boxes.select(corners, scores, confidence=0.0, iou=0.5, limit=300)
+    _, confidences, _, _ = boxes.select(corners, scores, confidence=0.0, iou=0.5, limit=300)
     torch.testing.assert_close(confidences, scores.flatten().sort(descending=True).values[:10])

@@ -278,7 +278,7 @@ def test_a_study_takes_a_preset_file_before_or_after_its_kind(job, preset_file):
         ([], "compare, seek"),
         (["comparison"], "compare, seek"),
         (["compare", "smal"], "ConfigError: preset: found 'smal', expected small"),
-        (["compare", "xyzzy"], "expected one of demo, nano,"),
+        (["compare", "xyzzy"], "expected one of demo, demo-tasks, nano,"),
         (["compare", "--seeds", "3", "small"], "small"),
         (["compare", "small", "--trials", "3"], "--trials"),
         (["compare", "--seeds", "0"], "ConfigError: seeds: found 0, expected 1 or more"),

@@ -100,8 +100,8 @@ def _confident(scores: Float[Tensor, "P K"], confidence: float) -> tuple[Int[Ten
 
 def select(
     boxes_xyxy: Float[Tensor, "P 4"], scores: Float[Tensor, "P K"], *, confidence: float, iou: float, limit: int
-) -> tuple[Float[Tensor, "D 4"], Float[Tensor, "D"], Int[Tensor, "D"]]:
-    """Return boxes, scores and labels of one image's detections, best first.
+) -> tuple[Float[Tensor, "D 4"], Float[Tensor, "D"], Int[Tensor, "D"], Int[Tensor, "D"]]:
+    """Return boxes, scores and labels of one image's detections, best first, and which prediction each of them is.
 
     A prediction may count for several classes; boxes of different classes never suppress each other.
     """
@@ -112,4 +112,4 @@ def select(
         predictions, labels = predictions[best], labels[best]
     boxes = boxes_xyxy[predictions]
     kept = suppress(boxes, candidates, labels, iou=iou, limit=limit)
-    return boxes[kept], candidates[kept], labels[kept]
+    return boxes[kept], candidates[kept], labels[kept], predictions[kept]

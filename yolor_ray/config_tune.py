@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from yolor_ray.config import Run, Train
+from yolor_ray.config import Implicit, Run, Train
 from yolor_ray.config.check import check
 from yolor_ray.config.space import choices, space
 from yolor_ray.presets import PLAIN
@@ -74,6 +74,27 @@ class Search:
         space(self.train, self.search)
 
 
+@dataclass(frozen=True)
+class Tasks:
+    """Train each task alone, all tasks together, and all together with implicit knowledge, and compare them: the paper's table 3."""
+
+    train: Annotated[Train, tyro.conf.arg(name="")]
+    """The run that all trials vary: a preset, with the flags of `jobs/train.py`; run.name names the study. network.tasks are the tasks,
+    or if it names detect alone, all that both data sets are annotated for; network.implicit is the implicit knowledge that is tried."""
+    seeds: int = 3
+    """Repeats of each, with run.seed and the numbers after it; 1 or more, and 2 or more to know the noise. More may be added later."""
+    concurrent: int = 0
+    """Most trials at a time; 0 takes as many as the cluster has room for at the start."""
+
+    def __post_init__(self) -> None:
+        """Check ranges and that there is implicit knowledge to try."""
+        _check_free(self.train)
+        implicit = "some: one form has it, and the others have none"
+        check(self.train.network.implicit != PLAIN, "network.implicit", self.train.network.implicit, implicit)
+        check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
+        check(self.concurrent >= 0, "concurrent", self.concurrent, "0 or more")
+
+
 def _check_free(train: Train) -> None:
     expected = f"{Run.validate_every}: a study says itself when its trials are validated"
     check(train.run.validate_every == Run.validate_every, "run.validate_every", train.run.validate_every, expected)
@@ -89,12 +110,21 @@ def _ablation(preset: Train) -> Ablation:
     return Ablation(train=replace(train, network=replace(train.network, implicit=PLAIN)))
 
 
-STUDIES: dict[str, Callable[[Train], Ablation | Search]] = {
+def _tasks(preset: Train) -> Tasks:
+    train = _of_preset("tasks", preset)
+    # A preset without implicit knowledge would leave nothing to try.
+    implicit = Implicit() if train.network.implicit == PLAIN else train.network.implicit
+    return Tasks(train=replace(train, network=replace(train.network, implicit=implicit)))
+
+
+STUDIES: dict[str, Callable[[Train], Ablation | Search | Tasks]] = {
     "ablation": _ablation,
     "search": lambda preset: Search(train=_of_preset("search", preset)),
+    "tasks": _tasks,
 }
 """Make a study of a preset."""
 STUDY_DESCRIPTIONS = {
     "ablation": "Which implicit knowledge helps on this data: every form, several seeds, differences with error bars.",
     "search": "Which recipe suits this data: learning rate, loss gains, augmentation, anchors; ends in a preset file.",
+    "tasks": "Which tasks gain by being learned together: each alone, all jointly, and jointly with implicit knowledge, several seeds.",
 }

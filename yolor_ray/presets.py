@@ -64,6 +64,12 @@ PRESETS = {
         optim=Optim(epochs=36, batch=8, nominal_batch=8),
         run=Run(name="demo", validate_every=9),
     ),
+    "demo-tasks": Train(
+        network=replace(NANO, tasks=("detect", "classify", "embed", "segment", "pose")),
+        data=Data(train="scenes:320", val="scenes:80", image_px=256),
+        optim=Optim(epochs=36, batch=8, nominal_batch=8),
+        run=Run(name="demo-tasks", validate_every=9),
+    ),
     "nano": Train(network=NANO, data=Data(image_px=416), optim=Optim(nominal_batch=16)),
     "small": Train(network=SMALL, data=Data(image_px=640)),
     "csp": Train(network=CSP, augment=AUGMENT_640),
@@ -85,6 +91,7 @@ PRESETS = {
 
 DESCRIPTIONS = {
     "demo": "nano network on built-in scenes; needs nothing, a few minutes on 2 CPU cores.",
+    "demo-tasks": "the same network with all five tasks: boxes, image labels, identities, masks and keypoints of built-in scenes.",
     "nano": "1.1 M parameters, three levels, 416 px: CPUs and edge devices.",
     "small": "8.3 M parameters, three levels, 640 px: edge GPUs.",
     "csp": "YOLOR-CSP, 52.9 M parameters, three levels, 640 px.",

@@ -86,7 +86,7 @@ def test_a_lost_shard_is_named_by_the_worker_that_missed_it(placed, tmp_path):
 
 def test_weights_of_other_classes_are_refused(placed, tmp_path):
     weights = _weights(str(tmp_path), classes=("cat", "dog"))
-    with pytest.raises(DataError, match=r"expected those of .*, in its order: cat, dog"):
+    with pytest.raises(DataError, match=r"found classes .*, expected some of cat, dog"):
         evaluate(Evaluate(weights=weights, data=placed[1]))
 
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from yolor_ray import storage
-from yolor_ray.config import PackCoco, PackScenes, PackVoc, PackYolo
+from yolor_ray.config import PackScenes, PackVoc, PackYolo
 from yolor_ray.data import parts
 from yolor_ray.data.shards import open_dataset, read_row_group, records
 from yolor_ray.errors import ConfigError, DataError, StorageError
@@ -38,7 +38,7 @@ def yolo_set(tmp_path, write_image):
 
 def all_records(url: str) -> list:
     dataset = open_dataset(url)
-    return [record for group in dataset.row_groups for record in records(read_row_group(url, group))]
+    return [record for group in dataset.row_groups for record in records(read_row_group(dataset, group))]
 
 
 def faults_of(url: str) -> list[dict]:
@@ -156,24 +156,6 @@ def test_an_image_that_vanishes_under_way_is_an_error_that_names_it(yolo_set, tm
     with pytest.raises(StorageError, match=r"007\.png: not found"):
         pack(PackYolo(**sources, output=str(tmp_path / "out"), shard_mb=0.002))
     assert not storage.exists(str(tmp_path / "out" / "dataset.json"))
-
-
-def test_all_tasks_of_a_coco_file_reach_the_shards(tmp_path, write_image):
-    write_image(tmp_path / "images" / "a.png")
-    annotation = {"id": 1, "image_id": 1, "category_id": 4, "bbox": [4, 4, 20, 20], "iscrowd": 0, "identity": 8}
-    annotation |= {"segmentation": [[4, 4, 24, 4, 24, 24, 4, 24]], "keypoints": [5, 6, 2]}
-    images = [{"id": 1, "file_name": "a.png", "width": 64, "height": 48, "labels": ["wet"]}]
-    categories = [{"id": 4, "name": "cat", "keypoints": ["nose"]}]
-    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": [annotation], "categories": categories}))
-    pack(PackCoco(images=str(tmp_path / "images"), annotations=str(tmp_path / "coco.json"), output=str(tmp_path / "out")))
-    dataset = open_dataset(str(tmp_path / "out"))
-    assert dataset.tasks == ("classify", "detect", "embed", "pose", "segment")
-    assert (dataset.image_classes, dataset.keypoint_names) == (("wet",), ("nose",))
-    (record,) = all_records(str(tmp_path / "out"))
-    assert record.image_labels.tolist() == [0]
-    assert record.objects.identities.tolist() == [8]
-    assert record.objects.keypoints.tolist() == [[[5, 6, 2]]]
-    assert record.objects.areas.tolist() == [400]
 
 
 def test_a_pack_that_died_goes_on_with_the_parts_that_are_missing(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from yolor_ray.data.scenes import CLASSES, scene
+from yolor_ray.data.scenes import CLASSES, IMAGE_CLASSES, KEYPOINT_NAMES, scene
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -92,6 +92,43 @@ def test_your_own_photos_are_packed_trained_on_evaluated_and_exported(place: Pat
     assert run(shortened(train), place)["weights"] == str(place / "runs" / "photos" / "weights")
     assert {"AP", "AP50", "AR100"} <= run(evaluate, place).keys()
     assert run(export, place)["max_error"] <= 1e-4
+
+
+def write_all_annotations(place: Path, file: str, numbers: range) -> None:
+    """Write scenes and what is known about them as COCO JSON, under the paths of the README."""
+    (place / "photos" / "images").mkdir(parents=True, exist_ok=True)
+    person = {"id": CLASSES.index("person"), "name": "person", "keypoints": list(KEYPOINT_NAMES)}
+    categories = [{"id": label, "name": name} for label, name in enumerate(CLASSES) if name != "person"]
+    images, annotations = [], []
+    for number in numbers:
+        record = scene(number, size_px=96)
+        objects = record.objects
+        (place / "photos" / "images" / f"{number:03d}.jpg").write_bytes(record.image)
+        labels = [IMAGE_CLASSES[label] for label in record.image_labels]
+        images.append({"id": number, "file_name": f"{number:03d}.jpg", "width": 96, "height": 96, "labels": labels})
+        for row, (x1, y1, x2, y2) in enumerate(objects.boxes_xyxy.tolist()):
+            annotations.append(
+                {
+                    **{"id": len(annotations) + 1, "image_id": number, "category_id": int(objects.labels[row])},
+                    **{"bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(objects.areas[row]), "identity": int(objects.identities[row])},
+                    "segmentation": {"size": [96, 96], "counts": objects.masks[row].decode()},
+                    "keypoints": objects.keypoints[row].reshape(-1).tolist(),
+                }
+            )
+    content = {"images": images, "annotations": annotations, "categories": [*categories, person]}
+    (place / "photos" / file).write_text(json.dumps(content))
+
+
+def test_one_network_learns_all_tasks_and_is_measured_in_each(place: Path) -> None:
+    write_all_annotations(place, "train.json", range(16))
+    write_all_annotations(place, "val.json", range(16, 24))
+    pack_train, pack_val, train, evaluate = commands("One network, many tasks")
+    assert run(pack_train, place)["faults"] == {}
+    assert run(pack_val, place)["images"] == 8
+    trained = run(shortened(train), place)["metrics"]
+    found = run(evaluate, place)
+    assert {"AP", "segment/AP", "pose/AP", "classify/mAP", "classify/F1", "embed/rank1", "embed/mAP"} <= found.keys()
+    assert {name: found[name] for name in trained} == pytest.approx(trained, abs=1e-3)
 
 
 def test_the_same_goes_to_s3_with_two_workers(place: Path, s3: Callable[[], str]) -> None:

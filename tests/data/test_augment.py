@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from yolor_ray.config import Augment
-from yolor_ray.data.augment import FILL, Tile, training_sample
-from yolor_ray.data.loader import make_tile
-from yolor_ray.data.records import Objects
+from yolor_ray.data.augment import FILL, training_sample
+from yolor_ray.data.labelled import Labelled
 from yolor_ray.data.scenes import scene
+from yolor_ray.data.tiles import Tile, make_tile
 
 SIDE = 160
 STILL = Augment(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
@@ -42,7 +42,7 @@ def painted(number: int, *, shown: bool = True) -> Tile:
         if shown:
             image[top:bottom, left:right, place] = 255
         boxes.append((left, top, right, bottom))
-    return Tile(image, np.array(boxes, np.float32), np.arange(3 * number, 3 * number + 3))
+    return Tile(image, Labelled(np.array(boxes, np.float32), np.arange(3 * number, 3 * number + 3)))
 
 
 TILES = [painted(number) for number in range(len(SIZES))]
@@ -51,8 +51,8 @@ GREY_TILES = [painted(number, shown=False) for number in range(len(SIZES))]
 
 def sample(augment: Augment, seed: int, index: int = 0, tiles: list[Tile] = TILES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     out = np.full((SIDE, SIDE, 3), 7, np.uint8)
-    boxes, labels = training_sample(index, np.arange(len(tiles)), lambda i: tiles[i], np.random.default_rng(seed), augment, out)
-    return out, boxes, labels
+    known = training_sample(index, np.arange(len(tiles)), lambda i: tiles[i], np.random.default_rng(seed), augment, out)
+    return out, known.boxes_xyxy, known.labels
 
 
 def sample_by_label(augment: Augment, seed: int, index: int = 0) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
@@ -69,11 +69,11 @@ def sample_by_label(augment: Augment, seed: int, index: int = 0) -> tuple[dict[i
             taken.append(i)
             return tiles[i]
 
-        boxes, labels = training_sample(index, np.arange(len(tiles)), tile_of, np.random.default_rng(seed), augment, image)
+        known = training_sample(index, np.arange(len(tiles)), tile_of, np.random.default_rng(seed), augment, image)
         if taken.count(number) < 2:
-            for place, label in enumerate(tile.labels.tolist()):
+            for place, label in enumerate(tile.known.labels.tolist()):
                 shown[label] = image[..., place] > (FILL + 255) / 2
-                found[label] = boxes[labels == label]
+                found[label] = known.boxes_xyxy[known.labels == label]
     return shown, found
 
 
@@ -112,7 +112,7 @@ def test_a_whole_rectangle_has_its_centre_where_the_box_has_it(name):
 
 
 def is_shrunk(box: np.ndarray, label: int) -> bool:
-    full = TILES[0].boxes_xyxy[label]
+    full = TILES[0].known.boxes_xyxy[label]
     return bool((box[2:] - box[:2]).prod() < 0.98 * (full[2:] - full[:2]).prod())
 
 
@@ -131,8 +131,8 @@ def is_inside(box: np.ndarray) -> bool:
 def test_without_any_variation_a_square_tile_is_copied():
     image, boxes, labels = sample(STILL, seed=0)
     assert np.array_equal(image, TILES[0].image)
-    assert np.array_equal(boxes, TILES[0].boxes_xyxy)
-    assert np.array_equal(labels, TILES[0].labels)
+    assert np.array_equal(boxes, TILES[0].known.boxes_xyxy)
+    assert np.array_equal(labels, TILES[0].known.labels)
 
 
 def test_without_colour_variation_no_colour_changes():
@@ -145,7 +145,7 @@ def test_a_narrow_tile_is_centred_on_grey():
     assert np.array_equal(image[:, 20:140], TILES[2].image)
     assert (image[:, :20] == FILL).all()
     assert (image[:, 140:] == FILL).all()
-    assert np.array_equal(boxes, TILES[2].boxes_xyxy + np.array((20, 0, 20, 0)))
+    assert np.array_equal(boxes, TILES[2].known.boxes_xyxy + np.array((20, 0, 20, 0)))
 
 
 @pytest.mark.parametrize("knob", ["hue", "saturation", "value"])
@@ -154,14 +154,14 @@ def test_colour_variation_changes_pixels_and_no_box(knob):
     plain, varied = (np.empty((SIDE, SIDE, 3), np.uint8) for _ in range(2))
     augment = replace(STILL, **{knob: 0.6})
     for settings, out in ((STILL, plain), (augment, varied)):
-        boxes, _ = training_sample(0, np.zeros(1, np.int64), lambda _: scene_tile, np.random.default_rng(3), settings, out)
-        assert np.array_equal(boxes, scene_tile.boxes_xyxy)
+        known = training_sample(0, np.zeros(1, np.int64), lambda _: scene_tile, np.random.default_rng(3), settings, out)
+        assert np.array_equal(known.boxes_xyxy, scene_tile.known.boxes_xyxy)
     assert not np.array_equal(plain, varied)
     assert plain.mean() / 2.5 < varied.mean() < plain.mean() * 2.5
 
 
 def test_brighter_means_every_channel_is_scaled():
-    grey = Tile(np.full((SIDE, SIDE, 3), 100, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    grey = Tile(np.full((SIDE, SIDE, 3), 100, np.uint8), Labelled(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)))
     out = np.empty((SIDE, SIDE, 3), np.uint8)
     seen = set()
     for seed in range(30):
@@ -202,27 +202,11 @@ def test_boxes_stay_inside_and_specks_are_left_out():
 
 
 def test_a_tile_without_objects_gives_an_image_without_boxes():
-    empty = Tile(np.full((SIDE, SIDE, 3), 50, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    empty = Tile(np.full((SIDE, SIDE, 3), 50, np.uint8), Labelled(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)))
     out = np.empty((SIDE, SIDE, 3), np.uint8)
     for seed in range(10):
-        boxes, labels = training_sample(
+        known = training_sample(
             0, np.zeros(1, np.int64), lambda _: empty, np.random.default_rng(seed), Augment(mixup=0.5, flip_vertical=0.5), out
         )
-        assert boxes.shape == (0, 4)
-        assert labels.shape == (0,)
-
-
-def test_crowd_regions_are_left_out_of_tiles():
-    record = scene(3, size_px=64)
-    count = len(record.objects.labels)
-    crowd = np.arange(count) == 0
-    objects = Objects(record.objects.boxes_xyxy, record.objects.labels, crowd, record.objects.areas)
-    tile = make_tile(replace(record, objects=objects), 128)
-    assert len(tile.labels) == count - 1
-    assert np.array_equal(tile.boxes_xyxy, 2 * record.objects.boxes_xyxy[1:])
-    assert np.array_equal(tile.labels, record.objects.labels[1:])
-
-
-@pytest.mark.parametrize("image_px", [64, 96, 160])
-def test_a_tile_has_the_asked_longer_side(image_px):
-    assert make_tile(scene(1, size_px=96), image_px).image.shape == (image_px, image_px, 3)
+        assert known.boxes_xyxy.shape == (0, 4)
+        assert known.labels.shape == (0,)

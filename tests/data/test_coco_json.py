@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from yolor_ray.data.annotations.annotated import with_labels_of_objects
 from yolor_ray.data.annotations.coco import read_coco
 from yolor_ray.data.annotations.files import ImageFolder
 from yolor_ray.data.annotations.fit import fit
@@ -29,10 +30,10 @@ def image(number: object = 7, name: str = "a.png", **changes) -> dict:
 
 @pytest.fixture
 def read(tmp_path, write_image):
-    """Write a COCO file about a.png and b.png and return what is read from it."""
+    """Write a COCO file about a.png, b.png and c.png and return what is read from it."""
 
     def run(annotations: list, images: list | None = None, categories: list | None = None, **options):
-        for seed, name in enumerate(("a.png", "b.png")):
+        for seed, name in enumerate(("a.png", "b.png", "c.png")):
             write_image(tmp_path / "images" / name, WIDTH, HEIGHT, seed)
         content = {"images": [image()] if images is None else images, "annotations": annotations, "categories": categories or CATEGORIES}
         (tmp_path / "coco.json").write_text(json.dumps(content))
@@ -209,6 +210,59 @@ def test_image_labels_are_sorted_or_given(read):
     found = read([annotation()], images, image_classes=["wet"])
     assert [item.image_labels for item in found.images] == [(0,), (0,)]
     assert places(found) == [("unknown_class", "/images/1")]
+
+
+def tasks(found) -> dict[str, str]:
+    return {item.name: " ".join(item.tasks) for item in found.images}
+
+
+def test_an_image_is_annotated_for_what_its_objects_show_and_a_background_for_what_any_object_shows(read):
+    images = [image(), image(8, "b.png")]
+    posed = [{"id": 3, "name": "cat", "keypoints": ["nose"]}, {"id": 90, "name": "dog"}]
+    assert tasks(read([annotation()], images)) == {"a.png": "detect", "b.png": "detect"}
+    assert tasks(read([], images)) == {"a.png": "detect", "b.png": "detect"}
+    assert tasks(read([annotation(segmentation=TRIANGLE)], images)) == {"a.png": "detect segment", "b.png": "detect segment"}
+    both = [annotation(1, segmentation=TRIANGLE), annotation(2, image_id=8, identity=0)]
+    assert tasks(read(both, images)) == {"a.png": "detect segment", "b.png": "detect embed"}
+    seen, unseen = annotation(1, keypoints=[1, 1, 1]), annotation(2, image_id=8, keypoints=[0, 0, 0])
+    assert tasks(read([seen, unseen], images, posed)) == {"a.png": "detect pose", "b.png": "detect"}
+
+
+def test_labels_are_annotated_where_the_entry_has_them_and_without_any_box_they_are_all_there_is(read):
+    images = [image(labels=[]), image(8, "b.png")]
+    assert tasks(read([annotation()], images, image_classes=["wet"])) == {"a.png": "classify detect", "b.png": "detect"}
+    assert tasks(read([], images, image_classes=["wet"])) == {"a.png": "classify", "b.png": ""}
+    assert tasks(read([], images)) == {"a.png": "detect", "b.png": "detect"}, "no image class at all: there is nothing to label"
+
+
+def test_a_list_of_tasks_decides_and_is_checked(read):
+    wrong = ["detect", "paint", 3]
+    found = read([annotation(segmentation=TRIANGLE)], [image(tasks=["embed", "detect"]), image(8, "b.png", tasks=wrong)])
+    assert tasks(found) == {"a.png": "detect embed", "b.png": "detect"}
+    assert places(found) == [("unknown_task", "/images/1")]
+    assert "found tasks ['detect', 'paint', 3], expected a list of some of detect, classify" in found.faults[0].message
+    found = read([], [image(tasks=[]), image(8, "b.png", tasks="detect")])
+    assert tasks(found) == {"a.png": "", "b.png": ""}
+    assert places(found) == [("unknown_task", "/images/1")]
+
+
+def test_cameras_are_whole_numbers_or_unknown(read):
+    cameras = [3, -3, True, "3", 2.0, None, 2**70]
+    images = [image(number, "a.png", camera=camera) for number, camera in enumerate(cameras)]
+    assert [read([], [each]).images[0].camera for each in images] == [3, -1, -1, -1, -1, -1, -1]
+    assert read([], [image()]).images[0].camera == -1
+
+
+def test_labels_of_objects_are_the_classes_on_the_image_but_for_crowds(read):
+    drawn = [annotation(1, category_id=90), annotation(2, category_id=90), annotation(3, iscrowd=1), annotation(4, image_id=9)]
+    images = [image(labels=["wet"]), image(8, "b.png"), image(9, "c.png", tasks=["embed"])]
+    found = with_labels_of_objects(read(drawn, images))
+    assert found.image_classes == ("cat", "dog")
+    assert [(item.image_labels, item.tasks) for item in found.images] == [
+        ((1,), ("classify", "detect")),
+        ((), ("classify", "detect")),
+        ((), ("embed",)),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from yolor_ray.data.records import Record
 from yolor_ray.data.scenes import scene
 from yolor_ray.data.shards import RowGroup
 from yolor_ray.data.tables import table
+from yolor_ray.data.tiles import make_tile
 from yolor_ray.errors import ImageError
 
 IMAGES, ROWS, SIDE = 23, 4, 64
@@ -90,10 +91,10 @@ def test_without_variation_each_record_comes_as_it_is(scenes_64):
     for step, batch in zip(steps, epoch_of(scenes_64, windows, steps, augment=still), strict=True):
         for position, record in enumerate(step.records):
             mine = batch.positions == position
-            tile = loader_module.make_tile(scenes_64[record], SIDE)
+            tile = make_tile(scenes_64[record], SIDE)
             assert np.array_equal(batch.images[position], tile.image)
-            assert np.array_equal(batch.boxes_xyxy[mine], tile.boxes_xyxy)
-            assert np.array_equal(batch.labels[mine], tile.labels)
+            assert np.array_equal(batch.boxes_xyxy[mine], tile.known.boxes_xyxy)
+            assert np.array_equal(batch.labels[mine], tile.known.labels)
 
 
 @pytest.mark.parametrize("threads", [2, 5])

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,6 +134,65 @@ def test_windows_gather_whole_row_groups_until_they_are_full(images, rows, per_w
     for window in windows[:-1]:
         assert len(window.order) >= per_window
         assert len(window.order) - window.groups[-1].rows < per_window
+
+
+def test_a_single_data_set_is_dealt_window_by_window():
+    windows = windows_of(41)
+    steps = steps_of(windows, np.zeros(41, bool), rank=0, world=1, batch=8)
+    assert np.array_equal(np.concatenate([step.records for step in steps]), np.concatenate([w.order for w in windows]))
+
+
+def union_of(*sizes: int, rows: int = 4) -> list[RowGroup]:
+    """Row groups of data sets of these sizes, numbered through."""
+    starts = np.cumsum([0, *sizes]).tolist()
+    return [
+        replace(group, member=member, first_record=group.first_record + start)
+        for member, (size, start) in enumerate(zip(sizes, starts, strict=False))
+        for group in groups_of(size, rows)
+    ]
+
+
+UNIONS = [(40, 8), (8, 40), (41, 7, 3), (1, 60), (5, 5, 5, 5)]
+
+
+def members_of(records: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    return np.searchsorted(np.cumsum(sizes), records, side="right")
+
+
+@pytest.mark.parametrize("sizes", UNIONS)
+def test_a_window_of_a_union_holds_records_of_one_data_set(sizes):
+    windows = epoch_windows(union_of(*sizes), records_per_window=10, seed=0, epoch=0)
+    assert all(len(set(members_of(w.order, sizes).tolist())) == 1 for w in windows)
+    assert sorted(np.concatenate([w.order for w in windows]).tolist()) == list(range(sum(sizes)))
+
+
+@pytest.mark.parametrize("sizes", UNIONS)
+@pytest.mark.parametrize(("world", "batch"), [(1, 1), (1, 6), (2, 4), (3, 5)])
+def test_every_record_of_a_union_is_taken_once_also_after_a_resume_by_others(sizes, world, batch):
+    windows, nothing = epoch_windows(union_of(*sizes), records_per_window=10, seed=1, epoch=2), np.zeros(sum(sizes), bool)
+    whole = shares(windows, nothing, world, batch)
+    assert (times_taken(whole, sum(sizes)) >= 1).all()
+    assert times_taken(whole, sum(sizes)).sum() == sum(sizes) + spares(sum(sizes), world, batch)
+    for steps in whole:
+        assert all(record in windows[w].order for step in steps for record, w in zip(step.records, step.windows, strict=True))
+    seen = seen_after(windows, nothing, steps=2, world=world, batch=batch)
+    assert [numbers(steps) for steps in shares(windows, seen, world, batch)] == [numbers(steps[2:]) for steps in whole]
+    again = times_taken(shares(windows, seen, world + 1, batch), sum(sizes))
+    assert np.array_equal(again > 0, ~seen)
+
+
+@pytest.mark.parametrize("sizes", UNIONS)
+def test_every_stretch_of_an_epoch_mixes_data_sets_as_the_whole_does(sizes):
+    windows = epoch_windows(union_of(*sizes), records_per_window=10, seed=0, epoch=0)
+    (order,) = numbers(steps_of(windows, np.zeros(sum(sizes), bool), rank=0, world=1, batch=sum(sizes)))
+    taken = np.cumsum(np.eye(len(sizes))[members_of(np.array(order), sizes)], axis=0)
+    due = np.outer(np.arange(1, sum(sizes) + 1) / sum(sizes), sizes)
+    assert np.abs(taken - due).max() < len(sizes), "no data set is ever ahead or behind by as many records as there are data sets"
+
+
+def test_windows_of_a_union_hold_together_what_the_window_of_one_data_set_does():
+    windows = epoch_windows(union_of(400, 400), records_per_window=100, seed=0, epoch=0)
+    assert all(len(w.order) == 52 for w in windows[:-2]), "the first multiple of 4 from 50 on"
 
 
 def test_records_are_mixed_across_the_row_groups_of_a_window():

@@ -49,6 +49,10 @@ def test_the_image_has_the_size_that_the_record_says(size_px):
     assert decode(record.image).shape == (record.height, record.width, 3)
 
 
+def test_everything_is_annotated_on_every_scene(records):
+    assert {record.tasks for record in records} == {("classify", "detect", "embed", "pose", "segment")}
+
+
 def test_boxes_are_the_exact_bounds_of_the_masks_and_areas_their_pixels(records):
     for record in records:
         for box, area, mask in zip(record.objects.boxes_xyxy, record.objects.areas, masks_of(record), strict=True):

@@ -9,6 +9,7 @@ from pycocotools import mask as run_length
 from yolor_ray.data.records import Objects, objects_from_boxes
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
+from yolor_ray.evaluate.located import Located
 
 FIGURES = {
     "bbox": (
@@ -158,9 +159,32 @@ def test_nothing_is_printed(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_detection_rows_hold_plain_numbers_and_widths():
-    rows = coco.detection_rows(4, np.array([[1, 2, 11, 22]], np.float32), np.array([0.5], np.float32), np.array([2]))
-    assert json.loads(json.dumps(rows)) == [{"image_id": 4, "category_id": 2, "bbox": [1, 2, 10, 20], "score": 0.5}]
+def test_detection_rows_hold_plain_numbers_and_what_is_compared():
+    found = Located(np.array([[1.0, 2, 11, 22]]), np.array([0.5]), np.array([2]), masks=(b"0150",), keypoints=np.array([[[3.0, 4, 0.25]]]))
+    compared = {"bbox": [1, 2, 10, 20], "segmentation": {"size": [40, 30], "counts": "0150"}, "keypoints": [3, 4, 0.25]}
+    for kind, field in coco.FIELDS.items():
+        rows = json.loads(json.dumps(coco.detection_rows(4, found, 30, 40, kind)))
+        assert rows == [{"image_id": 4, "category_id": 2, "score": 0.5, field: compared[field]}]
+
+
+def test_joints_that_a_data_set_knows_nothing_of_are_compared_with_nothing():
+    def truth(unknown):
+        joints = np.array([[[10, 10, 2], [50, 40, unknown]]], np.float32)
+        objects = Objects(np.array([[5, 5, 60, 60]], np.float32), np.array([0]), np.array([False]), np.array([3025.0]), keypoints=joints)
+        return coco.truth([(7, 100, 100, objects)], ("fly",))
+
+    assert truth(-1) == truth(0)
+    rows = [{"image_id": 7, "category_id": 0, "keypoints": [10, 10, 1, 90, 90, 1], "score": 0.8}]
+    assert coco.score(truth(-1), rows, "keypoints")["AP"] == pytest.approx(1)
+    assert coco.score(truth(2), rows, "keypoints")["AP50"] == pytest.approx(1)
+    assert coco.score(truth(2), rows, "keypoints")["AP"] < 0.2
+
+
+def test_keypoints_are_sized_by_their_own_extent_when_a_box_is_given_too(shared):
+    folder = shared / "datasets" / "coco_eval_check"
+    truth, rows = (json.loads((folder / f"kp_example_coco_{name}.json").read_text()) for name in ("val", "preds"))
+    boxed = [row | {"bbox": [0, 0, 5, 5]} for row in rows]
+    assert coco.score(truth, boxed, "keypoints") == coco.score(truth, rows, "keypoints")
 
 
 @pytest.mark.parametrize(

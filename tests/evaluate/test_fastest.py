@@ -44,7 +44,8 @@ def engines(monkeypatch):
 
             def run(pixels):
                 now[0] += seconds * len(pixels)
-                return change(*predict(pixels))
+                answers = predict(pixels)
+                return dict(zip(answers, change(*answers.values()), strict=True))
 
             return lambda: run
 
@@ -146,8 +147,22 @@ def test_works_take_turns_until_time_is_up(monkeypatch):
 def test_the_difference_counts_boxes_as_fractions_of_the_side_and_keeps_nan():
     boxes_xyxy, scores = torch.zeros(1, 2, 4), torch.zeros(1, 2, 3)
     moved = boxes_xyxy.index_fill(1, torch.tensor([1]), 16.0)
-    assert difference((boxes_xyxy, scores), (moved, scores - 0.125), 64) == 0.25
-    assert difference((boxes_xyxy, scores), (boxes_xyxy, scores - 0.125), 64) == 0.125
-    assert math.isnan(difference((boxes_xyxy, scores), (boxes_xyxy * math.nan, scores), 64))
-    assert difference((boxes_xyxy, scores), (boxes_xyxy[:, :1], scores[:, :1]), 64) == math.inf
+    right = {"boxes_xyxy": boxes_xyxy, "scores": scores}
+    assert difference(right, {"boxes_xyxy": moved, "scores": scores - 0.125}, 64) == 0.25
+    assert difference(right, right | {"scores": scores - 0.125}, 64) == 0.125
+    assert math.isnan(difference(right, right | {"boxes_xyxy": boxes_xyxy * math.nan}, 64))
+    assert difference(right, {"boxes_xyxy": boxes_xyxy[:, :1], "scores": scores[:, :1]}, 64) == math.inf
+    assert difference(right | {"image_labels": scores[0]}, right, 64) == math.inf
     assert scene_images(96, 3).shape == (3, 96, 96, 3)
+
+
+def test_the_difference_counts_what_other_tasks_answer_in_their_own_units():
+    right = {"boxes_xyxy": torch.zeros(1, 2, 4), "scores": torch.zeros(1, 2, 3), "prototypes": torch.full((1, 2, 4, 4), 8.0)}
+    right |= {"keypoints": torch.zeros(1, 2, 5, 3), "embeddings": torch.zeros(1, 2, 8)}
+    assert difference(right, right | {"prototypes": right["prototypes"] + 2}, 64) == 0.25
+    assert difference(right, right | {"embeddings": right["embeddings"] + 0.5}, 64) == 0.5
+    for axis, expected in ((0, 0.125), (2, 8.0)):
+        keypoints = right["keypoints"].clone()
+        keypoints[..., axis] = 8
+        assert difference(right, right | {"keypoints": keypoints}, 64) == expected
+    assert math.isnan(difference(right, right | {"keypoints": right["keypoints"] * math.nan}, 64))

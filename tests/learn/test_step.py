@@ -40,7 +40,7 @@ def test_a_step_moves_the_weights_and_their_average(make_learner):
     assert not equal(before, weights(learner))
     assert not equal(average, list(learner.average.network.parameters()))
     assert (learner.step, learner.average.updates) == (1, 1)
-    assert not parts.total.requires_grad
+    assert not any(part.requires_grad for part in parts.values())
 
 
 def test_gradients_are_gathered_over_as_many_batches_as_scheduled(make_learner):
@@ -67,7 +67,7 @@ def test_the_end_of_an_epoch_ends_the_gathering(make_learner):
 def test_a_batch_without_boxes_is_learned_from(make_learner):
     learner = make_learner()
     parts = learner.learn(IMAGES, NO_TARGETS, must_update=True)
-    assert torch.isfinite(parts.total)
+    assert all(torch.isfinite(part) for part in parts.values())
     assert all(torch.isfinite(weight).all() for weight in weights(learner))
 
 
@@ -140,11 +140,11 @@ def test_boxes_grow_with_the_image(make_learner, monkeypatch):
     learner = make_learner(augment=Augment(multi_scale=0.5))
     learned: list[tuple[int, torch.Tensor]] = []
 
-    def note(raw, targets, head, gains):
-        learned.append((raw[0].shape[3] * 8, targets.boxes_cxcywh))
+    def note(raw, targets, network, gains):
+        learned.append((raw["detect"][0].shape[3] * 8, targets.boxes_cxcywh))
         raise InterruptedError
 
-    monkeypatch.setattr("yolor_ray.learn.step.detection_loss", note)
+    monkeypatch.setattr("yolor_ray.learn.step.loss_parts", note)
     for step in range(10):
         learner.step = step
         with pytest.raises(InterruptedError):
@@ -177,7 +177,7 @@ def test_eight_scenes_are_learned_by_heart():
     anchors = torch.from_numpy(fit_anchors(sides, 2, 3, strides=config.network.strides, seed=0))
     network = Yolor(config.network, len(scenes.CLASSES), anchors).train()
     learner = Learner(network, config, Schedule(optim, 1), network)
-    losses = [learner.learn(images, targets, must_update=True).total.item() for _ in range(150)]
+    losses = [sum(learner.learn(images, targets, must_update=True).values()).item() for _ in range(150)]
     assert losses[-1] < 0.4 * losses[0]
     found = predict(network.eval(), images, confidence=0.25, iou=0.5, max_detections=50)
     hits = 0

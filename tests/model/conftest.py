@@ -25,7 +25,7 @@ def make_network() -> Callable[..., Yolor]:
         widths, depths = (8, 16, 24, 32)[:stages], (1, 2, 1, 1)[:stages]
         config = Network(**{"stem_width": 8, "widths": widths, "depths": depths, "levels": 2, "neck_depth": 1, **kind})
         torch.manual_seed(seed)
-        network = Yolor(config, classes, ANCHORS)
+        network = Yolor(config, classes, ANCHORS, image_classes=3, keypoints=5, identities=4)
         with torch.no_grad():
             for module in network.modules():
                 _disturb(module)

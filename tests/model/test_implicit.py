@@ -76,7 +76,7 @@ def test_a_network_starts_from_the_explicit_weights_that_it_has_without_implicit
 @torch.inference_mode()
 def test_implicit_knowledge_changes_next_to_nothing_at_the_start(plain, form):
     network, image = taught(plain, replace(PLAIN, **form)), torch.rand(2, 3, 64, 64)
-    for found, expected in zip(network(image), plain(image), strict=True):
+    for found, expected in zip(network(image)["detect"], plain(image)["detect"], strict=True):
         assert 1e-5 < (found - expected).abs().mean() / expected.std() < 0.05
 
 
@@ -140,7 +140,7 @@ def test_each_anchor_may_see_features_of_its_own(plain):
     split, image = taught(plain, replace(PLAIN, align="multiply", align_per="anchor")), torch.rand(1, 3, 64, 64)
     for level in split.head.levels:
         level.align.z.view(3, -1).copy_(torch.tensor([[1.0], [2.0], [1.0]]))
-    for expected, found in zip(plain(image), split(image), strict=True):
+    for expected, found in zip(plain(image)["detect"], split(image)["detect"], strict=True):
         torch.testing.assert_close(found[:, [0, 2]], expected[:, [0, 2]])
         assert (found[:, 1] - expected[:, 1]).abs().mean() > 0.01
 
@@ -152,7 +152,7 @@ def test_refining_sizes_alone_leaves_the_other_outputs(plain):
     for level in refined.head.levels:
         assert level.refine.z.numel() == 2 * 3
         level.refine.z.fill_(3.0)
-    for expected, found in zip(plain(image), refined(image), strict=True):
+    for expected, found in zip(plain(image)["detect"], refined(image)["detect"], strict=True):
         torch.testing.assert_close(found[..., 2:4], 3 * expected[..., 2:4])
         assert torch.equal(found[..., [0, 1, 4, 5, 6, 7]], expected[..., [0, 1, 4, 5, 6, 7]])
 
@@ -160,7 +160,7 @@ def test_refining_sizes_alone_leaves_the_other_outputs(plain):
 @forms
 def test_every_prior_learns(form):
     network = network_with(replace(PLAIN, **form)).train()
-    sum(level.square().mean() for level in network(torch.rand(2, 3, 64, 64))).backward()
+    sum(level.square().mean() for level in network(torch.rand(2, 3, 64, 64))["detect"]).backward()
     priors = {name: p for name, p in network.named_parameters() if name.endswith((".z", ".phi"))}
     assert priors
     for name, parameter in priors.items():

@@ -19,6 +19,10 @@ def source(make_network):
     return make_network(classes=3, seed=1)
 
 
+def named(classes):
+    return WeightsInfo("", classes, 64)
+
+
 def by_output(network, level=0):
     """Return what each output of each anchor is made by: its row of the prediction convolution, its bias and its gain."""
     head = network.head.levels[level]
@@ -31,20 +35,20 @@ def test_the_same_classes_take_everything_over_but_the_anchors(make_network, sou
     network = make_network(seed=2)
     network.head.anchors.mul_(2)
     anchors = network.head.anchors.clone()
-    taken = take_over(network, ANIMALS, source, ANIMALS)
+    taken = take_over(network, named(ANIMALS), source, named(ANIMALS))
     assert (taken.partial, taken.fresh, taken.known_classes) == ((), (), ANIMALS)
     assert taken.tensors == len(network.state_dict()) - 1
     assert torch.equal(network.head.anchors, anchors)
     network.head.anchors.copy_(source.head.anchors)
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        assert all(torch.equal(a, b) for a, b in zip(network(image), source(image), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(network(image)["detect"], source(image)["detect"], strict=True))
 
 
 def test_other_classes_keep_boxes_objectness_and_the_classes_of_the_same_name(make_network, source):
     network = make_network(classes=4, seed=2)
     fresh, theirs = by_output(network).clone(), by_output(source)
-    taken = take_over(network, ("horse", "bird", "cow", "cat"), source, ANIMALS)
+    taken = take_over(network, named(("horse", "bird", "cow", "cat")), source, named(ANIMALS))
     mine = by_output(network)
     assert torch.equal(mine[:, :5], theirs[:, :5])
     assert torch.equal(mine[:, 6], theirs[:, 7])
@@ -58,7 +62,7 @@ def test_other_classes_keep_boxes_objectness_and_the_classes_of_the_same_name(ma
 
 def test_classes_in_another_order_are_matched_by_name(make_network, source):
     network = make_network(seed=2)
-    taken = take_over(network, ("bird", "cat", "dog"), source, ANIMALS)
+    taken = take_over(network, named(("bird", "cat", "dog")), source, named(ANIMALS))
     assert torch.equal(by_output(network)[:, 5:], by_output(source)[:, [7, 5, 6]])
     assert taken.partial == ()
 
@@ -66,7 +70,7 @@ def test_classes_in_another_order_are_matched_by_name(make_network, source):
 def test_as_many_classes_of_other_names_are_not_taken_for_the_same(make_network, source):
     network = make_network(seed=2)
     fresh = by_output(network)[:, 5:].clone()
-    taken = take_over(network, ("car", "bus", "van"), source, ANIMALS)
+    taken = take_over(network, named(("car", "bus", "van")), source, named(ANIMALS))
     assert taken.known_classes == ()
     assert torch.equal(by_output(network)[:, 5:], fresh)
 
@@ -74,7 +78,7 @@ def test_as_many_classes_of_other_names_are_not_taken_for_the_same(make_network,
 def test_another_form_of_implicit_knowledge_starts_fresh_beside_the_explicit_weights(make_network, source):
     network = make_network(seed=2, implicit=Implicit(align="concat", refine="multiply", refine_by="network"))
     features = [level.predict.in_channels for level in source.head.levels]
-    taken = take_over(network, ANIMALS, source, ANIMALS)
+    taken = take_over(network, named(ANIMALS), source, named(ANIMALS))
     assert set(taken.fresh) == {f"head.levels.{level}.{part}" for level in (0, 1) for part in ("align.z", "refine.z", "refine.phi")}
     assert set(taken.partial) == {f"head.levels.{level}.predict.weight" for level in (0, 1)}
     for mine, theirs, width in zip(network.head.levels, source.head.levels, features, strict=True):
@@ -87,7 +91,7 @@ def test_what_was_learned_under_one_operator_is_not_applied_by_another(make_netw
     network = make_network(seed=2, implicit=Implicit(**form))
     place = "align" if "align" in next(iter(form)) else "refine"
     before = [getattr(level, place).z.clone() for level in network.head.levels]
-    take_over(network, ANIMALS, source, ANIMALS)
+    take_over(network, named(ANIMALS), source, named(ANIMALS))
     assert all(torch.equal(getattr(level, place).z, z) for level, z in zip(network.head.levels, before, strict=True))
 
 

@@ -69,7 +69,7 @@ def paper_p6():
 @torch.inference_mode()
 def assert_same_predictions(network, published):
     image = IMAGE.repeat(1, 1, network.config.strides[-1] // 64 or 1, 1)
-    expected, found = published(image), network(image)
+    expected, found = published(image), network(image)["detect"]
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
         b, _, h, w = theirs.shape

@@ -32,7 +32,7 @@ def written(*, conv_stem, vectors=True, classes=4, **kind):
 def assert_same_predictions(data, network):
     fit, tensors = read_darknet("last.weights", data, NETWORKS)
     ours = assemble(fit.config, fit.classes, fit.layout, published_anchors(fit.config), tensors)
-    for found, expected in zip(ours(IMAGE), network(IMAGE), strict=True):
+    for found, expected in zip(ours(IMAGE)["detect"], network(IMAGE), strict=True):
         b, a, h, w, f = found.shape
         expected = expected.view(b, a, f, h, w).permute(0, 1, 3, 4, 2)
         assert (found - expected).abs().max() < 1e-4 * expected.std()

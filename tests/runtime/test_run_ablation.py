@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from first_steps import first_steps
 
 from yolor_ray import storage
 from yolor_ray.config import Augment, Cluster, Data, Network, Optim, Run, Train
 from yolor_ray.config.named import flat
 from yolor_ray.config_tune import Ablation
 from yolor_ray.errors import ConfigError, NonFiniteLossError
-from yolor_ray.learn.step import Learner
 from yolor_ray.model.weights import load_weights
 from yolor_ray.presets import PLAIN
-from yolor_ray.runtime.ablation import _check_start, _planned
+from yolor_ray.runtime.ablation import _planned
 from yolor_ray.runtime.costs import costs_of, priors_of
-from yolor_ray.runtime.study import claim_study, folder_name, with_data
+from yolor_ray.runtime.study import check_start, claim_study, folder_name, with_data
 from yolor_ray.runtime.train import train
 from yolor_ray.variants import BASELINE, VARIANTS
 
@@ -56,31 +56,6 @@ def test_trials_of_a_seed_differ_in_their_implicit_knowledge_and_their_names_alo
     assert all(name.startswith("network.implicit.") or name == "run.name" for name in differing)
     assert [one.config.network.implicit for one in planned] == [variant.implicit for variant in VARIANTS.values()]
     assert all(each["run.validate_every"] == run.optim.epochs for each in settings), "the best of several validations would favour noise"
-
-
-class _Seen(BaseException):
-    """Ends a training after its first steps."""
-
-
-def first_steps(config: Train, monkeypatch, steps: int = 3) -> tuple[dict[str, torch.Tensor], list[np.ndarray]]:
-    """Return the weights that a run starts with and the images of its first steps."""
-    weights: dict[str, torch.Tensor] = {}
-    images: list[np.ndarray] = []
-
-    def learn(self: Learner, batch: torch.Tensor, targets: object, *, must_update: bool) -> None:
-        if not images:
-            weights.update({name: tensor.clone() for name, tensor in self.network.state_dict().items()})
-        images.append(batch.numpy().copy())
-        self.step += 1
-        if len(images) == steps:
-            raise _Seen
-        return None
-
-    with monkeypatch.context() as patch, pytest.raises(_Seen):
-        patch.setattr(Learner, "learn", learn)
-        patch.setattr("yolor_ray.runtime.loop._Meter.add", lambda *_: None)
-        train(config)
-    return weights, images
 
 
 def test_all_variants_start_from_the_same_shared_weights_and_see_the_same_images(run, monkeypatch):
@@ -195,8 +170,8 @@ def test_a_run_without_a_finite_gradient_is_no_result(run):
 
 def test_variants_never_start_from_weights_that_have_grown_with_one_of_them(run, trained):
     with pytest.raises(ConfigError, match=r"optim\.pretrained: found weights with implicit knowledge \(align none, refine multiply\)"):
-        _check_start(trained["pr-multiply-size"])
-    _check_start(trained[BASELINE])
+        check_start(trained["pr-multiply-size"])
+    check_start(trained[BASELINE])
     study = Ablation(train=replace(run, optim=replace(run.optim, pretrained="runs/base/weights")), seeds=1)
     found = {one.config.optim.pretrained for one in _planned(study, "/s")}
     assert found == {str(Path.cwd() / "runs/base/weights")}, "trials run in another folder"

@@ -76,8 +76,8 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, whol
     assert any(name.startswith("momentum/") for name in found)
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
-    assert {k: state[k] for k in ("step", "updates", "epoch", "best_ap")} == {
-        k: expected_state[k] for k in ("step", "updates", "epoch", "best_ap")
+    assert {k: state[k] for k in ("step", "updates", "epoch", "best_fitness")} == {
+        k: expected_state[k] for k in ("step", "updates", "epoch", "best_fitness")
     }
 
 

@@ -6,7 +6,7 @@ Values are checked when a configuration is made, so nothing is built from a bad 
 
 from yolor_ray.config.evaluating import Evaluate, Export
 from yolor_ray.config.network import Implicit, Network
-from yolor_ray.config.packing import Pack, PackCoco, Packing, PackScenes, PackVoc, PackYolo
+from yolor_ray.config.packing import Pack, PackCoco, PackCrops, Packing, PackScenes, PackVoc, PackYolo
 from yolor_ray.config.serving import Serve
 from yolor_ray.config.training import Augment, Cluster, Data, Loss, Optim, Run, Train
 
@@ -22,6 +22,7 @@ __all__ = [
     "Optim",
     "Pack",
     "PackCoco",
+    "PackCrops",
     "PackScenes",
     "PackVoc",
     "PackYolo",

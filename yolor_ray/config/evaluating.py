@@ -8,12 +8,12 @@ from yolor_ray.config.check import check
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure COCO numbers of weights on a packed data set, or of a results file against an annotation file."""
+    """Measure weights on a packed data set, every task that both know, or a results file against an annotation file."""
 
     weights: str = ""
     """URL of a weights folder; goes with data."""
     data: str = ""
-    """URL of a packed data set, or `scenes:N`."""
+    """URL of a packed data set, several separated by commas to see them as one, or `scenes:N`."""
     truth: str = ""
     """URL of a COCO annotation file; goes with results, and no network is run."""
     results: str = ""

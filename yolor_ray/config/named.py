@@ -91,12 +91,15 @@ def _fits(expected: Any, value: Any) -> bool:
     if typing.get_origin(expected) is Literal:
         return value in typing.get_args(expected)
     if typing.get_origin(expected) is tuple:
-        return isinstance(value, tuple) and all(type(item) is int for item in value)
+        return isinstance(value, tuple) and all(_fits(typing.get_args(expected)[0], item) for item in value)
     return type(value) is expected
 
 
 def _words(expected: Any) -> str:
-    return EXPECTED[expected] if expected in EXPECTED else "one of " + ", ".join(typing.get_args(expected))
+    if expected in EXPECTED:
+        return EXPECTED[expected]
+    several = typing.get_origin(expected) is tuple
+    return ("some of " if several else "one of ") + ", ".join(typing.get_args(typing.get_args(expected)[0] if several else expected))
 
 
 def typed(name: str, text: str) -> Any:
@@ -112,7 +115,8 @@ def _read(expected: Any, text: str) -> Any:
         if expected in (int, float):
             return expected(text)
         if typing.get_origin(expected) is tuple:
-            return tuple(int(word) for word in text.split())
+            item = typing.get_args(expected)[0]
+            return tuple(item(word) if item is int else word for word in text.split())
     except ValueError:
         return text
     return text

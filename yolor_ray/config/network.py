@@ -5,6 +5,10 @@ from typing import Literal
 
 from yolor_ray.config.check import check
 
+Task = Literal["detect", "classify", "embed", "segment", "pose"]
+TASKS: tuple[Task, ...] = ("detect", "classify", "embed", "segment", "pose")
+"""What a network can learn: boxes, labels of the whole image, identities, instance masks and keypoints."""
+
 
 @dataclass(frozen=True)
 class Implicit:
@@ -74,8 +78,10 @@ class Network:
     """Batch norm epsilon: 1e-4 on the main branch, 1e-3 on the paper branch."""
     activation: Literal["silu", "mish"] = "silu"
     """What follows each batch norm."""
+    tasks: tuple[Task, ...] = ("detect",)
+    """What is learned on the shared features. `detect` is always among them: masks, keypoints and identities are those of its boxes."""
     implicit: Implicit = field(default_factory=Implicit)
-    """What each prediction level has learned beside what it sees."""
+    """What each prediction level of each task has learned beside what it sees."""
 
     def __post_init__(self) -> None:
         """Check the numbers against each other."""
@@ -89,6 +95,8 @@ class Network:
         check(self.neck_depth >= 0, "network.neck_depth", self.neck_depth, "0 or more")
         check(self.norm_eps > 0, "network.norm_eps", self.norm_eps, "more than 0")
         check(2 <= self.levels <= 5, "network.levels", self.levels, "2 to 5")
+        known = len(set(self.tasks)) == len(self.tasks) and set(self.tasks) <= set(TASKS)
+        check(known and "detect" in self.tasks, "network.tasks", self.tasks, f"detect, and each of {', '.join(TASKS[1:])} at most once")
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Define the knobs of packing, one configuration per source of annotations; the subcommand names the source."""
 
+import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -26,11 +27,19 @@ class Packing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackVoc(Packing):
-    """Pack images with PASCAL VOC XML annotations."""
+class PackAnnotated(Packing):
+    """Say where annotated images are, and what their image labels are."""
 
     images: str
     """URL of the folder of images."""
+    image_labels: Literal["annotated", "present"] = "annotated"
+    """Labels of whole images: those that the annotations have, or the classes of the objects present on each image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackVoc(PackAnnotated):
+    """Pack images with PASCAL VOC XML annotations."""
+
     annotations: str
     """URL of the folder of XML files."""
     split_file: str = ""
@@ -40,11 +49,9 @@ class PackVoc(Packing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackCoco(Packing):
+class PackCoco(PackAnnotated):
     """Pack images with COCO JSON annotations: boxes, masks, keypoints, identities, image labels."""
 
-    images: str
-    """URL of the folder of images."""
     annotations: str
     """URL of the JSON file."""
     image_classes: str = ""
@@ -52,15 +59,36 @@ class PackCoco(Packing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackYolo(Packing):
-    """Pack images with YOLO text annotations."""
+class PackYolo(PackAnnotated):
+    """Pack images with YOLO text annotations; images without a text file are backgrounds."""
 
-    images: str
-    """URL of the folder of images; images without a text file are backgrounds."""
     annotations: str
     """URL of the folder of text files."""
     names: str
     """URL of the class names: one per line, or a .yaml file with `names:`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackCrops(PackAnnotated):
+    """Pack images of one object each, whose file names tell who it is and which camera saw it: re-identification sets."""
+
+    pattern: str
+    """Regular expression, searched in the path below `images` without suffix; named groups identity, and if there are class, camera."""
+    split_file: str = ""
+    """URL of a list of images, one file name per line; empty takes all."""
+    classes: str = ""
+    """Class names by label, separated by commas; empty collects and sorts those in the file names."""
+
+    def __post_init__(self) -> None:
+        """Check ranges and the pattern."""
+        super().__post_init__()
+        try:
+            groups = re.compile(self.pattern).groupindex
+        except re.error as error:
+            raise ConfigError(f"pattern: found {self.pattern!r}, expected a regular expression: {error}") from error
+        if "identity" not in groups or not set(groups) <= {"identity", "class", "camera"}:
+            found = ", ".join(groups) or "none"
+            raise ConfigError(f"pattern: found named groups {found}, expected (?P<identity>…), and at will (?P<class>…), (?P<camera>…)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,5 +113,6 @@ Pack = (
     Annotated[PackVoc, tyro.conf.subcommand("voc")]
     | Annotated[PackCoco, tyro.conf.subcommand("coco")]
     | Annotated[PackYolo, tyro.conf.subcommand("yolo")]
+    | Annotated[PackCrops, tyro.conf.subcommand("crops")]
     | Annotated[PackScenes, tyro.conf.subcommand("scenes")]
 )

@@ -35,7 +35,7 @@ class Serve:
     threads: int = 1
     """Compute threads per replica without a GPU, 1 or more."""
     decode_threads: int = 2
-    """Threads per replica that decode images beside the network, 1 or more."""
+    """Threads per replica that decode images beside the network, and as many that make masks, 1 or more."""
     engine: Literal["fastest", "torch", "onnxruntime", "openvino"] = "fastest"
     """What runs the network. `fastest` builds each that is installed when a replica starts, checks it against the weights and times it;
     naming one saves most of that time. On a GPU there is only torch."""

@@ -11,9 +11,9 @@ class Data:
     """Say what to learn from."""
 
     train: str = "scenes:320"
-    """URL of the packed training set; `scenes:N` makes N built-in scenes."""
+    """URL of the packed training set, or several separated by commas that are trained together; `scenes:N` makes N built-in scenes."""
     val: str = "scenes:80"
-    """URL of the packed validation set; `scenes:N` makes N other built-in scenes."""
+    """URL of the packed validation set, or several separated by commas; `scenes:N` makes N other built-in scenes."""
     image_px: int = 640
     """Side of the square network input, pixels; a multiple of the coarsest stride."""
     threads: int = 1
@@ -74,12 +74,20 @@ class Loss:
     """Gain of the objectness BCE."""
     classes: float = 0.3
     """Gain of the class BCE at 80 classes; scaled by the number of classes / 80, by no less than 30 / 80."""
+    classify: float = 0.1
+    """Gain of the BCE of image labels."""
+    embed: float = 0.5
+    """Gain of the cross-entropy over identities."""
+    segment: float = 0.3
+    """Gain of BCE and Dice loss of masks."""
+    pose: float = 0.3
+    """Gain of keypoint distances and of the BCE of their visibility."""
     anchor_ratio: float = 4.0
     """An anchor matches a box when neither side differs by more than this factor."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("box", "objectness", "classes"):
+        for name in ("box", "objectness", "classes", "classify", "embed", "segment", "pose"):
             check(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "0 or more")
         check(self.anchor_ratio > 1, "loss.anchor_ratio", self.anchor_ratio, "more than 1")
 

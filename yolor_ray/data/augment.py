@@ -1,46 +1,39 @@
-"""Vary training images: mosaic, affine, colour, flips and mixup, with their boxes, written into reused buffers.
+"""Vary training images: mosaic, affine, colour, flips and mixup, with what is known of them, written into reused buffers.
 
 Every draw comes from the generator that is passed in, so a sample depends on its seed alone.
-Legend: S side of the square network input in pixels, N boxes.
+Legend: S side of the square network input in pixels, J keypoints per object.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from yolor_ray.config import Augment
+from yolor_ray.data.instances import at_centres
+from yolor_ray.data.labelled import Labelled, blended
+from yolor_ray.data.moves import Placed, mirrored, moved, placed
+from yolor_ray.data.tiles import Tile
 
 FILL = 114
-MIN_SIDE_PX, MIN_AREA_SHARE, MAX_ASPECT = 2.0, 0.1, 20.0
-"""Boxes that a transform leaves smaller, less visible or thinner than this are no longer learned."""
 MIXUP_BETA = 8.0
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Hold one decoded image whose longer side is S, and its boxes."""
-
-    image: np.ndarray
-    """(h, w, 3) uint8 RGB."""
-    boxes_xyxy: np.ndarray
-    """(N, 4) float32, pixels of the tile."""
-    labels: np.ndarray
-    """(N,) int64."""
-
-
-Labelled = tuple[np.ndarray, np.ndarray]
-"""Boxes_xyxy (N, 4) float32 and labels (N,) int64."""
+NO_JOINTS = np.zeros(0, np.int64)
 
 
 def training_sample(
-    index: int, partners: np.ndarray, tile_of: Callable[[int], Tile], rng: np.random.Generator, augment: Augment, out: np.ndarray
+    index: int,
+    partners: np.ndarray,
+    tile_of: Callable[[int], Tile],
+    rng: np.random.Generator,
+    augment: Augment,
+    out: np.ndarray,
+    mirror: np.ndarray = NO_JOINTS,
 ) -> Labelled:
-    """Write one training image into `out` (S, S, 3) and return its boxes and labels.
+    """Write one training image into `out` (S, S, 3) and return what is known of it.
 
-    `partners` (M,) are the numbers of the records that may join `index` in mosaics and mixup.
+    `partners` (M,) are the numbers of the records that may join `index` in mosaics and mixup; `mirror` (J,) tells which keypoint
+    takes the place of each in a mirror.
     """
 
     def compose(first: int, target: np.ndarray) -> Labelled:
@@ -49,15 +42,15 @@ def training_sample(
             return _mosaic([tile_of(i) for i in (first, *partners[others].tolist())], rng, augment, target)
         return _single(tile_of(first), rng, augment, target)
 
-    boxes, labels = compose(index, out)
+    known = compose(index, out)
     if rng.random() < augment.mixup:
         other = np.empty_like(out)
-        other_boxes, other_labels = compose(int(partners[rng.integers(len(partners))]), other)
+        other_known = compose(int(partners[rng.integers(len(partners))]), other)
         share = rng.beta(MIXUP_BETA, MIXUP_BETA)
         cv2.addWeighted(out, share, other, 1 - share, 0, dst=out)
-        boxes, labels = np.concatenate((boxes, other_boxes)), np.concatenate((labels, other_labels))
+        known = blended(known, other_known)
     _shift_colours(out, rng, augment)
-    return _flip(out, boxes, rng, augment), labels
+    return _flip(out, known, rng, augment, mirror)
 
 
 def _mosaic(tiles: list[Tile], rng: np.random.Generator, augment: Augment, out: np.ndarray) -> Labelled:
@@ -65,56 +58,32 @@ def _mosaic(tiles: list[Tile], rng: np.random.Generator, augment: Augment, out: 
     side = out.shape[0]
     canvas = np.full((2 * side, 2 * side, 3), FILL, np.uint8)
     cx, cy = (int(v) for v in rng.uniform(side / 2, 3 * side / 2, 2))
-    boxes, labels = [], []
+    parts = []
     for place, tile in enumerate(tiles):
         h, w = tile.image.shape[:2]
-        x = cx - w if place % 2 == 0 else cx
-        y = cy - h if place < 2 else cy
-        x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + w, 2 * side), min(y + h, 2 * side)
-        canvas[y1:y2, x1:x2] = tile.image[y1 - y : y2 - y, x1 - x : x2 - x]
-        boxes.append(tile.boxes_xyxy + np.array((x, y, x, y), np.float32))
-        labels.append(tile.labels)
-    return _affine(canvas, np.concatenate(boxes), np.concatenate(labels), rng, augment, out)
+        part = placed(tile, cx - w if place % 2 == 0 else cx, cy - h if place < 2 else cy, 2 * side, 2 * side)
+        canvas[part.top : part.bottom, part.left : part.right] = part.cut(tile.image)
+        parts.append(part)
+    return _affine(canvas, parts, rng, augment, out)
 
 
 def _single(tile: Tile, rng: np.random.Generator, augment: Augment, out: np.ndarray) -> Labelled:
-    return _affine(tile.image, tile.boxes_xyxy, tile.labels, rng, augment, out)
+    height, width = tile.image.shape[:2]
+    return _affine(tile.image, [placed(tile, 0, 0, width, height)], rng, augment, out)
 
 
-def _affine(
-    image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator, augment: Augment, out: np.ndarray
-) -> Labelled:
-    """Zoom and rotate about the centre of `image`, shift, and write the S window around it into `out`."""
+def _affine(canvas: np.ndarray, parts: list[Placed], rng: np.random.Generator, augment: Augment, out: np.ndarray) -> Labelled:
+    """Zoom and rotate about the centre of `canvas`, shift, and write the S window around it into `out`."""
     side = out.shape[0]
     zoom = rng.uniform(1 - augment.scale, 1 + augment.scale)
     angle = math.radians(rng.uniform(-augment.degrees, augment.degrees))
     shift = side * (0.5 + rng.uniform(-augment.translate, augment.translate, 2))
     linear = zoom * np.array(((math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))))
-    centre = np.array((image.shape[1], image.shape[0])) / 2
-    matrix = np.column_stack((linear, shift - linear @ centre))
-    # cv2 counts pixel centres, boxes count pixel edges: half a pixel apart.
-    at_centres = matrix.copy()
-    at_centres[:, 2] += linear @ (0.5, 0.5) - 0.5
-    cv2.warpAffine(
-        image, at_centres, (side, side), dst=out, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(FILL,) * 3
-    )
-    painted = boxes.clip(0, np.tile(image.shape[1::-1], 2))
-    clipped = _move_boxes(painted, matrix).clip(0, side)
-    keep = _still_there(_move_boxes(boxes, matrix), clipped)
-    return clipped[keep], labels[keep]
-
-
-def _move_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return the upright hulls of transformed boxes."""
-    corners = boxes[:, (0, 1, 2, 1, 2, 3, 0, 3)].reshape(-1, 4, 2) @ matrix[:, :2].T + matrix[:, 2]
-    return np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1).astype(np.float32)
-
-
-def _still_there(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    sides, full = after[:, 2:] - after[:, :2], before[:, 2:] - before[:, :2]
-    share = sides.prod(axis=1) / np.maximum(full.prod(axis=1), 1e-9)
-    aspect = sides.max(axis=1) / np.maximum(sides.min(axis=1), 1e-9)
-    return (sides.min(axis=1) > MIN_SIDE_PX) & (share > MIN_AREA_SHARE) & (aspect < MAX_ASPECT)
+    size = canvas.shape[1], canvas.shape[0]
+    matrix = np.column_stack((linear, shift - linear @ (np.array(size) / 2)))
+    window, grey = at_centres(matrix), (FILL,) * 3
+    cv2.warpAffine(canvas, window, (side, side), dst=out, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=grey)
+    return moved(parts, size, matrix, side)
 
 
 def _shift_colours(image: np.ndarray, rng: np.random.Generator, augment: Augment) -> None:
@@ -128,13 +97,11 @@ def _shift_colours(image: np.ndarray, rng: np.random.Generator, augment: Augment
     cv2.cvtColor(cv2.LUT(hsv, table.astype(np.uint8)[None]), cv2.COLOR_HSV2RGB, dst=image)
 
 
-def _flip(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator, augment: Augment) -> np.ndarray:
-    """Mirror the image in place and return the mirrored boxes."""
-    side = image.shape[0]
-    if rng.random() < augment.flip_horizontal:
+def _flip(image: np.ndarray, known: Labelled, rng: np.random.Generator, augment: Augment, mirror: np.ndarray) -> Labelled:
+    """Mirror the image in place and return what is known of the mirrored one."""
+    across, down = bool(rng.random() < augment.flip_horizontal), bool(rng.random() < augment.flip_vertical)
+    if across:
         cv2.flip(image, 1, dst=image)
-        boxes = np.stack((side - boxes[:, 2], boxes[:, 1], side - boxes[:, 0], boxes[:, 3]), axis=1)
-    if rng.random() < augment.flip_vertical:
+    if down:
         cv2.flip(image, 0, dst=image)
-        boxes = np.stack((boxes[:, 0], side - boxes[:, 3], boxes[:, 2], side - boxes[:, 1]), axis=1)
-    return boxes
+    return mirrored(known, image.shape[0], across=across, down=down, joints=mirror)

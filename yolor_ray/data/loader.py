@@ -2,39 +2,43 @@
 
 Encoded bytes come in whole row groups from a `Source`; decoded tiles are kept while they fit, so that mosaics cost no
 second decode. A sample depends on seed, epoch and record alone, whatever thread makes it.
-Legend: B images, S side of the square network input in pixels, N boxes.
+Legend: B images, S side of the square network input in pixels, N boxes, J keypoints per object, M labels of the whole image.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from threading import Lock
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
 from yolor_ray.config import Augment
-from yolor_ray.data.augment import Labelled, Tile, training_sample
-from yolor_ray.data.decode import decode
+from yolor_ray.data.augment import training_sample
+from yolor_ray.data.labelled import Labelled, joined
+from yolor_ray.data.mirror import mirrored_joints
 from yolor_ray.data.plan import Step, Window
 from yolor_ray.data.records import Record
 from yolor_ray.data.shards import RowGroup, records
-from yolor_ray.errors import ImageError
+from yolor_ray.data.targets import BOXES_ALONE, Wanted
+from yolor_ray.data.tiles import Tile, TileCache, make_tile
 
 TILE_CACHE_BYTES = 512 * 2**20
 """Decoded tiles that each worker keeps."""
 BATCHES_AHEAD = 2
 
-Records = dict[int, Record]
+Records = dict[int, tuple[Record, int]]
+"""Records by number, each with the number of its data set in a union."""
 Source = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 """Yields the tables of row groups, in the order asked for."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold one batch of training images; `images` is overwritten when the next batch but one is asked for."""
+    """Hold one batch of training images; `images` is overwritten when the next batch but one is asked for.
+
+    What is not wanted is None.
+    """
 
     images: np.ndarray
     """(B, S, S, 3) uint8 RGB."""
@@ -44,48 +48,24 @@ class Batch:
     """(N,) int64."""
     boxes_xyxy: np.ndarray
     """(N, 4) float32, pixels of the network input."""
+    boxes_known: np.ndarray
+    """(B,) bool: all objects of the image have a box here; otherwise there may be others."""
+    keypoints: np.ndarray | None = None
+    """(N, J, 3) float32: x, y in pixels of the network input, visibility -1 joint unknown, 0 unlabelled, 1 hidden, 2 visible."""
+    identities: np.ndarray | None = None
+    """(N,) int64: place of the individual in `Wanted.identities`, -1 unknown."""
+    has_mask: np.ndarray | None = None
+    """(N,) bool: the object's pixels are in `instances`; otherwise they are unknown."""
+    instances: np.ndarray | None = None
+    """(B, S/2, S/2) int32: 1 + position of the object in `boxes_xyxy`, 0 nothing."""
+    image_labels: np.ndarray | None = None
+    """(B, M) float32: 1 yes, 0 no, NaN unknown."""
 
 
-def records_per_window(image_px: int) -> int:
+def records_per_window(image_px: int, wanted: Wanted = BOXES_ALONE) -> int:
     """Return how many records are shuffled together: as many as fit the tile cache, 64 to 1024."""
-    return int(np.clip(TILE_CACHE_BYTES // (3 * image_px**2), 64, 1024))
-
-
-def make_tile(record: Record, image_px: int) -> Tile:
-    """Decode a record so that its longer side is `image_px`; crowd regions are left out."""
-    scale = image_px / max(record.width, record.height)
-    size = max(round(record.width * scale), 1), max(round(record.height * scale), 1)
-    try:
-        image = decode(record.image, fit_px=image_px)
-    except ImageError as error:
-        raise ImageError(error.code, f"{record.name}: {error}") from error
-    if (image.shape[1], image.shape[0]) != size:
-        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    single = ~record.objects.crowd
-    return Tile(image, record.objects.boxes_xyxy[single] * np.float32(scale), record.objects.labels[single])
-
-
-class _TileCache:
-    """Keep the most recently used tiles within a budget; safe to share between threads."""
-
-    def __init__(self, budget_bytes: int) -> None:
-        self._tiles: OrderedDict[int, Tile] = OrderedDict()
-        self._free = budget_bytes
-        self._lock = Lock()
-
-    def get(self, record: int, make: Callable[[], Tile]) -> Tile:
-        with self._lock:
-            if record in self._tiles:
-                self._tiles.move_to_end(record)
-                return self._tiles[record]
-        tile = make()
-        with self._lock:
-            if record not in self._tiles:
-                self._tiles[record] = tile
-                self._free -= tile.image.nbytes
-            while self._free < 0 and len(self._tiles) > 1:
-                self._free += self._tiles.popitem(last=False)[1].image.nbytes
-        return tile
+    bytes_per_px = 5 if wanted.masks else 3
+    return int(np.clip(TILE_CACHE_BYTES // (bytes_per_px * image_px**2), 64, 1024))
 
 
 @dataclass(frozen=True)
@@ -94,19 +74,39 @@ class _Pending:
     samples: list[Future[Labelled]]
 
     def batch(self) -> Batch:
-        """Wait for the samples and gather their boxes."""
-        labelled = [sample.result() for sample in self.samples]
-        counts = [len(labels) for _, labels in labelled]
-        boxes = np.concatenate([boxes for boxes, _ in labelled]).astype(np.float32)
-        return Batch(self.images, np.repeat(np.arange(len(counts)), counts), np.concatenate([labels for _, labels in labelled]), boxes)
+        """Wait for the samples and gather what is known of them."""
+        known = [sample.result() for sample in self.samples]
+        counts = [len(one.labels) for one in known]
+        return Batch(
+            self.images,
+            positions=np.repeat(np.arange(len(counts)), counts),
+            labels=np.concatenate([one.labels for one in known]),
+            boxes_xyxy=np.concatenate([one.boxes_xyxy for one in known]).astype(np.float32),
+            boxes_known=np.array([one.boxes_known for one in known], np.bool_),
+            keypoints=joined([one.keypoints for one in known]),
+            identities=joined([one.identities for one in known]),
+            has_mask=joined([one.has_mask for one in known]),
+            instances=_numbered_through([one.instances for one in known], counts),
+            image_labels=joined([None if one.image_labels is None else one.image_labels[None] for one in known]),
+        )
+
+
+def _numbered_through(maps: list[np.ndarray | None], counts: list[int]) -> np.ndarray | None:
+    """Return the samples' instance maps with the numbers that their objects have in the batch."""
+    stacked = joined([None if one is None else one[None] for one in maps])
+    if stacked is None:
+        return None
+    earlier = np.cumsum([0, *counts[:-1]], dtype=np.int32)
+    return np.where(stacked > 0, stacked + earlier[:, None, None], np.int32(0))
 
 
 class Loader:
     """Make training batches for one worker; keep it over epochs, for its tiles and threads."""
 
-    def __init__(self, source: Source, *, image_px: int, augment: Augment, seed: int, threads: int) -> None:
-        self._source, self._image_px, self._augment, self._seed = source, image_px, augment, seed
-        self._tiles = _TileCache(TILE_CACHE_BYTES)
+    def __init__(self, source: Source, *, image_px: int, augment: Augment, seed: int, threads: int, wanted: Wanted = BOXES_ALONE) -> None:
+        self._source, self._image_px, self._augment, self._seed, self._wanted = source, image_px, augment, seed, wanted
+        self._mirror = mirrored_joints(wanted.keypoint_names)
+        self._tiles = TileCache(TILE_CACHE_BYTES)
         self._makers = ThreadPoolExecutor(threads, thread_name_prefix="yolor-augment")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="yolor-read")
 
@@ -159,15 +159,16 @@ class Loader:
         known = window.result()
 
         def tile_of(number: int) -> Tile:
-            return self._tiles.get(number, lambda: make_tile(known[number], self._image_px))
+            found, member = known[number]
+            return self._tiles.get(number, lambda: make_tile(found, self._image_px, self._wanted, member))
 
         rng = np.random.default_rng((self._seed, epoch, record))
-        return training_sample(record, partners, tile_of, rng, augment, out)
+        return training_sample(record, partners, tile_of, rng, augment, out, self._mirror)
 
 
 def _read_window(tables: Iterator[pa.Table], window: Window) -> Records:
     """Take the window's row groups from the source and number their records."""
     known: Records = {}
     for group in window.groups:
-        known.update(enumerate(records(next(tables)), start=group.first_record))
+        known.update(enumerate(((record, group.member) for record in records(next(tables))), start=group.first_record))
     return known

@@ -19,7 +19,7 @@ from yolor_ray.data.annotations.fit import fit
 from yolor_ray.data.decode import decode, read_header
 from yolor_ray.data.records import Record
 from yolor_ray.data.scenes import scene
-from yolor_ray.data.shards import Shard, shard_bytes
+from yolor_ray.data.shards import VERSION, Shard, shard_bytes
 from yolor_ray.errors import ImageError
 from yolor_ray.storage import exists, join, read_bytes, write_bytes
 
@@ -58,7 +58,8 @@ class AnnotatedImages:
             objects, found = fit(image, header, self.joints, self.identities)
             faults += found
             if objects is not None:
-                yield Record(image.name, data, header.width, header.height, objects, np.array(image.image_labels, np.int64))
+                labels = np.array(image.image_labels, np.int64)
+                yield Record(image.name, data, header.width, header.height, objects, labels, image.tasks, image.camera)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class BuiltPart:
     boxes_per_label: Mapping[int, int] = field(default_factory=dict)
     """Objects by label."""
     tasks: tuple[str, ...] = ()
-    """What can be learned from it."""
+    """What some image of it is annotated for."""
     image_hashes: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each encoded image, by record name."""
     faults: tuple[Fault, ...] = ()
@@ -121,7 +122,7 @@ def build_part(part: Part, write: bool = True) -> BuiltPart:
         write: write the shard and the note; otherwise only tell what they would be.
     """
     note = join(part.output, NOTES, f"part-{part.index:05d}.json")
-    key = hashlib.sha256(repr((__version__, part.source)).encode()).hexdigest()
+    key = hashlib.sha256(repr((__version__, VERSION, part.source)).encode()).hexdigest()
     if write and (known := _noted(note, key, part.output)):
         return known
     faults: list[Fault] = []
@@ -132,7 +133,7 @@ def build_part(part: Part, write: bool = True) -> BuiltPart:
     def counted() -> Iterator[Record]:
         for record in part.source.records(faults):
             boxes.update(record.objects.labels.tolist())
-            tasks.update(_tasks(record))
+            tasks.update(record.tasks)
             hashes[record.name] = hashlib.sha256(record.image).hexdigest()
             yield record
 
@@ -143,18 +144,6 @@ def build_part(part: Part, write: bool = True) -> BuiltPart:
             write_bytes(join(part.output, shard.name), data)
         write_bytes(note, json.dumps({"key": key, **asdict(built)}).encode())
     return built
-
-
-def _tasks(record: Record) -> set[str]:
-    objects = record.objects
-    found = {
-        "detect": len(objects.labels) > 0,
-        "segment": bool(objects.masks),
-        "pose": objects.keypoints is not None and bool((objects.keypoints[..., 2] > 0).any()),
-        "embed": objects.identities is not None and bool((objects.identities >= 0).any()),
-        "classify": len(record.image_labels) > 0,
-    }
-    return {task for task, present in found.items() if present}
 
 
 def _noted(note: str, key: str, output: str) -> BuiltPart | None:

@@ -43,6 +43,10 @@ class Record:
     objects: Objects
     image_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """(M,) int64: index into the data set's image classes."""
+    tasks: tuple[str, ...] = ("detect",)
+    """What was annotated on this image, sorted names; of any other task nothing is known."""
+    camera: int = -1
+    """Which camera took it; -1 unknown."""
 
 
 def objects_from_boxes(boxes_xyxy: np.ndarray, labels: np.ndarray) -> Objects:

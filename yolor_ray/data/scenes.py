@@ -10,6 +10,7 @@ import numpy as np
 import simplejpeg
 from pycocotools import mask as coco_mask
 
+from yolor_ray.config.network import TASKS
 from yolor_ray.data import scenes_paint, scenes_shapes
 from yolor_ray.data.records import Objects, Record
 from yolor_ray.data.scenes_shapes import KEYPOINT_NAMES, Outline, Pose
@@ -56,7 +57,8 @@ def scene(index: int, seed: int = 0, size_px: int = 320) -> Record:
     toys = _place(rng, size_px, cover >= 0.5)
     pixels = _render(rng, toys, seed, cover, IMAGE_CLASSES[light])
     image = simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, "rgb", "420")
-    return Record(f"scene-{seed}-{index:06d}.jpg", image, size_px, size_px, _annotate(toys, size_px), np.array([light], np.int64))
+    name = f"scene-{seed}-{index:06d}.jpg"
+    return Record(name, image, size_px, size_px, _annotate(toys, size_px), np.array([light], np.int64), tuple(sorted(TASKS)))
 
 
 def _place(rng: np.random.Generator, size_px: int, taken: np.ndarray) -> list[_Toy]:

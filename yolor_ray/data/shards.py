@@ -8,22 +8,24 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from yolor_ray.data.records import Record
 from yolor_ray.data.tables import SCHEMA, records, table
+from yolor_ray.data.translate import Translation, translated
 from yolor_ray.errors import DataError
 from yolor_ray.storage import attempt, exists, filesystem, join, read_bytes, write_bytes
 
 __all__ = ["SCHEMA", "Dataset", "RowGroup", "Shard", "dataset_digest", "open_dataset", "read_row_group", "records", "shard_bytes"]
 
 FORMAT = "yolor_ray.dataset"
-VERSION = 1
+VERSION = 2
 MANIFEST = "dataset.json"
 ROWS_PER_GROUP = 64
 GROUP_BYTES = 32 * 2**20
@@ -58,6 +60,8 @@ class RowGroup:
     """Number of its first record in the data set."""
     rows: int
     """Records in it."""
+    member: int = 0
+    """Which data set of a union it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Dataset:
     """What `dataset.json` says."""
 
     url: str
-    """Folder of the data set."""
+    """Folder of the data set; of a union those of its members, separated by commas."""
     classes: tuple[str, ...]
     """Names of the object classes, by label."""
     image_classes: tuple[str, ...]
@@ -86,13 +90,40 @@ class Dataset:
     """SHA-256 over the classes and the shards' hashes: equal digests are equal data sets."""
     faults: dict[str, int]
     """Faults met while packing, by code; `faults.jsonl` beside it lists them."""
+    members: tuple["Dataset", ...] = ()
+    """The data sets of a union, whose shards follow each other; empty for a single one."""
 
     @property
     def row_groups(self) -> tuple[RowGroup, ...]:
         """Every row group, in order of the records."""
-        sizes = [(shard.name, index, rows) for shard in self.shards for index, rows in enumerate(shard.row_groups)]
-        starts = itertools.accumulate((rows for _, _, rows in sizes), initial=0)
-        return tuple(RowGroup(name, index, first, rows) for (name, index, rows), first in zip(sizes, starts, strict=False))
+        places = [
+            (shard.name, index, rows, number)
+            for number, member in enumerate(self.members or (self,))
+            for shard in member.shards
+            for index, rows in enumerate(shard.row_groups)
+        ]
+        starts = itertools.accumulate((rows for _, _, rows, _ in places), initial=0)
+        return tuple(RowGroup(name, at, first, rows, member) for (name, at, rows, member), first in zip(places, starts, strict=False))
+
+    def image_classes_of(self, member: int) -> np.ndarray:
+        """Return (M,) bool: the image classes that images of this member are annotated with; of the others nothing is known."""
+        known = (self.members or (self,))[member].image_classes
+        return np.array([name in known for name in self.image_classes], np.bool_)
+
+    def translation_of(self, member: int) -> Translation:
+        """Return how tables of this member are brought to the names of the union."""
+        own = self.members[member]
+        return Translation(
+            labels=_places(own.classes, self.classes),
+            image_labels=_places(own.image_classes, self.image_classes),
+            joints=_places(own.keypoint_names, self.keypoint_names),
+            all_joints=len(self.keypoint_names),
+            member=member,
+        )
+
+
+def _places(names: Sequence[str], among: Sequence[str]) -> np.ndarray:
+    return np.array([among.index(name) for name in names], np.int64)
 
 
 def dataset_digest(shards: Iterable[Shard], *names: Collection[str]) -> str:
@@ -115,7 +146,7 @@ def open_dataset(url: str) -> Dataset:
         content = json.loads(read_bytes(place))
         kind = content.get("format"), content.get("version")
         if kind != (FORMAT, VERSION):
-            raise DataError(f"{place}: found format and version {kind}, expected {(FORMAT, VERSION)}")
+            raise DataError(f"{place}: found format and version {kind}, expected {(FORMAT, VERSION)}; pack again, into another folder")
         return _dataset(url, content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{place}: found a damaged manifest ({type(error).__name__}: {error}), expected one by jobs/pack.py") from error
@@ -136,7 +167,7 @@ def _dataset(url: str, content: dict) -> Dataset:
 def write_dataset(dataset: Dataset) -> None:
     """Write `dataset.json`, which makes the shards count."""
     content = {"format": FORMAT, "version": VERSION, **asdict(dataset)}
-    del content["url"]
+    del content["url"], content["members"]
     write_bytes(join(dataset.url, MANIFEST), json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
@@ -176,15 +207,18 @@ def _footer(url: str) -> pq.FileMetaData:
     return pq.read_metadata(path, filesystem=system)
 
 
-def read_row_group(url: str, group: RowGroup, columns: list[str] | None = None) -> pa.Table:
-    """Return one row group of the data set in folder `url`, or some of its columns.
+def read_row_group(dataset: Dataset, group: RowGroup, columns: list[str] | None = None) -> pa.Table:
+    """Return one row group of a data set, or some of its columns; one of a union is told in the union's names.
 
     Raises:
         StorageError: the shard is absent, cut, damaged or out of reach; page checksums are verified.
         DataError: the row group is not as long as `dataset.json` says.
 
     """
-    place = join(url, group.shard)
+    if dataset.members:
+        found = read_row_group(dataset.members[group.member], group, columns)
+        return translated(found, dataset.translation_of(group.member))
+    place = join(dataset.url, group.shard)
     where = f"{place}, row group {group.index}"
     system, path = filesystem(place)
 

@@ -11,6 +11,9 @@ import pyarrow as pa
 
 from yolor_ray.data.records import Objects, Record
 
+OF_IMAGE = ("name", "image", "width", "height", "image_labels", "tasks", "camera")
+"""Columns about the image; the others are about its objects."""
+
 SCHEMA = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
@@ -25,6 +28,8 @@ SCHEMA = pa.schema(
         pa.field("keypoints", pa.list_(pa.list_(pa.float32()))),
         pa.field("identities", pa.list_(pa.int64())),
         pa.field("image_labels", pa.list_(pa.int64()), nullable=False),
+        pa.field("tasks", pa.list_(pa.string()), nullable=False),
+        pa.field("camera", pa.int64(), nullable=False),
     ]
 )
 
@@ -36,9 +41,7 @@ def table(records: Sequence[Record]) -> pa.Table:
 
 
 def _column(field: pa.Field, records: Sequence[Record]) -> pa.Array:
-    if field.name in ("name", "image", "width", "height"):
-        return pa.array([getattr(record, field.name) for record in records], field.type)
-    holders = records if field.name == "image_labels" else [record.objects for record in records]
+    holders = records if field.name in OF_IMAGE else [record.objects for record in records]
     rows = [getattr(holder, field.name) for holder in holders]
     if field.name == "keypoints":
         rows = [None if row is None else row.reshape(len(row), row.shape[1] * 3) for row in rows]
@@ -51,14 +54,13 @@ def records(table: pa.Table) -> list[Record]:
     Arrays may be read-only. An image without objects has keypoints (0, J, 3) when another row of the table tells J, else (0, 0, 3).
     """
     rows = table.select(SCHEMA.names).combine_chunks()
-    names, images = rows["name"].to_pylist(), rows["image"].to_pylist()
-    widths, heights = rows["width"].to_pylist(), rows["height"].to_pylist()
-    lists = {name: _lists(rows[name]) for name in SCHEMA.names[4:]}
+    plain = [rows[name].to_pylist() for name in ("name", "image", "width", "height")]
+    lists = {name: _lists(rows[name]) for name in SCHEMA.names if name not in OF_IMAGE}
     joints = max((len(points[0]) // 3 for points in lists["keypoints"] if points), default=0)
-    return [
-        Record(names[i], images[i], widths[i], heights[i], _objects(lists, i, joints), _array(lists["image_labels"][i], np.int64))
-        for i in range(len(rows))
-    ]
+    objects = [_objects(lists, row, joints) for row in range(len(rows))]
+    labels = [_array(values, np.int64) for values in _lists(rows["image_labels"])]
+    tasks = map(tuple, rows["tasks"].to_pylist())
+    return [Record(*values) for values in zip(*plain, objects, labels, tasks, rows["camera"].to_pylist(), strict=True)]
 
 
 def _lists(column: pa.ChunkedArray) -> list[Any]:

@@ -106,7 +106,7 @@ def paper(summary: Summary) -> str:
     return (
         f"## The paper's numbers\n\nFor orientation, in points ({SOURCE}). The paper trained each row once: how much of its differences of "
         "0.1 to 0.5 points is noise is not known. Its network, data and schedule are not this study's: compare signs and order, not "
-        f"sizes.\n\n{table(heads, rows, words=3)}\n\n{_joint()}\n\n{_overheads()}"
+        f"sizes.\n\n{table(heads, rows, words=3)}\n\n{joint()}\n\n{_overheads()}"
     )
 
 
@@ -114,7 +114,8 @@ def _paper_cells(row: PaperRow) -> list[str]:
     return [", ".join(map(str, row.tables)), *(f"{number:.1f}" for number in row.points)]
 
 
-def _joint() -> str:
+def joint() -> str:
+    """Write the paper's table of several tasks at once."""
     rows = [[escape(name), *_paper_cells(row)[1:]] for name, row in JOINT.items()]
     return "Table 3, several tasks at once (JDC: with multi-label classification, JDE: with feature embedding):\n\n" + table(
         ("paper", *(name.upper() for name in METRICS)), rows

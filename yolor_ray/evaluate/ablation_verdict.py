@@ -70,10 +70,11 @@ def _chance(summary: Summary) -> str:
         return ""
     width = points(half_width(judged), difference_decimals(summary))
     seen = f"This study could see differences of about {width} points of AP and more (the median half-width of its 95 % intervals)."
-    return f"{seen} {_by_chance(len(judged))}"
+    return f"{seen} {by_chance(len(judged))}"
 
 
-def _by_chance(comparisons: int) -> str:
+def by_chance(comparisons: int) -> str:
+    """Say how many of so many comparisons look larger than noise when nothing differs."""
     expected = comparisons * (1 - CONFIDENCE)
     if comparisons == 1:
         return "By chance alone, one comparison in 20 looks larger than noise, and this is one comparison."

@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from yolor_ray import storage
 from yolor_ray.data.records import Objects
 from yolor_ray.errors import DataError
+from yolor_ray.evaluate.located import Located
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -25,6 +26,8 @@ OTHER_SIGMA = 0.05
 """Keypoint similarity falls with distance / (2 · sigma · size of the object); bodies of other than COCO's 17 joints get this sigma."""
 
 Kind = Literal["bbox", "segm", "keypoints"]
+FIELDS: dict[Kind, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+"""Where annotations and detections hold what is compared."""
 Row = dict[str, Any]
 """One detection as COCO's results format has it: image_id, category_id, score and bbox, segmentation or keypoints."""
 
@@ -83,19 +86,32 @@ def _annotation(objects: Objects, index: int, width: int, height: int) -> Row:
     if objects.masks is not None:
         annotation["segmentation"] = {"size": [height, width], "counts": objects.masks[index].decode("ascii")}
     if objects.keypoints is not None:
-        annotation["keypoints"] = objects.keypoints[index].reshape(-1).tolist()
-        annotation["num_keypoints"] = int((objects.keypoints[index, :, 2] > 0).sum())
+        # Of a joint that the data set knows nothing of (-1), as of an unlabelled one (0), COCO compares nothing.
+        keypoints = np.maximum(objects.keypoints[index], (-np.inf, -np.inf, 0))
+        annotation["keypoints"] = keypoints.reshape(-1).tolist()
+        annotation["num_keypoints"] = int((keypoints[:, 2] > 0).sum())
     return annotation
 
 
-def detection_rows(image_id: int, boxes_xyxy: np.ndarray, confidences: np.ndarray, labels: np.ndarray) -> list[Row]:
-    """Make COCO result rows of one image from boxes in its pixels; category ids are the labels."""
-    boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
-    boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+def detection_rows(image_id: int, located: Located, width: int, height: int, kind: Kind = "bbox") -> list[Row]:
+    """Make COCO result rows of what was found in an image of so many pixels; category ids are the labels."""
+    columns = located.labels.tolist(), located.confidences.tolist(), _compared(located, width, height, kind)
     return [
-        {"image_id": image_id, "category_id": label, "bbox": box, "score": confidence}
-        for box, confidence, label in zip(boxes_xywh.tolist(), np.asarray(confidences).tolist(), np.asarray(labels).tolist(), strict=True)
+        {"image_id": image_id, "category_id": label, "score": confidence, FIELDS[kind]: found}
+        for label, confidence, found in zip(*columns, strict=True)
     ]
+
+
+def _compared(located: Located, width: int, height: int, kind: Kind) -> list[Any]:
+    """Return each object's box as x, y, width and height, or its mask, or its joints, in COCO's JSON."""
+    if kind == "segm":
+        assert located.masks is not None
+        return [{"size": [height, width], "counts": mask.decode("ascii")} for mask in located.masks]
+    if kind == "keypoints":
+        assert located.keypoints is not None
+        return located.keypoints.reshape(-1, located.keypoints.shape[1] * 3).tolist()
+    corners = located.boxes_xyxy
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
 
 
 def score(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") -> dict[str, float]:
@@ -110,6 +126,9 @@ def per_class_ap(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") ->
 
 def measure(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") -> Measured:
     """Compare detections with annotations; neither argument is changed.
+
+    By COCO's rules for keypoints an object without labelled ones is ignored, and there is no number for small objects. Joints are
+    compared with COCO's sigmas where an object has its 17, else all with `OTHER_SIGMA`.
 
     Raises:
         DataError: an annotation or a row lacks a field, or names an image or a category that `truth` lacks.
@@ -159,7 +178,7 @@ def _read_json(url: str) -> Any:
 
 
 def _check(truth: dict[str, Any], rows: list[Row], kind: Kind) -> None:
-    field = {"segm": "segmentation"}.get(kind, kind)
+    field = FIELDS[kind]
     images = {image["id"] for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
     for what, items, fields in (("annotation", truth["annotations"], {field}), ("detection", rows, {field, "score"})):
@@ -178,9 +197,8 @@ def _check(truth: dict[str, Any], rows: list[Row], kind: Kind) -> None:
 def _scorer(truth: dict[str, Any], rows: list[Row], kind: Kind) -> COCOeval:
     # The scorer writes into what it is given, and takes an annotation with id 0 for "no match".
     annotations = [{"iscrowd": 0} | annotation | {"id": index + 1} for index, annotation in enumerate(truth["annotations"])]
-    # With a bbox beside the mask, loadRes would sort detections into APs, APm, APl by the area of the box.
-    hidden = {"bbox"} if kind == "segm" else set()
-    copies = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
+    # With a bbox beside mask or keypoints, loadRes would sort detections into APs, APm, APl by the area of the box.
+    copies = [{key: row[key] for key in ("image_id", "category_id", "score", FIELDS[kind])} for row in rows]
     known = _indexed(truth, annotations)
     scorer = COCOeval(known, known.loadRes(copies) if copies else _indexed(truth, []), kind)
     if kind == "keypoints" and annotations:

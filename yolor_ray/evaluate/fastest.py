@@ -55,7 +55,7 @@ class Form:
     threads: int
     """Compute threads of torch beside it: what torch does for another engine is little, and its waiting threads would take the cores."""
     error: float
-    """Largest difference from the network as it was found: of a score, or of a box corner as a fraction of the input's side."""
+    """Largest difference from the network as it was found: see `parity.Parity.max_error`."""
 
 
 def fastest(network: Yolor, info: WeightsInfo, *, engine: str = FASTEST, precision: Precision = "float32") -> Form:
@@ -109,7 +109,9 @@ def _builders(fused: Yolor, info: WeightsInfo, precision: Precision) -> Builders
     }
 
 
-def _build(engine: str, build: Callable[[], Predictor], precision: Precision, pixels: Tensor, expected: Sequence[Tensor]) -> Form | None:
+def _build(
+    engine: str, build: Callable[[], Predictor], precision: Precision, pixels: Tensor, expected: Mapping[str, Tensor]
+) -> Form | None:
     """Return a form and its error, or nothing if it cannot be built or run here."""
     try:
         predict = build()

@@ -5,7 +5,7 @@ Legend: B images, S side of the square network input in pixels.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from yolor_ray.data.shards import Dataset
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate.predictions import images_of
-from yolor_ray.model.graph import Predictor, decode
+from yolor_ray.model.graph import Predictor
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.predict import to_input
 
@@ -33,14 +33,17 @@ class Parity:
     """Of scores, 0 to 1."""
     box_error_px: float
     """Of box corners, pixels of the network input."""
+    task_error: float
+    """Of what other tasks answer: of probabilities and embeddings, of keypoints as a fraction of the side, of the numbers that masks are
+    made of as a fraction of the largest."""
 
     @property
     def max_error(self) -> float:
-        """Largest difference of a prediction: of a score, or of a box corner as a fraction of the input's side.
+        """Largest difference of a prediction: of a score, of a box corner as a fraction of the input's side, or of another task's answer.
 
         Corners count as fractions because fp32 itself resolves only 6e-5 px at 640 px.
         """
-        return _max_error(self.score_error, self.box_error_px, self.image_px)
+        return _max_error(self.score_error, self.box_error_px, self.task_error, self.image_px)
 
 
 @torch.inference_mode()
@@ -50,13 +53,13 @@ def compare(network: Yolor, fused: Yolor, written: Predictor, dataset: Dataset, 
     Raises:
         DataError: the data set is empty.
     """
-    seen, worst = 0, torch.zeros(3, dtype=torch.float64)
+    seen, worst = 0, torch.zeros(4, dtype=torch.float64)
     for pixels in _first_images(dataset, image_px, images):
         raw, raw_fused = network(pixels), fused(pixels)
-        expected = decode(network, raw)
-        raw_gap = torch.stack([_largest(a, b) for a, b in zip(raw, raw_fused, strict=True)]).max()
+        expected = network.decode(raw)
+        raw_gap = torch.stack([_largest(a, b) for task in raw for a, b in zip(raw[task], raw_fused[task], strict=True)]).max()
         # torch.maximum keeps a NaN, Python's max may lose it.
-        gap = torch.maximum(_gap(expected, decode(fused, raw_fused)), _gap(expected, written(pixels)))
+        gap = torch.maximum(_gap(expected, fused.decode(raw_fused), image_px), _gap(expected, written(pixels), image_px))
         worst = torch.maximum(worst, torch.cat((raw_gap[None], gap)))
         seen += len(pixels)
     if seen == 0:
@@ -72,36 +75,45 @@ def rounding(network: Yolor, dataset: Dataset, *, image_px: int, images: int) ->
     """
     exact = copy.deepcopy(network).double()
     found = [
-        difference(decode(exact, exact(pixels.double())), decode(network, network(pixels)), image_px)
+        difference(exact.decode(exact(pixels.double())), network.decode(network(pixels)), image_px)
         for pixels in _first_images(dataset, image_px, images)
     ]
     return torch.tensor(found).max().item()
 
 
-def difference(expected: Sequence[Tensor], found: Sequence[Tensor], image_px: int) -> float:
-    """Return the largest difference of (boxes_xyxy, scores): of a score, or of a corner as a fraction of the side.
+def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], image_px: int) -> float:
+    """Return the largest difference of what two predictors answer, as `Parity.max_error` measures it.
 
-    NaN where one holds NaN, infinity where the shapes differ.
+    NaN where one holds NaN, infinity where names or shapes differ.
     """
-    if [part.shape for part in expected] != [part.shape for part in found]:
+    if {name: part.shape for name, part in expected.items()} != {name: part.shape for name, part in found.items()}:
         return math.inf
-    score_error, box_error_px = _gap(expected, found).tolist()
-    return _max_error(score_error, box_error_px, image_px)
+    score_error, box_error_px, task_error = _gap(expected, found, image_px).tolist()
+    return _max_error(score_error, box_error_px, task_error, image_px)
 
 
-def _max_error(score_error: float, box_error_px: float, image_px: int) -> float:
+def _max_error(score_error: float, box_error_px: float, task_error: float, image_px: int) -> float:
     # torch's max keeps a NaN, Python's may lose it.
-    return torch.tensor((score_error, box_error_px / image_px), dtype=torch.float64).max().item()
+    return torch.tensor((score_error, box_error_px / image_px, task_error), dtype=torch.float64).max().item()
 
 
-def _gap(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """Return the largest differences of (boxes, scores) pairs: of scores, then of boxes."""
-    (boxes_a, scores_a), (boxes_b, scores_b) = a, b
-    return torch.stack((_largest(scores_a, scores_b), _largest(boxes_a, boxes_b)))
+def _gap(a: Mapping[str, Tensor], b: Mapping[str, Tensor], image_px: int) -> Tensor:
+    """Return the largest differences of scores, of boxes and of other tasks' answers."""
+    others = [_task_gap(name, a[name], b[name], image_px) for name in a if name not in ("boxes_xyxy", "scores")]
+    task_gap = torch.stack(others).max() if others else torch.zeros((), dtype=torch.float64)
+    return torch.stack((_largest(a["scores"], b["scores"]), _largest(a["boxes_xyxy"], b["boxes_xyxy"]), task_gap))
+
+
+def _task_gap(name: str, a: Tensor, b: Tensor, image_px: int) -> Tensor:
+    """Return the largest difference of one output in units in which 1 is as much as there can be."""
+    if name == "keypoints":
+        return torch.maximum(_largest(a[..., :2], b[..., :2]) / image_px, _largest(a[..., 2], b[..., 2]))
+    gap = _largest(a, b)
+    return gap / a.double().abs().max().clamp(min=1) if name in ("coefficients", "prototypes") else gap
 
 
 def _largest(a: Tensor, b: Tensor) -> Tensor:
-    return (a.double() - b.double()).abs().max()
+    return (a.double() - b.double()).abs().max().cpu()
 
 
 def _first_images(dataset: Dataset, image_px: int, count: int) -> Iterator[Tensor]:

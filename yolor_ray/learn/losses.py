@@ -3,16 +3,14 @@
 Reference recipe of YOLOR. Legend: B images, A anchors per cell, H W cells, K classes, F = 5 + K numbers per anchor, M matches.
 """
 
-from dataclasses import dataclass
-
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from yolor_ray.boxes import complete_iou
 from yolor_ray.config import Loss as LossConfig
-from yolor_ray.learn.assign import Matches, Targets, match_level
+from yolor_ray.learn.assign import Matches, Targets
 from yolor_ray.model.heads import DetectHead
 
 LEVEL_BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.4, 0.1), 5: (4.0, 1.0, 0.5, 0.4, 0.1)}
@@ -22,46 +20,39 @@ REFERENCE_CLASSES, FEWEST_CLASSES = 80, 30
 the reference's tiny gain left classes confused (AP 0.27 instead of 0.33 on the validation set after the same 25 epochs)."""
 
 
-@dataclass(frozen=True)
-class LossParts:
-    """Hold the weighted parts of the loss, means over the batch."""
-
-    box: Float[Tensor, ""]
-    objectness: Float[Tensor, ""]
-    classes: Float[Tensor, ""]
-
-    @property
-    def total(self) -> Float[Tensor, ""]:
-        """Return the sum of the parts."""
-        return self.box + self.objectness + self.classes
-
-
-def detection_loss(raw: list[Float[Tensor, "B A _ _ F"]], targets: Targets, head: DetectHead, gains: LossConfig) -> LossParts:
-    """Return the loss of raw predictions; computed in float32 whatever the precision of the network."""
-    parts = [_level_loss(level, targets, head, index, gains) for index, level in enumerate(raw)]
+def detection_losses(
+    raw: list[Float[Tensor, "B A _ _ F"]], targets: Targets, matches: list[Matches], head: DetectHead, gains: LossConfig
+) -> dict[str, Tensor]:
+    """Return the weighted parts `box`, `objectness` and `classes`; computed in float32 whatever the precision of the network."""
+    parts = [_level_loss(level, targets, found, head, index) for index, (level, found) in enumerate(zip(raw, matches, strict=True))]
     box, objectness, classes = (torch.stack(p) for p in zip(*parts, strict=True))
     levels = len(raw)
     share = 3 / levels
     balance = torch.tensor(LEVEL_BALANCE[levels], device=box.device)
-    return LossParts(
-        box=box.sum() * gains.box * share,
-        objectness=(objectness * balance).sum() * gains.objectness * share * (1.4 if levels >= 4 else 1.0),
-        classes=classes.sum() * gains.classes * share * max(head.classes, FEWEST_CLASSES) / REFERENCE_CLASSES,
-    )
+    return {
+        "box": box.sum() * gains.box * share,
+        "objectness": (objectness * balance).sum() * gains.objectness * share * (1.4 if levels >= 4 else 1.0),
+        "classes": classes.sum() * gains.classes * share * max(head.classes, FEWEST_CLASSES) / REFERENCE_CLASSES,
+    }
 
 
-def _level_loss(level: Tensor, targets: Targets, head: DetectHead, index: int, gains: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _level_loss(level: Tensor, targets: Targets, matches: Matches, head: DetectHead, index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return box, objectness and class loss of one level; a level without matches still learns that there is nothing."""
     level = level.float()
-    stride, anchors = head.strides[index], head.anchors[index]
-    matches = match_level(targets, anchors, stride, level.shape[2], level.shape[3], anchor_ratio=gains.anchor_ratio)
     matched = level[matches.images, matches.anchors, matches.rows, matches.columns]
-    ciou = complete_iou(_decode(matched, matches, anchors, stride), matches.boxes_cxcywh)
-    target = _objectness_target(level, matches, ciou)
-    objectness = F.binary_cross_entropy_with_logits(level[..., 4], target)
+    ciou = complete_iou(_decode(matched, matches, head.anchors[index], head.strides[index]), matches.boxes_cxcywh)
+    objectness = _objectness_loss(level[..., 4], _objectness_target(level, matches, ciou), targets.boxes_known)
     if len(matched) == 0:
         return matched.sum(), objectness, matched.sum()
     return (1 - ciou).mean(), objectness, _class_loss(matched, matches, head.classes)
+
+
+def _objectness_loss(logits: Float[Tensor, "B A H W"], target: Float[Tensor, "B A H W"], known: Bool[Tensor, "B"] | None) -> Tensor:
+    """Return the mean BCE over images whose objects are all annotated: elsewhere nobody knows what is background."""
+    if known is None:
+        return F.binary_cross_entropy_with_logits(logits, target)
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2, 3))
+    return (each * known).sum() / known.sum().clamp(min=1)
 
 
 def _decode(matched: Float[Tensor, "M F"], matches: Matches, anchors: Float[Tensor, "A 2"], stride: int) -> Float[Tensor, "M 4"]:

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from yolor_ray.config import Train
 from yolor_ray.errors import NonFiniteLossError
 from yolor_ray.learn.assign import Targets
-from yolor_ray.learn.losses import LossParts, detection_loss
 from yolor_ray.learn.optim import Schedule, WeightAverage, make_optimizer
+from yolor_ray.learn.tasks import loss_parts
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.predict import to_input
 
@@ -54,8 +54,8 @@ class Learner:
         updates = self.schedule.total_steps / self.schedule.accumulate(self.schedule.total_steps)
         self.average = WeightAverage(self.network, self.config.optim.ema_decay, int(updates))
 
-    def learn(self, images: UInt8[Tensor, "B S S 3"], targets: Targets, *, must_update: bool) -> LossParts:
-        """Learn from a batch and return its loss parts, detached and on the device.
+    def learn(self, images: UInt8[Tensor, "B S S 3"], targets: Targets, *, must_update: bool) -> dict[str, Tensor]:
+        """Learn from a batch and return the parts of its loss, detached and on the device.
 
         Gradients are gathered over the schedule's number of batches; `must_update` ends the gathering early, as at
         the end of an epoch.
@@ -78,15 +78,15 @@ class Learner:
     def _without_sync(self) -> contextlib.AbstractContextManager:
         return self.replica.no_sync() if isinstance(self.replica, DistributedDataParallel) else contextlib.nullcontext()
 
-    def _backward(self, images: Tensor, targets: Targets) -> LossParts:
+    def _backward(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         device = self.network.head.anchors.device
         pixels, targets = self._resized(to_input(images, device), targets.to(device))
         with autocast(device):
             raw = self.replica(pixels)
-        parts = detection_loss(raw, targets, self.network.head, self.config.loss)
+        parts = loss_parts(raw, targets, self.network, self.config.loss)
         # Workers average their gradients, so the loss counts the images of all workers.
-        (parts.total * self.config.optim.batch).backward()
-        return LossParts(parts.box.detach(), parts.objectness.detach(), parts.classes.detach())
+        (torch.stack(list(parts.values())).sum() * self.config.optim.batch).backward()
+        return {name: part.detach() for name, part in parts.items()}
 
     def _resized(self, pixels: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """Draw a size for this step, the same on every worker."""
@@ -98,7 +98,7 @@ class Learner:
         stride = self.network.head.strides[-1]
         new = max(round(side * factor / stride), 1) * stride
         pixels = nn.functional.interpolate(pixels, size=(new, new), mode="bilinear", align_corners=False)
-        return pixels, Targets(targets.images, targets.labels, targets.boxes_cxcywh * (new / side))
+        return pixels, targets.scaled(new / side, new)
 
     def _update(self) -> None:
         """Move the weights, unless the gradient is not finite: then count, and give up after too many in a row."""

@@ -9,10 +9,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from yolor_ray.model.embed import EmbedHead
 from yolor_ray.model.fold import BorderConv, fold_after, fold_concat_before, fold_scale_before, fold_shift_before
-from yolor_ray.model.heads import DetectLevel
 from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.layers import Conv, CspBlock, Merge, NeckBlock, SppCsp
+from yolor_ray.model.levels import PredictionLevel
 from yolor_ray.model.network import Yolor
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -95,10 +96,12 @@ def _ungrouped(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-def _fuse_level(level: DetectLevel) -> None:
+def _fuse_level(level: PredictionLevel) -> None:
     """Fold what is linear after each convolution first, then what stands before it; the level's norm is folded by now."""
     assert isinstance(level.conv.conv, nn.Conv2d) and isinstance(level.predict, nn.Conv2d)
     level.conv.conv = _fold_implicit_before(level.conv.conv, level.pyramid)
+    if isinstance(level.norm, NORMS):
+        level.predict, level.norm = fold_after(level.predict, *_scale_and_shift(level.norm)), nn.Identity()
     aligned = _fold_implicit_before(level.predict, level.align)
     assert isinstance(aligned, nn.Conv2d), "a 1x1 convolution has no border"
     level.predict = _ungrouped(_fold_implicit_after(aligned, level.refine))
@@ -121,8 +124,10 @@ def fuse(network: Yolor) -> Yolor:
         block.last = _fuse_joint(block.merge, block.last)
     for merge in (m.merge for m in modules if isinstance(m, NeckBlock | SppCsp)):
         _fuse_joint(merge, nn.Identity())
-    for level in (m for m in modules if isinstance(m, DetectLevel)):
+    for level in (m for m in modules if isinstance(m, PredictionLevel)):
         _fuse_level(level)
+    for head in (m for m in modules if isinstance(m, EmbedHead)):
+        head.proxies = None
     return fused.requires_grad_(False)
 
 

@@ -4,12 +4,13 @@ ONNX comes first; OpenVINO's files are made from it. The packages for both are o
 Legend: B images, H W sides of the network input in pixels, P predictions over all levels, K classes.
 """
 
+import copy
 import importlib.util
 import io
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,41 +18,69 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from yolor_ray.boxes import xyxy_from_cxcywh
 from yolor_ray.errors import ConfigError
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import CONFIG_FILE, WeightsInfo
 
 FORMAT, VERSION = "yolor_ray.graph", 1
 ONNX_FILE, OPENVINO_FILES = "model.onnx", ("model.xml", "model.bin")
-INPUT, OUTPUTS = "image", ("boxes_xyxy", "scores")
+INPUT = "image"
+OUTPUTS = {
+    "boxes_xyxy": "(B, P, 4) float32 pixels of the input",
+    "scores": "(B, P, K) float32 0..1",
+    "image_labels": "(B, M) float32 0..1, probabilities of labels of the whole image",
+    "embeddings": "(B, P, E) float32 of length 1",
+    "coefficients": "(B, P, C) float32, which times the prototypes are logits of a mask, to be cut to its box",
+    "prototypes": "(B, C, H/4, W/4) float32",
+    "keypoints": "(B, P, J, 3) float32: x, y in pixels of the input, and the probability of being there to be seen",
+}
+"""What graphs answer, by name; those of tasks that a network has not learned are absent."""
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 """What each format needs beside torch."""
-DYNAMIC = {INPUT: {0: "batch", 2: "height", 3: "width"}, **{name: {0: "batch", 1: "predictions"} for name in OUTPUTS}}
+DYNAMIC = {
+    INPUT: {0: "batch", 2: "height", 3: "width"},
+    **{name: {0: "batch", 1: "predictions"} for name in OUTPUTS},
+    "image_labels": {0: "batch"},
+    "prototypes": {0: "batch", 2: "rows", 3: "columns"},
+}
 """Axes of any size, by name."""
 OPENVINO_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 Precision = Literal["float32", "bfloat16"]
-Predictor = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Turns images (B, 3, H, W) in 0..1 into boxes_xyxy (B, P, 4) in pixels of the network input and scores (B, P, K)."""
+Predictor = Callable[[Tensor], dict[str, Tensor]]
+"""Turns images (B, 3, H, W) in 0..1 into what OUTPUTS describes, before non-maximum suppression."""
 
 
 class DecodedYolor(nn.Module):
-    """Predict and decode; what is exported."""
+    """Predict and decode."""
 
     def __init__(self, network: Yolor) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, image: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P K"]]:
-        """Return every prediction's boxes_xyxy in pixels and its scores, before non-maximum suppression."""
-        return decode(self.network, self.network(image))
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
+        """Return what every prediction says, by name."""
+        return self.network.decode(self.network(image))
 
 
-def decode(network: Yolor, raw: list[Tensor]) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P K"]]:
-    """Return boxes_xyxy in pixels and scores from a network's raw predictions."""
-    boxes_cxcywh, scores = network.head.decode(raw)
-    return xyxy_from_cxcywh(boxes_cxcywh), scores
+class _Listed(nn.Module):
+    """Answer without names: what is exported, for a graph numbers its outputs."""
+
+    def __init__(self, network: Yolor, names: Sequence[str]) -> None:
+        super().__init__()
+        self.decoded, self.names = DecodedYolor(network), names
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        answers = self.decoded(image)
+        return tuple(answers[name] for name in self.names)
+
+
+def output_names(network: Yolor) -> list[str]:
+    """Return which of OUTPUTS a network answers, in their order."""
+    stride = network.config.strides[-1]
+    with torch.inference_mode():
+        answers = DecodedYolor(copy.deepcopy(network).to("meta").eval())(torch.zeros(1, 3, stride, stride, device="meta"))
+    return [name for name in OUTPUTS if name in answers]
 
 
 def require_packages(format_name: str) -> None:
@@ -71,11 +100,13 @@ def graph_config(network: Yolor, info: WeightsInfo) -> dict[str, Any]:
         "name": info.name,
         "version": info.version,
         "classes": list(info.classes),
+        "image_classes": list(info.image_classes),
+        "keypoint_names": list(info.keypoint_names),
         "image_px": info.image_px,
         "stride": stride,
         "input": f"{INPUT} (B, 3, H, W) float32 RGB 0..1, any B, H and W any multiples of {stride}; trained for H = W = {info.image_px}, "
         "letterboxed: scaled to fit, centred on grey 114",
-        "outputs": f"{OUTPUTS[0]} (B, P, 4) float32 pixels of the input; {OUTPUTS[1]} (B, P, K) float32 0..1; before NMS",
+        "outputs": "; ".join(f"{name} {OUTPUTS[name]}" for name in output_names(network)) + "; before NMS",
         "metrics": info.metrics,
     }
 
@@ -93,7 +124,7 @@ def onnx_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
 
 def _onnx(network: Yolor) -> bytes:
     """Trace the network: half a second to two, where the exporter over torch.export takes 20 s, which each replica would wait."""
-    stride = network.config.strides[-1]
+    stride, names = network.config.strides[-1], output_names(network)
     # Its annotations know of paths alone; this exporter writes into any file.
     written: Any = io.BytesIO()
     with warnings.catch_warnings():
@@ -101,13 +132,13 @@ def _onnx(network: Yolor) -> bytes:
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         torch.onnx.export(
-            DecodedYolor(network).eval(),
+            _Listed(network, names).eval(),
             (torch.zeros(1, 3, stride, 2 * stride),),
             written,
             dynamo=False,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            dynamic_axes=DYNAMIC,
+            output_names=names,
+            dynamic_axes={name: DYNAMIC[name] for name in (INPUT, *names)},
         )
     return written.getvalue()
 
@@ -139,7 +170,7 @@ def torch_predictor(network: Yolor, precision: Precision = "float32") -> Predict
     device_type = next(network.parameters()).device.type
 
     @torch.inference_mode()
-    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(images: Tensor) -> dict[str, Tensor]:
         with torch.autocast(device_type, torch.bfloat16, enabled=precision == "bfloat16"):
             return decoded(images.contiguous(memory_format=torch.channels_last))
 
@@ -156,9 +187,11 @@ def onnx_predictor(files: Mapping[str, bytes]) -> Predictor:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(files[ONNX_FILE], options, providers=["CPUExecutionProvider"])
 
-    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
-        boxes_xyxy, scores = session.run(list(OUTPUTS), {INPUT: images.contiguous().numpy()})
-        return torch.from_numpy(boxes_xyxy), torch.from_numpy(scores)
+    names = [output.name for output in session.get_outputs()]
+
+    def predict(images: Tensor) -> dict[str, Tensor]:
+        answers = session.run(names, {INPUT: images.contiguous().numpy()})
+        return {name: torch.from_numpy(answer) for name, answer in zip(names, answers, strict=True)}
 
     return predict
 
@@ -182,9 +215,12 @@ def openvino_predictor(files: Mapping[str, bytes], precision: Precision = "float
         "ENABLE_CPU_PINNING": False,
     }
     compiled = core.compile_model(model, "CPU", options)
+    # An output may go by more names than ours.
+    found = {name for output in compiled.outputs for name in output.get_names()}
+    names = [name for name in OUTPUTS if name in found]
 
-    def predict(images: Tensor) -> tuple[Tensor, Tensor]:
-        found = compiled({INPUT: images.contiguous().numpy()}, share_inputs=True)
-        return torch.from_numpy(found[OUTPUTS[0]].copy()), torch.from_numpy(found[OUTPUTS[1]].copy())
+    def predict(images: Tensor) -> dict[str, Tensor]:
+        answers = compiled({INPUT: images.contiguous().numpy()}, share_inputs=True)
+        return {name: torch.from_numpy(answers[name].copy()) for name in names}
 
     return predict

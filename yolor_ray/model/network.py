@@ -9,9 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from yolor_ray.boxes import xyxy_from_cxcywh
 from yolor_ray.config import Network as NetworkConfig
 from yolor_ray.model.heads import DetectHead
 from yolor_ray.model.layers import Bottleneck, Conv, CspBlock, DownC, NeckBlock, ReOrg, SppCsp, Wavelet, style_of
+from yolor_ray.model.levels import Counts, PredictionLevel
+from yolor_ray.model.tasks import HEADS
 
 
 def _down(config: NetworkConfig, c_in: int, c_out: int) -> nn.Module:
@@ -101,19 +104,43 @@ class Neck(nn.Module):
 
 
 class Yolor(nn.Module):
-    """Detect objects with shared explicit features and per-level implicit knowledge."""
+    """Do several tasks on shared explicit features, each with implicit knowledge of its own on every level and prediction."""
 
-    def __init__(self, config: NetworkConfig, classes: int, anchors: Float[Tensor, "L A 2"]) -> None:
-        """Take the number of classes from the data set and the anchors in pixels, level by level."""
+    def __init__(
+        self,
+        config: NetworkConfig,
+        classes: int,
+        anchors: Float[Tensor, "L A 2"],
+        *,
+        image_classes: int = 0,
+        keypoints: int = 0,
+        identities: int = 0,
+    ) -> None:
+        """Take the anchors in pixels, level by level, and from the data set how many of each there are to tell apart."""
         super().__init__()
         self.config = config
+        self.counts = counts = Counts(classes, image_classes, keypoints, identities)
         self.backbone = Backbone(config)
         self.neck = Neck(config)
         self.head = DetectHead(config, classes, anchors)
+        self.tasks = nn.ModuleDict({task: head(config, counts) for task, head in HEADS.items() if task in config.tasks})
+        # Last of all, so that networks that differ in implicit knowledge alone start from the same explicit weights.
+        self.head.know(config.implicit)
+        for level in (module for module in self.tasks.modules() if isinstance(module, PredictionLevel)):
+            level.know(config.implicit)
 
-    def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B A _ _ F"]]:
-        """Return raw predictions per level from images in 0..1."""
-        return self.head(self.neck(self.backbone(x)))
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> dict[str, list[Tensor]]:
+        """Return what each task's head says of images in 0..1, raw: `detect` has levels (B, A, rows, columns, F)."""
+        features = self.neck(self.backbone(x))
+        return {"detect": self.head(features), **{task: head(features) for task, head in self.tasks.items()}}
+
+    def decode(self, raw: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        """Return `boxes_xyxy` (B, P, 4) in pixels, `scores` (B, P, K), and the other tasks' outputs by name, in float32."""
+        boxes_cxcywh, scores = self.head.decode(raw["detect"])
+        outputs = {"boxes_xyxy": xyxy_from_cxcywh(boxes_cxcywh), "scores": scores}
+        for task, head in self.tasks.items():
+            outputs |= head.decode(raw[task], self.head)  # type: ignore[operator]
+        return outputs
 
     @property
     def classes(self) -> int:

@@ -15,11 +15,14 @@ from yolor_ray.config import Network as NetworkConfig
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.fuse import is_fused
 from yolor_ray.model.network import Yolor
-from yolor_ray.model.weights import WeightsInfo, load_weights
+from yolor_ray.model.weights import PROXIES, WeightsInfo, load_weights
+from yolor_ray.names import Names
 
 BOX_OUTPUTS = 5
 """Outputs of an anchor that every data set has: x, y, w, h, objectness."""
 ANCHORS = "head.anchors"
+NOT_EXPLICIT = ("implicit", "tasks")
+"""Settings of the network in which weights to start from may differ."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class TakenOver:
 
 
 def load_trainable(url: str, config: NetworkConfig) -> tuple[Yolor, WeightsInfo]:
-    """Return unfused weights whose explicit network is that of `config`; implicit knowledge and classes may differ.
+    """Return unfused weights whose explicit network is that of `config`; implicit knowledge, tasks and names may differ.
 
     Raises WeightsError where they are fused or of another network.
     """
@@ -47,7 +50,7 @@ def load_trainable(url: str, config: NetworkConfig) -> tuple[Yolor, WeightsInfo]
     differing = [
         f"network.{field.name}: found {theirs!r}, expected {mine!r}"
         for field in dataclasses.fields(NetworkConfig)
-        if field.name != "implicit" and (theirs := getattr(network.config, field.name)) != (mine := getattr(config, field.name))
+        if field.name not in NOT_EXPLICIT and (theirs := getattr(network.config, field.name)) != (mine := getattr(config, field.name))
     ]
     if differing:
         raise WeightsError(f"{url}: found weights of another network than the one to train: {'; '.join(differing)}")
@@ -55,14 +58,16 @@ def load_trainable(url: str, config: NetworkConfig) -> tuple[Yolor, WeightsInfo]
 
 
 @torch.no_grad()
-def take_over(network: Yolor, classes: Sequence[str], source: Yolor, source_classes: Sequence[str]) -> TakenOver:
+def take_over(network: Yolor, names: Names, source: Yolor, source_names: Names) -> TakenOver:
     """Copy into `network` all that fits of `source`, and say what did not; the network keeps its anchors.
 
-    Outputs are matched by what they predict: boxes and objectness always, classes by name. Implicit knowledge is taken over where
-    it has the same form: what was learned to be added means nothing as a factor.
+    Outputs are matched by what they predict: boxes and objectness always, classes by name, image labels and keypoints if all names are
+    the same, identities never. Implicit knowledge is taken over where it has the same form: what was learned to be added means
+    nothing as a factor.
     """
+    classes, source_classes = names.classes, source_names.classes
     outputs = _matching_outputs(network, classes, source_classes)
-    foreign = _foreign_priors(network.config.implicit, source.config.implicit)
+    foreign = (*_foreign_priors(network.config.implicit, source.config.implicit), *_foreign_outputs(names, source_names))
     theirs = {name: tensor for name, tensor in source.state_dict().items() if not any(part in name for part in foreign)}
     rows_of = tuple(network.config.anchors_per_level * (BOX_OUTPUTS + len(names)) for names in (classes, source_classes))
     copied: dict[str, float] = {}
@@ -82,6 +87,14 @@ def take_over(network: Yolor, classes: Sequence[str], source: Yolor, source_clas
         fresh=tuple(name for name, share in copied.items() if share == 0),
         known_classes=known,
     )
+
+
+def _foreign_outputs(mine: Names, theirs: Names) -> tuple[str, ...]:
+    """Return how the names of tensors go on whose outputs mean other things in the two networks."""
+    found = [PROXIES]
+    found += [] if mine.image_classes == theirs.image_classes else ["tasks.classify."]
+    found += [] if mine.keypoint_names == theirs.keypoint_names else ["tasks.pose."]
+    return tuple(found)
 
 
 def _foreign_priors(mine: Implicit, theirs: Implicit) -> tuple[str, ...]:

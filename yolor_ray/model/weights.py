@@ -23,6 +23,8 @@ from yolor_ray.model.network import Yolor
 
 FORMAT, VERSION = "yolor_ray.weights", 1
 CONFIG_FILE, TENSORS_FILE = "config.json", "weights.safetensors"
+PROXIES = "tasks.embed.proxies"
+"""A direction for each identity that was told apart while training; only unfused weights have them."""
 FILE_ENDINGS = (".pt", ".pth", ".weights")
 
 SENSIBLE: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -32,6 +34,8 @@ SENSIBLE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "metrics": (lambda v: isinstance(v, dict) and all(isinstance(m, int | float) for m in v.values()), "numbers by name"),
     "fused": (lambda v: isinstance(v, bool), "true or false"),
     "network": (lambda v: isinstance(v, dict), "the network's settings by name"),
+    "image_classes": (lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v), "a list of names"),
+    "keypoint_names": (lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v), "a list of names"),
 }
 """What each key of `config.json` must look like."""
 
@@ -50,6 +54,12 @@ class WeightsInfo:
     """COCO numbers on the validation set."""
     version: str = ""
     """First 12 hexadecimal digits of the digest of the stored tensors; set by reading."""
+    image_classes: tuple[str, ...] = ()
+    """Names of the labels of whole images, in the order of the network's outputs."""
+    keypoint_names: tuple[str, ...] = ()
+    """Names of each object's keypoints, in the order of the network's outputs."""
+    tasks: tuple[str, ...] = ("detect",)
+    """What the network has learned; set by reading."""
     fused: bool = False
     """Whether batch norm and implicit vectors are folded away; set by writing."""
 
@@ -62,6 +72,8 @@ def weights_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
         "version": VERSION,
         "name": info.name,
         "classes": list(info.classes),
+        "image_classes": list(info.image_classes),
+        "keypoint_names": list(info.keypoint_names),
         "image_px": info.image_px,
         "metrics": info.metrics,
         "fused": is_fused(network),
@@ -98,6 +110,9 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
         image_px=config["image_px"],
         metrics=config["metrics"],
         version=hashlib.sha256(files[TENSORS_FILE]).hexdigest()[:12],
+        image_classes=tuple(config["image_classes"]),
+        keypoint_names=tuple(config["keypoint_names"]),
+        tasks=network.config.tasks,
         fused=config["fused"],
     )
     return network, info
@@ -112,6 +127,8 @@ def _read_config(url: str, data: bytes) -> dict[str, Any]:
     found = (config.get("format"), config.get("version")) if isinstance(config, dict) else None
     if found != (FORMAT, VERSION):
         raise WeightsError(f"{place}: found format and version {found!r}, expected {(FORMAT, VERSION)!r}")
+    # Weights from before there were other tasks than detection do not speak of these.
+    config = {"image_classes": [], "keypoint_names": [], **config}
     missing = {"name", "classes", "image_px", "metrics", "fused", "network"} - config.keys()
     if missing:
         raise WeightsError(f"{place}: keys {sorted(missing)} are missing")
@@ -143,7 +160,14 @@ def _build(url: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -
     if anchors is None:
         raise WeightsError(f"{place}: tensor 'head.anchors' is missing")
     try:
-        network = Yolor(network_config(config["network"]), len(config["classes"]), anchors)
+        network = Yolor(
+            network_config(config["network"]),
+            len(config["classes"]),
+            anchors,
+            image_classes=len(config["image_classes"]),
+            keypoints=len(config["keypoint_names"]),
+            identities=len(tensors.get(PROXIES, ())),
+        )
     except (ConfigError, TypeError, ValueError) as error:
         raise WeightsError(f"{storage.join(url, CONFIG_FILE)}: {error}") from error
     network = fuse(network) if config["fused"] else network.eval()

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray import tune
 
 from yolor_ray import storage
 from yolor_ray.config import Train
@@ -20,18 +19,32 @@ from yolor_ray.config.named import replaced
 from yolor_ray.config.space import choices
 from yolor_ray.config_tune import Ablation
 from yolor_ray.data.shards import Dataset
-from yolor_ray.errors import ConfigError, DataError, TrainingError
-from yolor_ray.evaluate.ablation import REPORT_FILE, ablation_files, best
+from yolor_ray.errors import DataError, TrainingError
+from yolor_ray.evaluate.ablation import ablation_files, best
 from yolor_ray.evaluate.detections import DETECTIONS_FILE, from_parquet
 from yolor_ray.evaluate.predictions import MAX_DETECTIONS, truth_of
 from yolor_ray.evaluate.resample import draws, resampled
 from yolor_ray.evaluate.study import METRICS, Cost, Failure, Study, Trial
 from yolor_ray.model.weights import load_weights
-from yolor_ray.presets import PLAIN
 from yolor_ray.runtime.cluster import as_they_finish
 from yolor_ray.runtime.costs import costs_of, priors_of
-from yolor_ray.runtime.study import as_trial, circumstances, claim_study, folder_name, folder_of, minutes_of, typed_words, with_data
-from yolor_ray.runtime.trials import Plan, run_trials, shared_source, start_cluster
+from yolor_ray.runtime.study import (
+    as_trial,
+    check_start,
+    circumstances,
+    claim_study,
+    done_on,
+    folder_name,
+    folder_of,
+    is_finished,
+    minutes_of,
+    publish_study,
+    run_of,
+    train_pending,
+    typed_words,
+    with_data,
+)
+from yolor_ray.runtime.trials import start_cluster
 from yolor_ray.variants import BASELINE, VARIANTS
 
 logger = logging.getLogger(__name__)
@@ -52,11 +65,11 @@ class _Planned:
 
     @property
     def run(self) -> str:
-        return storage.join(self.config.run.storage, self.config.run.name)
+        return run_of(self.config)
 
     @property
     def finished(self) -> bool:
-        return storage.is_published(storage.join(self.run, "weights"))
+        return is_finished(self.config)
 
 
 def ablation(study: Ablation) -> dict[str, Any]:
@@ -68,11 +81,11 @@ def ablation(study: Ablation) -> dict[str, Any]:
     folder = folder_of(study.train)
     planned = _planned(study, folder)
     for pretrained in sorted({one.config.optim.pretrained for one in planned}):
-        _check_start(pretrained)
+        check_start(pretrained)
     val_set = with_data(study.train)[2]
     claim_study("ablation", study.train, study.search)
     start_cluster(study.train.cluster)
-    reasons = _train(study, [one for one in planned if not one.finished])
+    reasons = train_pending(study.train, [one.config for one in planned if not one.finished], study.concurrent)
     finished = [one for one in planned if one.finished]
     if not any(one.variant == BASELINE for one in finished):
         raise TrainingError(f"{folder}: no trial of the baseline was trained: {next(iter(reasons.values()), 'no reason known')}")
@@ -86,19 +99,8 @@ def ablation(study: Ablation) -> dict[str, Any]:
         classes=val_set.classes,
         summary={**_summary(study, folder), "latency on": place},
     )
-    return _publish(folder, found)
-
-
-def _check_start(pretrained: str) -> None:
-    """Raise ConfigError if trials were to start from weights that have grown with implicit knowledge: they favour theirs."""
-    if not pretrained:
-        return
-    found = load_weights(pretrained)[0].config.implicit
-    if found != PLAIN:
-        raise ConfigError(
-            f"optim.pretrained: found weights with implicit knowledge (align {found.align}, refine {found.refine}) at {pretrained}, "
-            "expected those of a network without any, so that all variants start alike"
-        )
+    result = {"best": best(found), "trials": len(found.trials), "failed": len(found.failures)}
+    return publish_study(folder, ablation_files(found), result)
 
 
 def _planned(study: Ablation, folder: str) -> list[_Planned]:
@@ -121,20 +123,6 @@ def _one(train: Train, folder: str, variant: str, values: dict[str, Any], seed: 
     run = replace(config.run, seed=seed, validate_every=config.optim.epochs)
     name = folder_name(" ".join(part for part in (variant, setting, f"seed{seed}") if part).replace(" ", "-"))
     return _Planned(variant, setting, as_trial(replace(config, network=network, run=run), folder, name))
-
-
-def _train(study: Ablation, pending: Sequence[_Planned]) -> dict[str, str]:
-    """Train what is left and return why trials failed, by name."""
-    if not pending:
-        return {}
-    configs = {one.config.run.name: one.config for one in pending}
-    train, train_set, _ = with_data(study.train)
-    # With training sets as a dimension, each trial reads its own.
-    same = all(config.data.train == train.data.train for config in configs.values())
-    source = shared_source(train_set, train.cluster) if same else None
-    plan = Plan(lambda values: configs[values["trial"]], train.cluster, len(configs), study.concurrent)
-    outcomes = run_trials(plan, {"trial": tune.grid_search(list(configs))}, source)
-    return {outcome.values["trial"]: outcome.reason for outcome in outcomes if outcome.reason}
 
 
 def _failure(planned: _Planned, reason: str) -> Failure:
@@ -195,27 +183,11 @@ def _costs(finished: Sequence[_Planned], train: Train) -> tuple[dict[str, Cost],
 
 def _summary(study: Ablation, folder: str) -> dict[str, Any]:
     """Return what was done; what a further dimension says is told with its tables."""
-    train, train_set, val_set = with_data(study.train)
-    told = {
-        "data.train": ("training set", f"{train_set.url}, {train_set.images} images"),
-        "data.val": ("validation set", f"{val_set.url}, {val_set.images} images"),
-        "optim.epochs": ("epochs", train.optim.epochs),
-        "data.image_px": ("input", f"{train.data.image_px} px"),
-        "optim.pretrained": ("pretrained weights", train.optim.pretrained or "none"),
-    }
     varied = choices(study.train, study.search)
     return {
         "study": folder,
-        **{what: value for name, (what, value) in told.items() if name not in varied},
+        **{what: value for name, (what, value) in done_on(study.train).items() if name not in varied},
         "seeds": study.seeds,
         "resamples of the validation images": RESAMPLES,
         **circumstances(),
     }
-
-
-def _publish(folder: str, study: Study) -> dict[str, Any]:
-    for name, data in ablation_files(study).items():
-        storage.write_bytes(storage.join(folder, name), data)
-    report = storage.join(folder, REPORT_FILE)
-    logger.info("event=study_done report=%s", report)
-    return {"study": folder, "report": report, "best": best(study), "trials": len(study.trials), "failed": len(study.failures)}

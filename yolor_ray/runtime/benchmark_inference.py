@@ -10,7 +10,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -99,8 +99,8 @@ def _random(preset: str) -> tuple[Yolor, WeightsInfo]:
 def _plain(network: Yolor) -> Yolor:
     """Return the network without implicit knowledge, with all other weights that still fit."""
     config = replace(network.config, implicit=Implicit(align="none", refine="none"))
-    plain = Yolor(config, network.classes, network.head.anchors).eval()
-    names = [str(label) for label in range(network.classes)]
+    plain = Yolor(config, anchors=network.head.anchors, **asdict(network.counts)).eval()
+    names = WeightsInfo("", tuple(str(label) for label in range(network.classes)), 0)
     take_over(plain, names, network, names)
     return plain.to(network.head.anchors.device)
 
@@ -126,10 +126,10 @@ def _works(config: Inference, network: Yolor, served: Form, image_px: int) -> di
         with torch.inference_mode():
             pixels = predict.to_input(images, device)
             raw = fused(pixels)
-            decoded = graph.decode(fused, raw)
+            decoded = fused.decode(raw)
         works[f"input_{batch}"] = functools.partial(predict.to_input, images, device)
-        works[f"decode_{batch}"] = functools.partial(graph.decode, fused, raw)
-        works[f"select_{batch}"] = functools.partial(predict.select, *decoded, **LIMITS)
+        works[f"decode_{batch}"] = functools.partial(fused.decode, raw)
+        works[f"select_{batch}"] = functools.partial(predict.select, decoded, **LIMITS)
     return works
 
 

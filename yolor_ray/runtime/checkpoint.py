@@ -41,8 +41,8 @@ class Progress:
     """Epoch under way, from 0."""
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """(images,) bool: records of this epoch that were learned from."""
-    best_ap: float = -1.0
-    """Best AP on the validation set so far."""
+    best_fitness: float = -1.0
+    """Best mean of the tasks' main numbers on the validation set so far: for boxes alone AP."""
     best: str = ""
     """Folder of the best weights inside the run."""
     rows: list[dict[str, Any]] = field(default_factory=list)

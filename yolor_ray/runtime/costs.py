@@ -61,16 +61,17 @@ def _machine() -> str:
 def _cost(network: Yolor, info: WeightsInfo, unfused_ms: float, fused_ms: float) -> Cost:
     fused = fuse(network)
     return Cost(
-        parameters=_parameters(network),
+        parameters=parameters(network),
         flops=flops(network, info.image_px),
-        fused_parameters=_parameters(fused),
+        fused_parameters=parameters(fused),
         fused_flops=flops(fused, info.image_px),
         unfused_ms=unfused_ms,
         fused_ms=fused_ms,
     )
 
 
-def _parameters(network: Yolor) -> int:
+def parameters(network: Yolor) -> int:
+    """Return how many numbers a network has learned."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -17,12 +17,16 @@ import torch
 from tqdm import tqdm
 
 from yolor_ray.config import Evaluate
-from yolor_ray.data.shards import Dataset, RowGroup, open_dataset
+from yolor_ray.data.shards import Dataset, RowGroup
+from yolor_ray.data.unions import open_datasets, told_in
 from yolor_ray.errors import ConfigError
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.fastest import fastest
-from yolor_ray.evaluate.predictions import Detect, check_classes, merge, pictures, predict_groups, shares, truth_of
+from yolor_ray.evaluate.located import Located
+from yolor_ray.evaluate.pictures import pictures
+from yolor_ray.evaluate.predictions import Detect, merge, predict_groups, shares
 from yolor_ray.evaluate.report import report_files
+from yolor_ray.evaluate.tasks import measure
 from yolor_ray.model import predict
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.graph import Precision
@@ -42,18 +46,18 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(config: Evaluate) -> dict[str, Any]:
-    """Return COCO's numbers by name, beside `images`, `weights` and `data` when a network was run."""
+    """Return COCO's numbers by name, beside those of further tasks, `images`, `weights` and `data` when a network was run."""
     if config.truth:
         return dict(coco.score_files(config.truth, config.results, config.kind))
     with packed(config.data) as data_url:
-        return _evaluate(config, open_dataset(data_url))
+        return _evaluate(config, open_datasets(data_url))
 
 
 @contextmanager
 def packed(url: str, seed: int = VALIDATION_SEED) -> Iterator[str]:
-    """Give the URL of a packed data set; `scenes:N` is packed into a folder that goes afterwards."""
+    """Give the URL of a packed data set, or of several; `scenes:N` is packed into a folder that goes afterwards."""
     if not url.startswith(SCENES):
-        yield absolute(url)
+        yield url if "," in url else absolute(url)
         return
     with tempfile.TemporaryDirectory(prefix="yolor_ray_scenes_") as folder:
         pack_scenes(folder, scene_count(url), seed)
@@ -73,34 +77,35 @@ def scene_count(url: str) -> int:
 
 
 def _evaluate(config: Evaluate, dataset: Dataset) -> dict[str, Any]:
-    network, info = _network(config, dataset)
+    network, info = _network(config)
+    # Weights that were trained on several data sets know more names than each of them.
+    dataset = told_in(dataset, info)
     started = time.perf_counter()
     if config.workers == 0:
-        found = _predict(config, network, info, dataset, dataset.row_groups)
-        parts = [dict(tqdm(found, total=dataset.images, **BAR))]
+        predictions = _predict(config, network, info, dataset, dataset.row_groups)
+        parts = [dict(tqdm(predictions, total=dataset.images, **BAR))]
     else:
         parts = list(_predict_by_ray(config, dataset))
-    rows = merge(parts, dataset.images)
+    found = merge(parts, dataset.images)
     predicted = time.perf_counter()
-    measured = coco.measure(truth_of(dataset), rows)
+    measured = measure(dataset, found, network.config.tasks)
     took = predicted - started
     log.info("event=predicted images=%d seconds=%.1f images_per_s=%.1f", dataset.images, took, dataset.images / took)
-    log.info("event=scored detections=%d seconds=%.1f", len(rows), time.perf_counter() - predicted)
+    log.info("event=scored detections=%d seconds=%.1f", len(measured.rows), time.perf_counter() - predicted)
     summary = {"images": dataset.images, "weights": config.weights, "data": config.data}
     if config.output:
-        publish(config.output, report_files(measured, rows, pictures(dataset, rows, measured), summary))
+        publish(config.output, report_files(measured, pictures(dataset, found, measured.boxes), summary))
     return {**measured.metrics, **summary}
 
 
-def _network(config: Evaluate, dataset: Dataset) -> tuple[Yolor, WeightsInfo]:
+def _network(config: Evaluate) -> tuple[Yolor, WeightsInfo]:
     network, info = load_weights(config.weights)
-    check_classes(info.classes, config.weights, dataset)
     return network, replace(info, image_px=config.image_px or info.image_px)
 
 
 def _predict(
     config: Evaluate, network: Yolor, info: WeightsInfo, dataset: Dataset, groups: Sequence[RowGroup]
-) -> Iterator[tuple[int, list[coco.Row]]]:
+) -> Iterator[tuple[int, Located]]:
     if config.gpu and not torch.cuda.is_available():
         raise ConfigError("gpu: found no CUDA device in this process, expected one; leave --gpu out to use the CPU")
     detect = _detector(network.to("cuda" if config.gpu else "cpu"), info, config.precision)
@@ -116,11 +121,11 @@ def _detector(network: Yolor, info: WeightsInfo, precision: Precision) -> Detect
     return functools.partial(predict.detect, form.predict, device=network.head.anchors.device)
 
 
-def _predict_share(config: Evaluate, dataset: Dataset, groups: Sequence[RowGroup]) -> dict[int, list[coco.Row]]:
-    return dict(_predict(config, *_network(config, dataset), dataset, groups))
+def _predict_share(config: Evaluate, dataset: Dataset, groups: Sequence[RowGroup]) -> dict[int, Located]:
+    return dict(_predict(config, *_network(config), dataset, groups))
 
 
-def _predict_by_ray(config: Evaluate, dataset: Dataset) -> Iterator[dict[int, list[coco.Row]]]:
+def _predict_by_ray(config: Evaluate, dataset: Dataset) -> Iterator[dict[int, Located]]:
     start_ray()
     # Workers may run in another folder.
     config = replace(config, weights=absolute(config.weights))

@@ -70,6 +70,7 @@ def export(config: Export) -> dict[str, Any]:
         "max_error": found.max_error,
         "score_error": found.score_error,
         "box_error_px": found.box_error_px,
+        "task_error": found.task_error,
         "raw_error": found.raw_error,
         "images": found.images,
         "image_px": info.image_px,

@@ -25,7 +25,7 @@ READ_CPUS = 0.25
 
 def direct_source(dataset: Dataset) -> Source:
     """Return a source that reads row groups itself: for training inside this process."""
-    return lambda groups: (read_row_group(dataset.url, group) for group in groups)
+    return lambda groups: (read_row_group(dataset, group) for group in groups)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _stream(dataset: Dataset, groups: Sequence[RowGroup]) -> ray.data.Dataset:
     context.execution_options = ExecutionOptions(preserve_order=True)
 
     def read(block: pa.Table) -> pa.Table:
-        return read_row_group(dataset.url, groups[block["position"][0].as_py()])
+        return read_row_group(dataset, groups[block["position"][0].as_py()])
 
     positions: list[dict[str, Any]] = [{"position": position} for position in range(len(groups))]
     items = ray.data.from_items(positions, override_num_blocks=len(groups))

@@ -20,8 +20,8 @@ from yolor_ray.config import Train
 from yolor_ray.data.loader import Batch, Loader, Source, records_per_window
 from yolor_ray.data.plan import Window, epoch_windows, seen_after, steps_of
 from yolor_ray.data.shards import Dataset
+from yolor_ray.data.targets import Wanted
 from yolor_ray.learn.assign import Targets
-from yolor_ray.learn.losses import LossParts
 from yolor_ray.learn.optim import Schedule
 from yolor_ray.learn.step import Learner
 from yolor_ray.model.network import Yolor
@@ -48,8 +48,22 @@ class Job:
     anchors: np.ndarray
     """(L, A, 2) pixels."""
     source: Source
+    identities: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Individuals of the training set, ascending, if the network is to tell them apart."""
     pretrained: str = ""
     """URL of the weights to start from, if any."""
+
+    @property
+    def wanted(self) -> Wanted:
+        """What training needs to know beside boxes."""
+        tasks, train = self.config.network.tasks, self.train
+        members = range(max(len(train.members), 1))
+        return Wanted(
+            masks="segment" in tasks,
+            keypoint_names=train.keypoint_names if "pose" in tasks else (),
+            identities=self.identities if "embed" in tasks else None,
+            image_classes=np.stack([train.image_classes_of(member) for member in members]) if "classify" in tasks else None,
+        )
 
 
 @dataclass
@@ -58,20 +72,21 @@ class _Meter:
 
     images: int = 0
     steps: int = 0
-    total: Tensor = field(default_factory=lambda: torch.zeros(3))
+    totals: dict[str, Tensor] = field(default_factory=dict)
     start: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
     first_wait_s: float = 0.0
 
-    def add(self, parts: LossParts, images: int) -> None:
-        values = torch.stack((parts.box, parts.objectness, parts.classes))
-        self.total = self.total.to(values.device) + values
+    def add(self, parts: dict[str, Tensor], images: int) -> None:
+        self.totals = {name: self.totals.get(name, 0) + part for name, part in parts.items()}
         self.images += images
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        box, objectness, classes = (self.total / max(self.steps, 1)).tolist()
-        return {"loss": box + objectness + classes, "box": box, "objectness": objectness, "classes": classes}
+        if not self.totals:
+            return {"loss": 0.0}
+        values = (torch.stack(list(self.totals.values())) / self.steps).tolist()
+        return {"loss": sum(values), **dict(zip(self.totals, values, strict=True))}
 
     @property
     def images_per_s(self) -> float:
@@ -86,7 +101,7 @@ class _Meter:
 
 def train_loop(job: Job, team: Team, report: Report) -> None:
     """Train from the newest checkpoint, or from the start, to the last epoch."""
-    config, data = job.config, job.config.data
+    config = job.config
     learner = make_learner(job, team)
     progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)))
     for row in progress.rows:
@@ -94,9 +109,9 @@ def train_loop(job: Job, team: Team, report: Report) -> None:
         if "AP" in row and row["epoch"] < config.optim.epochs:
             report(row)
     if learner.step == 0 and job.pretrained:
-        start_from(job.pretrained, learner, job.train.classes)
+        start_from(job.pretrained, learner, job.train)
     saver = Saver(job.run, config.run, config.optim.epochs)
-    loader = Loader(job.source, image_px=data.image_px, augment=config.augment, seed=config.run.seed, threads=data.threads)
+    loader = make_loader(job)
     with ExitStack() as stack:
         stack.callback(loader.close)
         board = stack.enter_context(Board(job.run, progress.rows, config.optim.epochs)) if team.leads else None
@@ -121,7 +136,14 @@ def make_learner(job: Job, team: Team) -> Learner:
     config = job.config
     cv2.setNumThreads(0)
     torch.manual_seed(config.run.seed)
-    network = Yolor(config.network, len(job.train.classes), torch.tensor(job.anchors))
+    network = Yolor(
+        config.network,
+        len(job.train.classes),
+        torch.tensor(job.anchors),
+        image_classes=len(job.train.image_classes),
+        keypoints=len(job.train.keypoint_names),
+        identities=len(job.identities),
+    )
     if team.device.type == "cuda" and team.world > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network = network.to(team.device).train()
@@ -130,6 +152,19 @@ def make_learner(job: Job, team: Team) -> Learner:
     nothing = np.zeros(job.train.images, bool)
     steps = len(steps_of(windows, nothing, rank=0, world=team.world, batch=share_of(config, team)))
     return Learner(network, config, Schedule(config.optim, steps), team.wrap(network))
+
+
+def make_loader(job: Job) -> Loader:
+    """Return what makes the batches of a worker."""
+    config = job.config
+    return Loader(
+        job.source,
+        image_px=config.data.image_px,
+        augment=config.augment,
+        seed=config.run.seed,
+        threads=config.data.threads,
+        wanted=job.wanted,
+    )
 
 
 def share_of(config: Train, team: Team) -> int:
@@ -178,6 +213,13 @@ def _timed(batches: Iterator[Batch], meter: _Meter) -> Iterator[Batch]:
 
 
 def targets_of(batch: Batch) -> Targets:
-    """Return a batch's boxes as tensors."""
-    boxes = cxcywh_from_xyxy(torch.from_numpy(batch.boxes_xyxy))
-    return Targets(torch.from_numpy(batch.positions), torch.from_numpy(batch.labels), boxes)
+    """Return what is known about a batch as tensors."""
+    others = ("keypoints", "identities", "has_mask", "instances", "image_labels")
+    known = {name: torch.from_numpy(array) for name in others if (array := getattr(batch, name)) is not None}
+    return Targets(
+        torch.from_numpy(batch.positions),
+        torch.from_numpy(batch.labels),
+        cxcywh_from_xyxy(torch.from_numpy(batch.boxes_xyxy)),
+        boxes_known=None if batch.boxes_known.all() else torch.from_numpy(batch.boxes_known),
+        **known,
+    )

@@ -17,10 +17,11 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
-from yolor_ray.config import PackCoco, Packing, PackScenes, PackVoc, PackYolo
+from yolor_ray.config import PackCoco, PackCrops, Packing, PackScenes, PackVoc, PackYolo
 from yolor_ray.data import scenes
-from yolor_ray.data.annotations.annotated import AnnotatedImage, Annotations
+from yolor_ray.data.annotations.annotated import AnnotatedImage, Annotations, with_labels_of_objects
 from yolor_ray.data.annotations.coco import read_coco
+from yolor_ray.data.annotations.crops import read_crops
 from yolor_ray.data.annotations.faults import Fault, count_by_code
 from yolor_ray.data.annotations.files import ImageFolder
 from yolor_ray.data.annotations.voc import read_voc
@@ -52,7 +53,7 @@ class Plan:
     parallel: bool = True
 
 
-def pack(config: PackVoc | PackCoco | PackYolo | PackScenes) -> dict:
+def pack(config: PackVoc | PackCoco | PackYolo | PackCrops | PackScenes) -> dict:
     """Pack what the configuration names and return `images`, `boxes`, `faults` by code and `output`.
 
     Raises:
@@ -62,15 +63,25 @@ def pack(config: PackVoc | PackCoco | PackYolo | PackScenes) -> dict:
     if isinstance(config, PackScenes):
         return _finish(_plan_scenes(config, parallel=True))
     folder = ImageFolder(absolute(config.images))
+    found = _read(config, folder)
+    if config.image_labels == "present":
+        found = with_labels_of_objects(found)
+    return _finish(_plan(config, folder, found))
+
+
+def _read(config: PackVoc | PackCoco | PackYolo | PackCrops, folder: ImageFolder) -> Annotations:
+    if isinstance(config, PackCrops):
+        return read_crops(folder, config.pattern, _split_file(config), _list(config.classes))
     annotations = absolute(config.annotations)
     if isinstance(config, PackVoc):
-        split_file = absolute(config.split_file) if config.split_file else ""
-        found = read_voc(folder, annotations, split_file, _list(config.classes))
-    elif isinstance(config, PackCoco):
-        found = read_coco(folder, annotations, _list(config.image_classes))
-    else:
-        found = read_yolo(folder, annotations, absolute(config.names))
-    return _finish(_plan(config, folder, found))
+        return read_voc(folder, annotations, _split_file(config), _list(config.classes))
+    if isinstance(config, PackCoco):
+        return read_coco(folder, annotations, _list(config.image_classes))
+    return read_yolo(folder, annotations, absolute(config.names))
+
+
+def _split_file(config: PackVoc | PackCrops) -> str:
+    return absolute(config.split_file) if config.split_file else ""
 
 
 def pack_scenes(url: str, count: int, seed: int, size_px: int = 320, parallel: bool = False) -> dict:

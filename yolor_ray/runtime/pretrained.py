@@ -1,13 +1,13 @@
 """Start a run from trained weights: on which anchors, from which tensors, and what starts fresh."""
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 
 from yolor_ray.config import Network
 from yolor_ray.learn.step import Learner
 from yolor_ray.model.pretrained import load_trainable, take_over
+from yolor_ray.names import Names
 
 logger = logging.getLogger(__name__)
 
@@ -18,15 +18,15 @@ def pretrained_anchors(url: str, config: Network) -> np.ndarray:
     return network.head.anchors.numpy()
 
 
-def start_from(url: str, learner: Learner, classes: Sequence[str]) -> None:
+def start_from(url: str, learner: Learner, names: Names) -> None:
     """Take the weights over into the network and its average, and log what starts fresh."""
     source, info = load_trainable(url, learner.network.config)
-    taken = take_over(learner.network, classes, source, info.classes)
+    taken = take_over(learner.network, names, source, info)
     learner.average.network.load_state_dict(learner.network.state_dict())
     logger.info(
         "event=pretrained url=%s tensors=%d partly=%d fresh=%d classes_kept='%s' classes_fresh='%s'",
         *(url, taken.tensors, len(taken.partial), len(taken.fresh), ", ".join(taken.known_classes)),
-        ", ".join(name for name in classes if name not in taken.known_classes),
+        ", ".join(name for name in names.classes if name not in taken.known_classes),
     )
     if taken.partial:
         logger.info("event=outputs_reinitialised tensors='%s' kept='boxes, objectness and known classes'", " ".join(taken.partial))

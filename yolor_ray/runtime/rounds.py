@@ -18,7 +18,7 @@ from yolor_ray.data.loader import Batch, Loader
 from yolor_ray.data.plan import steps_of
 from yolor_ray.learn.assign import Targets
 from yolor_ray.learn.step import Learner
-from yolor_ray.runtime.loop import Job, Report, make_learner, share_of, targets_of, windows_of
+from yolor_ray.runtime.loop import Job, Report, make_learner, make_loader, share_of, targets_of, windows_of
 from yolor_ray.runtime.machine import machine
 from yolor_ray.runtime.team import Team
 
@@ -100,9 +100,8 @@ class Bench:
 
 def measure(job: Job, team: Team, report: Report, *, rounds: int, limit: int) -> dict[str, Any]:
     """Return the rates of every round, in images/s over all workers, and the machine of this worker."""
-    config = job.config
     learner = make_learner(job, team)
-    loader = Loader(job.source, image_px=config.data.image_px, augment=config.augment, seed=config.run.seed, threads=config.data.threads)
+    loader = make_loader(job)
     found = []
     with closing(loader):
         bench = Bench(job, team, learner, loader, limit)

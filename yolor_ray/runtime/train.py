@@ -10,8 +10,9 @@ import ray.train
 
 from yolor_ray import storage
 from yolor_ray.config import Train
+from yolor_ray.data import unions
 from yolor_ray.data.loader import Source
-from yolor_ray.data.shards import MANIFEST, Dataset, open_dataset, read_row_group
+from yolor_ray.data.shards import MANIFEST, Dataset, read_row_group
 from yolor_ray.errors import DataError
 from yolor_ray.learn.anchors import best_possible_recall, fit_anchors
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
@@ -72,20 +73,38 @@ def prepare(config: Train, run: str) -> Job:
     # A run that goes on has its anchors in its checkpoint, and does not ask for the weights that it started from again.
     begun = bool(storage.list_names(storage.join(run, CHECKPOINTS)))
     anchors = _anchors(config, train_set, "" if begun else pretrained)
-    return Job(config, run, train_set, val_set, anchors, direct_source(train_set), pretrained)
+    identities = _identities(train_set) if "embed" in config.network.tasks else np.zeros(0, np.int64)
+    return Job(config, run, train_set, val_set, anchors, direct_source(train_set), identities, pretrained)
+
+
+def _identities(dataset: Dataset) -> np.ndarray:
+    """Return the known individuals of a data set, ascending."""
+    columns = [read_row_group(dataset, group, ["identities"])["identities"] for group in dataset.row_groups]
+    found = np.unique(np.concatenate([column.combine_chunks().flatten().to_numpy(zero_copy_only=False) for column in columns]))
+    return found[found >= 0].astype(np.int64)
 
 
 def open_datasets(config: Train) -> tuple[Dataset, Dataset]:
-    """Return the training set and the validation set, which must have the same classes; built-in scenes are packed first."""
-    train_set = open_dataset(_packed(config.data.train, config.run.storage, TRAINING_SEED))
-    val_set = open_dataset(_packed(config.data.val, config.run.storage, VALIDATION_SEED))
-    if train_set.classes != val_set.classes:
-        raise DataError(f"{val_set.url}: found classes {val_set.classes}, expected those of {train_set.url}: {train_set.classes}")
+    """Return the training set and, in its names, the validation set; built-in scenes are packed first.
+
+    Raises:
+        DataError: the validation set has names that the training set lacks, or a task has nothing to be learned from.
+    """
+    train_set = unions.open_datasets(_packed(config.data.train, config.run.storage, TRAINING_SEED))
+    val_set = unions.told_in(unions.open_datasets(_packed(config.data.val, config.run.storage, VALIDATION_SEED)), train_set)
+    missing = [task for task in config.network.tasks if task not in train_set.tasks]
+    if missing:
+        found = f"found annotations for {', '.join(train_set.tasks)}"
+        raise DataError(f"{train_set.url}: {found}, expected some for network.tasks: {', '.join(missing)} too")
     return train_set, val_set
 
 
-def _packed(url: str, folder: str, seed: int) -> str:
-    """Return the URL of a packed data set; `scenes:N` is packed beside the runs first."""
+def _packed(urls: str, folder: str, seed: int) -> str:
+    """Return the URLs of packed data sets, separated by commas; `scenes:N` is packed beside the runs first."""
+    return ",".join(_packed_one(url.strip(), folder, seed) for url in urls.split(","))
+
+
+def _packed_one(url: str, folder: str, seed: int) -> str:
     if not url.startswith(SCENES):
         return storage.absolute(url)
     output = storage.join(storage.absolute(folder), "scenes", f"{scene_count(url)}-seed{seed}")
@@ -115,7 +134,7 @@ def _box_sides(dataset: Dataset, image_px: int) -> np.ndarray:
     """Return the (N, 2) widths and heights of all boxes in pixels of the network input."""
     sides = [np.zeros((0, 2), np.float32)]
     for group in dataset.row_groups:
-        table = read_row_group(dataset.url, group, ["width", "height", "boxes_xyxy"])
+        table = read_row_group(dataset, group, ["width", "height", "boxes_xyxy"])
         for width, height, boxes in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
             corners = np.asarray(boxes, np.float32).reshape(-1, 4)
             sides.append((corners[:, 2:] - corners[:, :2]) * (image_px / max(width, height)))

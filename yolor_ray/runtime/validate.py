@@ -7,9 +7,11 @@ from typing import Any
 from yolor_ray import storage
 from yolor_ray.config import Train
 from yolor_ray.data.shards import Dataset
-from yolor_ray.evaluate.coco import Measured, Row, measure
-from yolor_ray.evaluate.predictions import merge, pictures, predict_groups, shares, truth_of
+from yolor_ray.evaluate.located import Located
+from yolor_ray.evaluate.pictures import pictures
+from yolor_ray.evaluate.predictions import merge, predict_groups, shares
 from yolor_ray.evaluate.report import report_files
+from yolor_ray.evaluate.tasks import Measured, fitness, measure
 from yolor_ray.learn.step import Learner
 from yolor_ray.model.predict import predict
 from yolor_ray.model.weights import WeightsInfo, save_weights
@@ -22,11 +24,12 @@ class Validation:
     """Hold what the leading worker knows after a validation."""
 
     measured: Measured
-    rows: list[Row]
+    found: list[Located]
+    """By image id."""
 
 
 def validate(learner: Learner, dataset: Dataset, config: Train, team: Team) -> Validation | None:
-    """Return the COCO numbers on the leading worker and None on the others; every worker must call it."""
+    """Return the numbers of all tasks on the leading worker and None on the others; every worker must call it."""
     network = learner.average.network
     team.share(network)
     groups = shares(dataset.row_groups, team.world)[team.rank]
@@ -36,21 +39,29 @@ def validate(learner: Learner, dataset: Dataset, config: Train, team: Team) -> V
     parts = team.gather(part)
     if not team.leads:
         return None
-    rows = merge(parts, dataset.images)
-    return Validation(measure(truth_of(dataset), rows), rows)
+    found = merge(parts, dataset.images)
+    return Validation(measure(dataset, found, config.network.tasks), found)
 
 
 def keep_best(run: str, learner: Learner, config: Train, dataset: Dataset, progress: Progress, found: Validation) -> None:
-    """Publish the averaged weights and their report as the run's best, if no earlier epoch had a higher AP."""
-    metrics = found.measured.metrics
-    if progress.best and metrics["AP"] <= progress.best_ap:
+    """Publish the averaged weights and their report as the run's best, if no earlier epoch did better; see `fitness`."""
+    metrics, tasks = found.measured.metrics, config.network.tasks
+    reached = fitness(metrics, tasks)
+    if progress.best and reached <= progress.best_fitness:
         return
     folder = f"best/{progress.epoch:06d}"
-    info = WeightsInfo(config.run.name, dataset.classes, config.data.image_px, metrics)
+    info = WeightsInfo(
+        config.run.name,
+        dataset.classes,
+        config.data.image_px,
+        metrics,
+        image_classes=dataset.image_classes if "classify" in tasks else (),
+        keypoint_names=dataset.keypoint_names if "pose" in tasks else (),
+    )
     save_weights(storage.join(run, folder), learner.average.network, info)
-    previous, progress.best, progress.best_ap = progress.best, folder, metrics["AP"]
+    previous, progress.best, progress.best_fitness = progress.best, folder, reached
     if previous not in ("", folder):
         storage.delete(storage.join(run, previous))
     summary: dict[str, Any] = {"run": run, "epoch": progress.epoch, "data": dataset.url, "images": dataset.images}
-    shown = pictures(dataset, found.rows, found.measured)
-    storage.publish(storage.join(run, "report"), report_files(found.measured, found.rows, shown, summary))
+    shown = pictures(dataset, found.found, found.measured.boxes)
+    storage.publish(storage.join(run, "report"), report_files(found.measured, shown, summary))

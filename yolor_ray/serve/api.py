@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import yolor_ray
 from yolor_ray import config
 from yolor_ray.serve import problems
+from yolor_ray.serve.answers import Answer, ModelCard, Refusal
+from yolor_ray.serve.describe import describe_model
 from yolor_ray.serve.engine import Options
 from yolor_ray.serve.service import Detected, Service
 
@@ -27,7 +29,11 @@ RANGES = {
     "confidence": "a number from 0 to 1",
     "iou": "a number over 0, up to 1",
     "max_detections": f"a whole number from 1 to {MOST_DETECTIONS}",
+    **dict.fromkeys(("masks", "keypoints", "labels", "embeddings"), "true or false"),
 }
+"""What each query parameter may be."""
+FILLED = ("confidence", "iou", "max_detections")
+"""Those that the service's settings fill where a request names none."""
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 
 
@@ -38,65 +44,16 @@ class Asked(BaseModel):
     confidence: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="Least confidence of a returned box.")
     iou: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="Overlap above which two boxes are one object.")
     max_detections: int | None = Field(None, ge=1, le=MOST_DETECTIONS, description="Most boxes.")
+    masks: bool = Field(True, description="Whether to answer the mask of each object.")
+    keypoints: bool = Field(True, description="Whether to answer the keypoints of each object.")
+    labels: bool = Field(True, description="Whether to answer the labels of the whole image.")
+    embeddings: bool = Field(True, description="Whether to answer the embedding of each object.")
 
     def options(self, settings: config.Serve) -> Options:
         """Fill what was not asked for from the service's settings."""
         asked = self.model_dump(exclude_none=True)
-        usual = {name: getattr(settings, name) for name in RANGES}
+        usual = {name: getattr(settings, name) for name in FILLED}
         return Options(**{**usual, **asked})
-
-
-class Model(BaseModel):
-    """Which weights answered."""
-
-    name: str
-    version: str = Field(description="First 12 hexadecimal digits of the SHA-256 of the weights.")
-
-
-class ModelCard(Model):
-    """What is served."""
-
-    classes: list[str]
-    image_px: int = Field(description="Side of the network's square input.")
-    fused: bool = Field(description="Whether batch norm and implicit vectors are folded away.")
-    engine: str = Field(description="What runs the network on the replica that answered: torch, onnxruntime or openvino.")
-    precision: str = Field(description="What it computes in: float32 or bfloat16.")
-    metrics: dict[str, float] = Field(description="COCO numbers on the validation set, where known.")
-    defaults: dict[str, float] = Field(description="Parameters of a detection that are used when a request names none.")
-
-
-class Size(BaseModel):
-    """Pixels of the displayed image (EXIF orientation applied)."""
-
-    width: int
-    height: int
-
-
-class Detection(BaseModel):
-    """One object."""
-
-    box: list[float] = Field(description="x1, y1, x2, y2 in pixels of the displayed image.", min_length=4, max_length=4)
-    class_name: str = Field(alias="class")
-    class_id: int
-    confidence: float
-
-
-class Answer(BaseModel):
-    """What is in one image, best first."""
-
-    request_id: str
-    model: Model
-    image: Size
-    detections: list[Detection]
-    timing_ms: dict[str, float] = Field(description="Milliseconds per stage: body, decode, queue, network.")
-
-
-class Refusal(BaseModel):
-    """Why there is no answer."""
-
-    code: str = Field(description="Stable; one of " + ", ".join(problems.STATUS) + ".")
-    message: str
-    request_id: str
 
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -117,7 +74,7 @@ router = APIRouter()
 
 @router.post("/v1/detect", response_model=Answer, responses=REFUSALS, openapi_extra={"requestBody": BODY})
 async def detect(request: Request, asked: Annotated[Asked, Query()]) -> Response:
-    """Find objects in one image: raw bytes (fastest), multipart `file`, or JSON with base64."""
+    """Find what the network has learned in one image, all tasks at once: raw bytes (fastest), multipart `file`, or JSON with base64."""
     service: Service = request.app.state.service
     detected = await service.detect(request, asked.options(service.settings))
     return JSONResponse(_answer(service, problems.request_id_of(request), detected))
@@ -127,16 +84,11 @@ async def detect(request: Request, asked: Annotated[Asked, Query()]) -> Response
 async def model(request: Request) -> Response:
     """Say which weights are served and what they know."""
     service: Service = request.app.state.service
-    info, settings = service.info, service.settings
     card = {
-        **_model(service),
-        "classes": list(info.classes),
-        "image_px": info.image_px,
-        "fused": info.fused,
+        **describe_model(service.info),
         "engine": service.engine_name,
         "precision": service.precision,
-        "metrics": info.metrics,
-        "defaults": {name: getattr(settings, name) for name in RANGES},
+        "defaults": {name: getattr(service.settings, name) for name in FILLED},
     }
     return JSONResponse(card)
 
@@ -228,27 +180,14 @@ class Identify:
         self._service.meter.observe("yolor_request_seconds", seconds, route=route)
 
 
-def _model(service: Service) -> dict[str, str]:
-    return {"name": service.info.name, "version": service.info.version}
-
-
 def _answer(service: Service, request_id: str, detected: Detected) -> dict[str, Any]:
-    found = detected.found
-    rows = zip(found.boxes_xyxy.tolist(), found.labels.tolist(), found.confidences.tolist(), strict=True)
-    detections = [
-        {
-            "box": [round(edge, 2) for edge in box],
-            "class": service.info.classes[label],
-            "class_id": label,
-            "confidence": round(confidence, 5),
-        }
-        for box, label, confidence in rows
-    ]
+    labels = {} if detected.found.labels is None else {"labels": detected.found.labels}
     return {
         "request_id": request_id,
-        "model": _model(service),
+        "model": {"name": service.info.name, "version": service.info.version},
         "image": {"width": detected.width, "height": detected.height},
-        "detections": detections,
+        "detections": detected.found.detections,
+        **labels,
         "timing_ms": detected.stages_ms,
     }
 

@@ -1,4 +1,4 @@
-"""Run the network: encoded image in, boxes in pixels of the displayed image out.
+"""Run the network: encoded image in, detections in pixels of the network input out.
 
 `prepare` may run in any number of threads; `detect` belongs to one thread at a time. Neither may run on the event loop.
 """
@@ -35,6 +35,12 @@ class Options:
     """Boxes of one class that overlap more than this are one object."""
     max_detections: int
     """Most boxes."""
+    masks: bool = True
+    """Whether to make masks; so for the others, where the network has learned them."""
+    keypoints: bool = True
+    labels: bool = True
+    """Those of the image as a whole."""
+    embeddings: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in one image, best first."""
+    """What was found in one image."""
 
-    boxes_xyxy: np.ndarray
-    """(D, 4) pixels of the displayed image; every box has an area."""
-    confidences: np.ndarray
-    """(D,) 0 to 1."""
-    labels: np.ndarray
-    """(D,) index into the classes."""
+    detections: Detections
+    """In pixels of the network input; all that the request asked for and no more, and every box has an area inside the image."""
     seconds: float
     """Time of the forward pass and NMS that it was part of."""
 
@@ -148,8 +150,8 @@ class LocalEngine:
 
 def _cut(answer: Detections, prepared: Prepared, options: Options, seconds: float) -> Found:
     boxes_xyxy = prepared.place.to_image(answer.boxes_xyxy.numpy())
-    confidences, labels = answer.confidences.numpy(), answer.labels.numpy()
     # A box that lies in the grey bars has no area left inside the image.
     inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
-    keep = np.flatnonzero(inside & (confidences >= options.confidence))[: options.max_detections]
-    return Found(boxes_xyxy[keep], confidences[keep], labels[keep], seconds)
+    keep = torch.from_numpy(np.flatnonzero(inside & (answer.confidences.numpy() >= options.confidence))[: options.max_detections])
+    of_objects = {name: getattr(answer, name) for name in ("boxes_xyxy", "confidences", "labels", *predict.OF_PREDICTIONS)}
+    return Found(replace(answer, **{name: values[keep] for name, values in of_objects.items() if values is not None}), seconds)

@@ -26,7 +26,7 @@ class _Kind:
 KINDS: Mapping[str, _Kind] = {
     "yolor_requests": _Kind("Requests answered, by route and HTTP status.", ("route", "status")),
     "yolor_request_seconds": _Kind("Time from first byte to answer, by route.", ("route",), SECONDS),
-    "yolor_stage_seconds": _Kind("Time of one request per stage: body, decode, queue, network (with NMS).", ("stage",), SECONDS),
+    "yolor_stage_seconds": _Kind("Time of one request per stage: body, decode, queue, network (with NMS), answer.", ("stage",), SECONDS),
     "yolor_batch_images": _Kind("Images per forward pass.", (), COUNTS),
     "yolor_detections": _Kind("Boxes per image.", (), (0.0, *COUNTS)),
 }

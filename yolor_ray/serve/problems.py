@@ -30,6 +30,7 @@ STATUS: Mapping[str, int] = {
     "unsupported_image": 415,
     "unsupported_media_type": 415,
     "bad_parameter": 422,
+    "masks_too_large": 422,
     "truncated_image": 422,
     "overloaded": 429,
     "client_closed": 499,

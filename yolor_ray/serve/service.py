@@ -1,4 +1,4 @@
-"""Take one request through its stages: body, decode, queue, network; refuse what does not fit in.
+"""Take one request through its stages: body, decode, queue, network, answer; refuse what does not fit in.
 
 Everything that a replica holds per request is bounded: requests in work, bytes per body, pixels per image, seconds.
 """
@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from yolor_ray import config
 from yolor_ray.serve.batch import Batcher
+from yolor_ray.serve.describe import Described, describe
 from yolor_ray.serve.engine import Engine, Found, Options, Prepared
 from yolor_ray.serve.images import image_bytes, read_body
 from yolor_ray.serve.meter import Meter
@@ -27,7 +28,7 @@ FAILED_BATCHES_IN_A_ROW = 3
 class Detected:
     """What one image holds, and how long each stage took."""
 
-    found: Found
+    found: Described
     width: int
     """Pixels of the displayed image."""
     height: int
@@ -45,6 +46,8 @@ class Service:
         self.engine_name, self.precision = engine.name, engine.precision
         self._engine = engine
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        # Apart from those that decode: what is nearly done need not wait for what has just come.
+        self._describers = ThreadPoolExecutor(settings.decode_threads, "answer")
         self._batcher = Batcher(self._run_batch, settings.max_batch, settings.batch_wait_ms / 1e3)
         self._in_work = 0
         self._failed = 0
@@ -79,18 +82,21 @@ class Service:
         # A body that stalls is the client's fault and gets its own answer, hence a little before the request's deadline.
         body = await read_body(request, int(self.settings.max_body_mb * 1e6), 0.9 * self.settings.request_timeout_s)
         received = time.perf_counter()
-        prepared = await asyncio.get_running_loop().run_in_executor(
-            self._decoders, self._prepare, request.headers.get("content-type", ""), body
-        )
+        loop = asyncio.get_running_loop()
+        prepared = await loop.run_in_executor(self._decoders, self._prepare, request.headers.get("content-type", ""), body)
         decoded = time.perf_counter()
         found = await self._batcher.submit((prepared, options))
-        queued_s = max(time.perf_counter() - decoded - found.seconds, 0.0)
+        answered = time.perf_counter()
+        queued_s = max(answered - decoded - found.seconds, 0.0)
+        described = await loop.run_in_executor(self._describers, describe, self.info, found.detections, prepared.place, options)
         stages_s = {"body": received - started, "decode": decoded - received, "queue": queued_s, "network": found.seconds}
+        if len(self.info.tasks) > 1:
+            stages_s["answer"] = time.perf_counter() - answered
         for stage, seconds in stages_s.items():
             self.meter.observe("yolor_stage_seconds", seconds, stage=stage)
-        self.meter.observe("yolor_detections", len(found.labels))
+        self.meter.observe("yolor_detections", len(described.detections))
         stages_ms = {stage: round(seconds * 1e3, 3) for stage, seconds in stages_s.items()}
-        return Detected(found, prepared.place.width, prepared.place.height, stages_ms)
+        return Detected(described, prepared.place.width, prepared.place.height, stages_ms)
 
     def _prepare(self, content_type: str, body: bytes) -> Prepared:
         return self._engine.prepare(image_bytes(content_type, body))

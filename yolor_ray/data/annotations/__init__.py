@@ -1,1 +1,1 @@
-"""Read annotations as other tools write them: PASCAL VOC, COCO and YOLO, with every fault counted and located."""
+"""Read annotations as other tools write them: PASCAL VOC, COCO, YOLO or file names, with every fault counted and located."""

@@ -1,6 +1,6 @@
 """Hold annotations as they were drawn: not yet fitted to the real image, which nobody has opened so far."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from yolor_ray.data.annotations.faults import Fault
@@ -50,6 +50,10 @@ class AnnotatedImage:
     """Boxes are fractions of the image's sides, not pixels."""
     image_labels: tuple[int, ...] = ()
     """Indices into the image classes."""
+    tasks: tuple[str, ...] = ("detect",)
+    """What was annotated, sorted; of any other task nothing is known."""
+    camera: int = -1
+    """Which camera took it; -1 unknown."""
 
     def fault(self, code: str, message: str, drawn: DrawnObject | None = None) -> Fault:
         """Return a fault of this image, or of one object on it."""
@@ -76,6 +80,17 @@ class Annotations:
     def has_identities(self) -> bool:
         """Tell whether any object is a known individual."""
         return any(drawn.identity >= 0 for image in self.images for drawn in image.objects)
+
+
+def with_labels_of_objects(found: Annotations) -> Annotations:
+    """Return annotations whose image labels are the classes of the objects on each image; crowd regions do not count."""
+    images = tuple(_labelled(image) if "detect" in image.tasks else image for image in found.images)
+    return replace(found, images=images, image_classes=found.classes)
+
+
+def _labelled(image: AnnotatedImage) -> AnnotatedImage:
+    present = sorted({drawn.label for drawn in image.objects if not drawn.crowd})
+    return replace(image, image_labels=tuple(present), tasks=tuple(sorted({*image.tasks, "classify"})))
 
 
 def without_repeats(images: list[AnnotatedImage]) -> tuple[list[AnnotatedImage], list[Fault]]:

@@ -1,19 +1,25 @@
-"""Read COCO JSON: boxes, crowd regions, masks, keypoints, and as extras `identity` per annotation and `labels` per image.
+"""Read COCO JSON: boxes, crowd regions, masks, keypoints; as extras `identity` per annotation, `labels`, `camera`, `tasks` per image.
 
 Labels are the categories in order of their ids, which need not be contiguous. An image without annotations is a background.
+What an image is annotated for is told in `coco_tasks`.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from yolor_ray.data.annotations.annotated import AnnotatedImage, Annotations, DrawnObject, without_repeats
+from yolor_ray.data.annotations.coco_tasks import with_tasks
 from yolor_ray.data.annotations.faults import Fault
 from yolor_ray.data.annotations.files import ImageFolder
 from yolor_ray.data.annotations.masks import is_number
+from yolor_ray.data.translate import MEMBER_BITS
 from yolor_ray.errors import DataError
 from yolor_ray.storage import read_bytes
+
+_Image = tuple[dict[str, Any], AnnotatedImage]
 
 
 def read_coco(folder: ImageFolder, file: str, image_classes: Sequence[str] = ()) -> Annotations:
@@ -37,9 +43,10 @@ def read_coco(folder: ImageFolder, file: str, image_classes: Sequence[str] = ())
             faults.append(found)
         else:
             objects[found[0]].append(found[1])
-    whole = [_with_objects(image, objects[key]) for key, image in images.items()]
+    pairs = [(entry, replace(image, objects=tuple(objects[key]))) for key, (entry, image) in images.items()]
+    whole, wrong = with_tasks(pairs, classify=bool(image_classes))
     whole, repeats = without_repeats(whole)
-    return Annotations(tuple(categories.values()), tuple(whole), (*faults, *repeats), image_classes, keypoints)
+    return Annotations(tuple(categories.values()), tuple(whole), (*faults, *wrong, *repeats), image_classes, keypoints)
 
 
 def _content(file: str) -> dict[str, list]:
@@ -88,8 +95,9 @@ def _labels(entry: dict) -> list[str]:
     return [label for label in labels if isinstance(label, str)] if isinstance(labels, list) else []
 
 
-def _images(entries: list, folder: ImageFolder, file: str, classes: Sequence[str]) -> tuple[dict[Any, AnnotatedImage], list[Fault]]:
-    images: dict[Any, AnnotatedImage] = {}
+def _images(entries: list, folder: ImageFolder, file: str, classes: Sequence[str]) -> tuple[dict[Any, _Image], list[Fault]]:
+    """Return entry and image, still without objects, by image id; and what is wrong."""
+    images: dict[Any, _Image] = {}
     faults = []
     for at, entry in enumerate(entries):
         found = _image(entry, folder, file, f"/images/{at}", images)
@@ -100,7 +108,7 @@ def _images(entries: list, folder: ImageFolder, file: str, classes: Sequence[str
         unknown = [label for label in _labels(entry) if label not in classes]
         if unknown:
             faults.append(found.fault("unknown_class", f"found labels {unknown}, expected some of {', '.join(classes)}; labels left out"))
-        images[entry["id"]] = AnnotatedImage(found.name, (), file, None, found.pointer, found.claimed_px, image_labels=chosen)
+        images[entry["id"]] = entry, replace(found, image_labels=chosen, camera=_number_or_unknown(entry.get("camera")))
     return images, faults
 
 
@@ -116,10 +124,6 @@ def _image(entry: Any, folder: ImageFolder, file: str, pointer: str, images: dic
     width, height = entry.get("width"), entry.get("height")
     claimed = (width, height) if isinstance(width, int) and isinstance(height, int) and min(width, height) > 0 else None
     return AnnotatedImage(found, (), file, None, pointer, claimed)
-
-
-def _with_objects(image: AnnotatedImage, objects: list[DrawnObject]) -> AnnotatedImage:
-    return AnnotatedImage(image.name, tuple(objects), image.file, None, image.pointer, image.claimed_px, image_labels=image.image_labels)
 
 
 def _objects(entries: list, file: str, known: set, labels: dict[int, int], joints: int) -> Iterator[tuple[Any, DrawnObject] | Fault]:
@@ -171,7 +175,6 @@ def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
 def _object(entry: dict, pointer: str, labels: dict[int, int], keypoints: tuple[float, ...] | None) -> DrawnObject:
     x, y, width, height = entry["bbox"]
     area = _numbers([entry.get("area")], 1)
-    identity = entry.get("identity")
     return DrawnObject(
         box=(float(x), float(y), float(x + width), float(y + height)),
         label=labels[entry["category_id"]],
@@ -180,5 +183,10 @@ def _object(entry: dict, pointer: str, labels: dict[int, int], keypoints: tuple[
         area=area[0] if area and area[0] >= 0 else None,
         mask=entry.get("segmentation") or None,
         keypoints=keypoints,
-        identity=identity if isinstance(identity, int) and not isinstance(identity, bool) and identity >= 0 else -1,
+        identity=_number_or_unknown(entry.get("identity")),
     )
+
+
+def _number_or_unknown(value: Any) -> int:
+    """Return the number of an individual or a camera, or -1 if it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << MEMBER_BITS else -1

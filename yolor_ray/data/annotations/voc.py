@@ -13,10 +13,12 @@ from pathlib import PurePosixPath, PureWindowsPath
 from yolor_ray.data.annotations.annotated import AnnotatedImage, Annotations, DrawnObject, without_repeats
 from yolor_ray.data.annotations.faults import Fault
 from yolor_ray.data.annotations.files import ImageFolder, files_ending, read_many, stem
+from yolor_ray.data.annotations.split import read_split
 from yolor_ray.data.annotations.xml import Node, XmlError, parse_xml
 from yolor_ray.errors import DataError
-from yolor_ray.storage import join, read_bytes
+from yolor_ray.storage import join
 
+MISSING = ("missing_annotation", "the name of an image with an XML file")
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -35,7 +37,7 @@ def read_voc(folder: ImageFolder, annotations: str, split_file: str = "", classe
     if not classes:
         raise DataError(f"{annotations}: found no <object> with a <name> in {len(roots)} XML files, expected at least one")
     files = {stem(name): join(annotations, name) for name in names}
-    chosen, faults = _split(split_file, roots) if split_file else (list(roots), [])
+    chosen, faults = read_split(split_file, lambda text: _key(text, roots), MISSING) if split_file else (list(roots), [])
     images = []
     for key in chosen:
         root = roots[key]
@@ -73,24 +75,6 @@ def _text(node: Node, tag: str) -> str:
 def _file_name(root: Node) -> str:
     """Return the image's own name; tools write paths of either kind of system into <filename>."""
     return PureWindowsPath(_text(root, "filename")).name
-
-
-def _split(split_file: str, roots: dict[str, Node | Fault]) -> tuple[list[str], list[Fault]]:
-    chosen: dict[str, int] = {}
-    faults = []
-    for line, text in enumerate(read_bytes(split_file).decode("utf-8-sig", "replace").splitlines(), start=1):
-        if not text.strip():
-            continue
-        key = _key(text.strip(), roots)
-        if key is None:
-            message = f"found {text.strip()!r}, expected the name of an image with an XML file; left out"
-            faults.append(Fault("missing_annotation", message, split_file, line))
-        elif key in chosen:
-            message = f"found {key!r} again, first in line {chosen[key]}; expected each image once; left out"
-            faults.append(Fault("duplicate_id", message, split_file, line))
-        else:
-            chosen[key] = line
-    return list(chosen), faults
 
 
 def _key(text: str, roots: dict[str, Node | Fault]) -> str | None:

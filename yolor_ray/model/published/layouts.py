@@ -9,9 +9,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from yolor_ray.model.heads import DetectLevel
 from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.layers import Conv, CspBlock, DownC, NeckBlock, SppCsp
+from yolor_ray.model.levels import PredictionLevel
 from yolor_ray.model.network import Yolor
 
 Layout = Literal["main", "paper", "heads in line"]
@@ -54,7 +54,7 @@ def _ordered(network: Yolor, layout: Layout) -> Iterator[nn.Module]:
     for down, block in (stage.children() for stage in network.backbone.stages):
         yield from _down_convolutions(down)
         yield from block_order(block)
-    neck, levels = network.neck, [level for level in network.head.levels if isinstance(level, DetectLevel)]
+    neck, levels = network.neck, [level for level in network.head.levels if isinstance(level, PredictionLevel)]
     yield from block_order(neck.spp)
     for reduce, lateral, block in reversed(list(zip(neck.reduce, neck.lateral, neck.top_down, strict=True))):
         yield from (reduce, lateral)

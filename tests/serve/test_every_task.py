@@ -1,0 +1,166 @@
+"""What one call answers for a network with all tasks, and for one without; the red rectangle stands for the object."""
+
+import base64
+import dataclasses
+import json
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import served
+from PIL import Image
+from pycocotools import mask as run_length
+from red_engine import ALL_TASKS, IMAGE_CLASSES, JOINTS, RECTANGLE, RedEngine, encoded
+
+from yolor_ray.data.decode import Letterbox
+from yolor_ray.model.predict import Detections
+from yolor_ray.model.weights import WeightsInfo
+from yolor_ray.serve import describe as describe_module
+from yolor_ray.serve.describe import describe
+from yolor_ray.serve.engine import Options
+from yolor_ray.serve.problems import Problem
+
+JPEG = encoded()
+FIELDS = {"masks": "mask", "keypoints": "keypoints", "embeddings": "embedding"}
+
+
+@pytest.fixture(scope="module")
+def client():
+    with served(RedEngine(tasks=ALL_TASKS)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def body(client):
+    return client.post(JPEG).json()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_mask_is_the_same_as_run_lengths_as_polygons_and_as_an_area(body):
+    mask = body["detections"][0]["mask"]
+    assert mask["rle"]["size"] == [120, 200]
+    pixels = run_length.decode({"size": mask["rle"]["size"], "counts": mask["rle"]["counts"].encode()})
+    expected = np.zeros((120, 200), np.uint8)
+    x1, y1, x2, y2 = RECTANGLE
+    expected[y1:y2, x1:x2] = 1
+    assert (pixels & expected).sum() / (pixels | expected).sum() > 0.9
+    assert mask["area"] == pixels.sum()
+    [polygon] = mask["polygons"]
+    corners = np.array(polygon, np.float32).reshape(-1, 2)
+    assert cv2.contourArea(corners) == pytest.approx(mask["area"], rel=0.01)
+    np.testing.assert_allclose([*corners.min(axis=0), *corners.max(axis=0)], RECTANGLE, atol=3)
+
+
+def test_keypoints_have_names_and_lie_in_the_image(body):
+    corner, middle = body["detections"][0]["keypoints"]
+    assert (corner["name"], middle["name"]) == JOINTS
+    assert (corner["confidence"], middle["confidence"]) == (0.5, 1.0)
+    assert (corner["x"], corner["y"]) == pytest.approx(RECTANGLE[:2], abs=2)
+    assert (middle["x"], middle["y"]) == pytest.approx((60, 60), abs=2)
+
+
+def test_an_embedding_is_base64_of_little_endian_float32(body):
+    numbers = np.frombuffer(base64.b64decode(body["detections"][0]["embedding"]), "<f4")
+    np.testing.assert_array_equal(numbers, np.eye(64)[3])
+
+
+def test_labels_of_the_image_come_best_first_and_all(body):
+    assert body["labels"] == [
+        {"label": IMAGE_CLASSES[2], "label_id": 2, "confidence": 0.75},
+        {"label": IMAGE_CLASSES[0], "label_id": 0, "confidence": 0.25},
+        {"label": IMAGE_CLASSES[1], "label_id": 1, "confidence": 0.125},
+    ]
+
+
+def test_an_image_without_objects_still_has_labels(client):
+    body = client.post(encoded(Image.new("RGB", (200, 120)))).json()
+    assert body["detections"] == [] and len(body["labels"]) == 3
+
+
+@pytest.mark.parametrize("switch", [*FIELDS, "labels"])
+def test_each_task_is_switched_off_alone(client, body, switch):
+    found = client.post(JPEG, query=f"?{switch}=false").json()
+    [detection], [usual] = found["detections"], body["detections"]
+    assert detection == {name: value for name, value in usual.items() if name != FIELDS.get(switch)}
+    assert found.get("labels") == (None if switch == "labels" else body["labels"])
+    assert body.keys() - found.keys() == ({"labels"} if switch == "labels" else set())
+
+
+def test_a_network_that_only_detects_answers_nothing_else_whatever_is_asked(serve):
+    with serve() as client:
+        plain, asked = client.post(JPEG).json(), client.post(JPEG, query="?masks=true&keypoints=1&labels=true&embeddings=true").json()
+        card = client.get("/v1/model").json()
+    for body in (plain, asked):
+        assert list(body) == ["request_id", "model", "image", "detections", "timing_ms"]
+        assert [list(detection) for detection in body["detections"]] == [["box", "class", "class_id", "confidence"]]
+        assert list(body["timing_ms"]) == ["body", "decode", "queue", "network"]
+    assert card["tasks"] == ["detect"]
+    assert not {"image_classes", "keypoint_names", "embedding_numbers"} & card.keys()
+
+
+def test_the_model_card_names_what_was_learned(client):
+    card = client.get("/v1/model").json()
+    assert card["tasks"] == list(ALL_TASKS)
+    assert (card["image_classes"], card["keypoint_names"], card["embedding_numbers"]) == (list(IMAGE_CLASSES), list(JOINTS), 64)
+
+
+def test_openapi_describes_parameters_bodies_and_refusals(client):
+    api = client.get("/openapi.json").json()
+    detect = api["paths"]["/v1/detect"]["post"]
+    names = {"confidence", "iou", "max_detections", "masks", "keypoints", "labels", "embeddings"}
+    assert {one["name"] for one in detect["parameters"]} == names
+    assert set(detect["requestBody"]["content"]) == {"image/*", "multipart/form-data", "application/json"}
+    assert {"200", "400", "408", "413", "415", "422", "429", "500", "504"} <= set(detect["responses"])
+    assert "class" in api["components"]["schemas"]["Detection"]["properties"]
+    assert set(api["paths"]) == {"/v1/detect", "/v1/model", "/healthz", "/readyz", "/metrics"}
+
+
+def test_openapi_says_of_what_may_be_absent_that_it_is_never_null(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for schema, optional in (("Detection", {"mask", "keypoints", "embedding"}), ("Answer", {"labels"})):
+        assert set(schemas[schema]["properties"]) - set(schemas[schema]["required"]) == optional
+        for name in optional:
+            assert "null" not in json.dumps(schemas[schema]["properties"][name])
+            assert "bsent" in schemas[schema]["properties"][name]["description"]
+
+
+INFO = WeightsInfo("many", ("thing",), 640, tasks=("detect", "segment"))
+PLACE = Letterbox(0.5, 0, 0, 1280, 1280)
+
+
+def many(count):
+    """Return objects with masks of several parts and 12 to 40 input pixels across."""
+    generator = torch.Generator().manual_seed(1)
+    centres, sides = torch.rand(count, 2, generator=generator) * 600, 12 + 28 * torch.rand(count, 1, generator=generator)
+    boxes = torch.cat((centres, centres + sides), 1).clamp(max=640)
+    rows = torch.sin(torch.arange(160) / 1.5)
+    prototypes = torch.stack((rows[:, None] + rows, torch.ones(160, 160)))
+    masks = {"coefficients": torch.tensor([[1.0, 0.3]]).repeat(count, 1), "prototypes": prototypes}
+    return Detections(boxes, torch.full((count,), 0.5), torch.zeros(count, dtype=torch.long), **masks)
+
+
+def test_without_masks_nothing_is_done_for_them():
+    broken = dataclasses.replace(many(3), prototypes=None)
+    assert [list(found) for found in describe(INFO, broken, PLACE, Options(0.1, 0.5, 9, masks=False)).detections] == [
+        ["box", "class", "class_id", "confidence"]
+    ] * 3
+    with pytest.raises(AssertionError):
+        describe(INFO, broken, PLACE, Options(0.1, 0.5, 9))
+
+
+def test_masks_of_300_objects_take_a_fraction_of_a_second_and_a_message_of_a_fraction_of_a_megabyte():
+    started = time.process_time()
+    described = describe(INFO, many(300), PLACE, Options(0.1, 0.5, 300))
+    assert time.process_time() - started < 1.0
+    assert sum(found["mask"]["area"] > 0 for found in described.detections) > 290
+    assert len(json.dumps(described.detections, separators=(",", ":"))) < 500_000
+
+
+def test_more_masks_than_one_request_may_ask_for_are_refused_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(describe_module, "MOST_MASK_PIXELS", 10_000)
+    with pytest.raises(Problem, match=r"found 300 objects whose boxes have \d+ pixels, expected at most 10000 for masks") as caught:
+        describe(INFO, many(300), PLACE, Options(0.1, 0.5, 300))
+    assert caught.value.code == "masks_too_large" and "(masks=false)" in str(caught.value)
+    assert len(describe(INFO, many(300), PLACE, Options(0.1, 0.5, 300, masks=False)).detections) == 300

@@ -160,7 +160,7 @@ def test_an_ablation_and_a_search_end_in_reports_and_in_a_preset_that_trains(pla
     found = run(f"{ablation} --optim.epochs 1 --variants pr-multiply --seeds 1", place)
     assert (found["report"], found["trials"]) == (str(place / "runs" / "ablation" / "report.md"), 2)
     assert (place / "runs" / "ablation" / "priors.png").exists()
-    found = run(search.replace("--trials 40", "--trials 2 --optim.epochs 1 --cluster.workers 1"), place)
+    found = run(search.replace("--trials 40", "--trials 1 --optim.epochs 1 --cluster.workers 1"), place)
     assert found["best"] == str(place / "runs" / "search" / "preset.json")
     assert run(f"{train} --cluster.workers 0", place)["run"] == str(place / "runs" / "search-best")
 

@@ -1,11 +1,11 @@
 """Make records whose pixels tell the truth about them: each object is drawn in a grey level of its own, which is also its label."""
 
+import cv2
 import numpy as np
 from pictures import encode
 from pycocotools import mask as coco_mask
 
 from yolor_ray.data.augment import FILL
-from yolor_ray.data.instances import CELL_PX
 from yolor_ray.data.records import Objects, Record
 
 OBJECTS, LEVELS_APART = 5, 2
@@ -51,10 +51,9 @@ def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def cells_seen(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which cells (S/2, S/2) of a picture have one level throughout, and its label, -1 for none of `labels`."""
-    side = len(image) // CELL_PX
-    grey = image[..., 0].reshape(side, CELL_PX, side, CELL_PX)
-    lowest, highest = grey.min(axis=(1, 3)).astype(int), grey.max(axis=(1, 3))
+    """Return which pixels (S, S) of a picture have one level with their neighbours, and its label, -1 for none of `labels`."""
+    around = np.ones((3, 3), np.uint8)
+    lowest, highest = cv2.erode(image[..., 0], around).astype(int), cv2.dilate(image[..., 0], around)
     label_of = np.full(256, -1)
     label_of[LEVELS_APART * labels] = labels
     return lowest == highest, label_of[lowest]

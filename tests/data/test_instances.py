@@ -5,7 +5,7 @@ import pytest
 from coded import run_lengths
 from pycocotools import mask as coco_mask
 
-from yolor_ray.data.instances import CELL_PX, instance_map, renumbered, shown, warped
+from yolor_ray.data.instances import instance_map, renumbered, shown, warped
 
 # pycocotools itself is older than NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -69,21 +69,19 @@ def test_a_map_of_another_size_holds_what_lies_at_its_pixels_centres(size):
     assert np.logical_or.reduce([found == truth for truth in truths]).all()
 
 
-def test_a_cell_shows_the_object_at_its_centre():
-    cells = np.arange(1, 17, dtype=np.uint16).reshape(4, 4)
-    instances = np.kron(cells, np.ones((CELL_PX, CELL_PX), np.uint16))
-    still, shifted = (np.array(((1.0, 0, x), (0, 1, y))) for x, y in ((0, 0), (CELL_PX, -2 * CELL_PX)))
-    side = 4 * CELL_PX
-    assert np.array_equal(warped(instances, still, side), cells)
-    assert np.array_equal(warped(instances, shifted, side), [[0, 9, 10, 11], [0, 13, 14, 15], [0] * 4, [0] * 4])
+def test_a_pixel_shows_the_object_at_its_centre():
+    instances = np.arange(1, 17, dtype=np.uint16).reshape(4, 4)
+    still, shifted = (np.array(((1.0, 0, x), (0, 1, y))) for x, y in ((0, 0), (1, -2)))
+    assert np.array_equal(warped(instances, still, 4), instances)
+    assert np.array_equal(warped(instances, shifted, 4), [[0, 9, 10, 11], [0, 13, 14, 15], [0] * 4, [0] * 4])
 
 
 @pytest.mark.parametrize(("border", "expected"), [(0, 2), (1, 1), (2, 1)])
-def test_the_centre_of_a_cell_is_found_to_half_a_pixel(border, expected):
-    # After a shift by half a pixel the centre of the cell, at 1, shows what lay at 0.5: the first pixel's middle.
-    halves = np.full((CELL_PX, CELL_PX), 2, np.uint16)
+def test_the_centre_of_a_pixel_is_found_when_two_become_one(border, expected):
+    # After a shift by a quarter and half the size, the one centre shows what lay at 0.75 of 2: the first pixel.
+    halves = np.full((2, 2), 2, np.uint16)
     halves[:, :border] = 1
-    assert warped(halves, np.array(((1.0, 0, 0.5), (0, 1, 0.5))), CELL_PX).item() == expected
+    assert warped(halves, np.array(((0.5, 0, 0.125), (0, 0.5, 0.125))), 1).item() == expected
 
 
 def test_objects_that_are_left_out_leave_the_map_and_the_others_move_up():

@@ -10,7 +10,6 @@ import pytest
 from coded import OBJECTS, cells_seen, coded_record
 
 from yolor_ray.config import Augment
-from yolor_ray.data.instances import CELL_PX
 from yolor_ray.data.loader import Batch, Loader, records_per_window
 from yolor_ray.data.plan import epoch_windows, steps_of
 from yolor_ray.data.records import Record
@@ -66,7 +65,7 @@ def test_a_batch_has_the_promised_shapes_and_types(scenes_64):
             "keypoints": ((count, len(KEYPOINT_NAMES), 3), np.float32),
             "identities": ((count,), np.int64),
             "has_mask": ((count,), np.bool_),
-            "instances": ((len(records), SIDE // CELL_PX, SIDE // CELL_PX), np.int32),
+            "instances": ((len(records), SIDE, SIDE), np.int32),
             "image_labels": ((len(records), len(IMAGE_CLASSES)), np.float32),
         }
 

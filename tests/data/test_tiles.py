@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from coded import ALL_TASKS, OBJECTS, cells_seen, coded_record
 
-from yolor_ray.data.instances import CELL_PX
 from yolor_ray.data.scenes import IMAGE_CLASSES, KEYPOINT_NAMES, scene
 from yolor_ray.data.targets import Wanted
 from yolor_ray.data.tiles import Tile, TileCache, make_tile
@@ -49,7 +48,7 @@ def test_the_map_shows_the_objects_of_the_picture(width, height):
     numbers = np.zeros((128, 128), np.uint16)
     numbers[:height, :width] = tile.known.instances
     sure, seen = cells_seen(square, tile.known.labels)
-    found = np.append(-1, tile.known.labels)[numbers[::CELL_PX, ::CELL_PX]]
+    found = np.append(-1, tile.known.labels)[numbers]
     assert np.array_equal(found[sure], seen[sure])
     assert set(found.ravel().tolist()) == {-1, *tile.known.labels.tolist()}
 

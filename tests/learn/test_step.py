@@ -3,21 +3,13 @@
 import logging
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from yolor_ray.boxes import cxcywh_from_xyxy, pairwise_iou, xyxy_from_cxcywh
-from yolor_ray.config import Augment, Data, Loss, Network, Optim, Train
-from yolor_ray.data import scenes
-from yolor_ray.data.decode import decode
+from yolor_ray.config import Augment, Loss
 from yolor_ray.errors import NonFiniteLossError
-from yolor_ray.learn.anchors import fit_anchors
 from yolor_ray.learn.assign import Targets
-from yolor_ray.learn.optim import Schedule
 from yolor_ray.learn.step import MAX_BAD_UPDATES, Learner
-from yolor_ray.model.network import Yolor
-from yolor_ray.model.predict import predict
 
 IMAGES = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 TARGETS = Targets(torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([[20.0, 20.0, 12.0, 14.0], [40.0, 30.0, 30.0, 28.0]]))
@@ -151,39 +143,3 @@ def test_boxes_grow_with_the_image(make_learner, monkeypatch):
             learner.learn(IMAGES, TARGETS, must_update=True)
     for side, boxes in learned:
         torch.testing.assert_close(boxes, TARGETS.boxes_cxcywh * side / 64)
-
-
-def memorised() -> tuple[torch.Tensor, Targets, np.ndarray]:
-    """Return eight scenes as pixels and targets, and the sides of their boxes."""
-    found = [scenes.scene(index, size_px=64) for index in range(8)]
-    boxes = np.concatenate([record.objects.boxes_xyxy for record in found])
-    labels = np.concatenate([record.objects.labels for record in found])
-    positions = np.repeat(np.arange(8), [len(record.objects.labels) for record in found])
-    targets = Targets(torch.from_numpy(positions), torch.from_numpy(labels), cxcywh_from_xyxy(torch.from_numpy(boxes)))
-    pixels = torch.from_numpy(np.stack([decode(record.image) for record in found]))
-    return pixels, targets, boxes[:, 2:] - boxes[:, :2]
-
-
-def test_eight_scenes_are_learned_by_heart():
-    images, targets, sides = memorised()
-    optim = Optim(epochs=150, batch=8, nominal_batch=8, lr=0.02, final_lr=0.1, warmup_epochs=3)
-    config = Train(
-        network=Network(stem="reorg", stem_width=16, widths=(32, 48, 64), depths=(1, 1, 1), levels=2, neck_depth=1),
-        data=Data(image_px=64),
-        loss=Loss(box=0.4, classes=8.0, anchor_ratio=2.5),
-        optim=optim,
-    )
-    torch.manual_seed(0)
-    anchors = torch.from_numpy(fit_anchors(sides, 2, 3, strides=config.network.strides, seed=0))
-    network = Yolor(config.network, len(scenes.CLASSES), anchors).train()
-    learner = Learner(network, config, Schedule(optim, 1), network)
-    losses = [sum(learner.learn(images, targets, must_update=True).values()).item() for _ in range(150)]
-    assert losses[-1] < 0.4 * losses[0]
-    found = predict(network.eval(), images, confidence=0.25, iou=0.5, max_detections=50)
-    hits = 0
-    for image, detections in enumerate(found):
-        mine = targets.images == image
-        overlap = pairwise_iou(xyxy_from_cxcywh(targets.boxes_cxcywh[mine]), detections.boxes_xyxy) > 0.5
-        hits += int((overlap & (targets.labels[mine][:, None] == detections.labels)).any(dim=1).sum())
-    assert hits > 0.75 * len(targets.labels)
-    assert sum(len(detections.labels) for detections in found) < 2 * len(targets.labels)

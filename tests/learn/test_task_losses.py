@@ -23,10 +23,10 @@ UNSEEN = [[0.0, 0.0, 0.0]] * 2
 
 
 def instance_map() -> torch.Tensor:
-    """Return the left half of the first object and the whole of the second, painted on half of the sides."""
-    found = torch.zeros(2, 32, 32, dtype=torch.int32)
-    found[0, 8:16, 4:8] = 1
-    found[1, 12:24, 12:24] = 2
+    """Return the left half of the first object and the whole of the second, painted as large as the images."""
+    found = torch.zeros(2, 64, 64, dtype=torch.int32)
+    found[0, 16:32, 8:16] = 1
+    found[1, 24:48, 24:48] = 2
     return found
 
 
@@ -45,7 +45,7 @@ NOTHING = Targets(
     keypoints=torch.zeros(0, 2, 3),
     identities=torch.zeros(0, dtype=torch.long),
     has_mask=torch.zeros(0, dtype=torch.bool),
-    instances=torch.zeros(2, 32, 32, dtype=torch.int32),
+    instances=torch.zeros(2, 64, 64, dtype=torch.int32),
     image_labels=torch.full((2, 3), math.nan),
 )
 
@@ -131,7 +131,7 @@ def painted(targets):
     prototypes = torch.zeros(2, 32, 16, 16)
     coefficients = levels(32)
     for number in range(2):
-        inside = targets.instances[targets.images[number], ::2, ::2] == number + 1
+        inside = targets.instances[targets.images[number], ::4, ::4] == number + 1
         prototypes[targets.images[number], number] = torch.where(inside, 20.0, -20.0)
     for level, found in zip(coefficients, matches_of(targets), strict=True):
         level[found.images, found.anchors, found.rows, found.columns, found.objects] = 1.0

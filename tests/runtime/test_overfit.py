@@ -43,9 +43,9 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         data=Data(train=url, val=url, image_px=SIDE),
         augment=Augment(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0),
         loss=Loss(box=0.2, classes=2.0, segment=1.0, anchor_ratio=3.0),
-        optim=Optim(epochs=260, batch=8, nominal_batch=8, lr=0.03, final_lr=0.05, warmup_epochs=10),
+        optim=Optim(epochs=300, batch=8, nominal_batch=8, lr=0.03, final_lr=0.05, warmup_epochs=10),
         cluster=Cluster(threads=1),
-        run=Run(storage=str(folder / "runs"), validate_every=65, checkpoint_every=1000),
+        run=Run(storage=str(folder / "runs"), validate_every=75, checkpoint_every=1000),
     )
     threads = torch.get_num_threads()
     metrics = train(config)["metrics"]

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-CELL_PX = 2
-"""Side in pixels of the input that one cell of a sample's map covers."""
 MOST_OBJECTS = 2**16 - 1
 """Objects that an uint16 map can tell apart; those after them have no mask."""
 
@@ -76,12 +74,11 @@ def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def warped(instances: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
-    """Return the (S/2, S/2) map of what `matrix` (2, 3) shows of a map: each cell holds what lies at its centre.
+    """Return the (S, S) map of what `matrix` (2, 3) shows of a map: each pixel holds what lies at its centre.
 
     `matrix` leads from the map's pixels to those of the input, both as edges.
     """
-    cells = at_centres(matrix / CELL_PX)
-    return cv2.warpAffine(instances, cells, (side // CELL_PX,) * 2, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
+    return cv2.warpAffine(instances, at_centres(matrix), (side, side), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
 
 
 def at_centres(matrix: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ class Labelled:
     has_mask: np.ndarray | None = None
     """(N,) bool: the object's pixels are known; in a sample also that `instances` shows at least one of them."""
     instances: np.ndarray | None = None
-    """1 + number of the object that each pixel shows, 0 nothing: (h, w) uint16 in a tile, (S/2, S/2) int32 in a sample."""
+    """1 + number of the object that each pixel shows, 0 nothing: (h, w) uint16 in a tile, (S, S) int32 in a sample."""
     image_labels: np.ndarray | None = None
     """(M,) float32: 1 yes, 0 no, NaN unknown."""
 

@@ -57,7 +57,7 @@ class Batch:
     has_mask: np.ndarray | None = None
     """(N,) bool: the object's pixels are in `instances`; otherwise they are unknown."""
     instances: np.ndarray | None = None
-    """(B, S/2, S/2) int32: 1 + position of the object in `boxes_xyxy`, 0 nothing."""
+    """(B, S, S) int32: 1 + position of the object in `boxes_xyxy`, 0 nothing."""
     image_labels: np.ndarray | None = None
     """(B, M) float32: 1 yes, 0 no, NaN unknown."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from yolor_ray.data.instances import CELL_PX, renumbered, shown, warped
+from yolor_ray.data.instances import renumbered, shown, warped
 from yolor_ray.data.labelled import Labelled, joined
 from yolor_ray.data.tiles import Tile
 from yolor_ray.data.visible import labels_of_all, visible_share
@@ -98,11 +98,11 @@ def _move_keypoints(keypoints: np.ndarray, canvas_px: tuple[int, int], matrix: n
 def _move_instances(
     parts: list[Placed], matrix: np.ndarray, side: int, keep: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """Return which kept objects have a mask of at least one cell, and the (S/2, S/2) map."""
+    """Return which kept objects have a mask of at least one pixel, and the (S, S) map."""
     has_mask = joined([part.tile.known.has_mask for part in parts])
     if has_mask is None:
         return None, None
-    whole = np.zeros((side // CELL_PX,) * 2, np.int32)
+    whole = np.zeros((side, side), np.int32)
     count = 0
     for part in parts:
         if part.tile.known.instances is not None:

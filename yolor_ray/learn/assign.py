@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 NEIGHBOURS = ((0.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
 """Own cell, then left, up, right and down, as (x, y)."""
-INSTANCE_PX = 2
-"""Input pixels per cell of a map of instances."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Targets:
     has_mask: Bool[Tensor, "N"] | None = None
     """Whether the mask of an object is known and there is something of it to be seen."""
     instances: Int[Tensor, "B _ _"] | None = None
-    """Half of the input's sides: 1 + the number of the object that covers each pixel; 0 none."""
+    """As large as the input: 1 + the number of the object that covers each pixel; 0 none."""
     image_labels: Float[Tensor, "B M"] | None = None
     """1 yes, 0 no, NaN unknown."""
 
@@ -50,7 +48,7 @@ class Targets:
         if keypoints is not None:
             keypoints = torch.cat((keypoints[..., :2] * factor, keypoints[..., 2:]), dim=-1)
         if instances is not None:
-            size = (image_px // INSTANCE_PX,) * 2
+            size = (image_px, image_px)
             instances = F.interpolate(instances[:, None].float(), size=size, mode="nearest")[:, 0].to(instances.dtype)
         return replace(self, boxes_cxcywh=self.boxes_cxcywh * factor, keypoints=keypoints, instances=instances)
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from yolor_ray.learn.assign import INSTANCE_PX, Matches, Targets
+from yolor_ray.learn.assign import Matches, Targets
 from yolor_ray.learn.matched import at_matches
 from yolor_ray.model.network import Yolor
 
@@ -30,7 +30,7 @@ def segment_loss(raw: list[Tensor], targets: Targets, matches: list[Matches], _:
     coefficients, objects = at_matches(levels, matches)[chosen], objects[chosen]
     images, places = targets.images[objects], _places(targets.boxes_cxcywh[objects])
     height, width = targets.instances.shape[1:]
-    columns, rows = (places / INSTANCE_PX).floor().long().unbind(dim=-1)
+    columns, rows = places.floor().long().unbind(dim=-1)
     inside = ((columns >= 0) & (rows >= 0) & (columns < width) & (rows < height)).float()
     seen = targets.instances[images[:, None], rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
     wanted = (seen == objects[:, None] + 1).float()

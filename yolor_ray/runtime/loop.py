@@ -174,7 +174,7 @@ def share_of(config: Train, team: Team) -> int:
 
 def windows_of(job: Job, epoch: int) -> list[Window]:
     """Return the windows of an epoch."""
-    size = records_per_window(job.config.data.image_px)
+    size = records_per_window(job.config.data.image_px, job.wanted)
     return epoch_windows(job.train.row_groups, records_per_window=size, seed=job.config.run.seed, epoch=epoch)
 
 

@@ -10,7 +10,7 @@ from yolor_ray import storage
 from yolor_ray.data.records import Objects, Record
 from yolor_ray.data.shards import Dataset, dataset_digest, open_dataset, read_row_group, records, shard_bytes, write_dataset
 from yolor_ray.data.translate import translated
-from yolor_ray.data.unions import open_datasets, united
+from yolor_ray.data.unions import open_datasets, told_in, united
 from yolor_ray.errors import DataError
 
 NAMES = {
@@ -94,7 +94,9 @@ def test_every_record_says_the_same_in_the_names_of_the_union(union):
 
 def assert_same_meaning(found: Record, made: Record, union: Dataset, member: str, number: int) -> None:
     names = NAMES[member]
-    assert replace(found, objects=None, image_labels=None) == replace(made, objects=None, image_labels=None)
+    # Cameras of other members are other cameras.
+    camera = made.camera if made.camera < 0 else made.camera + number * 2**40
+    assert replace(found, objects=None, image_labels=None) == replace(made, objects=None, image_labels=None, camera=camera)
     assert [union.image_classes[i] for i in found.image_labels] == [names["image_classes"][i] for i in made.image_labels]
     ours, theirs = found.objects, made.objects
     assert [union.classes[i] for i in ours.labels] == [names["classes"][i] for i in theirs.labels]
@@ -159,3 +161,17 @@ def test_a_member_named_twice_or_not_at_all_is_refused(folders):
         open_datasets(f"{cats},")
     with pytest.raises(DataError, match=r"gone/dataset\.json: not found"):
         open_datasets(f"{cats},{cats}/gone")
+
+
+def test_a_data_set_is_told_in_the_names_of_weights_that_know_more(folders):
+    dogs, names = open_dataset(folders["dogs"]), open_datasets(f"{folders['cats']},{folders['dogs']}")
+    told = told_in(dogs, names)
+    assert (told.classes, told.image_classes, told.keypoint_names) == (names.classes, names.image_classes, names.keypoint_names)
+    for group in dogs.row_groups:
+        for own, other in zip(records(read_row_group(dogs, group)), records(read_row_group(told, group)), strict=True):
+            named = [dogs.classes[label] for label in own.objects.labels]
+            assert [told.classes[label] for label in other.objects.labels] == named
+            assert [told.image_classes[label] for label in other.image_labels] == [dogs.image_classes[label] for label in own.image_labels]
+    assert told_in(dogs, dogs) is dogs
+    with pytest.raises(DataError, match=r"found classes dog, ant, expected some of cat|found classes .*ant.*, expected some of cat, dog"):
+        told_in(dogs, open_dataset(folders["cats"]))

@@ -93,7 +93,7 @@ forms = pytest.mark.parametrize("implicit", IMPLICITS, ids=lambda i: f"{i.align}
 @forms
 @torch.inference_mode()
 def test_every_form_of_implicit_knowledge_folds_away_exactly(make_network, implicit):
-    network = make_network(implicit=implicit).double()
+    network = make_network(implicit=implicit, tasks=TASKS).double()
     fused, image = fuse(network), torch.rand(2, 3, 64, 96).double()
     assert is_fused(fused)
     assert largest_difference(network(image), fused(image)) < 1e-12

@@ -7,10 +7,11 @@ import torch
 from yolor_ray.config import Evaluate, Network
 from yolor_ray.config.network import TASKS
 from yolor_ray.data import scenes
+from yolor_ray.data.shards import open_dataset
 from yolor_ray.evaluate import coco
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
-from yolor_ray.runtime.evaluate import evaluate
+from yolor_ray.runtime.evaluate import evaluate, packed
 from yolor_ray.runtime.pack import pack_scenes
 
 SMALL = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1, tasks=TASKS)
@@ -68,3 +69,10 @@ def test_weights_that_know_more_names_than_the_data_set_are_measured_on_what_it_
     found, expected = (evaluate(Evaluate(weights=weights, data=data)) for weights in (more, plain))
     assert found.keys() == expected.keys()
     assert all(0 <= found[name] <= 1 for name in ("AP", "classify/mAP", "embed/mAP", "segment/AP", "pose/AP"))
+
+
+def test_scenes_may_be_one_of_several_data_sets(tmp_path):
+    with packed(f"scenes:2,{tmp_path}") as urls:
+        scenes, other = urls.split(",")
+        assert open_dataset(scenes).images == 2
+        assert other == str(tmp_path)

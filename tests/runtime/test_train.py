@@ -11,11 +11,13 @@ import torch
 
 from yolor_ray import storage
 from yolor_ray.config import Augment, Cluster, Data, Implicit, Network, Optim, Run, Train
-from yolor_ray.errors import ConfigError, WeightsError
+from yolor_ray.data.shards import open_dataset, write_dataset
+from yolor_ray.errors import ConfigError, DataError, WeightsError
 from yolor_ray.learn.step import Learner
 from yolor_ray.model.weights import load_weights, save_weights
 from yolor_ray.runtime.checkpoint import newest_checkpoint
-from yolor_ray.runtime.train import train
+from yolor_ray.runtime.pack import pack_scenes
+from yolor_ray.runtime.train import open_datasets, train
 
 TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 
@@ -201,3 +203,15 @@ def test_pretrained_weights_of_another_network_are_refused_before_training(folde
     )
     with pytest.raises(WeightsError, match=r"network\.neck_depth: found 1, expected 2"):
         train(config)
+
+
+def test_a_task_without_anything_to_learn_from_is_refused(folder: Path) -> None:
+    url = str(folder / "alone")
+    pack_scenes(url, 2, seed=0)
+    scenes_set = open_dataset(url)
+    write_dataset(dataclasses.replace(scenes_set, url=url, image_classes=()))
+    config = tiny_run(folder, "labels")
+    network = dataclasses.replace(config.network, tasks=("detect", "classify"))
+    config = dataclasses.replace(config, network=network, data=dataclasses.replace(config.data, train=url, val=url))
+    with pytest.raises(DataError, match=r"expected some for network.tasks: classify too"):
+        open_datasets(config)

@@ -17,7 +17,7 @@ from yolor_ray.data.annotations.faults import Fault
 from yolor_ray.data.annotations.files import ImageFile, read_many
 from yolor_ray.data.annotations.fit import fit
 from yolor_ray.data.decode import decode, read_header
-from yolor_ray.data.records import Record
+from yolor_ray.data.records import Objects, Record
 from yolor_ray.data.scenes import scene
 from yolor_ray.data.shards import VERSION, Shard, shard_bytes
 from yolor_ray.errors import ImageError
@@ -59,7 +59,13 @@ class AnnotatedImages:
             faults += found
             if objects is not None:
                 labels = np.array(image.image_labels, np.int64)
-                yield Record(image.name, data, header.width, header.height, objects, labels, image.tasks, image.camera)
+                yield Record(image.name, data, header.width, header.height, objects, labels, _tasks_left(image, objects), image.camera)
+
+
+def _tasks_left(image: AnnotatedImage, objects: Objects) -> tuple[str, ...]:
+    """Return what the image is annotated for, now that some of its objects may have been left out with their masks."""
+    unmasked = len(objects.labels) > 0 and objects.masks is None
+    return tuple(task for task in image.tasks if not (task == "segment" and unmasked))
 
 
 @dataclass(frozen=True)

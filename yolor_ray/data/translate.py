@@ -36,9 +36,12 @@ def translated(table: pa.Table, translation: Translation) -> pa.Table:
     changes: dict[str, Callable[[pa.Array], pa.Array]] = {
         "labels": lambda values: pa.array(translation.labels[np.asarray(values)]),
         "image_labels": lambda values: pa.array(translation.image_labels[np.asarray(values)]),
-        "identities": lambda values: pa.array(_identities(np.asarray(values), translation.member)),
+        "identities": lambda values: pa.array(_numbered(np.asarray(values), translation.member)),
         "keypoints": lambda points: _keypoints(points, translation),
     }
+    if "camera" in table.column_names:
+        at = table.schema.get_field_index("camera")
+        table = table.set_column(at, table.schema.field(at), pa.array(_numbered(np.asarray(table["camera"]), translation.member)))
     for at, field in enumerate(table.schema):
         if field.name in changes:
             table = table.set_column(at, field, _with_values(table.column(at).combine_chunks(), changes[field.name]))
@@ -52,7 +55,8 @@ def _with_values(lists: pa.ListArray, change: Callable[[pa.Array], pa.Array]) ->
     return pa.ListArray.from_arrays(pa.array(ends), change(lists.flatten()), type=lists.type, mask=lists.is_null())
 
 
-def _identities(values: np.ndarray, member: int) -> np.ndarray:
+def _numbered(values: np.ndarray, member: int) -> np.ndarray:
+    """Return the numbers of individuals or cameras so that no other member has the same; unknown ones stay -1."""
     return np.where(values >= 0, values + (member << MEMBER_BITS), values)
 
 

@@ -56,12 +56,15 @@ def evaluate(config: Evaluate) -> dict[str, Any]:
 @contextmanager
 def packed(url: str, seed: int = VALIDATION_SEED) -> Iterator[str]:
     """Give the URL of a packed data set, or of several; `scenes:N` is packed into a folder that goes afterwards."""
-    if not url.startswith(SCENES):
-        yield url if "," in url else absolute(url)
-        return
     with tempfile.TemporaryDirectory(prefix="yolor_ray_scenes_") as folder:
-        pack_scenes(folder, scene_count(url), seed)
-        yield folder
+        yield ",".join(_packed(one.strip(), f"{folder}/{number}", seed) for number, one in enumerate(url.split(",")))
+
+
+def _packed(url: str, folder: str, seed: int) -> str:
+    if not url.startswith(SCENES):
+        return absolute(url)
+    pack_scenes(folder, scene_count(url), seed)
+    return folder
 
 
 def scene_count(url: str) -> int:

@@ -12,10 +12,10 @@ from yolor_ray import storage
 from yolor_ray.config import Train
 from yolor_ray.data import unions
 from yolor_ray.data.loader import Source
-from yolor_ray.data.shards import MANIFEST, Dataset, read_row_group
+from yolor_ray.data.shards import MANIFEST, VERSION, Dataset, read_row_group
 from yolor_ray.errors import DataError
 from yolor_ray.learn.anchors import best_possible_recall, fit_anchors
-from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
+from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, WeightsInfo, load_weights
 from yolor_ray.runtime.checkpoint import CHECKPOINTS, newest_checkpoint
 from yolor_ray.runtime.claim import RUN_FILE, claim
 from yolor_ray.runtime.evaluate import SCENES, VALIDATION_SEED, scene_count
@@ -74,6 +74,8 @@ def prepare(config: Train, run: str) -> Job:
     begun = bool(storage.list_names(storage.join(run, CHECKPOINTS)))
     anchors = _anchors(config, train_set, "" if begun else pretrained)
     identities = _identities(train_set) if "embed" in config.network.tasks else np.zeros(0, np.int64)
+    if "embed" in config.network.tasks and len(identities) == 0:
+        raise DataError(f"{train_set.url}: found no identity, expected some for network.tasks: embed")
     return Job(config, run, train_set, val_set, anchors, direct_source(train_set), identities, pretrained)
 
 
@@ -91,8 +93,14 @@ def open_datasets(config: Train) -> tuple[Dataset, Dataset]:
         DataError: the validation set has names that the training set lacks, or a task has nothing to be learned from.
     """
     train_set = unions.open_datasets(_packed(config.data.train, config.run.storage, TRAINING_SEED))
-    val_set = unions.told_in(unions.open_datasets(_packed(config.data.val, config.run.storage, VALIDATION_SEED)), train_set)
-    missing = [task for task in config.network.tasks if task not in train_set.tasks]
+    tasks = config.network.tasks
+    # Names that no task learns need not agree.
+    image_classes = train_set.image_classes if "classify" in tasks else ()
+    keypoint_names = train_set.keypoint_names if "pose" in tasks else ()
+    learned = WeightsInfo("", train_set.classes, config.data.image_px, image_classes=image_classes, keypoint_names=keypoint_names)
+    val_set = unions.told_in(unions.open_datasets(_packed(config.data.val, config.run.storage, VALIDATION_SEED)), learned)
+    empty = {"classify": not train_set.image_classes, "pose": not train_set.keypoint_names}
+    missing = [task for task in tasks if task not in train_set.tasks or empty.get(task)]
     if missing:
         found = f"found annotations for {', '.join(train_set.tasks)}"
         raise DataError(f"{train_set.url}: {found}, expected some for network.tasks: {', '.join(missing)} too")
@@ -107,7 +115,7 @@ def _packed(urls: str, folder: str, seed: int) -> str:
 def _packed_one(url: str, folder: str, seed: int) -> str:
     if not url.startswith(SCENES):
         return storage.absolute(url)
-    output = storage.join(storage.absolute(folder), "scenes", f"{scene_count(url)}-seed{seed}")
+    output = storage.join(storage.absolute(folder), "scenes", f"{scene_count(url)}-seed{seed}-v{VERSION}")
     if not storage.exists(storage.join(output, MANIFEST)):
         pack_scenes(output, scene_count(url), seed)
     return output

@@ -18,8 +18,8 @@ from yolor_ray.serve import problems
 from yolor_ray.serve.engine import Options
 from yolor_ray.serve.outlines import outlines
 
-MOST_MASK_PIXELS = 10**9
-"""Pixels of boxes whose masks one request may ask for, all objects together: some 15 s of work."""
+MOST_MASK_PIXELS = 250 * 10**6
+"""Pixels of boxes whose masks one request may ask for, all objects together: up to some 15 s of work, where masks are ragged."""
 
 Json = dict[str, Any]
 

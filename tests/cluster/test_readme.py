@@ -128,7 +128,7 @@ def test_one_network_learns_all_tasks_and_is_measured_in_each(place: Path) -> No
     trained = run(shortened(train), place)["metrics"]
     found = run(evaluate, place)
     assert {"AP", "segment/AP", "pose/AP", "classify/mAP", "classify/F1", "embed/rank1", "embed/mAP"} <= found.keys()
-    assert {name: found[name] for name in trained} == pytest.approx(trained, abs=1e-3)
+    assert {name: found[name] for name in trained} == pytest.approx(trained, abs=0.05)
 
 
 def test_the_same_goes_to_s3_with_two_workers(place: Path, s3: Callable[[], str]) -> None:

@@ -5,8 +5,10 @@ Starts a Ray of its own on this machine, or joins the cluster that RAY_ADDRESS n
 
 import contextlib
 import importlib.util
+import itertools
 import logging
 import os
+import random
 import shlex
 import signal
 import socket
@@ -25,6 +27,8 @@ from yolor_ray.serve import haproxy
 
 APPLICATION = "yolor_ray"
 WEIGHTS_CONFIG = "config.json"
+QUIET_PORTS = range(20_000, 32_000)
+"""HAProxy opens its ports seconds after they are chosen: these lie above Ray's and below those that outgoing connections are given."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 log = logging.getLogger(__name__)
@@ -174,12 +178,17 @@ def _haproxy_environment(folder: Path) -> dict[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Return ports that nobody listens on, in a random order."""
+    free = filter(_is_free, random.sample(QUIET_PORTS, len(QUIET_PORTS)))
+    return list(itertools.islice(free, count))
+
+
+def _is_free(port: int) -> bool:
     try:
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as run_length
 
-from yolor_ray.serve.outlines import outlines, run_lengths
+from yolor_ray.data.instances import run_lengths
+from yolor_ray.serve.outlines import outlines
 
 
 def compressed(mask):
@@ -30,7 +31,7 @@ def test_run_lengths_are_those_that_pycocotools_wrote(share):
     generator = np.random.default_rng(7)
     for size in ((1, 1), (1, 9), (9, 1), (13, 8), (400, 300)):
         mask = generator.random(size) < share
-        found = run_lengths(compressed(mask))
+        found = run_lengths([compressed(mask)])[0]
         np.testing.assert_array_equal(np.repeat(np.arange(len(found)) % 2, found), mask.T.ravel())
 
 

@@ -37,13 +37,13 @@ def instance_map(masks: Sequence[bytes], width: int, height: int, size: tuple[in
 
 def _spans(masks: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the runs inside masks: number of the mask, first pixel, pixel after the last."""
-    runs, counts = _runs(masks)
+    runs, counts = run_lengths(masks)
     ends = _sums(runs, counts)
     inside = _places(counts) % 2 == 1
     return np.repeat(np.arange(len(counts)), counts)[inside], (ends - runs)[inside], ends[inside]
 
 
-def _runs(masks: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def run_lengths(masks: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Return the run lengths of all masks one after another, and how many each mask has.
 
     A number is 5 bits a character from 48, lowest first, bit 6 = more follow; from the fourth run on it is the difference to the

@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as run_length
 
 from yolor_ray.data.decode import Letterbox
+from yolor_ray.data.instances import run_lengths
 from yolor_ray.model.predict import Detections
 
 CELL_PX = 4
@@ -61,17 +62,8 @@ def chosen(located: Located, which: np.ndarray) -> Located:
 
 
 def mask_pixels(mask: bytes, height: int, width: int) -> np.ndarray:
-    """Return (height, width) bool from compressed COCO run lengths: 5 bits a character from 48, bit 6 = more of the number follow."""
-    bits = np.frombuffer(mask, np.uint8).astype(np.int64) - 48
-    stops = np.flatnonzero(~bits & 32)
-    starts = np.concatenate([[0], stops[:-1] + 1])
-    lengths = stops - starts + 1
-    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((bits & 31) << shifts, starts)
-    runs -= np.where(bits[stops] & 16, 1 << 5 * lengths, 0)
-    # From the fourth on, a number is the difference to the one before the last.
-    for first in (1, 2):
-        runs[first::2] = np.cumsum(runs[first::2])
+    """Return (height, width) bool from compressed COCO run lengths."""
+    runs, _ = run_lengths([mask])
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 

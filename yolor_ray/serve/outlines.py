@@ -7,6 +7,8 @@ as for boxes.
 import cv2
 import numpy as np
 
+from yolor_ray.data.instances import run_lengths
+
 TOLERANCE_PX = 0.49
 """An outline is simplified by no more; at half a pixel, what is one pixel wide would fall flat."""
 
@@ -20,7 +22,7 @@ def outlines(counts: bytes, height: int) -> tuple[int, list[list[float]]]:
         counts: compressed run lengths, columns first.
         height: rows of the image.
     """
-    lengths = run_lengths(counts)
+    lengths, _ = run_lengths([counts])
     if len(lengths) == 1:
         return 0, []
     crop, left, top = _crop(lengths, height)
@@ -28,23 +30,6 @@ def outlines(counts: bytes, height: int) -> tuple[int, list[list[float]]]:
     doubled = cv2.resize(crop, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     traces, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return int(lengths[1::2].sum()), [(_outline(trace[:, 0, ::-1]) / 2 + (left, top)).ravel().tolist() for trace in traces]
-
-
-def run_lengths(counts: bytes) -> np.ndarray:
-    """Return how many pixels in turn are outside and inside, from COCO's compressed form.
-
-    A character has 5 bits of a number, least first, beside one that says whether more follow; the last has the sign. From the
-    fourth number on, the number before the last is to be added.
-    """
-    letters = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = letters & 32 == 0
-    first = np.flatnonzero(np.concatenate([[True], last[:-1]]))
-    place = np.arange(len(letters)) - np.repeat(first, np.diff(first, append=len(letters)))
-    values = np.add.reduceat((letters & 31) << (5 * place), first)
-    negative = letters[last] & 16 != 0
-    values -= negative << (5 * (place[last] + 1))
-    values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
-    return values
 
 
 def _crop(lengths: np.ndarray, height: int) -> tuple[np.ndarray, int, int]:

@@ -1,8 +1,8 @@
-# Four words: setup, check, test, bench; and demo. Each sets up what it needs.
+# Four words: setup, check, test, bench; and demo, and chaos, which takes root and a quarter of an hour. Each sets up what it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: setup demo check test bench
+.PHONY: setup demo check test bench chaos
 
 setup: .venv/ready
 
@@ -24,7 +24,10 @@ check: setup
 	$(BIN)/lint-imports
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup
 	$(BIN)/python jobs/benchmark.py ingest
+
+chaos: setup
+	$(BIN)/python -m pytest tests/chaos -m chaos

@@ -160,24 +160,6 @@ def test_a_missing_bucket_is_an_error_that_names_the_url(s3):
         storage.write_bytes("s3://nobody-made-this/x", b"1")
 
 
-def test_a_refusal_after_success_is_tried_again_and_a_first_one_is_not(monkeypatch):
-    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
-    monkeypatch.setattr(storage, "_answered", set())
-    calls = []
-
-    def refused():
-        calls.append(1)
-        raise OSError("When reading: AWS Error ACCESS_DENIED during GetObject operation")
-
-    with pytest.raises(StorageError, match="ACCESS_DENIED"):
-        storage.attempt("s3://bucket/a", "read", refused)
-    assert len(calls) == 1
-    storage.attempt("s3://bucket/b", "read", lambda: 1)
-    with pytest.raises(StorageError, match="ACCESS_DENIED"):
-        storage.attempt("s3://bucket/a", "read", refused)
-    assert len(calls) == 1 + storage.THROTTLED_ATTEMPTS
-
-
 def test_a_bad_endpoint_is_refused_before_any_request(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
     with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL"):

@@ -18,16 +18,18 @@ import tyro
 from yolor_ray.config import Train
 from yolor_ray.config.named import from_json, nearest
 from yolor_ray.config.process import KEEP_MEMORY
-from yolor_ray.errors import ConfigError, UserError
+from yolor_ray.errors import ConfigError, Preempted, UserError
+from yolor_ray.redact import hide_secrets, redacted, refuse_credentials
 
-EXIT_FAILED, EXIT_USER = 1, 2
+EXIT_FAILED, EXIT_USER, EXIT_PREEMPTED = 1, 2, 143
 PRESET_FILE = "Instead of the name, --preset-file URL takes the config.json of a run or the preset.json of a search; flags override it."
 
 
 def run(config_type: Any, target: str) -> None:
     """Read the flags into `config_type`, call `target` ("module:function") with them and exit.
 
-    The result is printed as the last line on standard output. Exit status: 0 done, 2 the user's mistake, 1 anything else.
+    The result is printed as the last line on standard output. Exit status: 0 done, 2 the user's mistake, 143 preempted by
+    SIGTERM with a checkpoint written, 1 anything else.
     """
     _run(lambda: _read(config_type, sys.argv[1:]), target)
 
@@ -124,12 +126,17 @@ def _restart_with_environment() -> None:
 
 def _status(read: Callable[[], Any], target: str) -> int:
     module, function = target.split(":")
+    hide_secrets()
     try:
+        refuse_credentials("command line: argument", sys.argv[1:])
         config = read()
         result = getattr(importlib.import_module(module), function)(config)
     except UserError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.stderr.write(redacted(f"{type(error).__name__}: {error}\n"))
         return EXIT_USER
+    except Preempted as notice:
+        sys.stderr.write(f"preempted: {notice}\n")
+        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_FAILED

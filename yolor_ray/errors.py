@@ -5,10 +5,14 @@ YolorError
 │   ├── ConfigError        a setting is unknown, out of range or contradicts another
 │   ├── DataError          annotations, shards or a dataset.json are not as expected
 │   ├── StorageError       a URL cannot be read or written
+│   │   └── DamagedError   what was read is not what was written
 │   ├── WeightsError       a weights folder or checkpoint does not fit or does not verify
 │   └── ImageError         one image cannot be used; carries a stable code
-└── TrainingError          training cannot go on; jobs exit with status 1
-    └── NonFiniteLossError the loss stayed NaN or infinite
+├── TrainingError          training cannot go on; jobs exit with status 1
+│   ├── NonFiniteLossError the loss stayed NaN or infinite
+│   ├── LedgerError        an epoch took a record twice or left one out: a fault of this package
+│   └── SupersededError    another job goes on with the same run
+└── Preempted              training was asked to end, and lost nothing; jobs exit with status 143
 """
 
 
@@ -30,6 +34,10 @@ class DataError(UserError):
 
 class StorageError(UserError):
     """A URL cannot be read or written."""
+
+
+class DamagedError(StorageError):
+    """What was read is not what was written: cut, altered, or not all there."""
 
 
 class WeightsError(UserError):
@@ -56,3 +64,15 @@ class TrainingError(YolorError):
 
 class NonFiniteLossError(TrainingError):
     """The loss stayed NaN or infinite for too many steps in a row."""
+
+
+class LedgerError(TrainingError):
+    """An epoch took a record twice or left one out: a fault of this package, never of its user."""
+
+
+class SupersededError(TrainingError):
+    """Another job goes on with the same run."""
+
+
+class Preempted(YolorError):
+    """Training was asked to end, and did so after a checkpoint; the same command goes on."""

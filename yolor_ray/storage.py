@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import random
 import re
 import time
 import uuid
@@ -21,13 +20,17 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from yolor_ray.errors import ConfigError, StorageError
+from yolor_ray.errors import ConfigError, DamagedError, StorageError
+from yolor_ray.redact import redacted
+from yolor_ray.retries import Kind, Patience, advice, kind_of
 
 MANIFEST = "manifest.json"
-CONNECT_TIMEOUT_S = 10.0
-REQUEST_TIMEOUT_S = 60.0
-ATTEMPTS = 8
-THROTTLED_ATTEMPTS = 4
+CONNECT_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 30.0
+"""Silence after which a request is given up."""
+ATTEMPTS_OF_SDK = 3
+"""Few, as `attempt` tries again with more patience."""
+SHOWN_REASON = 200
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 Answer = TypeVar("Answer")
@@ -64,6 +67,9 @@ def _endpoint() -> tuple[str, str]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     if endpoint:
+        if urlsplit(endpoint).username or urlsplit(endpoint).password:
+            expected = "expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to hold them"
+            raise ConfigError(f"AWS_ENDPOINT_URL: found user or password in it, {expected}")
         if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
             raise ConfigError("AWS_ENDPOINT_URL: found no http(s) URL, expected one such as https://host:9000")
         # Most S3-compatible stores do not know the trailing checksums that newer SDKs send by default.
@@ -76,7 +82,7 @@ def _s3(endpoint: str, region: str, bucket: str) -> fs.S3FileSystem:
     common = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "request_timeout": REQUEST_TIMEOUT_S,
-        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS_OF_SDK),
         "allow_delayed_open": True,
     }
     if endpoint:
@@ -90,31 +96,33 @@ def _s3(endpoint: str, region: str, bucket: str) -> fs.S3FileSystem:
 def attempt(url: str, verb: str, action: Callable[[], Answer]) -> Answer:
     """Return what `action` returns; pyarrow's failures become StorageError "URL: cannot VERB it: …".
 
-    Network errors and 5xx answers are retried below this. A refusal (403) from a bucket that answered before may be
-    throttling in disguise and gets a few tries; a first one fails at once.
+    Failures of S3 that may pass are tried again, for how long `retries` says; those of local files are not. `action` gets its
+    filesystem anew each time, as renewed credentials come with another one.
     """
     place = "/".join(url.split("/", 3)[:3])
-    for tried in range(1, THROTTLED_ATTEMPTS + 1):
+    patience = Patience(known=place in _answered)
+    while True:
         try:
             answer = action()
         except FileNotFoundError as error:
+            _answered.add(place)
             raise StorageError(f"{url}: not found") from error
-        except (OSError, pa.ArrowException) as error:
-            if "ACCESS_DENIED" not in str(error) or place not in _answered or tried == THROTTLED_ATTEMPTS:
-                raise StorageError(f"{url}: cannot {verb} it: {_redacted(str(error))}") from None
-            log.warning("event=storage_refused url=%s attempt=%d", url, tried)
-            time.sleep(random.uniform(0.5, 1.0) * 2**tried / 4)
+        except (OSError, pa.ArrowException, DamagedError) as error:
+            kind = kind_of(error) if url.startswith("s3://") else Kind.LASTING
+            wait_s = patience.wait_s(kind)
+            reason = redacted(" ".join(str(error).split()))
+            if wait_s is None and isinstance(error, DamagedError):
+                raise DamagedError(f"{url}: {reason}") from None
+            if wait_s is None:
+                raise StorageError(f"{url}: cannot {verb} it{patience.told()}: {reason}{advice(error)}") from None
+            if kind in (Kind.EXPIRED, Kind.REFUSED):
+                _s3.cache_clear()
+            tries = patience.failures.total()
+            log.warning("event=storage_retry url=%s attempt=%d wait_s=%.1f reason=%s", url, tries, wait_s, reason[:SHOWN_REASON])
+            time.sleep(wait_s)
         else:
             _answered.add(place)
             return answer
-    raise AssertionError("the last attempt either returns or raises")
-
-
-def _redacted(text: str) -> str:
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
-        secret = os.environ.get(name)
-        text = text.replace(secret, f"<{name}>") if secret else text
-    return text
 
 
 def absolute(url: str) -> str:
@@ -129,29 +137,36 @@ def join(url: str, *parts: str) -> str:
 
 def exists(url: str) -> bool:
     """Tell whether a file or folder is there."""
-    system, path = filesystem(url)
-    return attempt(url, "look for", lambda: system.get_file_info(path).type != fs.FileType.NotFound)
+
+    def look() -> bool:
+        system, path = filesystem(url)
+        return system.get_file_info(path).type != fs.FileType.NotFound
+
+    return attempt(url, "look for", look)
 
 
 def read_bytes(url: str) -> bytes:
     """Return a whole file."""
+    return attempt(url, "read", lambda: _read(url))
+
+
+def _read(url: str) -> bytes:
     system, path = filesystem(url)
-
-    def read() -> bytes:
-        with system.open_input_file(path) as file:
-            data = file.read()
-            if len(data) != file.size():
-                raise OSError(f"found {len(data)} bytes, expected {file.size()}")
-            return data
-
-    return attempt(url, "read", read)
+    with system.open_input_file(path) as file:
+        data = file.read()
+        if len(data) != file.size():
+            raise DamagedError(f"found {len(data)} bytes, expected {file.size()}")
+        return data
 
 
 def list_files(url: str, recursive: bool = False) -> list[fs.FileInfo]:
     """Return what lies under a folder, sorted by path; nothing when the folder is absent."""
-    system, path = filesystem(url)
-    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
-    found = attempt(url, "list", lambda: system.get_file_info(selector))
+
+    def listed() -> list[fs.FileInfo]:
+        system, path = filesystem(url)
+        return system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
+
+    found = attempt(url, "list", listed)
     return sorted((info for info in found if not TEMPORARY.fullmatch(info.base_name)), key=lambda info: info.path)
 
 
@@ -162,11 +177,10 @@ def list_names(url: str) -> list[str]:
 
 def delete(url: str) -> None:
     """Remove a file or a folder with all that is in it; absent is fine."""
-    system, path = filesystem(url)
-    if "/" not in path.strip("/"):
+    if "/" not in filesystem(url)[1].strip("/"):
         raise StorageError(f"{url}: found a bucket or a top-level folder to delete, expected something inside one")
 
-    attempt(url, "delete", lambda: _remove(system, path))
+    attempt(url, "delete", lambda: _remove(*filesystem(url)))
 
 
 def _remove(system: fs.FileSystem, path: str) -> None:
@@ -201,6 +215,7 @@ def write_bytes(url: str, data: bytes | memoryview | pa.Buffer) -> None:
         return
 
     def upload() -> None:
+        system, path = filesystem(url)
         with system.open_output_stream(path) as stream:
             stream.write(data)
 
@@ -247,7 +262,7 @@ def read_published(url: str, names: Collection[str] | None = None) -> dict[str, 
     listed = _manifest(join(url, MANIFEST))
     absent = sorted(set(names or ()) - set(listed))
     if absent:
-        raise StorageError(f"{url}: found {', '.join(sorted(listed))} in {MANIFEST}, expected also {', '.join(absent)}")
+        raise DamagedError(f"{url}: found {', '.join(sorted(listed))} in {MANIFEST}, expected also {', '.join(absent)}")
     return {name: _verified(join(url, name), listed[name]) for name in (listed if names is None else names)}
 
 
@@ -256,12 +271,15 @@ def _manifest(url: str) -> dict[str, tuple[int, str]]:
         files = json.loads(read_bytes(url))["files"]
         return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StorageError(f'{url}: found no manifest, expected {{"files": {{name: {{"bytes", "sha256"}}}}}}') from error
+        raise DamagedError(f'{url}: found no manifest, expected {{"files": {{name: {{"bytes", "sha256"}}}}}}') from error
 
 
 def _verified(url: str, expected: tuple[int, str]) -> bytes:
-    data = read_bytes(url)
-    found = len(data), hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise StorageError(f"{url}: found {found[0]} bytes with SHA-256 {found[1]}, expected {expected[0]} and {expected[1]}")
-    return data
+    def read() -> bytes:
+        data = _read(url)
+        found = len(data), hashlib.sha256(data).hexdigest()
+        if found != expected:
+            raise DamagedError(f"found {found[0]} bytes with SHA-256 {found[1]}, expected {expected[0]} and {expected[1]}")
+        return data
+
+    return attempt(url, "read", read)

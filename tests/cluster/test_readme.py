@@ -42,6 +42,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def packed(place: Path) -> list[int]:
+    """Pack the photos as the README does, for all sections that train on them; how many images each set has."""
+    return [run(line, place)["images"] for line in commands("Your own photos")[:2]]
+
+
 def write_photo(photos: Path, number: int) -> None:
     record = scene(number)
     (photos / "JPEGImages" / f"{number:03d}.jpg").write_bytes(record.image)
@@ -85,10 +91,9 @@ def test_the_two_commands_are_targets_of_the_makefile_and_demo_needs_nothing(pla
     assert (place / "runs" / "demo" / "report" / "predictions.png").exists()
 
 
-def test_your_own_photos_are_packed_trained_on_evaluated_and_exported(place: Path) -> None:
-    pack_train, pack_val, train, evaluate, export = commands("Your own photos")
-    assert run(pack_train, place)["images"] == 16
-    assert run(pack_val, place)["images"] == 8
+def test_your_own_photos_are_packed_trained_on_evaluated_and_exported(place: Path, packed: list[int]) -> None:
+    *_, train, evaluate, export = commands("Your own photos")
+    assert packed == [16, 8]
     assert run(shortened(train), place)["weights"] == str(place / "runs" / "photos" / "weights")
     assert {"AP", "AP50", "AR100"} <= run(evaluate, place).keys()
     assert run(export, place)["max_error"] <= 1e-4
@@ -139,7 +144,7 @@ def test_the_same_goes_to_s3_with_two_workers(place: Path, s3: Callable[[], str]
     assert run(shortened(train), place)["weights"] == f"{bucket}/runs/photos/weights"
 
 
-def test_published_weights_are_imported_trained_further_and_exported(place: Path, shared: Path) -> None:
+def test_published_weights_are_imported_trained_further_and_exported(place: Path, shared: Path, packed: list[int]) -> None:
     """By P6 with an eighth of its widths, in the main branch's own format."""
     shutil.copy(shared / "parity" / "main_p6_narrow.pt", place / "yolor_p6.pt")
     bring_in, train, export = commands("Published weights")
@@ -150,13 +155,9 @@ def test_published_weights_are_imported_trained_further_and_exported(place: Path
     assert run(f"{export} --image_px 128", place)["format"] == "onnx"
 
 
-def test_an_ablation_and_a_search_end_in_reports_and_in_a_preset_that_trains(place: Path) -> None:
-    """On the packed photos of an earlier section; the search with a Ray Train worker for each trial."""
+def test_an_ablation_and_a_search_end_in_reports_and_in_a_preset_that_trains(place: Path, packed: list[int]) -> None:
+    """The search with a Ray Train worker for each trial."""
     ablation, search, train = (line.replace("--optim.epochs 100", "--data.image_px 64") for line in commands(STUDIES))
-    pack_train, pack_val, *_ = commands("Your own photos")
-    for line in (pack_train, pack_val):
-        run(line.replace("--output data/", "--output studied/"), place)
-    ablation, search = (line.replace(" data/", " studied/") for line in (ablation, search))
     found = run(f"{ablation} --optim.epochs 1 --variants pr-multiply --seeds 1", place)
     assert (found["report"], found["trials"]) == (str(place / "runs" / "ablation" / "report.md"), 2)
     assert (place / "runs" / "ablation" / "priors.png").exists()

@@ -9,18 +9,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from yolor_ray import storage
 from yolor_ray.model.weights import load_weights
+from yolor_ray.runtime.board import read_rows
 from yolor_ray.runtime.checkpoint import newest_checkpoint
+from yolor_ray.runtime.lives import read_lives
 from yolor_ray.runtime.pack import pack_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
-    "--optim.nominal_batch 4 --run.validate_every 2 --run.checkpoint_every 1 --cluster.threads 1"
+    "--optim.nominal_batch 4 --run.validate_every 12 --run.checkpoint_steps 4 --cluster.threads 1"
 )
+EPOCHS = 24
+"""Long enough to be disturbed twice."""
 
 
 @pytest.fixture(scope="module")
@@ -47,36 +52,62 @@ def own_ray() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
-def test_two_workers_train_from_s3_and_see_every_record_once_an_epoch(data: tuple[str, str], s3: Callable[[], str]) -> None:
-    result = run_job(command(data, f"{s3()}/runs", "two", "2", epochs=2))
-    network, _info = load_weights(result["weights"])
+@pytest.fixture(scope="module")
+def whole(data: tuple[str, str], s3: Callable[[], str]) -> dict:
+    """A run of two workers that nothing disturbs."""
+    return run_job(command(data, f"{s3()}/runs", "whole", "2", EPOCHS))
+
+
+def test_two_workers_train_from_s3_and_see_every_record_once_an_epoch(whole: dict) -> None:
+    network, _info = load_weights(whole["weights"])
     assert network.classes == 6
-    assert set(result["metrics"]) >= {"AP", "AP50", "AR100"}
-    rows = [json.loads(line) for line in storage.read_bytes(f"{result['run']}/metrics.jsonl").splitlines()]
-    assert [row["epoch"] for row in rows] == [1, 2]
-    tensors, state = newest_checkpoint(result["run"])
-    assert state["step"] == 2 * 9, "33 records over 2 workers of 2 images are 9 steps an epoch"
+    assert set(whole["metrics"]) >= {"AP", "AP50", "AR100"}
+    assert [(row["epoch"], row["records"]) for row in read_rows(whole["run"])] == [(n + 1, 33) for n in range(EPOCHS)]
+    tensors, state = newest_checkpoint(whole["run"])
+    assert state["step"] == EPOCHS * 9, "33 records in steps of 4 are 9 steps an epoch"
     assert any(name.startswith("momentum/") for name in tensors)
 
 
-def test_a_killed_job_resumes_by_the_same_command_and_equals_an_uninterrupted_one(data: tuple[str, str], s3: Callable[[], str]) -> None:
+def wait_for(happened: Callable[[], object], job: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 150
+    while not happened():
+        assert job.poll() is None and time.monotonic() < deadline, "the job ended, or did nothing for long"
+        time.sleep(0.05)
+
+
+def steps_of(run: str) -> list[int]:
+    """Return the steps that a run has whole checkpoints of."""
+    folder = f"{run}/checkpoints"
+    return [int(name.partition("-")[0]) for name in storage.list_names(folder) if storage.is_published(f"{folder}/{name}")]
+
+
+def test_a_killed_worker_and_a_preempted_job_change_nothing(
+    data: tuple[str, str], whole: dict, s3: Callable[[], str], tmp_path: Path
+) -> None:
     runs = f"{s3()}/runs"
-    arguments = command(data, runs, "killed", "1", epochs=4)
-    job = subprocess.Popen(arguments, cwd=ROOT, env=own_ray(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while newest_checkpoint(f"{runs}/killed") is None:
-        assert job.poll() is None and time.monotonic() < deadline, "no checkpoint was written before the kill"
-        time.sleep(0.1)
-    os.killpg(job.pid, signal.SIGKILL)
-    job.wait()
-    killed_at = newest_checkpoint(f"{runs}/killed")[1]["step"]
+    run, arguments = f"{runs}/disturbed", command(data, runs, "disturbed", "2", EPOCHS)
+
+    told = tmp_path / "told"
+    with told.open("wb") as log:
+        job = subprocess.Popen(arguments, cwd=ROOT, env=own_ray(), stdout=log, stderr=log, start_new_session=True)
+    wait_for(lambda: steps_of(run), job)
+    trainer = next(p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline()))
+    trainer.kill()
+    wait_for(lambda: read_lives(run)[-1:] and read_lives(run)[-1].life == 2 and max(steps_of(run)) > read_lives(run)[-1].from_step, job)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == 143, told.read_text()[-3000:]
+    assert f"preempted: {run}: all that it has learned is in its newest checkpoint" in told.read_text()
+    reached = max(steps_of(run))
     resumed = run_job(arguments)
-    whole = run_job(command(data, runs, "whole", "1", epochs=4))
-    found, state = newest_checkpoint(resumed["run"])
-    expected, expected_state = newest_checkpoint(whole["run"])
-    assert killed_at <= state["step"] == expected_state["step"]
+    first, after_kill, after_notice = read_lives(run)
+    assert (first.life, after_kill.life, after_notice.life) == (1, 2, 3)
+    assert after_kill.outage_s > 0 and after_kill.after
+    assert (after_notice.from_step, after_notice.lost_steps) == (reached, 0), "nothing is lost where there was a notice"
+    (found, state), (expected, expected_state) = newest_checkpoint(resumed["run"]), newest_checkpoint(whole["run"])
+    assert state["step"] == expected_state["step"]
     assert all((found[name] == tensor).all() for name, tensor in expected.items())
     assert resumed["metrics"] == whole["metrics"]
+    assert [row["records"] for row in read_rows(run)] == [33] * EPOCHS
 
 
 def test_too_small_a_cluster_is_refused_at_once(data: tuple[str, str], tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from yolor_ray.data.plan import Step, Window, epoch_windows, seen_after, steps_of
+from yolor_ray.data.plan import Step, Window, epoch_windows, steps_of
 from yolor_ray.data.shards import RowGroup
 
 WORLDS, BATCHES = (1, 2, 3, 5), (1, 2, 3, 8)
@@ -30,18 +32,13 @@ def numbers(steps: list[Step]) -> list[list[int]]:
 
 
 def times_taken(plan: list[list[Step]], images: int) -> np.ndarray:
-    return np.bincount([record for steps in plan for step in steps for record in step.records], minlength=images)
+    """Return how often each record is learned from: what a worker repeats to keep step does not count."""
+    return np.bincount([record for steps in plan for step in steps if step.weight > 0 for record in step.records], minlength=images)
 
 
-def steps_per_worker(remaining: int, world: int, batch: int) -> int:
-    return math.ceil(math.ceil(remaining / world) / batch)
-
-
-def spares(remaining: int, world: int, batch: int) -> int:
-    """Return how many places a plan has beyond its records, counting only steps that had none of their own."""
-    count = steps_per_worker(remaining, world, batch)
-    own = [len(part) for part in np.array_split(np.arange(remaining), world)]
-    return sum(max(count - records, 0) for records in own)
+def seen_after(windows: list[Window], seen: np.ndarray, *, steps: int, world: int, batch: int) -> np.ndarray:
+    """Return `seen` after all workers have taken their first `steps` steps."""
+    return seen | (times_taken([plan[:steps] for plan in shares(windows, seen, world, batch)], len(seen)) > 0)
 
 
 SIZES = [(images, world, batch) for images in (1, 2, 3, 7, 16, 41, 100) for world in WORLDS for batch in BATCHES]
@@ -50,19 +47,26 @@ SIZES = [(images, world, batch) for images in (1, 2, 3, 7, 16, 41, 100) for worl
 @pytest.mark.parametrize(("images", "world", "batch"), SIZES)
 def test_every_record_is_taken_once_over_all_workers(images, world, batch):
     plan = shares(windows_of(images), np.zeros(images, bool), world, batch)
-    taken = times_taken(plan, images)
-    assert (taken >= 1).all()
-    assert taken.sum() == images + spares(images, world, batch)
+    assert (times_taken(plan, images) == 1).all()
 
 
 @pytest.mark.parametrize(("images", "world", "batch"), SIZES)
-def test_every_worker_takes_as_many_steps_of_even_size(images, world, batch):
+def test_a_step_takes_as_many_records_whatever_the_number_of_workers(images, world, batch):
     plan = shares(windows_of(images), np.zeros(images, bool), world, batch)
-    assert len({len(steps) for steps in plan}) == 1
-    sizes = [len(step.records) for steps in plan for step in steps]
-    assert 1 <= min(sizes) <= max(sizes) <= batch
-    assert max(sizes) - min(sizes) <= 1
-    assert len(plan[0]) == steps_per_worker(images, world, batch)
+    sizes = [sum(len(step.records) for step in steps if step.weight > 0) for steps in zip(*plan, strict=True)]
+    assert sizes == [len(part) for part in np.array_split(np.arange(images), math.ceil(images / batch))]
+    for steps in zip(*plan, strict=True):
+        own = [len(step.records) for step in steps]
+        assert 1 <= min(own) <= max(own) <= math.ceil(batch / world)
+        assert max(own) - min(own) <= 1
+
+
+@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
+def test_weights_make_the_mean_over_workers_the_mean_over_records(images, world, batch):
+    for steps in zip(*shares(windows_of(images), np.zeros(images, bool), world, batch), strict=True):
+        values = [float(step.records.mean()) for step in steps]
+        taken = np.concatenate([step.records for step in steps if step.weight > 0])
+        assert np.mean([value * step.weight for value, step in zip(values, steps, strict=True)]) == pytest.approx(taken.mean())
 
 
 @pytest.mark.parametrize(("images", "world", "batch"), SIZES)
@@ -93,18 +97,32 @@ def test_a_run_may_stop_twice_in_one_epoch(images, world, batch):
 
 @pytest.mark.parametrize(("before", "after"), [(a, b) for a, b in itertools.product(WORLDS, WORLDS) if a != b])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_another_number_of_workers_takes_each_remaining_record_once(before, after, batch):
+def test_another_number_of_workers_takes_each_remaining_record_once_in_as_many_steps(before, after, batch):
     for images in (7, 41, 100):
         windows, nothing = windows_of(images), np.zeros(images, bool)
         count = len(steps_of(windows, nothing, rank=0, world=before, batch=batch))
         for taken in {0, 1, count // 2, count - 1}:
             seen = seen_after(windows, nothing, steps=taken, world=before, batch=batch)
             rest = shares(windows, seen, after, batch)
-            again = times_taken(rest, images)
-            assert (again[seen] == 0).all()
-            assert (again[~seen] >= 1).all()
-            assert again.sum() == (~seen).sum() + spares(int((~seen).sum()), after, batch)
-            assert len({len(steps) for steps in rest}) == 1
+            assert np.array_equal(times_taken(rest, images), ~seen)
+            assert {len(steps) for steps in rest} == {count - taken}
+
+
+@given(
+    images=st.integers(1, 120),
+    batch=st.integers(1, 12),
+    lives=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), max_size=8),
+)
+def test_any_series_of_lives_takes_each_record_once_in_as_many_steps(images, batch, lives):
+    windows, seen, taken = windows_of(images, seed=3), np.zeros(images, bool), 0
+    count = math.ceil(images / batch)
+    for world, steps in lives:
+        steps = min(steps, count - taken)
+        plan = [part[:steps] for part in shares(windows, seen, world, batch)]
+        assert not (times_taken(plan, images).astype(bool) & seen).any()
+        seen, taken = seen_after(windows, seen, steps=steps, world=world, batch=batch), taken + steps
+    assert len(steps_of(windows, seen, rank=0, world=1, batch=batch)) == count - taken
+    assert np.array_equal(times_taken(shares(windows, seen, 2, batch), images), ~seen)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -171,14 +189,13 @@ def test_a_window_of_a_union_holds_records_of_one_data_set(sizes):
 def test_every_record_of_a_union_is_taken_once_also_after_a_resume_by_others(sizes, world, batch):
     windows, nothing = epoch_windows(union_of(*sizes), records_per_window=10, seed=1, epoch=2), np.zeros(sum(sizes), bool)
     whole = shares(windows, nothing, world, batch)
-    assert (times_taken(whole, sum(sizes)) >= 1).all()
-    assert times_taken(whole, sum(sizes)).sum() == sum(sizes) + spares(sum(sizes), world, batch)
+    assert (times_taken(whole, sum(sizes)) == 1).all()
     for steps in whole:
         assert all(record in windows[w].order for step in steps for record, w in zip(step.records, step.windows, strict=True))
     seen = seen_after(windows, nothing, steps=2, world=world, batch=batch)
     assert [numbers(steps) for steps in shares(windows, seen, world, batch)] == [numbers(steps[2:]) for steps in whole]
     again = times_taken(shares(windows, seen, world + 1, batch), sum(sizes))
-    assert np.array_equal(again > 0, ~seen)
+    assert np.array_equal(again, ~seen)
 
 
 @pytest.mark.parametrize("sizes", UNIONS)

@@ -1,12 +1,15 @@
+import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from yolor_ray import storage
-from yolor_ray.data import shards
+from yolor_ray.data import pinned, shards
 from yolor_ray.data.records import Objects, Record, objects_from_boxes
 from yolor_ray.errors import DataError, StorageError
 
@@ -95,14 +98,63 @@ def test_some_columns_can_be_read_without_the_images(tmp_path):
     assert shards.read_row_group(dataset, dataset.row_groups[0], ["name", "labels"]).column_names == ["name", "labels"]
 
 
-def test_a_flipped_byte_is_noticed_by_the_page_checksum(tmp_path):
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [(None, r"found content with SHA-256 \w{64}, expected \w{64} as in dataset\.json: .*pack again"), (["image"], "cannot read it: .*CRC")],
+    ids=["by SHA-256", "of some columns by the page checksum"],
+)
+def test_a_flipped_bit_is_noticed(columns, message, tmp_path):
     dataset = write_dataset(str(tmp_path), [make_record(1, 2, image_bytes=5000)])
-    file = tmp_path / dataset.shards[0].name
+    flip(tmp_path / dataset.shards[0].name, 2500)
+    with pytest.raises(StorageError, match=rf"part-00000-.*, row group 0: {message}"):
+        shards.read_row_group(dataset, dataset.row_groups[0], columns)
+
+
+def flip(file: Path, at: int) -> None:
     data = bytearray(file.read_bytes())
-    data[2500] ^= 1
+    data[at] ^= 1
     file.write_bytes(data)
-    with pytest.raises(StorageError, match=r"part-00000-.*, row group 0: cannot read it: .*CRC"):
+
+
+def test_every_byte_between_the_magics_is_pinned_by_one_hash(tmp_path):
+    data, shard = shards.shard_bytes([make_record(i, 2) for i in range(130)], 0)
+    ranges = [pinned.byte_range(pq.read_metadata(pa.BufferReader(data)), index) for index in range(3)]
+    ends = [end for _, end in ranges]
+    assert [start for start, _ in ranges] == [4, *ends[:-1]]
+    assert ends[-1] == shard.bytes - shard.footer_bytes
+    found = [hashlib.sha256(data[start:end]).hexdigest() for start, end in ranges]
+    assert found == list(shard.row_group_sha256)
+    assert hashlib.sha256(data[ends[-1] :]).hexdigest() == shard.footer_sha256
+
+
+@pytest.mark.parametrize("columns", [None, ["name"]], ids=["whole", "some columns"])
+def test_a_flipped_bit_of_the_footer_is_noticed(columns, tmp_path):
+    dataset = write_dataset(str(tmp_path), [make_record(1, 2)])
+    flip(tmp_path / dataset.shards[0].name, dataset.shards[0].bytes - 100)
+    with pytest.raises(StorageError, match=r"row group 0: found a footer with SHA-256 .*, expected .* as in dataset\.json"):
+        shards.read_row_group(dataset, dataset.row_groups[0], columns)
+
+
+@pytest.mark.parametrize(("footer_is_known", "what"), [(True, "content"), (False, "a footer|content")])
+def test_an_object_overwritten_by_another_valid_shard_of_the_same_size_is_noticed(footer_is_known, what, tmp_path):
+    dataset = write_dataset(str(tmp_path), [make_record(10, 2)])
+    made = (shards.shard_bytes([make_record(number, 2)], 0) for number in range(22, 100, 12))
+    other = next(data for data, shard in made if shard.bytes == dataset.shards[0].bytes)
+    if footer_is_known:
         read_all(dataset)
+    storage.write_bytes(storage.join(dataset.url, dataset.shards[0].name), other)
+    with pytest.raises(StorageError, match=rf"found ({what}) with SHA-256 .*: the object was overwritten or damaged; pack again"):
+        read_all(dataset)
+
+
+@pytest.mark.parametrize("columns", [None, ["name"]], ids=["whole", "some columns"])
+def test_an_object_overwritten_by_one_of_another_size_is_noticed(columns, tmp_path):
+    dataset = write_dataset(str(tmp_path), [make_record(10, 2)])
+    read_all(dataset)
+    other, shard = shards.shard_bytes([make_record(22, 3)], 0)
+    storage.write_bytes(storage.join(dataset.url, dataset.shards[0].name), other)
+    with pytest.raises(StorageError, match=rf"found {shard.bytes} bytes, expected {dataset.shards[0].bytes} as in dataset\.json"):
+        shards.read_row_group(dataset, dataset.row_groups[0], columns)
 
 
 @pytest.mark.parametrize("kept", [0, 3, 1000])
@@ -110,7 +162,9 @@ def test_a_cut_shard_is_an_error_that_names_it(tmp_path, kept):
     dataset = write_dataset(str(tmp_path), [make_record(1, 2, image_bytes=5000)])
     file = tmp_path / dataset.shards[0].name
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(StorageError, match=rf"{dataset.shards[0].name}, row group 0: cannot read it"):
+    with pytest.raises(
+        StorageError, match=rf"{dataset.shards[0].name}, row group 0: found {kept} bytes, expected {dataset.shards[0].bytes}"
+    ):
         read_all(dataset)
 
 
@@ -137,8 +191,9 @@ def test_a_folder_without_dataset_json_is_not_a_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, r"found format and version \('other', 2\)"),
-        ({"version": 1}, r"1\), expected \('yolor_ray\.dataset', 2\); pack again"),
+        ({"format": "other"}, r"found format and version \('other', 3\)"),
+        ({"version": 2}, r"2\), expected \('yolor_ray\.dataset', 3\); pack again"),
+        ({"version": 1}, r"1\), expected \('yolor_ray\.dataset', 3\); pack again"),
         ({"images": 7}, "1 rows in the shards, 7 images"),
         ({"shards": [{"name": "x"}]}, "found a damaged manifest"),
         ({"classes": None}, "found a damaged manifest"),
@@ -149,6 +204,15 @@ def test_a_wrong_dataset_json_is_refused(tmp_path, change, message):
     place = tmp_path / "dataset.json"
     place.write_text(json.dumps({**json.loads(place.read_text()), **change}))
     with pytest.raises(DataError, match=message):
+        shards.open_dataset(str(tmp_path))
+
+
+def test_a_shard_without_a_hash_for_each_row_group_is_refused(tmp_path):
+    dataset = write_dataset(str(tmp_path), [make_record(1, 2)])
+    place = tmp_path / "dataset.json"
+    shard = {**asdict(dataset.shards[0]), "row_group_sha256": []}
+    place.write_text(json.dumps({**json.loads(place.read_text()), "shards": [shard]}))
+    with pytest.raises(DataError, match=r"damaged manifest .*0 hashes for 1 row groups of part-00000"):
         shards.open_dataset(str(tmp_path))
 
 

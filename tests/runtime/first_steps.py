@@ -18,7 +18,7 @@ def first_steps(config: Train, monkeypatch, steps: int = 3) -> tuple[dict[str, t
     weights: dict[str, torch.Tensor] = {}
     images: list[np.ndarray] = []
 
-    def learn(self: Learner, batch: torch.Tensor, targets: object, *, must_update: bool) -> None:
+    def learn(self: Learner, batch: torch.Tensor, targets: object, **_: object) -> None:
         if not images:
             weights.update({name: tensor.clone() for name, tensor in self.network.state_dict().items()})
         images.append(batch.numpy().copy())
@@ -29,6 +29,6 @@ def first_steps(config: Train, monkeypatch, steps: int = 3) -> tuple[dict[str, t
 
     with monkeypatch.context() as patch, pytest.raises(_Seen):
         patch.setattr(Learner, "learn", learn)
-        patch.setattr("yolor_ray.runtime.loop._Meter.add", lambda *_: None)
+        patch.setattr("yolor_ray.runtime.meter.Meter.add", lambda *_: None)
         train(config)
     return weights, images

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 
 from yolor_ray import storage
 from yolor_ray.config import Augment, Cluster, Data, Implicit, Network, Optim, Run, Train
+from yolor_ray.data.ledger import from_json
 from yolor_ray.data.shards import open_dataset, write_dataset
-from yolor_ray.errors import ConfigError, DataError, WeightsError
+from yolor_ray.errors import ConfigError, DataError, Preempted, WeightsError
 from yolor_ray.learn.step import Learner
 from yolor_ray.model.weights import load_weights, save_weights
+from yolor_ray.runtime.board import Board, read_rows
 from yolor_ray.runtime.checkpoint import newest_checkpoint
+from yolor_ray.runtime.lives import read_lives
 from yolor_ray.runtime.pack import pack_scenes
 from yolor_ray.runtime.train import open_datasets, train
 
@@ -83,6 +87,52 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, whol
     }
 
 
+def test_sigterm_writes_a_checkpoint_of_the_moment_and_the_same_command_goes_on(folder: Path, whole: Path, monkeypatch) -> None:
+    config = tiny_run(folder, "preempted")
+    learn = Learner.learn
+
+    def learn_and_hear(self: Learner, *args: object, **kwargs: object) -> object:
+        if self.step == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return learn(self, *args, **kwargs)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "learn", learn_and_hear)
+        with pytest.raises(Preempted, match="all that it has learned is in its newest checkpoint; the same command goes on from there"):
+            train(config)
+    assert signal.getsignal(signal.SIGTERM) is before
+    state = final_state(folder / "preempted")[1]
+    assert state["step"] == 8 and from_json(state["seen"]).sum() == 8, "two steps of the second epoch"
+    train(config)
+    found, expected = final_state(folder / "preempted")[0], final_state(whole)[0]
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    [first, second] = read_lives(str(folder / "preempted"))
+    assert (second.from_step, second.lost_steps, first.lost_steps) == (8, 0, 0)
+
+
+def test_sigterm_between_epochs_of_one_step_is_heard(folder: Path, monkeypatch) -> None:
+    config = tiny_run(folder, "short")
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, epochs=2, batch=21, nominal_batch=21))
+    add = Board.add
+
+    def add_and_hear(self: Board, row: dict, **kwargs: object) -> None:
+        add(self, row, **kwargs)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Board, "add", add_and_hear)
+        with pytest.raises(Preempted):
+            train(config)
+    assert final_state(folder / "short")[1]["epoch"] == 1
+    train(config)
+    assert [row["epoch"] for row in read_rows(str(folder / "short"))] == [1, 2]
+
+
+def test_each_epoch_tells_that_it_learned_from_every_record(whole: Path) -> None:
+    assert [row["records"] for row in read_rows(str(whole))] == [21, 21, 21]
+
+
 def test_a_run_folder_holds_what_people_look_at(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -133,7 +183,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole: Path) -
     good = tensors.read_bytes()
     tensors.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     try:
-        assert final_state(whole)[1]["step"] == int(checkpoints[-2].name)
+        assert final_state(whole)[1]["step"] == int(checkpoints[-2].name.partition("-")[0])
     finally:
         tensors.write_bytes(good)
 
@@ -144,7 +194,7 @@ def test_an_unfinished_checkpoint_does_not_count(whole: Path) -> None:
     half.mkdir()
     (half / "state.json").write_bytes((newest / "state.json").read_bytes())
     try:
-        assert final_state(whole)[1]["step"] == int(newest.name)
+        assert final_state(whole)[1]["step"] == int(newest.name.partition("-")[0])
     finally:
         storage.delete(str(half))
 

@@ -137,7 +137,7 @@ class Cluster:
     """Say what the workers run on."""
 
     workers: str = "0"
-    """Training workers: 0 = in this process, N = that many, MIN-MAX = elastic."""
+    """Training workers: 0 = in this process, N = that many, MIN-MAX = as many as there is room for, also while training."""
     gpu: bool = False
     """One GPU per worker."""
     cpus_per_worker: float = 0.5
@@ -145,7 +145,9 @@ class Cluster:
     threads: int = 0
     """Compute threads per worker without a GPU; 0 shares the machine's cores evenly."""
     max_failures: int = 3
-    """Restarts after lost workers before the run gives up."""
+    """Restarts after lost workers, in a row and without a new checkpoint between them, before the run gives up."""
+    allow_open: bool = False
+    """Join a cluster though it has no token authentication, so that whoever reaches it can run code on it."""
 
     def __post_init__(self) -> None:
         """Check the worker range."""
@@ -176,14 +178,17 @@ class Run:
     """Epochs between validations; the last epoch always validates."""
     checkpoint_every: int = 10
     """Epochs between checkpoints; the last epoch always writes one."""
-    checkpoint_minutes: float = 15.0
-    """Longest time without a checkpoint, also inside an epoch."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints, also inside an epoch; 0 counts none."""
+    checkpoint_minutes: float = 5.0
+    """Longest time without a checkpoint, also inside an epoch: the most work that a lost node can cost."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         for name in ("validate_every", "checkpoint_every"):
             check(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "1 or more")
-        check(self.checkpoint_minutes >= 0, "run.checkpoint_minutes", self.checkpoint_minutes, "0 or more")
+        for name in ("checkpoint_steps", "checkpoint_minutes"):
+            check(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "0 or more")
         check(self.name not in ("", ".", "..") and "/" not in self.name, "run.name", self.name, "a plain folder name")
 
 

@@ -17,6 +17,7 @@ from yolor_ray.data.annotations.faults import Fault
 from yolor_ray.data.annotations.files import ImageFile, read_many
 from yolor_ray.data.annotations.fit import fit
 from yolor_ray.data.decode import decode, read_header
+from yolor_ray.data.pinned import shard_from_json
 from yolor_ray.data.records import Objects, Record
 from yolor_ray.data.scenes import scene
 from yolor_ray.data.shards import VERSION, Shard, shard_bytes
@@ -157,7 +158,7 @@ def _noted(note: str, key: str, output: str) -> BuiltPart | None:
     content = json.loads(read_bytes(note)) if exists(note) else {}
     if content.pop("key", None) != key:
         return None
-    shard = content["shard"] and Shard(**{**content["shard"], "row_groups": tuple(content["shard"]["row_groups"])})
+    shard = content["shard"] and shard_from_json(content["shard"])
     if shard and not exists(join(output, shard.name)):
         return None
     built = BuiltPart(**{**content, "shard": shard})

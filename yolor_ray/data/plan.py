@@ -1,10 +1,12 @@
 """Plan an epoch: a seeded order of windows and records, cut into equal shares and batches.
 
 A window holds records of one data set alone, and the members of a union take turns in proportion to their sizes.
-The order depends on seed and epoch alone. What is left of it after a checkpoint is cut by the same rule, so the same
-number of workers goes on exactly where it stopped, and another number sees each remaining record once.
+The order depends on seed and epoch alone, and so does the number of steps and how many records each of them takes over
+all workers. What is left after a checkpoint is cut by the same rule, so the same number of workers goes on exactly where
+it stopped, and another number takes each remaining record once, in as many steps.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ class Step:
     """Record numbers."""
     windows: np.ndarray
     """For each record the position of its window in the epoch."""
+    weight: float
+    """This worker's share of the records of all workers in this step, times the number of workers: what its mean loss counts
+    among theirs. 0 for a worker without a record, which repeats one so as to keep step."""
 
 
 def epoch_windows(groups: Sequence[RowGroup], *, records_per_window: int, seed: int, epoch: int) -> list[Window]:
@@ -58,18 +63,24 @@ def _window(groups: list[RowGroup], rng: np.random.Generator) -> Window:
 def steps_of(windows: list[Window], seen: np.ndarray, *, rank: int, world: int, batch: int) -> list[Step]:
     """Return one worker's steps over the records that are not yet `seen` ((images,) bool).
 
-    Every worker gets the same number of steps, at most `batch` records each, sizes even to within one. Each record
-    appears once over all workers, except that a worker left without one repeats one.
+    A step takes at most `batch` records over all workers, every step as many to within one. Each worker has a stretch of
+    the order of its own, so that it reads few windows, and every step takes as much of each stretch, to within one record.
     """
     order, window_of = _dealt(windows)
     left = np.flatnonzero(~seen[order])
     if len(left) == 0:
         return []
-    count = math.ceil(math.ceil(len(left) / world) / batch)
-    shares = np.array_split(left, world)
-    parts = np.array_split(shares[rank], count)
-    spare = shares[0][-1:]
-    return [Step(order[p], window_of[p]) for p in (part if len(part) else spare for part in parts)]
+    sizes = np.array([len(part) for part in np.array_split(left, math.ceil(len(left) / batch))])
+    # Places are counted from the epoch's first, so that a resume in its middle gives every worker what it had before.
+    places = len(order) - len(left) + np.cumsum([0, *sizes])
+    # Workers take turns: how many of the first so many places are each one's, (steps + 1, world).
+    turns = (places[:, None] + world - 1 - np.arange(world)) // world
+    taken = turns - turns[0]
+    ends = taken[-1][:rank].sum() + taken[:, rank]
+    parts = [left[start:end] for start, end in itertools.pairwise(ends)]
+    # The epoch's last record, seen or not, as that is the same one after a resume.
+    owns = [part if len(part) else np.array([len(order) - 1]) for part in parts]
+    return [Step(order[own], window_of[own], float(len(part) * world / size)) for own, part, size in zip(owns, parts, sizes, strict=True)]
 
 
 def _dealt(windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:
@@ -85,12 +96,3 @@ def _dealt(windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:
         due[own] = (np.arange(len(own)) + 0.5) / len(own)
     turn = np.argsort(due, kind="stable")
     return np.concatenate([w.order for w in windows])[turn], np.repeat(np.arange(len(windows)), sizes)[turn]
-
-
-def seen_after(windows: list[Window], seen: np.ndarray, *, steps: int, world: int, batch: int) -> np.ndarray:
-    """Return `seen` after all workers have taken their first `steps` steps."""
-    now = seen.copy()
-    for rank in range(world):
-        for step in steps_of(windows, seen, rank=rank, world=world, batch=batch)[:steps]:
-            now[step.records] = True
-    return now

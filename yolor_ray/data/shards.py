@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from yolor_ray.data import pinned
+from yolor_ray.data.pinned import Shard, describe, shard_from_json
 from yolor_ray.data.records import Record
 from yolor_ray.data.tables import SCHEMA, records, table
 from yolor_ray.data.translate import Translation, translated
@@ -25,27 +27,11 @@ from yolor_ray.storage import attempt, exists, filesystem, join, read_bytes, wri
 __all__ = ["SCHEMA", "Dataset", "RowGroup", "Shard", "dataset_digest", "open_dataset", "read_row_group", "records", "shard_bytes"]
 
 FORMAT = "yolor_ray.dataset"
-VERSION = 2
+VERSION = 3
 MANIFEST = "dataset.json"
 ROWS_PER_GROUP = 64
 GROUP_BYTES = 32 * 2**20
 """Encoded image bytes after which a row group ends early, so that large photos still stream in small pieces."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One Parquet file of a data set."""
-
-    name: str
-    """File name inside the data set's folder."""
-    rows: int
-    """Images in it."""
-    row_groups: tuple[int, ...]
-    """Images per row group."""
-    bytes: int
-    """Size of the file."""
-    sha256: str
-    """Hex digest of the file."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +78,11 @@ class Dataset:
     """Faults met while packing, by code; `faults.jsonl` beside it lists them."""
     members: tuple["Dataset", ...] = ()
     """The data sets of a union, whose shards follow each other; empty for a single one."""
+
+    @functools.cached_property
+    def shards_by_name(self) -> dict[str, Shard]:
+        """Return the files by their names; of a union ask the members, whose names may be the same."""
+        return {shard.name: shard for shard in self.shards}
 
     @property
     def row_groups(self) -> tuple[RowGroup, ...]:
@@ -153,7 +144,7 @@ def open_dataset(url: str) -> Dataset:
 
 
 def _dataset(url: str, content: dict) -> Dataset:
-    shards = tuple(Shard(**{**shard, "row_groups": tuple(shard["row_groups"])}) for shard in content["shards"])
+    shards = tuple(map(shard_from_json, content["shards"]))
     lists = {name: tuple(content[name]) for name in ("classes", "image_classes", "keypoint_names", "tasks")}
     rest = {name: content[name] for name in ("images", "boxes", "boxes_per_class", "digest", "faults")}
     fields: dict[str, Any] = {**lists, **rest}
@@ -178,14 +169,11 @@ def shard_bytes(records: Iterable[Record], part: int) -> tuple[pa.Buffer, Shard]
     """
     sink = pa.BufferOutputStream()
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
-    row_groups = []
     with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
         for group in _groups(records):
             writer.write_table(table(group), row_group_size=len(group))
-            row_groups.append(len(group))
     data = sink.getvalue()
-    digest = hashlib.sha256(data).hexdigest()
-    return data, Shard(f"part-{part:05d}-{digest[:12]}.parquet", sum(row_groups), tuple(row_groups), data.size, digest)
+    return data, describe(data, part)
 
 
 def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -202,16 +190,18 @@ def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _footer(url: str) -> pq.FileMetaData:
+def _footer(url: str, shard: Shard) -> pq.FileMetaData:
     system, path = filesystem(url)
-    return pq.read_metadata(path, filesystem=system)
+    with system.open_input_file(path) as file:
+        return pinned.read_footer(file, shard)
 
 
 def read_row_group(dataset: Dataset, group: RowGroup, columns: list[str] | None = None) -> pa.Table:
     """Return one row group of a data set, or some of its columns; one of a union is told in the union's names.
 
     Raises:
-        StorageError: the shard is absent, cut, damaged or out of reach; page checksums are verified.
+        StorageError: the shard is absent, cut, damaged, overwritten or out of reach. A whole row group's bytes are verified by
+            their SHA-256; of some columns the size of the file, the footer and the pages' checksums are.
         DataError: the row group is not as long as `dataset.json` says.
 
     """
@@ -220,12 +210,16 @@ def read_row_group(dataset: Dataset, group: RowGroup, columns: list[str] | None 
         return translated(found, dataset.translation_of(group.member))
     place = join(dataset.url, group.shard)
     where = f"{place}, row group {group.index}"
-    system, path = filesystem(place)
+    shard = dataset.shards_by_name[group.shard]
 
     def read() -> pa.Table:
+        system, path = filesystem(place)
+        footer = _footer(place, shard)
         with system.open_input_file(path) as file:
-            # Whole column chunks come in few range requests, and the footer in none after the first time.
-            reader = pq.ParquetFile(file, metadata=_footer(place), pre_buffer=True, page_checksum_verification=True)
+            if columns is None:
+                return pinned.read_row_group(file, footer, group.index, shard)
+            pinned.check_size(file, shard)
+            reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True, page_checksum_verification=True)
             return reader.read_row_group(group.index, columns=columns, use_threads=False)
 
     found = attempt(where, "read", read)

@@ -54,16 +54,16 @@ class Learner:
         updates = self.schedule.total_steps / self.schedule.accumulate(self.schedule.total_steps)
         self.average = WeightAverage(self.network, self.config.optim.ema_decay, int(updates))
 
-    def learn(self, images: UInt8[Tensor, "B S S 3"], targets: Targets, *, must_update: bool) -> dict[str, Tensor]:
+    def learn(self, images: UInt8[Tensor, "B S S 3"], targets: Targets, *, must_update: bool, weight: float = 1.0) -> dict[str, Tensor]:
         """Learn from a batch and return the parts of its loss, detached and on the device.
 
         Gradients are gathered over the schedule's number of batches; `must_update` ends the gathering early, as at
-        the end of an epoch.
+        the end of an epoch. `weight` is what the batch counts among those of the other workers, 1 on average.
         """
         self.schedule.apply(self.optimizer, self.step)
         updates = must_update or self._gathered + 1 >= self.schedule.accumulate(self.step)
         with contextlib.nullcontext() if updates else self._without_sync():
-            parts = self._backward(images, targets)
+            parts = self._backward(images, targets, weight)
         self._gathered += 1
         self.step += 1
         if updates:
@@ -78,14 +78,14 @@ class Learner:
     def _without_sync(self) -> contextlib.AbstractContextManager:
         return self.replica.no_sync() if isinstance(self.replica, DistributedDataParallel) else contextlib.nullcontext()
 
-    def _backward(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def _backward(self, images: Tensor, targets: Targets, weight: float) -> dict[str, Tensor]:
         device = self.network.head.anchors.device
         pixels, targets = self._resized(to_input(images, device), targets.to(device))
         with autocast(device):
             raw = self.replica(pixels)
         parts = loss_parts(raw, targets, self.network, self.config.loss)
         # Workers average their gradients, so the loss counts the images of all workers.
-        (torch.stack(list(parts.values())).sum() * self.config.optim.batch).backward()
+        (torch.stack(list(parts.values())).sum() * (self.config.optim.batch * weight)).backward()
         return {name: part.detach() for name, part in parts.items()}
 
     def _resized(self, pixels: Tensor, targets: Targets) -> tuple[Tensor, Targets]:

@@ -12,7 +12,7 @@ from yolor_ray import storage
 from yolor_ray.config import Train
 from yolor_ray.config_benchmark import Ingest
 from yolor_ray.runtime.benchmark_rounds import spread
-from yolor_ray.runtime.loop import Job
+from yolor_ray.runtime.job import Job
 from yolor_ray.runtime.rounds import measure
 from yolor_ray.runtime.train import prepare
 from yolor_ray.runtime.workers import work_here, work_on_cluster

@@ -1,14 +1,13 @@
-"""Write checkpoints that a killed writer cannot spoil, and read the newest whole one.
+"""Take checkpoints that a killed writer cannot spoil, and read the newest whole one.
 
-A checkpoint is a published folder `checkpoints/STEP`: tensors, then state, then the manifest. Data order and augmentation
-are functions of seed, epoch and record, so the counters in the state stand for every random generator.
+A checkpoint is a published folder `checkpoints/STEP-LIFE`: tensors, then state, then the manifest. Data order and
+augmentation are functions of seed, epoch and record, so the counters in the state stand for every random generator.
 """
 
-import base64
+import contextlib
 import dataclasses
 import json
 import logging
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,17 +17,20 @@ import torch
 from torch import Tensor
 
 from yolor_ray import storage
-from yolor_ray.config import Run
-from yolor_ray.errors import StorageError, WeightsError
+from yolor_ray.data import ledger
+from yolor_ray.errors import DamagedError, StorageError, WeightsError
 from yolor_ray.learn.step import Learner
+from yolor_ray.runtime.team import Team
 
 logger = logging.getLogger(__name__)
 
 TENSORS_FILE, STATE_FILE = "trainer.safetensors", "state.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds them."""
+BEST = "best"
+"""Folder of a run that holds the best weights so far, by epoch."""
 KEPT = 2
-"""Checkpoints that stay; the one before the newest is there in case the newest is damaged."""
+"""Whole checkpoints that stay; the one before the newest is there in case the newest is damaged."""
 
 
 @dataclass
@@ -49,29 +51,75 @@ class Progress:
     """One row of metrics per finished epoch."""
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Hold all that a run goes on from."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Batches taken in the run."""
+        return self.state["step"]
+
+
+def take_checkpoint(learner: Learner, progress: Progress) -> Checkpoint:
+    """Return a copy of this moment, which training leaves alone; the learner must have no gathered gradients."""
+    state = {**dataclasses.asdict(progress), "seen": ledger.to_json(progress.seen)}
+    state |= {"step": learner.step, "updates": learner.average.updates}
+    return Checkpoint(_tensors(learner), state)
+
+
 def _tensors(learner: Learner) -> dict[str, Tensor]:
-    """Return network, weight average and momentum by name."""
+    """Return copies of network, weight average and momentum by name."""
     states = {name: learner.optimizer.state[parameter] for name, parameter in learner.network.named_parameters()}
     momentum = {name: s["momentum_buffer"] for name, s in states.items() if s.get("momentum_buffer") is not None}
     parts = {"network": learner.network.state_dict(), "average": learner.average.network.state_dict(), "momentum": momentum}
-    return {f"{part}/{name}": t.detach().cpu().contiguous() for part, tensors in parts.items() for name, t in tensors.items()}
+    return {
+        f"{part}/{name}": t.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+        for part, tensors in parts.items()
+        for name, t in tensors.items()
+    }
 
 
-def write_checkpoint(run: str, learner: Learner, progress: Progress) -> None:
-    """Publish a checkpoint of this moment and drop the oldest; the learner must have no gathered gradients."""
-    packed = base64.b64encode(np.packbits(progress.seen).tobytes()).decode()
-    state = {**dataclasses.asdict(progress), "seen": packed, "records": len(progress.seen)}
-    state |= {"step": learner.step, "updates": learner.average.updates}
+def write_checkpoint(run: str, checkpoint: Checkpoint, life: int) -> None:
+    """Publish a checkpoint and drop what no longer serves: all but the newest whole ones, and best weights that none names."""
     folder = storage.join(run, CHECKPOINTS)
-    files = {TENSORS_FILE: safetensors.torch.save(_tensors(learner)), STATE_FILE: json.dumps(state).encode()}
-    storage.publish(storage.join(folder, f"{learner.step:09d}"), files)
-    for old in storage.list_names(folder)[:-KEPT]:
-        storage.delete(storage.join(folder, old))
-    logger.info("event=checkpoint step=%d epoch=%d", learner.step, progress.epoch)
+    place = storage.join(folder, f"{checkpoint.step:09d}-{life:04d}")
+    files = {TENSORS_FILE: safetensors.torch.save(checkpoint.tensors), STATE_FILE: json.dumps(checkpoint.state).encode()}
+    try:
+        storage.publish(place, files)
+    except StorageError:
+        # What is there of it takes room that the next try may need.
+        with contextlib.suppress(StorageError):
+            storage.delete(place)
+        raise
+    names = storage.list_names(folder)
+    kept = [name for name in names if storage.is_published(storage.join(folder, name))][-KEPT:]
+    for name in set(names) - set(kept):
+        storage.delete(storage.join(folder, name))
+    _drop_unnamed(run, kept)
+
+
+def _drop_unnamed(run: str, kept: list[str]) -> None:
+    """Delete best weights that are older than those which the kept checkpoints name; newer ones are still to be named."""
+    states = (storage.read_bytes(storage.join(run, CHECKPOINTS, name, STATE_FILE)) for name in kept)
+    named = {json.loads(state)["best"] for state in states}
+    for name in storage.list_names(storage.join(run, BEST)):
+        best = f"{BEST}/{name}"
+        if best < max(named) and best not in named:
+            storage.delete(storage.join(run, best))
 
 
 def newest_checkpoint(run: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return tensors and state of the newest whole checkpoint, or None; unfinished and damaged ones are passed over, loudly."""
+    found = _newest(run)
+    return None if found is None else (found[1].tensors, found[1].state)
+
+
+def _newest(run: str) -> tuple[str, Checkpoint] | None:
+    """Return the newest whole checkpoint and its URL."""
     folder = storage.join(run, CHECKPOINTS)
     for name in reversed(storage.list_names(folder)):
         url = storage.join(folder, name)
@@ -79,36 +127,44 @@ def newest_checkpoint(run: str) -> tuple[dict[str, Tensor], dict[str, Any]] | No
             logger.warning("event=checkpoint_unfinished url=%s", url)
             continue
         try:
-            files = storage.read_published(url, (TENSORS_FILE, STATE_FILE))
-        except StorageError as error:
+            return url, _read(url)
+        except DamagedError as error:
             logger.warning("event=checkpoint_damaged url=%s error=%s", url, error)
-            continue
-        return safetensors.torch.load(files[TENSORS_FILE]), json.loads(files[STATE_FILE])
     return None
 
 
-@torch.no_grad()
-def resume(run: str, learner: Learner, progress: Progress) -> Progress:
-    """Load the newest checkpoint into the learner and return its progress; without one, return `progress` as it is.
+def _read(url: str) -> Checkpoint:
+    files = storage.read_published(url, (TENSORS_FILE, STATE_FILE))
+    return Checkpoint(safetensors.torch.load(files[TENSORS_FILE]), json.loads(files[STATE_FILE]))
 
-    Raises WeightsError when the checkpoint belongs to another network or training set.
+
+def resume(run: str, learner: Learner, progress: Progress, team: Team) -> Progress:
+    """Load the newest checkpoint into every worker's learner and return its progress; without one, return `progress` as it is.
+
+    The leading worker chooses, so that all go on from the same one.
+
+    Raises:
+        WeightsError: the checkpoint belongs to another network or training set.
+
     """
-    found = newest_checkpoint(run)
-    if found is None:
+    found = _newest(run) if team.leads else None
+    url = team.gather(found[0] if found else "")[0]
+    if not url:
         return progress
-    tensors, state = found
+    checkpoint = found[1] if found else _read(url)
+    state = checkpoint.state
     if state["digest"] != progress.digest:
         raise WeightsError(
             f"{run}: its checkpoint was trained on data set {state['digest'][:12]}, found {progress.digest[:12]}; use a new run.name"
         )
-    _restore(run, learner, tensors)
+    _restore(run, learner, checkpoint.tensors)
     learner.step, learner.average.updates = state["step"], state["updates"]
-    seen = np.unpackbits(np.frombuffer(base64.b64decode(state["seen"]), np.uint8), count=state["records"]).astype(bool)
     fields = {f.name: state[f.name] for f in dataclasses.fields(Progress)}
     logger.info("event=resume step=%d epoch=%d", learner.step, state["epoch"])
-    return Progress(**{**fields, "seen": seen})
+    return Progress(**{**fields, "seen": ledger.from_json(state["seen"])})
 
 
+@torch.no_grad()
 def _restore(run: str, learner: Learner, tensors: dict[str, Tensor]) -> None:
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "momentum": {}}
     for name, tensor in tensors.items():
@@ -122,26 +178,3 @@ def _restore(run: str, learner: Learner, tensors: dict[str, Tensor]) -> None:
     for name, parameter in learner.network.named_parameters():
         if name in parts["momentum"]:
             learner.optimizer.state[parameter]["momentum_buffer"] = parts["momentum"][name].to(parameter.device)
-
-
-class Saver:
-    """Know when a checkpoint is due, and write it."""
-
-    def __init__(self, run: str, config: Run, epochs: int) -> None:
-        self._run, self._config, self._epochs = run, config, epochs
-        self._last = time.monotonic()
-
-    @property
-    def overdue(self) -> bool:
-        """Tell whether the longest time without a checkpoint is over."""
-        return time.monotonic() - self._last > self._config.checkpoint_minutes * 60
-
-    def save(self, learner: Learner, progress: Progress) -> None:
-        """Write a checkpoint of this moment."""
-        write_checkpoint(self._run, learner, progress)
-        self._last = time.monotonic()
-
-    def epoch_done(self, learner: Learner, progress: Progress) -> None:
-        """Write a checkpoint if one is due after this epoch."""
-        if self.overdue or progress.epoch % self._config.checkpoint_every == 0 or progress.epoch == self._epochs:
-            self.save(learner, progress)

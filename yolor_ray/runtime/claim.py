@@ -7,6 +7,7 @@ from typing import Any
 from yolor_ray import storage
 from yolor_ray.config.named import flat
 from yolor_ray.errors import ConfigError
+from yolor_ray.redact import refuse_credentials
 
 RUN_FILE, STUDY_FILE = "config.json", "study.json"
 WHAT = {RUN_FILE: "a run", STUDY_FILE: "a study"}
@@ -14,7 +15,8 @@ WHAT = {RUN_FILE: "a run", STUDY_FILE: "a study"}
 
 
 def claim(folder: str, file: str, settings: Mapping[str, Any], *, may_change: tuple[str, ...], older: Mapping[str, Any]) -> None:
-    """Write nested settings into a run's or a study's folder, or raise ConfigError if another run or study is in it already.
+    """Write nested settings into a run's or a study's folder, or raise ConfigError if another run or study is in it already,
+    or if a URL in them holds credentials.
 
     Args:
         folder: URL of the folder.
@@ -23,6 +25,7 @@ def claim(folder: str, file: str, settings: Mapping[str, Any], *, may_change: tu
         may_change: how the dotted names begin of settings that may differ, as they do not change what comes out.
         older: what settings mean that the file does not name, because an older version did not know them.
     """
+    refuse_credentials("", settings)
     for other, what in WHAT.items():
         if other != file and storage.exists(storage.join(folder, other)):
             raise ConfigError(f"{folder}: found {what} of that name, expected {WHAT[file]} or nothing; choose a new run.name")

@@ -129,7 +129,7 @@ def _predict_share(config: Evaluate, dataset: Dataset, groups: Sequence[RowGroup
 
 
 def _predict_by_ray(config: Evaluate, dataset: Dataset) -> Iterator[dict[int, Located]]:
-    start_ray()
+    start_ray(allow_open=True)
     # Workers may run in another folder.
     config = replace(config, weights=absolute(config.weights))
     task: Any = ray.remote(num_cpus=1, num_gpus=int(config.gpu), max_retries=3)(_predict_share)

@@ -32,11 +32,19 @@ def direct_source(dataset: Dataset) -> Source:
 class KeptSource:
     """Take row groups from the object store."""
 
+    dataset: Dataset
     tables: dict[RowGroup, ray.ObjectRef]
 
     def __call__(self, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
-        """Yield the tables in order, without copying."""
-        return (ray.get(self.tables[group]) for group in groups)
+        """Yield the tables in order, without copying; what was lost with its node is read again."""
+        return (self._table(group) for group in groups)
+
+    def _table(self, group: RowGroup) -> pa.Table:
+        try:
+            return ray.get(self.tables[group])
+        except ray.exceptions.ObjectLostError:
+            logger.warning("event=block_lost shard=%s row_group=%d", group.shard, group.index)
+            return read_row_group(self.dataset, group)
 
 
 @dataclass(frozen=True)
@@ -75,4 +83,4 @@ def cluster_source(dataset: Dataset) -> Source:
     if size > room:
         return StreamedSource(dataset)
     kept = _stream(dataset, dataset.row_groups).materialize()
-    return KeptSource(dict(zip(dataset.row_groups, kept.to_arrow_refs(), strict=True)))
+    return KeptSource(dataset, dict(zip(dataset.row_groups, kept.to_arrow_refs(), strict=True)))

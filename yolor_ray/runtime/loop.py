@@ -1,225 +1,183 @@
 """Train: the one loop for this process alone and for any number of workers, on CPU or GPU.
 
-Read `train_loop` top to bottom: resume or start, then for each epoch plan, learn, validate, checkpoint.
+Read `train_loop` top to bottom: resume or start, then for each epoch plan, learn, validate, checkpoint. After each update
+all workers agree whether to go on, to save, or to save and end.
 """
 
-import logging
-import time
-from collections.abc import Callable, Iterator
+import enum
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from yolor_ray.boxes import cxcywh_from_xyxy
-from yolor_ray.config import Train
-from yolor_ray.data.loader import Batch, Loader, Source, records_per_window
-from yolor_ray.data.plan import Window, epoch_windows, seen_after, steps_of
-from yolor_ray.data.shards import Dataset
-from yolor_ray.data.targets import Wanted
-from yolor_ray.learn.assign import Targets
-from yolor_ray.learn.optim import Schedule
+from yolor_ray.data.ledger import Ledger
+from yolor_ray.data.loader import Loader
+from yolor_ray.data.plan import Step, Window, steps_of
 from yolor_ray.learn.step import Learner
-from yolor_ray.model.network import Yolor
 from yolor_ray.runtime.board import Board
-from yolor_ray.runtime.checkpoint import Progress, Saver, resume
+from yolor_ray.runtime.checkpoint import Progress, resume
+from yolor_ray.runtime.job import Job, Report, make_learner, make_loader, targets_of, windows_of
+from yolor_ray.runtime.lives import Life
+from yolor_ray.runtime.meter import Meter
 from yolor_ray.runtime.pretrained import start_from
+from yolor_ray.runtime.saver import Saver
 from yolor_ray.runtime.team import Team
 from yolor_ray.runtime.validate import keep_best, validate
 
-logger = logging.getLogger(__name__)
 
-Report = Callable[[dict[str, Any]], None]
+class Ending(enum.Enum):
+    """Say how a life ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    """It was asked to, and wrote a checkpoint."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """Hold all that a worker needs; small enough to send, for pixels and weights travel otherwise."""
+class _Word(enum.IntEnum):
+    """Say what is to be done after an update; the highest of all workers' words counts."""
 
-    config: Train
-    run: str
-    """Folder of the run."""
-    train: Dataset
-    val: Dataset
-    anchors: np.ndarray
-    """(L, A, 2) pixels."""
-    source: Source
-    identities: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Individuals of the training set, ascending, if the network is to tell them apart."""
-    pretrained: str = ""
-    """URL of the weights to start from, if any."""
-
-    @property
-    def wanted(self) -> Wanted:
-        """What training needs to know beside boxes."""
-        tasks, train = self.config.network.tasks, self.train
-        members = range(max(len(train.members), 1))
-        return Wanted(
-            masks="segment" in tasks,
-            keypoint_names=train.keypoint_names if "pose" in tasks else (),
-            identities=self.identities if "embed" in tasks else None,
-            image_classes=np.stack([train.image_classes_of(member) for member in members]) if "classify" in tasks else None,
-        )
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
 
 
 @dataclass
-class _Meter:
-    """Add up losses on the device; read them only when asked."""
+class _Leader:
+    """Hold what the leading worker alone has: it writes the run's files."""
 
-    images: int = 0
-    steps: int = 0
-    totals: dict[str, Tensor] = field(default_factory=dict)
-    start: float = field(default_factory=time.monotonic)
-    waited_s: float = 0.0
-    first_wait_s: float = 0.0
-
-    def add(self, parts: dict[str, Tensor], images: int) -> None:
-        self.totals = {name: self.totals.get(name, 0) + part for name, part in parts.items()}
-        self.images += images
-        self.steps += 1
-
-    def means(self) -> dict[str, float]:
-        if not self.totals:
-            return {"loss": 0.0}
-        values = (torch.stack(list(self.totals.values())) / self.steps).tolist()
-        return {"loss": sum(values), **dict(zip(self.totals, values, strict=True))}
-
-    @property
-    def images_per_s(self) -> float:
-        return self.images / max(time.monotonic() - self.start, 1e-9)
-
-    def rates(self) -> dict[str, float]:
-        """Return images/s, the share of time spent waiting for batches, the wait for the first one, and the time since the start."""
-        elapsed = max(time.monotonic() - self.start, 1e-9)
-        rates = {"images_per_s": self.images_per_s, "wait_share": self.waited_s / elapsed, "first_batch_s": self.first_wait_s}
-        return {**rates, "seconds": elapsed}
+    life: Life
+    board: Board
+    saver: Saver
 
 
-def train_loop(job: Job, team: Team, report: Report) -> None:
-    """Train from the newest checkpoint, or from the start, to the last epoch."""
+@dataclass
+class _Training:
+    """Hold what a worker trains with."""
+
+    job: Job
+    team: Team
+    learner: Learner
+    loader: Loader
+    progress: Progress
+    leader: _Leader | None
+
+
+def train_loop(job: Job, team: Team, report: Report) -> Ending:
+    """Train from the newest checkpoint, or from the start, to the last epoch, or until the job's notice asks to end."""
     config = job.config
-    learner = make_learner(job, team)
-    progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)))
-    for row in progress.rows:
-        # A study that goes on judges a trial by all that it has measured.
-        if "AP" in row and row["epoch"] < config.optim.epochs:
-            report(row)
-    if learner.step == 0 and job.pretrained:
-        start_from(job.pretrained, learner, job.train)
-    saver = Saver(job.run, config.run, config.optim.epochs)
-    loader = make_loader(job)
     with ExitStack() as stack:
+        life = stack.enter_context(Life(job.run, team.world, job.after)) if team.leads else None
+        learner = make_learner(job, team)
+        progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)), team)
+        _report_again(progress, config.optim.epochs, report)
+        if learner.step == 0 and job.pretrained:
+            start_from(job.pretrained, learner, job.train)
+        loader = make_loader(job)
         stack.callback(loader.close)
-        board = stack.enter_context(Board(job.run, progress.rows, config.optim.epochs)) if team.leads else None
-        for epoch in range(progress.epoch, config.optim.epochs):
-            row = _learn_epoch(job, team, learner, loader, progress, board, saver)
-            progress.epoch, progress.seen = epoch + 1, np.zeros(job.train.images, bool)
-            validates = progress.epoch % config.run.validate_every == 0 or progress.epoch == config.optim.epochs
-            found = validate(learner, job.val, config, team) if validates else None
-            if board:
-                if found:
-                    row |= found.measured.metrics
-                    keep_best(job.run, learner, config, job.val, progress, found)
-                board.add(row, draw=validates)
-                saver.epoch_done(learner, progress)
-            # A study may stop a trial on what it reports, but not one that is done: its weights are still to be published.
-            if validates and progress.epoch < config.optim.epochs:
-                report(row)
+        training = _Training(job, team, learner, loader, progress, _leader(job, life, learner, progress, stack))
+        while progress.epoch < config.optim.epochs:
+            row = _learn_epoch(training)
+            if row is None:
+                return Ending.STOPPED
+            progress.epoch, progress.seen = progress.epoch + 1, np.zeros(job.train.images, bool)
+            _end_epoch(training, row, report)
+            if progress.epoch < config.optim.epochs and _stop_between_epochs(training):
+                return Ending.STOPPED
+    return Ending.DONE
 
 
-def make_learner(job: Job, team: Team) -> Learner:
-    """Build the network alike on every worker, and what trains it."""
+def _leader(job: Job, life: Life | None, learner: Learner, progress: Progress, stack: ExitStack) -> _Leader | None:
+    if life is None:
+        return None
+    epochs = job.config.optim.epochs
+    saver = Saver(job.run, job.config.run, epochs, life, learner.step)
+    stack.callback(saver.close)
+    return _Leader(life, stack.enter_context(Board(job.run, progress.rows, epochs)), saver)
+
+
+def _report_again(progress: Progress, epochs: int, report: Report) -> None:
+    """Report earlier validations: a study that goes on judges a trial by all that it has measured."""
+    for row in progress.rows:
+        if "AP" in row and row["epoch"] < epochs:
+            report(row)
+
+
+def _end_epoch(training: _Training, row: dict[str, Any], report: Report) -> None:
+    """Validate if it is time to, keep the best weights, show the epoch and write a checkpoint if one is due."""
+    job, progress, learner = training.job, training.progress, training.learner
     config = job.config
-    cv2.setNumThreads(0)
-    torch.manual_seed(config.run.seed)
-    network = Yolor(
-        config.network,
-        len(job.train.classes),
-        torch.tensor(job.anchors),
-        image_classes=len(job.train.image_classes),
-        keypoints=len(job.train.keypoint_names),
-        identities=len(job.identities),
-    )
-    if team.device.type == "cuda" and team.world > 1:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    network = network.to(team.device).train()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    windows = windows_of(job, epoch=0)
-    nothing = np.zeros(job.train.images, bool)
-    steps = len(steps_of(windows, nothing, rank=0, world=team.world, batch=share_of(config, team)))
-    return Learner(network, config, Schedule(config.optim, steps), team.wrap(network))
+    is_last = progress.epoch == config.optim.epochs
+    validates = progress.epoch % config.run.validate_every == 0 or is_last
+    found = validate(learner, job.val, config, training.team) if validates else None
+    if leader := training.leader:
+        if found:
+            row |= found.measured.metrics
+            keep_best(job.run, learner, config, job.val, progress, found)
+        leader.board.add(row, draw=validates)
+        leader.saver.epoch_done(learner, progress)
+    # A study may stop a trial on what it reports, but not one that is done: its weights are still to be published.
+    if validates and not is_last:
+        report(row)
 
 
-def make_loader(job: Job) -> Loader:
-    """Return what makes the batches of a worker."""
-    config = job.config
-    return Loader(
-        job.source,
-        image_px=config.data.image_px,
-        augment=config.augment,
-        seed=config.run.seed,
-        threads=config.data.threads,
-        wanted=job.wanted,
-    )
-
-
-def share_of(config: Train, team: Team) -> int:
-    """Return how many images of each batch are this worker's."""
-    return max(config.optim.batch // team.world, 1)
-
-
-def windows_of(job: Job, epoch: int) -> list[Window]:
-    """Return the windows of an epoch."""
-    size = records_per_window(job.config.data.image_px, job.wanted)
-    return epoch_windows(job.train.row_groups, records_per_window=size, seed=job.config.run.seed, epoch=epoch)
-
-
-def _learn_epoch(
-    job: Job, team: Team, learner: Learner, loader: Loader, progress: Progress, board: Board | None, saver: Saver
-) -> dict[str, Any]:
-    """Learn from what is left of an epoch and return its metrics."""
-    config, epoch = job.config, progress.epoch
-    windows, share = windows_of(job, epoch), share_of(config, team)
-    steps = steps_of(windows, progress.seen, rank=team.rank, world=team.world, batch=share)
-    plain = epoch >= config.optim.epochs - config.augment.plain_epochs
-    meter, start_seen = _Meter(), progress.seen
-    batches = loader.epoch(windows, steps, epoch=epoch, plain=plain)
-    for number, batch in enumerate(_timed(batches, meter), start=1):
-        parts = learner.learn(torch.from_numpy(batch.images), targets_of(batch), must_update=number == len(steps))
+def _learn_epoch(training: _Training) -> dict[str, Any] | None:
+    """Learn from what is left of an epoch and return its metrics; None if it was asked to end before."""
+    job, team, learner, progress = training.job, training.team, training.learner, training.progress
+    windows = windows_of(job, progress.epoch)
+    steps = steps_of(windows, progress.seen, rank=team.rank, world=team.world, batch=job.config.optim.batch)
+    meter, ledger = Meter(), Ledger(progress.seen)
+    for number, (step, batch) in enumerate(zip(steps, _batches(training, windows, steps, meter), strict=True), start=1):
+        is_last = number == len(steps)
+        parts = learner.learn(torch.from_numpy(batch.images), targets_of(batch), must_update=is_last, weight=step.weight)
         meter.add(parts, len(batch.images) * team.world)
-        if board and board.due:
-            board.beat(epoch + number / len(steps), meter.means()["loss"], meter.images_per_s)
-        if board and saver.overdue and learner.settled and number < len(steps):
-            progress.seen = seen_after(windows, start_seen, steps=number, world=team.world, batch=share)
-            saver.save(learner, progress)
-    return {"epoch": epoch + 1, "lr": learner.optimizer.param_groups[0]["lr"], **meter.rates(), **meter.means()}
+        if step.weight > 0:
+            ledger.take(step.records)
+        _show(training, progress.epoch + number / len(steps), meter)
+        if learner.settled and not is_last and _save_or_stop(training, ledger) is _Word.STOP:
+            return None
+    ledger.merge(team.gather(ledger.own))
+    lr = learner.optimizer.param_groups[0]["lr"]
+    return {"epoch": progress.epoch + 1, "lr": lr, "records": ledger.close(), **meter.rates(), **meter.means()}
 
 
-def _timed(batches: Iterator[Batch], meter: _Meter) -> Iterator[Batch]:
-    """Yield batches and add up the time spent waiting for them."""
-    while True:
-        asked = time.monotonic()
-        batch = next(batches, None)
-        waited = time.monotonic() - asked
-        meter.first_wait_s = meter.first_wait_s or waited
-        meter.waited_s += waited
-        if batch is None:
-            return
-        yield batch
+def _batches(training: _Training, windows: list[Window], steps: list[Step], meter: Meter) -> Any:
+    job, epoch = training.job, training.progress.epoch
+    plain = epoch >= job.config.optim.epochs - job.config.augment.plain_epochs
+    return meter.timed(training.loader.epoch(windows, steps, epoch=epoch, plain=plain))
 
 
-def targets_of(batch: Batch) -> Targets:
-    """Return what is known about a batch as tensors."""
-    others = ("keypoints", "identities", "has_mask", "instances", "image_labels")
-    known = {name: torch.from_numpy(array) for name in others if (array := getattr(batch, name)) is not None}
-    return Targets(
-        torch.from_numpy(batch.positions),
-        torch.from_numpy(batch.labels),
-        cxcywh_from_xyxy(torch.from_numpy(batch.boxes_xyxy)),
-        boxes_known=None if batch.boxes_known.all() else torch.from_numpy(batch.boxes_known),
-        **known,
-    )
+def _show(training: _Training, epoch: float, meter: Meter) -> None:
+    if leader := training.leader:
+        leader.life.took(training.learner.step)
+        if leader.board.due:
+            leader.board.beat(epoch, meter.means()["loss"], meter.images_per_s)
+
+
+def _save_or_stop(training: _Training, ledger: Ledger) -> _Word:
+    """Let all workers agree on what to do now; if it is to save or to stop, write what all have seen into a checkpoint."""
+    job, team, learner, progress, leader = training.job, training.team, training.learner, training.progress, training.leader
+    own = _Word.GO_ON
+    if leader and leader.saver.due(learner.step):
+        own = _Word.SAVE
+    if leader and job.notice():
+        own = _Word.STOP
+    agreed = _Word(team.highest(own))
+    if agreed is not _Word.GO_ON:
+        ledger.merge(team.gather(ledger.own))
+        progress.seen = ledger.seen
+        if leader:
+            (leader.saver.finish if agreed is _Word.STOP else leader.saver.save)(learner, progress)
+    return agreed
+
+
+def _stop_between_epochs(training: _Training) -> bool:
+    """Let all workers agree whether to end after a whole epoch: one of a single update has no other moment to be asked."""
+    leader = training.leader
+    own = _Word.STOP if leader and training.job.notice() else _Word.GO_ON
+    if training.team.highest(own) < _Word.STOP:
+        return False
+    if leader:
+        leader.saver.finish(training.learner, training.progress)
+    return True

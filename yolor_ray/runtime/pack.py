@@ -161,7 +161,7 @@ def _build(plan: Plan, write: bool) -> Iterator[BuiltPart]:
 
 
 def _by_ray(parts: Iterable[Part], write: bool) -> Iterator[BuiltPart]:
-    start_ray()
+    start_ray(allow_open=True)
     build: Any = ray.remote(num_cpus=1, max_retries=3)(build_part)
     return as_they_finish([build.remote(part, write) for part in parts])
 

@@ -18,7 +18,7 @@ from yolor_ray.data.loader import Batch, Loader
 from yolor_ray.data.plan import steps_of
 from yolor_ray.learn.assign import Targets
 from yolor_ray.learn.step import Learner
-from yolor_ray.runtime.loop import Job, Report, make_learner, make_loader, share_of, targets_of, windows_of
+from yolor_ray.runtime.job import Job, Report, make_learner, make_loader, targets_of, windows_of
 from yolor_ray.runtime.machine import machine
 from yolor_ray.runtime.team import Team
 
@@ -49,8 +49,8 @@ class Bench:
         started = time.perf_counter()
         windows = windows_of(self.job, self.epochs)
         nothing_seen = np.zeros(self.job.train.images, bool)
-        share = share_of(self.job.config, self.team)
-        steps = steps_of(windows, nothing_seen, rank=self.team.rank, world=self.team.world, batch=share)[: self.limit or None]
+        team, batch_size = self.team, self.job.config.optim.batch
+        steps = steps_of(windows, nothing_seen, rank=team.rank, world=team.world, batch=batch_size)[: self.limit or None]
         self.steps, self.epochs = len(steps), self.epochs + 1
         for number, batch in enumerate(self.loader.epoch(windows, steps, epoch=self.epochs - 1)):
             if number == 0:

@@ -4,7 +4,7 @@ The same calls work alone, without a process group.
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ class Team:
     rank: int
     world: int
     device: torch.device
+    talk: Any = None
+    """Process group that what workers tell each other goes through, on the CPU; None is the one that gradients take too."""
 
     @property
     def leads(self) -> bool:
@@ -38,8 +40,16 @@ class Team:
         if self.world == 1:
             return [item]
         items: list[Item] = [item] * self.world
-        dist.all_gather_object(items, item)
+        dist.all_gather_object(items, item, group=self.talk)
         return items
+
+    def highest(self, number: int) -> int:
+        """Return the highest of all workers' numbers; a barrier."""
+        if self.world == 1:
+            return number
+        shared = torch.tensor(number)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.talk)
+        return int(shared)
 
     def share(self, network: nn.Module) -> None:
         """Give every worker the first one's weights and statistics."""
@@ -50,5 +60,8 @@ class Team:
 
 def this_team(device: torch.device) -> Team:
     """Return the team of the process group, or a team of one, with this worker on `device`."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    return Team(rank, world, device)
+    if not dist.is_initialized():
+        return Team(0, 1, device)
+    # Asking each other after every update must not wait for the GPU.
+    talk = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+    return Team(dist.get_rank(), dist.get_world_size(), device, talk)

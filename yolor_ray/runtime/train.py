@@ -13,14 +13,15 @@ from yolor_ray.config import Train
 from yolor_ray.data import unions
 from yolor_ray.data.loader import Source
 from yolor_ray.data.shards import MANIFEST, VERSION, Dataset, read_row_group
-from yolor_ray.errors import DataError
+from yolor_ray.errors import DataError, Preempted
 from yolor_ray.learn.anchors import best_possible_recall, fit_anchors
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, WeightsInfo, load_weights
 from yolor_ray.runtime.checkpoint import CHECKPOINTS, newest_checkpoint
 from yolor_ray.runtime.claim import RUN_FILE, claim
 from yolor_ray.runtime.evaluate import SCENES, VALIDATION_SEED, scene_count
 from yolor_ray.runtime.ingest import direct_source
-from yolor_ray.runtime.loop import Job, Report
+from yolor_ray.runtime.job import Job, Report
+from yolor_ray.runtime.loop import Ending
 from yolor_ray.runtime.pack import pack_scenes
 from yolor_ray.runtime.pretrained import pretrained_anchors
 from yolor_ray.runtime.workers import work_here, work_on_cluster
@@ -49,6 +50,10 @@ def train(
         source: encoded row groups of the training set, where someone holds them already.
         report: hears of each validation before the last when training is in this process; after a restart, of earlier ones again.
         callbacks: hear the same when training is on workers of a cluster.
+
+    Raises:
+        Preempted: SIGTERM asked training to end, and all that it has learned is in a checkpoint.
+
     """
     run = storage.absolute(storage.join(config.run.storage, config.run.name))
     mine, older = dataclasses.asdict(config), dataclasses.asdict(Train())
@@ -57,9 +62,11 @@ def train(
     if not storage.is_published(weights):
         job = prepare(config, run)
         if config.cluster.worker_range[1] == 0:
-            work_here(dataclasses.replace(job, source=source or job.source), report=report)
+            ended = work_here(dataclasses.replace(job, source=source or job.source), report=report)
         else:
-            work_on_cluster(job, source=source, callbacks=callbacks)
+            ended = work_on_cluster(job, source=source, callbacks=callbacks)
+        if ended is Ending.STOPPED:
+            raise Preempted(f"{run}: all that it has learned is in its newest checkpoint; the same command goes on from there")
         _publish_best(run)
     _, info = load_weights(weights)
     logger.info("event=done pictures=%s next='python jobs/serve.py --weights %s'", storage.join(run, "report"), weights)

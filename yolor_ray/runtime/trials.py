@@ -32,8 +32,8 @@ from yolor_ray.runtime.board import read_rows
 from yolor_ray.runtime.checkpoint import CHECKPOINTS
 from yolor_ray.runtime.cluster import start_ray
 from yolor_ray.runtime.ingest import StreamedSource, cluster_source
+from yolor_ray.runtime.room import SPARE_CPUS, times
 from yolor_ray.runtime.train import train
-from yolor_ray.runtime.workers import SPARE_CPUS
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def start_cluster(cluster: Cluster) -> None:
     # It misses the files that are switched off here.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     # Ray Train asks the dashboard whether a stopped trial's workers are gone, and frees what they held.
-    start_ray(log_to_driver=True, dashboard=cluster.worker_range[1] > 0)
+    start_ray(log_to_driver=True, dashboard=cluster.worker_range[1] > 0, allow_open=cluster.allow_open)
 
 
 def trial_cluster(cluster: Cluster) -> Cluster:
@@ -198,7 +198,7 @@ def _room(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> int:
     """Return how many trials fit the nodes, or raise ConfigError if not a single one does: Ray would wait for ever."""
     workers = cluster.worker_range[0]
     each = _resources(cluster) if workers == 0 else {"GPU": 1.0} if cluster.gpu else {"CPU": cluster.cpus_per_worker}
-    places = sum(min(_times(node, kind, amount) for kind, amount in each.items()) for node in nodes)
+    places = sum(times(node, each) for node in nodes)
     room = places // max(workers, 1)
     needed = " and ".join(f"{amount:g} {kind}s" for kind, amount in each.items())
     what = (
@@ -206,15 +206,11 @@ def _room(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> int:
     )
     if workers > 0:
         cpus = workers * each.get("CPU", 0) + SPARE_CPUS
-        room = min(room, _times({"CPU": sum(node.get("CPU", 0) for node in nodes)}, "CPU", cpus))
+        room = min(room, times({"CPU": sum(node.get("CPU", 0) for node in nodes)}, {"CPU": cpus}))
     if room < 1:
         has = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ConfigError(f"cluster: {what}, found nodes of {has}")
     return room
-
-
-def _times(node: Mapping[str, float], kind: str, amount: float) -> int:
-    return int(node.get(kind, 0) / amount + 1e-9)
 
 
 class _Ledger(tune.Callback):

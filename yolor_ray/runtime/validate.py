@@ -15,7 +15,7 @@ from yolor_ray.evaluate.tasks import Measured, fitness, measure
 from yolor_ray.learn.step import Learner
 from yolor_ray.model.predict import predict
 from yolor_ray.model.weights import WeightsInfo, save_weights
-from yolor_ray.runtime.checkpoint import Progress
+from yolor_ray.runtime.checkpoint import BEST, Progress
 from yolor_ray.runtime.team import Team
 
 
@@ -49,7 +49,7 @@ def keep_best(run: str, learner: Learner, config: Train, dataset: Dataset, progr
     reached = fitness(metrics, tasks)
     if progress.best and reached <= progress.best_fitness:
         return
-    folder = f"best/{progress.epoch:06d}"
+    folder = f"{BEST}/{progress.epoch:06d}"
     info = WeightsInfo(
         config.run.name,
         dataset.classes,
@@ -59,9 +59,8 @@ def keep_best(run: str, learner: Learner, config: Train, dataset: Dataset, progr
         keypoint_names=dataset.keypoint_names if "pose" in tasks else (),
     )
     save_weights(storage.join(run, folder), learner.average.network, info)
-    previous, progress.best, progress.best_fitness = progress.best, folder, reached
-    if previous not in ("", folder):
-        storage.delete(storage.join(run, previous))
+    # The weights before stay until a checkpoint names these: a run that is killed now goes on from one that names those.
+    progress.best, progress.best_fitness = folder, reached
     summary: dict[str, Any] = {"run": run, "epoch": progress.epoch, "data": dataset.url, "images": dataset.images}
     shown = pictures(dataset, found.found, found.measured.boxes)
     storage.publish(storage.join(run, "report"), report_files(found.measured, shown, summary))

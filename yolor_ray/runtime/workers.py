@@ -1,6 +1,7 @@
 """Start the training loop: in this process, or on workers of a Ray cluster."""
 
 import dataclasses
+import functools
 import logging
 import os
 import sys
@@ -10,21 +11,26 @@ from typing import Any, cast
 import ray
 import ray.train
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from yolor_ray.data.loader import Source
-from yolor_ray.errors import ConfigError, TrainingError, UserError
+from yolor_ray.errors import ConfigError
 from yolor_ray.runtime.cluster import start_ray
 from yolor_ray.runtime.ingest import cluster_source
-from yolor_ray.runtime.loop import Job, Report, train_loop
+from yolor_ray.runtime.job import Job, Report
+from yolor_ray.runtime.loop import train_loop
+from yolor_ray.runtime.notice import Sigterm
+from yolor_ray.runtime.room import ask_for_room, needs, release_room
+from yolor_ray.runtime.supervise import live_on
 from yolor_ray.runtime.team import Team, this_team
-
-logger = logging.getLogger(__name__)
+from yolor_ray.runtime.watch import FromPost
 
 Work = Callable[[Job, Team, Report], Any]
 
-SPARE_CPUS = 0.5
-"""Logical CPUs that reading needs beside the workers."""
+COLLECTIVE_TIMEOUT_S = 600
+"""Longest that workers wait for each other: while one validates or writes, the others do."""
 
 
 def work_here(job: Job, work: Work = train_loop, report: Report = lambda row: None) -> Any:
@@ -34,7 +40,8 @@ def work_here(job: Job, work: Work = train_loop, report: Report = lambda row: No
         raise ConfigError("cluster.gpu: found no CUDA device in this process, expected one; leave it out to train on the CPU")
     device = torch.device("cuda" if cluster.gpu else "cpu")
     torch.set_num_threads(cluster.threads or cores())
-    return work(job, this_team(device), report)
+    with Sigterm() as sigterm:
+        return work(dataclasses.replace(job, notice=sigterm), this_team(device), report)
 
 
 def cores() -> int:
@@ -47,59 +54,50 @@ def work_on_cluster(
 ) -> Any:
     """Do the same on workers of the cluster that RAY_ADDRESS names, or of a local one; returns what the leading worker does.
 
-    `source` holds the training set's row groups where someone has brought them to the cluster already; `callbacks` hear of
-    each validation before the last. Raises the worker's own error if it is one of ours, TrainingError otherwise.
+    What a lost worker or node takes along is done again by the workers that there is room for then. `source` holds the
+    training set's row groups where someone has brought them to the cluster already; `callbacks` hear of each validation
+    before the last. Raises the worker's own error if it is one of ours, TrainingError otherwise.
     """
     # Ray Train would turn every print of a library, such as the COCO tables, into a log line.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    start_ray(log_to_driver=True, dashboard=True)
-    _check_room(job)
     cluster = job.config.cluster
-    low, high = cluster.worker_range
-    elastic: Any = (low, high)
-    scaling = ray.train.ScalingConfig(
-        num_workers=high if low == high else elastic,
-        use_gpu=cluster.gpu,
-        resources_per_worker=None if cluster.gpu else {"CPU": cluster.cpus_per_worker},
-    )
-    # Ray's annotations do not know that a training function may return something.
+    start_ray(log_to_driver=True, dashboard=True, allow_open=cluster.allow_open)
+    ask_for_room(cluster)
+    try:
+        with Sigterm() as sigterm:
+            ready = dataclasses.replace(job, source=source or cluster_source(job.train))
+            return live_on(ready, functools.partial(_fit, work=work, callbacks=callbacks), sigterm)
+    finally:
+        release_room()
+
+
+def _fit(job: Job, workers: int, post: Any, *, work: Work, callbacks: Sequence[ray.train.UserCallback]) -> Any:
+    """Run one life on a fixed number of workers and return what the leading one does.
+
+    Whether and with how many workers another life follows is decided elsewhere: Ray Train would wait for lost ones first.
+    """
+    cluster = job.config.cluster
+    # Ray's annotations do not know that a training function may return something, nor what Ray Train may be told of failures.
     worker: Any = _worker
+    failure: Any = ray.train.FailureConfig
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"job": dataclasses.replace(job, source=source or cluster_source(job.train)), "work": work},
-        scaling_config=scaling,
-        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        train_loop_config={"job": job, "work": work, "post": post},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=cluster.gpu, resources_per_worker=None if cluster.gpu else needs(cluster)
+        ),
+        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=job.run,
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+            name=job.config.run.name,
+            # Ray Train insists on a place to write to, and gives up at its first failure; what is to last is written by `storage`.
+            storage_path="/",
+            storage_filesystem=PyFileSystem(FSSpecHandler(MemoryFileSystem())),
+            failure_config=failure(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
             callbacks=cast(list[Any], list(callbacks)),
         ),
     )
-    try:
-        result: Any = trainer.fit()
-        return result.return_value
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
-
-
-def _check_room(job: Job) -> None:
-    """Raise ConfigError at once if the cluster is too small: Ray would wait for ever."""
-    cluster = job.config.cluster
-    fewest, kind = cluster.worker_range[0], "GPU" if cluster.gpu else "CPU"
-    needed = fewest * 1.0 if cluster.gpu else fewest * cluster.cpus_per_worker + SPARE_CPUS
-    found = ray.cluster_resources().get(kind, 0)
-    if found < needed:
-        raise ConfigError(f"cluster.workers: {fewest} workers and reading need {needed:g} {kind}s, found {found:g}")
-
-
-def _cause(error: BaseException) -> Exception:
-    """Return what went wrong in a worker as one of our own errors."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause = getattr(failure, "cause", failure)
-        if isinstance(cause, UserError | TrainingError):
-            return cause
-    return TrainingError(str(error))
+    result: Any = trainer.fit()
+    return result.return_value
 
 
 def _worker(config: dict[str, Any]) -> Any:
@@ -109,7 +107,9 @@ def _worker(config: dict[str, Any]) -> Any:
     job: Job = config["job"]
     context = ray.train.get_context()
     torch.set_num_threads(job.config.cluster.threads or max(cores() // context.get_local_world_size(), 1))
+    post = config["post"]
+    post.join.remote(ray.get_runtime_context().get_node_id())
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return config["work"](job, this_team(device), ray.train.report)
+    return config["work"](dataclasses.replace(job, notice=FromPost(post)), this_team(device), ray.train.report)

@@ -13,6 +13,7 @@ from ray.serve import Application
 from yolor_ray import config
 from yolor_ray.config.process import KEEP_MEMORY
 from yolor_ray.errors import ConfigError
+from yolor_ray.redact import hide_secrets
 from yolor_ray.serve.api import create_app
 from yolor_ray.serve.engine import LocalEngine
 from yolor_ray.serve.meter import Meter
@@ -28,6 +29,8 @@ class Detector:
 
     def __init__(self, settings: config.Serve) -> None:
         """Load the weights; the replica counts as ready when this returns."""
+        # `serve deploy` starts replicas without a job of ours that would have told their processes to.
+        hide_secrets()
         replica = serve.get_replica_context().replica_id.unique_id
         self._service = Service(LocalEngine(settings), settings, Meter(replica, to_ray=True))
 

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from yolor_ray import config, storage
+from yolor_ray.config.process import HIDE_SECRETS
 from yolor_ray.errors import ConfigError
 from yolor_ray.serve import haproxy
 
@@ -72,7 +73,7 @@ def _serve_alone(settings: config.Serve, url: str) -> NoReturn:
         from ray import serve
 
         # On loopback alone: Ray would listen on the machine's first address for everyone.
-        ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)
+        ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, runtime_env=HIDE_SECRETS)
         _stop_on_signals()
         try:
             _check_resources(settings, ray.cluster_resources())
@@ -88,7 +89,7 @@ def _serve_in_cluster(settings: config.Serve, url: str) -> NoReturn:
     import ray
     from ray import serve
 
-    ray.init()
+    ray.init(runtime_env=HIDE_SECRETS)
     _stop_on_signals()
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})

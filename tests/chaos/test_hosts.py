@@ -1,0 +1,60 @@
+"""Check the hosts themselves, without Ray on them."""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import hosts
+import pytest
+from hosts import Host, Network
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    if lacking := hosts.missing():
+        pytest.skip(lacking)
+    with hosts.network() as net:
+        yield net
+
+
+def reaches(host: Host, address: tuple[str, int]) -> bool:
+    knock = host.inside("timeout", "1", "bash", "-c", f": < /dev/tcp/{address[0]}/{address[1]}")
+    return subprocess.run(knock, capture_output=True).returncode == 0
+
+
+def test_a_host_reaches_this_machine_but_while_it_is_cut_off(net: Network) -> None:
+    near, far = net.host("near"), net.host("far")
+    with socket.create_server((net.address, 0)) as server:
+        net.cut("far")
+        assert (reaches(near, server.getsockname()), reaches(far, server.getsockname())) == (True, False)
+        net.heal("far")
+        assert reaches(far, server.getsockname())
+
+
+def test_a_host_has_its_own_name_processes_and_files(net: Network, tmp_path: Path) -> None:
+    one, two = net.host("one"), net.host("two")
+    one.check("touch", f"{one.folder}/here", "/dev/shm/here")
+    process = one.start(["sleep", "1000"], {}, tmp_path / "log")
+    assert one.check("getent", "hosts", "one").split() == [one.address, "one"]
+    assert one.find("sleep 1000") == [process.pid]
+    assert two.find("sleep 1000") == []
+    listed = two.check("ls", str(two.folder), "/dev/shm").split()
+    assert sorted(listed) == sorted([f"{two.folder}:", "hosts", "/dev/shm:"])
+    one.kill()
+    assert process.wait(20) != 0
+
+
+def test_nothing_is_left_of_a_network() -> None:
+    if lacking := hosts.missing():
+        pytest.skip(lacking)
+    with hosts.network() as net:
+        first = net.host("gone").first
+        assert net.address in addresses()
+    assert not net.folder.exists()
+    assert not Path(f"/proc/{first}").exists()
+    assert net.address not in addresses()
+
+
+def addresses() -> str:
+    return subprocess.run(["ip", "-4", "addr"], check=True, capture_output=True, text=True).stdout

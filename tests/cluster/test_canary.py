@@ -1,0 +1,145 @@
+"""Plant credentials, run jobs on real workers that end well and badly, and search every byte that they leave behind."""
+
+import base64
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from yolor_ray import storage
+from yolor_ray.runtime.pack import pack_scenes
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = (
+    "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
+    "--optim.nominal_batch 4 --optim.epochs 1 --run.checkpoint_every 1 --cluster.threads 1 --cluster.workers 1 --cluster.max_failures 0"
+)
+# One process and one Ray for both jobs, as each start takes seconds; Ray's own state is asked for while it still runs.
+JOBS = """
+import json, os, runpy, sys, time, urllib.request
+from pathlib import Path
+jobs, answers = json.loads(sys.argv[1]), Path(sys.argv[2])
+for job in jobs:
+    sys.argv = job
+    try:
+        runpy.run_path(job[0], run_name="__main__")
+    except SystemExit as ended:
+        print("ended", ended.code, flush=True)
+import ray
+state = "tasks actors runtime_envs workers objects jobs nodes placement_groups cluster_events"
+places = [f"api/v0/{kind}?detail=1&limit=1000" for kind in state.split()]
+places += ["api/jobs/", "nodes?view=summary", "logical/actors"]
+urls = [f"http://{ray._private.worker.get_dashboard_url()}/{place}" for place in places]
+urls.append(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics")
+def ask(url):
+    request = urllib.request.Request(url, headers={"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read()
+# Workers tell of their tasks about once a second.
+deadline = time.monotonic() + 30
+while b"StorageError: " not in ask(urls[0]) and time.monotonic() < deadline:
+    time.sleep(0.2)
+answers.mkdir()
+for number, url in enumerate(urls):
+    (answers / str(number)).write_bytes(ask(url))
+"""
+
+
+def spellings(secret: str) -> set[bytes]:
+    """Return how a secret may be written: plain, URL-encoded, escaped in JSON, and in Base64 wherever it starts in the encoded text."""
+    plain = {secret, urllib.parse.quote(secret, safe=""), urllib.parse.quote_plus(secret), json.dumps(secret)[1:-1].replace("/", r"\/")}
+    encoded = set()
+    for skipped in range(3):
+        # The first and the last characters depend on what stands beside the secret.
+        text = base64.b64encode(b"\0" * skipped + secret.encode())
+        encoded.add(text[4 if skipped else 0 : -4])
+    return {text.encode() for text in plain} | encoded
+
+
+def found(canaries: dict[str, str], places: Iterable[tuple[str, bytes]]) -> list[str]:
+    """Return which canary is where."""
+    wanted = [(name, spelling) for name, secret in canaries.items() for spelling in spellings(secret)]
+    return [f"{name} in {place}" for place, data in places for name, spelling in wanted if spelling in data]
+
+
+def files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the files below a folder by name; sockets have no bytes."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            yield str(path), path.read_bytes()
+
+
+def objects(url: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the files below a URL by name."""
+    for info in storage.list_files(url, recursive=True):
+        if info.is_file:
+            yield info.path, storage.read_bytes(f"s3://{info.path}")
+
+
+@pytest.fixture
+def canaries(monkeypatch: pytest.MonkeyPatch, s3: Callable[[], str]) -> dict[str, str]:
+    """Name every secret that the jobs' processes can see: the S3 server's own keys, Ray's token, and some of other kinds."""
+    password = secrets.token_hex(12)
+    monkeypatch.setenv("MY_API_TOKEN", f"canary/{secrets.token_hex(8)}+{secrets.token_hex(8)}=")
+    monkeypatch.setenv("HISTORY_URL", f"https://me:{password}@history.example")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MY_API_TOKEN", "RAY_AUTH_TOKEN")
+    return {"password": password, **{name: os.environ[name] for name in names}}
+
+
+@pytest.fixture
+def left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return where Ray puts its files; sockets lie in there, and their paths may have 107 characters at most."""
+    folder = Path(tempfile.mkdtemp(prefix="yc", dir="/tmp"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_no_byte_that_jobs_leave_behind_holds_a_credential(canaries: dict[str, str], left_behind: Path, s3: Callable[[], str]) -> None:
+    bucket = s3()
+    for name, count in (("train", 8), ("val", 4), ("broken", 4)):
+        pack_scenes(f"{bucket}/{name}", count, seed=0)
+    # The job opens this data set and starts; only the tasks on Ray's workers then miss its images.
+    for name in storage.list_names(f"{bucket}/broken"):
+        if name.endswith(".parquet"):
+            storage.delete(f"{bucket}/broken/{name}")
+    train = f"jobs/train.py nano --data.train {bucket}/train --data.val {bucket}/val --run.storage {bucket}/runs --run.name run {FLAGS}"
+    evaluate = f"jobs/evaluate.py --weights {bucket}/runs/run/weights --data {bucket}/broken --workers 1"
+    command = [sys.executable, "-c", JOBS, json.dumps([train.split(), evaluate.split()]), str(left_behind / "answers")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    ended = [line for line in done.stdout.splitlines() if line.startswith("ended")]
+    assert (done.returncode, ended) == (0, ["ended 0", "ended 2"]), done.stderr[-4000:]
+    everything = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode(), **dict(objects(bucket)), **dict(files(left_behind))}
+    assert found(canaries, everything.items()) == []
+    # All the places that are searched are there, and the failure is told in those that tell of failures.
+    assert b"StorageError: " in everything["stderr"] and b"event=checkpoint" in everything["stderr"]
+    for part, text in (
+        ("/run/config.json", b"optim"),
+        ("/run/metrics.jsonl", b"loss"),
+        ("/logs/worker-", b"event=checkpoint"),
+        ("/answers/", b"StorageError: "),
+    ):
+        assert any(part in place and text in data for place, data in everything.items()), f"{text!r} is not in any {part}"
+
+
+def test_the_search_finds_every_spelling_in_a_nested_file(tmp_path: Path) -> None:
+    canary = f"canary/{secrets.token_hex(8)}+="
+    written = [canary, urllib.parse.quote(canary, safe=""), canary.replace("/", r"\/")]
+    written += [base64.b64encode(f"{'x' * before}{canary}yz".encode()).decode() for before in range(4)]
+    for number, text in enumerate(written):
+        folder = tmp_path / str(number) / "deeper"
+        folder.mkdir(parents=True)
+        (folder / "log").write_text(f"before {text} after")
+    hits = found({"planted": canary}, files(tmp_path))
+    assert {Path(hit.split(" in ")[1]).parents[1].name for hit in hits} == {str(number) for number in range(len(written))}

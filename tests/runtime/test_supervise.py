@@ -1,0 +1,116 @@
+"""Lives one after another, with a cluster that is only played: what ends a run, and what begins another life."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+from yolor_ray.config import Cluster, Train
+from yolor_ray.errors import DataError, TrainingError
+from yolor_ray.runtime import supervise
+from yolor_ray.runtime.job import Job
+from yolor_ray.runtime.loop import Ending
+from yolor_ray.runtime.notice import no_notice
+
+LOST = WorkerGroupError("worker 0 died", {0: RuntimeError("connection closed by peer")})
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> Iterator[list[int]]:
+    """Give the rooms that a cluster has for one life after the other."""
+    rooms = [2] * 20
+    post = SimpleNamespace(reason=SimpleNamespace(remote=lambda: "node abc is about to leave"))
+    monkeypatch.setattr(supervise, "wait_for_room", lambda cluster, notice: rooms.pop(0))
+    monkeypatch.setattr(supervise, "open_post", lambda: post)
+    monkeypatch.setattr(supervise, "Watch", lambda *_: nullcontext())
+    monkeypatch.setattr(supervise.ray, "kill", lambda post: None)
+    monkeypatch.setattr(supervise.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(supervise.time, "sleep", lambda seconds: None)
+    yield rooms
+
+
+def lives(run: Path, *ends: object) -> tuple[list[tuple[int, str]], Callable]:
+    """Return what each life is told, and a fit that ends lives one after another so; an int is a checkpoint before a loss."""
+    told: list[tuple[int, str]] = []
+    left = list(ends)
+
+    def fit(job: Job, workers: int, post: object) -> object:
+        told.append((workers, job.after))
+        end = left.pop(0)
+        if isinstance(end, int):
+            (run / "checkpoints" / f"{end:09d}-0001").mkdir(parents=True)
+            end = LOST
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    return told, fit
+
+
+def job(run: Path, max_failures: int = 1) -> Job:
+    config = Train(cluster=Cluster(workers="1-2", max_failures=max_failures))
+    return Job(config, str(run), None, None, None, None)  # type: ignore[arg-type]
+
+
+def test_a_lost_worker_begins_another_life_with_as_many_as_there_is_room_for(tmp_path: Path, cluster: list[int]) -> None:
+    cluster[:2] = [2, 1]
+    told, fit = lives(tmp_path, LOST, Ending.DONE)
+    assert supervise.live_on(job(tmp_path), fit, no_notice) is Ending.DONE
+    assert [workers for workers, _ in told] == [2, 1]
+    assert told[0][1] == "" and "worker 0 died" in told[1][1]
+
+
+def test_losses_without_a_checkpoint_between_them_end_the_run(tmp_path: Path, cluster: list[int]) -> None:
+    told, fit = lives(tmp_path, LOST, LOST, Ending.DONE)
+    with pytest.raises(TrainingError, match=r"(?s)2 failures in a row without a new checkpoint, the last: .*worker 0 died"):
+        supervise.live_on(job(tmp_path), fit, no_notice)
+    assert len(told) == 2
+
+
+def test_a_run_that_gets_on_between_its_losses_goes_on_for_ever(tmp_path: Path, cluster: list[int]) -> None:
+    told, fit = lives(tmp_path, 1, 2, 3, 4, Ending.DONE)
+    assert supervise.live_on(job(tmp_path), fit, no_notice) is Ending.DONE
+    assert len(told) == 5
+
+
+def test_a_life_that_was_asked_to_end_is_no_failure(tmp_path: Path, cluster: list[int]) -> None:
+    told, fit = lives(tmp_path, *[Ending.STOPPED] * 4, Ending.DONE)
+    assert supervise.live_on(job(tmp_path, max_failures=0), fit, no_notice) is Ending.DONE
+    assert [after for _, after in told] == ["", *["node abc is about to leave"] * 4]
+
+
+def test_workers_whose_room_others_took_are_no_failure(tmp_path: Path, cluster: list[int]) -> None:
+    none = ControllerError(WorkerGroupStartupTimeoutError(2))
+    _, fit = lives(tmp_path, none, none, none, Ending.DONE)
+    assert supervise.live_on(job(tmp_path, max_failures=0), fit, no_notice) is Ending.DONE
+
+
+def test_a_failure_while_workers_connect_is_tried_again(tmp_path: Path, cluster: list[int]) -> None:
+    told, fit = lives(tmp_path, ControllerError(RuntimeError("gloo cannot connect")), Ending.DONE)
+    assert supervise.live_on(job(tmp_path), fit, no_notice) is Ending.DONE
+    assert "gloo cannot connect" in told[1][1]
+
+
+def test_an_error_of_the_users_ends_the_run_at_once_as_it_is(tmp_path: Path, cluster: list[int]) -> None:
+    cause = ray.exceptions.RayTaskError("f", "trace", DataError("bad shard"))
+    told, fit = lives(tmp_path, WorkerGroupError("failed", {0: RuntimeError("peer"), 1: cause}), Ending.DONE)
+    with pytest.raises(DataError, match="bad shard"):
+        supervise.live_on(job(tmp_path), fit, no_notice)
+    assert len(told) == 1
+
+
+def test_sigterm_ends_the_run_when_its_life_has_ended(tmp_path: Path, cluster: list[int]) -> None:
+    _, fit = lives(tmp_path, Ending.STOPPED)
+    assert supervise.live_on(job(tmp_path), fit, lambda: "SIGTERM") is Ending.STOPPED
+
+
+def test_a_run_that_waits_for_room_ends_without_a_life_on_sigterm(tmp_path: Path, cluster: list[int]) -> None:
+    cluster[:] = [0]
+    told, fit = lives(tmp_path)
+    assert supervise.live_on(job(tmp_path), fit, lambda: "SIGTERM") is Ending.STOPPED
+    assert told == []

@@ -1,0 +1,100 @@
+"""Tell which failures of S3 pass, how often to try again, and how long to wait in between.
+
+What pyarrow raises carries its cause only in its text. Waits grow and are drawn at random, so that workers which a store
+refused together do not come back together.
+"""
+
+import random
+import re
+import time
+from collections import Counter
+from enum import Enum
+
+import pyarrow as pa
+
+from yolor_ray.errors import DamagedError
+
+BUDGET_S = 300.0
+"""Time since the first failure for which a bucket that answered before is waited for."""
+NEW_BUCKET_BUDGET_S = 60.0
+"""The same for one that never did: its endpoint may be mistyped."""
+FIRST_WAIT_S = 0.5
+WAIT_CAP_S = 10.0
+FEW_ATTEMPTS = 4
+READINGS = 3
+"""Of content that does not verify: the transfer may have damaged it."""
+
+
+class Kind(Enum):
+    """What a failure asks for."""
+
+    PASSING = "wait until the store is back"
+    REFUSED = "a few tries where it was allowed before, as throttling may look like this; none at first"
+    EXPIRED = "a few tries with credentials read afresh"
+    DAMAGED = "read again"
+    LASTING = "stop"
+
+
+_CERTIFICATE = re.compile(r"curlCode: (58|60|77),")
+_PASSING = re.compile(
+    "NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|REQUEST_TIMEOUT|NO_SUCH_UPLOAD"
+    r"|UNKNOWN \(HTTP status (408|409|429|5\d\d)\)|ExceptionName: (BadDigest|IncompleteBody|RequestTimeout)"
+)
+# Without a body there is no code: neither for HEAD nor, as pyarrow streams it, for GET.
+_SAYS_400_ONLY = re.compile(r"UNKNOWN \(HTTP status 400\) during \w+ operation: *(No response body\.)?\s*$")
+_EXPIRED = re.compile(
+    "INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|UNRECOGNIZED_CLIENT|REQUEST_EXPIRED"
+    "|ExceptionName: (ExpiredToken|TokenRefreshRequired|InvalidToken)"
+)
+
+
+def kind_of(error: Exception) -> Kind:
+    """Return what a failure of an operation on S3 asks for."""
+    # Before these words stands the object's key, which may be anything.
+    said = str(error).partition("AWS Error ")[2]
+    if not said:
+        from_disk = isinstance(error, OSError) and error.errno is not None
+        return Kind.DAMAGED if isinstance(error, DamagedError | OSError | pa.ArrowInvalid) and not from_disk else Kind.LASTING
+    if _EXPIRED.search(said) or _SAYS_400_ONLY.match(said):
+        return Kind.EXPIRED
+    if said.startswith("ACCESS_DENIED"):
+        return Kind.REFUSED
+    return Kind.PASSING if _PASSING.search(said) and not _CERTIFICATE.search(said) else Kind.LASTING
+
+
+def advice(error: Exception) -> str:
+    """Return what the caller can do about a failure that stayed, to be put after its message."""
+    if kind_of(error) is not Kind.EXPIRED:
+        return ""
+    unsure = " (or the region is wrong: S3 said no more than 400)" if _SAYS_400_ONLY.search(str(error)) else ""
+    return f"; the credentials have expired or are unknown{unsure}: renew them and give the same command again, it goes on"
+
+
+class Patience:
+    """Decide for one operation whether and when it is tried again."""
+
+    def __init__(self, known: bool) -> None:
+        self.known = known
+        """Whether the bucket answered before, in this process."""
+        self.failures: Counter[Kind] = Counter()
+        self.started_s = time.monotonic()
+        self._failed_s: float | None = None
+
+    def wait_s(self, kind: Kind) -> float | None:
+        """Note a failure and return how many seconds to wait before the next try; None when it is enough."""
+        now = time.monotonic()
+        # Since the first failure, so that what takes longer than the budget by itself is tried twice too.
+        self._failed_s = now if self._failed_s is None else self._failed_s
+        self.failures[kind] += 1
+        wait_s = random.uniform(0, min(WAIT_CAP_S, FIRST_WAIT_S * 2 ** (self.failures.total() - 1)))
+        if kind is Kind.PASSING:
+            budget_s = BUDGET_S if self.known else NEW_BUCKET_BUDGET_S
+            return wait_s if now - self._failed_s + wait_s < budget_s else None
+        few = FEW_ATTEMPTS if self.known else 1
+        allowed = {Kind.REFUSED: few, Kind.EXPIRED: FEW_ATTEMPTS, Kind.DAMAGED: READINGS, Kind.LASTING: 1}[kind]
+        return wait_s if self.failures[kind] < allowed else None
+
+    def told(self) -> str:
+        """Return how often and how long it was tried, for the message; nothing after a single try."""
+        tries = self.failures.total()
+        return f" after {tries} attempts in {time.monotonic() - self.started_s:.0f} s" if tries > 1 else ""

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Before torch is loaded, and for every process that tests start: two of them compute at once, each on a core of its own.
+# Before torch is loaded, and for every process that tests start: they compute beside each other, each on a core of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np

@@ -108,8 +108,8 @@ def test_pods_are_drained_in_time_and_have_a_role_instead_of_keys(name):
         (container,) = pod["containers"]
         environment = {each["name"]: each["value"] for each in container["env"]}
         assert 0 < int(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < pod["terminationGracePeriodSeconds"]
-        # The same as on nodes of `ray up`: how soon a lost node is noticed, and the proxy.
-        assert {key: value for key, value in NODE.items() if "health_check" in key or "SERVE" in key}.items() <= environment.items()
+        # The same as on nodes of `ray up`, but for the token, which KubeRay brings.
+        assert {key: value for key, value in NODE.items() if key.startswith("RAY_") and "AUTH" not in key}.items() <= environment.items()
         assert pod["serviceAccountName"] == read("account")["metadata"]["name"]
         assert pod["securityContext"]["runAsNonRoot"]
         assert container["resources"]["requests"] == container["resources"]["limits"]

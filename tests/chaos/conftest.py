@@ -4,9 +4,11 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hosts
 import pytest
+from hosts import Process
 from lab import Lab
 from lab import lab as start_lab
 from runs import END_TIMEOUT_S, IMAGES, Outcome, Run
@@ -64,6 +66,19 @@ def undisturbed(running_lab: Lab) -> Callable[[Run], Run]:
         return reference
 
     return make
+
+
+@pytest.fixture
+def under_way(lab: Lab, new_run: Callable[..., Run], undisturbed: Callable[[Run], Run]) -> Callable[..., tuple[Run, Process, Run]]:
+    """Start a run, `under_way(workers, epochs)`; once it has what it must not lose, return it, its process and its undisturbed like."""
+
+    def begin(*shape: Any) -> tuple[Run, Process, Run]:
+        run = new_run(*shape)
+        expected, process = undisturbed(run), run.start(lab)
+        run.wait_for_hit(process)
+        return run, process, expected
+
+    return begin
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Run a Ray cluster of several hosts, as a user starts one, with S3 behind a proxy that makes S3's faults, and hurt it."""
 
 import os
+import re
 import secrets
 import signal
 import time
@@ -17,20 +18,21 @@ RAY, PYTHON = str(BIN / "ray"), str(BIN / "python")
 PORT = 6379
 START_TIMEOUT_S = 90
 OBJECT_STORE_BYTES = 100 << 20
-# Ray asks each node for a sign of life and takes it for dead after some failures in a row: here in about 12 s, usually in a minute.
-LOSES_NODES_SOON = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "3",
-}
 # Ray has a process ready for each CPU before anyone asks: on two cores for four hosts they come too soon.
 STARTS_LITTLE = {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0", "OMP_NUM_THREADS": "1"}
+NODE_SETTINGS = re.compile(r"^export (RAY_health_check_\w+)=(\d+)$", re.MULTILINE)
 WORKER = "RayTrainWorker"
 """In the command line of every training worker."""
 NODE_CPUS = 2
 CPUS_PER_WORKER = 1.5
 """A node takes one worker, the head with its single CPU none."""
+
+
+def shipped_health_checks() -> dict[str, str]:
+    """Return how soon Ray takes a silent node for dead, as the project's cluster files have it."""
+    found = dict(NODE_SETTINGS.findall((ROOT / "clusters/node.env").read_text()))
+    assert found, "clusters/node.env sets no RAY_health_check_*"
+    return found
 
 
 class Lab:
@@ -40,7 +42,7 @@ class Lab:
         self.net, self.s3, self.folder = net, s3, folder
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "AWS_ENDPOINT_URL": s3.endpoint}
-        self.environment = {**inherited, **own, **LOSES_NODES_SOON, **STARTS_LITTLE, "PATH": f"{BIN}:{os.environ['PATH']}"}
+        self.environment = {**inherited, **own, **shipped_health_checks(), **STARTS_LITTLE, "PATH": f"{BIN}:{os.environ['PATH']}"}
         self.nodes: dict[str, Host] = {}
         self._hurt: set[str] = set()
         self._jobs: list[Process] = []

@@ -42,11 +42,8 @@ def assert_near(outcome: Outcome) -> None:
     assert outcome.loss == pytest.approx(outcome.loss_undisturbed, rel=NEARLY)
 
 
-def test_a_worker_killed_in_mid_step_costs_less_than_a_checkpoint_interval(lab: Lab, new_run, undisturbed, tell: Tell) -> None:
-    run = new_run("2")
-    expected = undisturbed(run)
-    process = run.start(lab)
-    run.wait_for_hit(process)
+def test_a_worker_killed_in_mid_step_costs_less_than_a_checkpoint_interval(lab: Lab, under_way, tell: Tell) -> None:
+    run, process, expected = under_way("2")
     os.kill(lab.workers("node1")[0], signal.SIGKILL)
     outcome = finish(run, process, expected)
     tell("worker process killed in mid-step", outcome)
@@ -54,11 +51,8 @@ def test_a_worker_killed_in_mid_step_costs_less_than_a_checkpoint_interval(lab: 
     assert outcome.equal
 
 
-def test_a_node_that_is_cut_off_is_done_without_and_does_no_harm_when_it_is_back(lab: Lab, new_run, undisturbed, tell: Tell) -> None:
-    run = new_run("1-2", LONG)
-    expected = undisturbed(run)
-    process = run.start(lab)
-    run.wait_for_hit(process)
+def test_a_node_that_is_cut_off_is_done_without_and_does_no_harm_when_it_is_back(lab: Lab, under_way, tell: Tell) -> None:
+    run, process, expected = under_way("1-2", LONG)
     leader = run.leader(process, lab)
     lab.cut(leader)
     run.wait_for_life(workers=1, life=2, process=process)
@@ -69,11 +63,8 @@ def test_a_node_that_is_cut_off_is_done_without_and_does_no_harm_when_it_is_back
     assert_near(outcome)
 
 
-def test_a_lost_node_is_done_without_until_another_one_comes(lab: Lab, new_run, undisturbed, tell: Tell) -> None:
-    run = new_run("1-2", LONG)
-    expected = undisturbed(run)
-    process = run.start(lab)
-    run.wait_for_hit(process)
+def test_a_lost_node_is_done_without_until_another_one_comes(lab: Lab, under_way, tell: Tell) -> None:
+    run, process, expected = under_way("1-2", LONG)
     follower = next(name for name in lab.nodes if name != run.leader(process, lab))
     lab.lose(follower)
     run.wait_for_life(workers=1, life=2, process=process)
@@ -85,11 +76,8 @@ def test_a_lost_node_is_done_without_until_another_one_comes(lab: Lab, new_run, 
     assert_near(outcome)
 
 
-def test_a_killed_driver_goes_on_by_the_same_command(lab: Lab, new_run, undisturbed, tell: Tell) -> None:
-    run = new_run("2")
-    expected = undisturbed(run)
-    process = run.start(lab)
-    run.wait_for_hit(process)
+def test_a_killed_driver_goes_on_by_the_same_command(lab: Lab, under_way, tell: Tell) -> None:
+    run, process, expected = under_way("2")
     process.stop()
     outcome = finish(run, run.start(lab), expected)
     tell("driver killed, same command again", outcome)
@@ -97,11 +85,8 @@ def test_a_killed_driver_goes_on_by_the_same_command(lab: Lab, new_run, undistur
     assert outcome.equal
 
 
-def test_thirty_seconds_without_s3_change_nothing(lab: Lab, new_run, undisturbed, tell: Tell) -> None:
-    run = new_run("2")
-    expected = undisturbed(run)
-    process = run.start(lab)
-    run.wait_for_hit(process)
+def test_thirty_seconds_without_s3_change_nothing(lab: Lab, under_way, tell: Tell) -> None:
+    run, process, expected = under_way("2")
     before = lab.s3.struck["down_s"]
     lab.s3.set_faults(down_s=30)
     outcome = finish(run, process, expected)
@@ -137,11 +122,8 @@ def test_a_full_disk_is_told_and_costs_nothing_but_checkpoints(lab: Lab, new_run
     assert outcome.equal
 
 
-def test_sigterm_to_the_driver_loses_no_step(lab: Lab, new_run, undisturbed, tell: Tell) -> None:
-    run = new_run("2")
-    expected = undisturbed(run)
-    process = run.start(lab)
-    run.wait_for_hit(process)
+def test_sigterm_to_the_driver_loses_no_step(lab: Lab, under_way, tell: Tell) -> None:
+    run, process, expected = under_way("2")
     process.send(signal.SIGTERM)
     assert process.wait(NOTICE_S) == PREEMPTED
     assert "preempted" in process.output
@@ -151,11 +133,8 @@ def test_sigterm_to_the_driver_loses_no_step(lab: Lab, new_run, undisturbed, tel
     assert outcome.equal
 
 
-def test_a_node_that_is_announced_to_leave_takes_no_step_with_it(lab: Lab, new_run, undisturbed, tell: Tell) -> None:
-    run = new_run("1-2", LONG)
-    expected = undisturbed(run)
-    process = run.start(lab)
-    run.wait_for_hit(process)
+def test_a_node_that_is_announced_to_leave_takes_no_step_with_it(lab: Lab, under_way, tell: Tell) -> None:
+    run, process, expected = under_way("1-2", LONG)
     leader = run.leader(process, lab)
     lab.announce_loss(leader, NOTICE_S)
     run.wait_for_life(workers=1, life=2, process=process)
@@ -167,11 +146,8 @@ def test_a_node_that_is_announced_to_leave_takes_no_step_with_it(lab: Lab, new_r
     assert_near(outcome)
 
 
-def test_ray_ended_on_a_node_costs_less_than_a_checkpoint_interval(lab: Lab, new_run, undisturbed, tell: Tell) -> None:
-    run = new_run("1-2", LONG)
-    expected = undisturbed(run)
-    process = run.start(lab)
-    run.wait_for_hit(process)
+def test_ray_ended_on_a_node_costs_less_than_a_checkpoint_interval(lab: Lab, under_way, tell: Tell) -> None:
+    run, process, expected = under_way("1-2", LONG)
     lab.end_ray("node1")
     run.wait_for_life(workers=1, life=2, process=process)
     outcome = finish(run, process, expected)

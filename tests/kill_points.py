@@ -96,12 +96,15 @@ def main(folder: str, points: list[int]) -> dict[str, Any]:
     for point in points:
         config = run_of(folder, f"killed-{point}")
         status = train_in_a_fork(config, fatal=point)
-        again = train_in_a_fork(config, fatal=0)
         run = f"{folder}/{config.run.name}"
+        left = newest_checkpoint(run)
+        whole_step = left[1]["step"] if left else 0
+        again = train_in_a_fork(config, fatal=0)
         rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
         found[point] = {
             "killed": status == KILLED,
             "finished": again == 0,
+            "whole_step": whole_step,
             "from_step": read_lives(run)[-1].from_step,
             "records": [row["records"] for row in rows],
             "same": same(run, f"{folder}/whole"),

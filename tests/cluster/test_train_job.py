@@ -96,7 +96,7 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     wait_for(lambda: read_lives(run)[-1:] and read_lives(run)[-1].life == 2 and max(steps_of(run)) > read_lives(run)[-1].from_step, job)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) == 143, told.read_text()[-3000:]
-    assert f"preempted: {run}: all that it has learned is in its newest checkpoint" in told.read_text()
+    assert f"preempted: {run}: training was asked to end; the same command goes on from its newest checkpoint" in told.read_text()
     reached = max(steps_of(run))
     resumed = run_job(arguments)
     first, after_kill, after_notice = read_lives(run)

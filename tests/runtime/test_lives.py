@@ -7,7 +7,7 @@ import pytest
 
 from yolor_ray.errors import StorageError, SupersededError
 from yolor_ray.runtime import lives
-from yolor_ray.runtime.lives import BEAT_FILE, Life, read_lives
+from yolor_ray.runtime.lives import BEAT_FILE, LIVES_FILE, Life, read_lives
 
 
 def live(run: str, steps: range, workers: int = 2, after: str = "") -> Life:
@@ -60,9 +60,52 @@ def test_a_life_that_another_has_followed_may_write_no_more(tmp_path: Path) -> N
     first = Life(str(tmp_path), 1, "")
     first.check()
     second = Life(str(tmp_path), 1, "cut off")
-    with pytest.raises(SupersededError, match="life 1 found life 2, expected to be the last"):
+    with pytest.raises(SupersededError, match=r"life 1 of \S+ found life 2 of \S+, expected to be the last itself"):
         first.check()
     second.check()
+
+
+def test_a_life_that_another_followed_before_its_first_step_leaves_that_one_s_row_alone(tmp_path: Path) -> None:
+    first = Life(str(tmp_path), 1, "")
+    second = Life(str(tmp_path), 1, "given twice")
+    second.took(1)
+    with pytest.raises(SupersededError):
+        first.took(1)
+    assert [row.life for row in read_lives(str(tmp_path))] == [1, 2]
+    second.check()
+
+
+def test_of_two_lives_that_begin_at_once_and_count_alike_one_goes_on(tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        # Each has read the rows before the other wrote its own.
+        patch.setattr(Life, "check", lambda self: None)
+        first = Life(str(tmp_path), 1, "")
+        (tmp_path / LIVES_FILE).unlink()
+        second = Life(str(tmp_path), 1, "")
+    assert first.row.life == second.row.life == 1
+    with pytest.raises(SupersededError):
+        first.took(1)
+    second.took(1)
+
+
+def test_a_beat_of_one_that_was_cut_off_is_not_taken_for_that_of_the_life_after_it(tmp_path: Path) -> None:
+    live(str(tmp_path), range(1, 4))
+    live(str(tmp_path), range(3, 6), after="cut off")
+    (tmp_path / BEAT_FILE).write_text(json.dumps({"life": 1, "step": 90, "at": 0}))
+    live(str(tmp_path), range(5, 6))
+    assert read_lives(str(tmp_path))[-1].lost_steps == 0
+
+
+def test_storage_that_is_away_at_the_first_step_does_not_end_training(tmp_path: Path, monkeypatch, caplog) -> None:
+    life = Life(str(tmp_path), 1, "")
+
+    def fail(*_: object) -> None:
+        raise StorageError("it is away")
+
+    monkeypatch.setattr(lives.storage, "write_bytes", fail)
+    monkeypatch.setattr(lives.storage, "read_bytes", fail)
+    life.took(1)
+    assert "event=lives_unread" in caplog.text and "event=life_untold" in caplog.text
 
 
 def test_a_beat_that_cannot_be_written_is_told_and_does_not_end_training(tmp_path: Path, monkeypatch, caplog) -> None:

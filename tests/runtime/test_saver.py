@@ -123,6 +123,44 @@ def test_a_worker_that_was_cut_off_ends_when_another_goes_on(tmp_path: Path, lea
     assert storage.list_names(str(tmp_path / "checkpoints")) == []
 
 
+def test_a_moment_that_is_saved_is_not_written_again(tmp_path: Path, learner: Learner, monkeypatch) -> None:
+    one = saver(tmp_path)
+    one.finish(learner, progress())
+    monkeypatch.setattr(storage, "publish", lambda *_: pytest.fail("the only whole checkpoint was put at risk"))
+    one.finish(learner, progress())
+    assert newest_checkpoint(str(tmp_path))[1]["step"] == 0
+
+
+def test_a_late_writer_leaves_alone_what_the_next_life_is_writing(tmp_path: Path, learner: Learner, monkeypatch) -> None:
+    old, publish = saver(tmp_path), storage.publish
+    unfinished = f"{tmp_path}/checkpoints/000000009-0002/trainer.safetensors"
+
+    def publish_late(url: str, files: dict[str, bytes]) -> None:
+        publish(url, files)
+        storage.write_bytes(unfinished, b"of the next life")
+
+    monkeypatch.setattr(storage, "publish", publish_late)
+    old.finish(learner, progress())
+    assert storage.exists(unfinished)
+
+
+def test_a_new_life_drops_what_earlier_ones_left_unfinished(tmp_path: Path, learner: Learner) -> None:
+    saver(tmp_path).finish(learner, progress())
+    storage.write_bytes(f"{tmp_path}/checkpoints/000000003-0001/trainer.safetensors", b"half")
+    saver(tmp_path)
+    assert storage.list_names(str(tmp_path / "checkpoints")) == ["000000000-0001"]
+
+
+def test_a_checkpoint_whose_tensors_are_gone_is_passed_over(tmp_path: Path, learner: Learner) -> None:
+    one = saver(tmp_path)
+    one.finish(learner, progress())
+    later = dataclasses.replace(learner)
+    later.step = 7
+    one.finish(later, progress())
+    storage.delete(f"{tmp_path}/checkpoints/000000007-0001/{checkpoint.TENSORS_FILE}")
+    assert newest_checkpoint(str(tmp_path))[1]["step"] == 0
+
+
 def test_best_weights_stay_until_no_checkpoint_names_them(tmp_path: Path, learner: Learner) -> None:
     one = saver(tmp_path)
     run = str(tmp_path)

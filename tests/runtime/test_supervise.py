@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import ray
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
+from yolor_ray import storage
 from yolor_ray.config import Cluster, Train
-from yolor_ray.errors import DataError, TrainingError
+from yolor_ray.errors import DamagedError, DataError, StorageError, TrainingError
 from yolor_ray.runtime import supervise
 from yolor_ray.runtime.job import Job
 from yolor_ray.runtime.loop import Ending
@@ -30,7 +31,7 @@ def cluster(monkeypatch) -> Iterator[list[int]]:
     monkeypatch.setattr(supervise, "Watch", lambda *_: nullcontext())
     monkeypatch.setattr(supervise.ray, "kill", lambda post: None)
     monkeypatch.setattr(supervise.ray, "get", lambda answer: answer)
-    monkeypatch.setattr(supervise.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(supervise, "_pause", lambda seconds, notice: None)
     yield rooms
 
 
@@ -43,7 +44,7 @@ def lives(run: Path, *ends: object) -> tuple[list[tuple[int, str]], Callable]:
         told.append((workers, job.after))
         end = left.pop(0)
         if isinstance(end, int):
-            (run / "checkpoints" / f"{end:09d}-0001").mkdir(parents=True)
+            storage.publish(str(run / "checkpoints" / f"{end:09d}-0001"), {})
             end = LOST
         if isinstance(end, Exception):
             raise end
@@ -70,6 +71,15 @@ def test_losses_without_a_checkpoint_between_them_end_the_run(tmp_path: Path, cl
     with pytest.raises(TrainingError, match=r"(?s)2 failures in a row without a new checkpoint, the last: .*worker 0 died"):
         supervise.live_on(job(tmp_path), fit, no_notice)
     assert len(told) == 2
+
+
+def test_checkpoints_that_never_become_whole_do_not_count(tmp_path: Path, cluster: list[int]) -> None:
+    def fit(job: Job, workers: int, post: object) -> object:
+        (tmp_path / "checkpoints" / f"{len(list(tmp_path.rglob('*'))):09d}-0001").mkdir(parents=True)
+        raise LOST
+
+    with pytest.raises(TrainingError, match="2 failures in a row"):
+        supervise.live_on(job(tmp_path), fit, no_notice)
 
 
 def test_a_run_that_gets_on_between_its_losses_goes_on_for_ever(tmp_path: Path, cluster: list[int]) -> None:
@@ -102,6 +112,35 @@ def test_an_error_of_the_users_ends_the_run_at_once_as_it_is(tmp_path: Path, clu
     with pytest.raises(DataError, match="bad shard"):
         supervise.live_on(job(tmp_path), fit, no_notice)
     assert len(told) == 1
+
+
+def test_storage_that_was_away_for_long_costs_a_life_of_a_run_that_it_served_before(tmp_path: Path, cluster: list[int]) -> None:
+    away = WorkerGroupError("failed", {0: ray.exceptions.RayTaskError("f", "trace", StorageError("s3://b/x: cannot write it"))})
+    _, fit = lives(tmp_path, away)
+    with pytest.raises(StorageError, match="s3://b/x"):
+        supervise.live_on(job(tmp_path), fit, no_notice)
+    told, fit = lives(tmp_path, 1, away, Ending.DONE)
+    assert supervise.live_on(job(tmp_path, max_failures=2), fit, no_notice) is Ending.DONE
+    assert told[2][1] == "s3://b/x: cannot write it"
+    told, fit = lives(tmp_path, away, away)
+    with pytest.raises(StorageError, match="s3://b/x"):
+        supervise.live_on(job(tmp_path, max_failures=1), fit, no_notice)
+    assert len(told) == 2
+
+
+def test_content_that_is_not_what_it_was_ends_a_run_at_once(tmp_path: Path, cluster: list[int]) -> None:
+    changed = WorkerGroupError("failed", {0: ray.exceptions.RayTaskError("f", "trace", DamagedError("overwritten"))})
+    _, fit = lives(tmp_path, 1, changed)
+    with pytest.raises(DamagedError, match="overwritten"):
+        supervise.live_on(job(tmp_path, max_failures=5), fit, no_notice)
+
+
+def test_a_worker_that_died_is_told_in_ray_s_words_for_it(tmp_path: Path, cluster: list[int]) -> None:
+    died = ray.exceptions.ActorDiedError()
+    gone = WorkerGroupError("Worker info: a long one", {0: WorkerHealthCheckFailedError("A worker health check failed", died)})
+    told, fit = lives(tmp_path, gone, Ending.DONE)
+    assert supervise.live_on(job(tmp_path), fit, no_notice) is Ending.DONE
+    assert told[1][1] == "The actor died unexpectedly before finishing this task."
 
 
 def test_sigterm_ends_the_run_when_its_life_has_ended(tmp_path: Path, cluster: list[int]) -> None:

@@ -14,14 +14,15 @@ from yolor_ray import storage
 from yolor_ray.config import Augment, Cluster, Data, Implicit, Network, Optim, Run, Train
 from yolor_ray.data.ledger import from_json
 from yolor_ray.data.shards import open_dataset, write_dataset
-from yolor_ray.errors import ConfigError, DataError, Preempted, WeightsError
+from yolor_ray.errors import ConfigError, DataError, Preempted, StorageError, WeightsError
 from yolor_ray.learn.step import Learner
 from yolor_ray.model.weights import load_weights, save_weights
 from yolor_ray.runtime.board import Board, read_rows
 from yolor_ray.runtime.checkpoint import newest_checkpoint
 from yolor_ray.runtime.lives import read_lives
 from yolor_ray.runtime.pack import pack_scenes
-from yolor_ray.runtime.train import open_datasets, train
+from yolor_ray.runtime.train import open_datasets, prepare, train
+from yolor_ray.runtime.workers import work_here
 
 TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 
@@ -76,6 +77,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, whol
         with pytest.raises(Killed):
             train(config)
     resumed = Path(train(config)["run"])
+    assert read_lives(str(resumed))[-1].from_step > 0
     expected, expected_state = final_state(whole)
     found, state = final_state(resumed)
     assert found.keys() == expected.keys()
@@ -99,7 +101,7 @@ def test_sigterm_writes_a_checkpoint_of_the_moment_and_the_same_command_goes_on(
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "learn", learn_and_hear)
-        with pytest.raises(Preempted, match="all that it has learned is in its newest checkpoint; the same command goes on from there"):
+        with pytest.raises(Preempted, match="the same command goes on from its newest checkpoint"):
             train(config)
     assert signal.getsignal(signal.SIGTERM) is before
     state = final_state(folder / "preempted")[1]
@@ -129,6 +131,31 @@ def test_sigterm_between_epochs_of_one_step_is_heard(folder: Path, monkeypatch) 
     assert [row["epoch"] for row in read_rows(str(folder / "short"))] == [1, 2]
 
 
+@pytest.mark.parametrize("what", ["metrics.jsonl", "best/"])
+def test_what_cannot_be_written_before_the_last_epoch_does_not_end_training(folder: Path, whole: Path, monkeypatch, caplog, what) -> None:
+    write, failures = storage.write_bytes, [1]
+
+    def fail_once(url: str, data: bytes) -> None:
+        if what in url and failures:
+            failures.pop()
+            raise StorageError(f"{url}: cannot write it: No space left on device")
+        write(url, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", fail_once)
+        run = Path(train(tiny_run(folder, f"full-{len(what)}"))["run"])
+    assert not failures and "No space left on device" in caplog.text
+    assert [row["epoch"] for row in read_rows(str(run))] == [1, 2, 3]
+    found, expected = final_state(run)[0], final_state(whole)[0]
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_folder_that_a_worker_does_not_see_is_told_before_training(folder: Path) -> None:
+    job = prepare(tiny_run(folder, "elsewhere"), str(folder / "elsewhere"))
+    with pytest.raises(ConfigError, match=r"run\.storage: found no config\.json in .*elsewhere on a worker's node, expected"):
+        work_here(job)
+
+
 def test_each_epoch_tells_that_it_learned_from_every_record(whole: Path) -> None:
     assert [row["records"] for row in read_rows(str(whole))] == [21, 21, 21]
 
@@ -154,6 +181,11 @@ def test_the_published_weights_are_those_of_the_best_validation(whole: Path) -> 
 def test_a_finished_run_answers_at_once(folder: Path, whole: Path, monkeypatch) -> None:
     kill_after(monkeypatch, 0)
     assert train(tiny_run(folder, "whole"))["weights"] == str(whole / "weights")
+
+
+def test_another_seed_under_the_same_name_is_refused(folder: Path, whole: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.seed was 0 and is now 1"):
+        train(tiny_run(folder, "whole", seed=1))
 
 
 def test_another_setting_under_the_same_name_is_refused_by_its_dotted_name(folder: Path, whole: Path) -> None:

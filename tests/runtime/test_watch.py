@@ -1,13 +1,16 @@
 """Room for more workers, on a cluster that is only played: when a life makes way for a larger one."""
 
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from yolor_ray.config import Cluster
 from yolor_ray.runtime import watch
 from yolor_ray.runtime.notice import no_notice
-from yolor_ray.runtime.watch import Watch
+from yolor_ray.runtime.watch import FromPost, Watch
 
 
 @pytest.fixture
@@ -38,3 +41,24 @@ def test_room_that_comes_and_goes_is_not(at: Callable[[float, int], str]) -> Non
 def test_a_young_life_goes_on_a_while(at: Callable[[float, int], str]) -> None:
     assert not any(at(second, 2) for second in range(1, 30))
     assert at(30, 2) == "there is room for 4 workers"
+
+
+def test_a_notice_is_heard_while_a_worker_computes(monkeypatch) -> None:
+    answers = ["", "", "SIGTERM"]
+    monkeypatch.setattr(watch, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(watch.ray, "get", lambda answer: answer)
+    notice = FromPost(SimpleNamespace(reason=SimpleNamespace(remote=lambda: answers.pop(0))))
+    assert notice() == ""
+    time.sleep(0.5)
+    assert notice() == "SIGTERM"
+
+
+def test_a_worker_whose_driver_is_gone_asks_no_more(monkeypatch, caplog) -> None:
+    def gone(_: object) -> str:
+        raise ray.exceptions.ActorDiedError()
+
+    monkeypatch.setattr(watch.ray, "get", gone)
+    notice = FromPost(SimpleNamespace(reason=SimpleNamespace(remote=lambda: None)))
+    notice()
+    notice._asking.join(5)
+    assert not notice._asking.is_alive() and "event=post_gone" in caplog.text

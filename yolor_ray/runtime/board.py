@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from yolor_ray import storage
+from yolor_ray.errors import StorageError
 from yolor_ray.evaluate.plots import curves_png
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,10 @@ class Board:
         return time.monotonic() - self._last_line > LOG_EVERY_S
 
     def add(self, row: dict[str, Any], *, draw: bool) -> None:
-        """Keep and show the metrics of a finished epoch; `draw` brings events and curves up to date as well."""
+        """Keep and show the metrics of a finished epoch; `draw` brings events and curves up to date as well.
+
+        What cannot be written before the last epoch is told, and written with the next one's.
+        """
         self._rows.append(row)
         for name, value in row.items():
             if name != "epoch":
@@ -56,6 +60,14 @@ class Board:
         shown = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "epoch")
         logger.info("epoch=%d/%d %s eta=%s", row["epoch"], self._epochs, shown, self._eta(row["epoch"]))
         self._last_line = time.monotonic()
+        try:
+            self._save(draw)
+        except StorageError as error:
+            if row["epoch"] == self._epochs:
+                raise
+            logger.error("event=metrics_unsaved epoch=%d error='%s'", row["epoch"], error)
+
+    def _save(self, draw: bool) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self._rows)
         storage.write_bytes(storage.join(self._run, ROWS_FILE), lines.encode())
         if draw:

@@ -84,9 +84,8 @@ def _tensors(learner: Learner) -> dict[str, Tensor]:
 
 
 def write_checkpoint(run: str, checkpoint: Checkpoint, life: int) -> None:
-    """Publish a checkpoint and drop what no longer serves: all but the newest whole ones, and best weights that none names."""
-    folder = storage.join(run, CHECKPOINTS)
-    place = storage.join(folder, f"{checkpoint.step:09d}-{life:04d}")
+    """Publish a checkpoint; if it cannot be written whole, nothing of it stays."""
+    place = storage.join(run, CHECKPOINTS, f"{checkpoint.step:09d}-{life:04d}")
     files = {TENSORS_FILE: safetensors.torch.save(checkpoint.tensors), STATE_FILE: json.dumps(checkpoint.state).encode()}
     try:
         storage.publish(place, files)
@@ -95,20 +94,34 @@ def write_checkpoint(run: str, checkpoint: Checkpoint, life: int) -> None:
         with contextlib.suppress(StorageError):
             storage.delete(place)
         raise
-    names = storage.list_names(folder)
-    kept = [name for name in names if storage.is_published(storage.join(folder, name))][-KEPT:]
-    for name in set(names) - set(kept):
-        storage.delete(storage.join(folder, name))
-    _drop_unnamed(run, kept)
+
+
+def whole_checkpoints(run: str) -> list[str]:
+    """Return the names of the published checkpoints of a run, the newest last."""
+    folder = storage.join(run, CHECKPOINTS)
+    return [name for name in storage.list_names(folder) if storage.is_published(storage.join(folder, name))]
+
+
+def drop_old(run: str, life: int) -> None:
+    """Drop what no longer serves: all but the newest whole checkpoints, and best weights that none names.
+
+    What a later life is writing stays: whoever drops may have been cut off.
+    """
+    kept = whole_checkpoints(run)[-KEPT:]
+    for name in storage.list_names(storage.join(run, CHECKPOINTS)):
+        if name not in kept and int(name.partition("-")[2] or 0) <= life:
+            storage.delete(storage.join(run, CHECKPOINTS, name))
+    if kept:
+        _drop_unnamed(run, kept)
 
 
 def _drop_unnamed(run: str, kept: list[str]) -> None:
-    """Delete best weights that are older than those which the kept checkpoints name; newer ones are still to be named."""
+    """Delete best weights that are older than all which the kept checkpoints name; newer ones are still to be named."""
     states = (storage.read_bytes(storage.join(run, CHECKPOINTS, name, STATE_FILE)) for name in kept)
     named = {json.loads(state)["best"] for state in states}
     for name in storage.list_names(storage.join(run, BEST)):
         best = f"{BEST}/{name}"
-        if best < max(named) and best not in named:
+        if best < min(named):
             storage.delete(storage.join(run, best))
 
 

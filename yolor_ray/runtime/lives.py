@@ -1,13 +1,14 @@
 """Keep a run's lives apart: `lives.jsonl` has a row for each start, with what the stop before it cost.
 
-The last row is the life that may write: one that was cut off and goes on alone finds a newer row, and ends. A beat every
-few seconds tells the next life how far this one came.
+The last row is the life that may write: one that was cut off and goes on alone finds another's row there, and ends. A beat
+every few seconds tells the next life how far this one came.
 """
 
 import json
 import logging
 import threading
 import time
+import uuid
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
@@ -40,6 +41,8 @@ class Row:
     """Steps that the life before it took after that checkpoint; they are taken again."""
     outage_s: float = 0.0
     """From the last beat of the life before it, or from its beginning if it had none, to its own first step."""
+    token: str = ""
+    """Tells lives apart that begin at once and so count alike."""
 
 
 def read_lives(run: str) -> list[Row]:
@@ -54,28 +57,32 @@ class Life:
     """Be one life of a run, in the process that writes its files."""
 
     def __init__(self, run: str, workers: int, after: str) -> None:
-        """Add the life's row, from which on no earlier life may write."""
+        """Add the life's row, from which on no earlier life may write; raises SupersededError if another one begins at once."""
         self._run = run
         self._earlier = read_lives(run)
         self._before = self._last_beat()
         why = (after or "the job was gone") if self._earlier else ""
         began = datetime.now(UTC).isoformat(timespec="seconds")
-        self.row = Row(len(self._earlier) + 1, began, workers, why)
+        self.row = Row(len(self._earlier) + 1, began, workers, why, token=uuid.uuid4().hex)
         self._write()
+        self.check()
         self._step = self._written = -1
         self._stop = threading.Event()
         self._pulse = threading.Thread(target=self._beat_on, name="yolor-beat", daemon=True)
 
     def check(self) -> None:
-        """Raise SupersededError if another life of this run has begun since."""
-        newest = len(read_lives(self._run))
-        if newest > self.row.life:
-            raise SupersededError(
-                f"{self._run}: life {self.row.life} found life {newest}, expected to be the last; another job goes on with it"
-            )
+        """Raise SupersededError if another life of this run has begun since; storage that is out of reach does not tell."""
+        try:
+            last = read_lives(self._run)[-1]
+        except StorageError as error:
+            logger.warning("event=lives_unread error='%s'", error)
+            return
+        if last.token != self.row.token:
+            found = f"found life {last.life} of {last.began}, expected to be the last itself"
+            raise SupersededError(f"{self._run}: life {self.row.life} of {self.row.began} {found}; another job goes on with it")
 
     def took(self, step: int) -> None:
-        """Note that a step was taken; the first one ends the outage."""
+        """Note that a step was taken; the first one ends the outage, unless another life has begun: see `check`."""
         first, self._step = self._step < 0, step
         if not first:
             return
@@ -85,7 +92,11 @@ class Life:
         else:
             lost, outage_s = 0, 0.0
         self.row = replace(self.row, from_step=step - 1, lost_steps=lost, outage_s=outage_s)
-        self._write()
+        self.check()
+        try:
+            self._write()
+        except StorageError as error:
+            logger.warning("event=life_untold error='%s'", error)
         shown = "event=life life=%d workers=%d from_step=%d lost_steps=%d outage_s=%.1f after='%s'"
         row = self.row
         logger.info(shown, row.life, row.workers, row.from_step, row.lost_steps, row.outage_s, row.after)
@@ -99,10 +110,11 @@ class Life:
         """Return step and time of the last beat of the life before this one, or of its beginning if it had none; None for the first."""
         if not self._earlier:
             return None
-        place = storage.join(self._run, BEAT_FILE)
-        if not storage.exists(place):
-            return 0, datetime.fromisoformat(self._earlier[-1].began).timestamp()
-        beat = json.loads(storage.read_bytes(place))
+        before, place = self._earlier[-1], storage.join(self._run, BEAT_FILE)
+        beat = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+        # One that was cut off may have gone on beating after the life that took its place had taken steps.
+        if not beat or (beat["life"] < before.life and before.from_step > 0):
+            return before.from_step, datetime.fromisoformat(before.began).timestamp()
         return int(beat["step"]), float(beat["at"])
 
     def _beat_on(self) -> None:

@@ -5,6 +5,7 @@ all workers agree whether to go on, to save, or to save and end.
 """
 
 import enum
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,19 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from yolor_ray import storage
 from yolor_ray.data.ledger import Ledger
 from yolor_ray.data.loader import Loader
 from yolor_ray.data.plan import Step, Window, steps_of
+from yolor_ray.errors import ConfigError, StorageError
 from yolor_ray.learn.step import Learner
 from yolor_ray.runtime.board import Board
 from yolor_ray.runtime.checkpoint import Progress, resume
+from yolor_ray.runtime.claim import RUN_FILE
 from yolor_ray.runtime.job import Job, Report, make_learner, make_loader, targets_of, windows_of
 from yolor_ray.runtime.lives import Life
 from yolor_ray.runtime.meter import Meter
 from yolor_ray.runtime.pretrained import start_from
 from yolor_ray.runtime.saver import Saver
 from yolor_ray.runtime.team import Team
-from yolor_ray.runtime.validate import keep_best, validate
+from yolor_ray.runtime.validate import Validation, keep_best, validate
+
+logger = logging.getLogger(__name__)
 
 
 class Ending(enum.Enum):
@@ -67,6 +73,7 @@ class _Training:
 def train_loop(job: Job, team: Team, report: Report) -> Ending:
     """Train from the newest checkpoint, or from the start, to the last epoch, or until the job's notice asks to end."""
     config = job.config
+    _check_folder(job.run)
     with ExitStack() as stack:
         life = stack.enter_context(Life(job.run, team.world, job.after)) if team.leads else None
         learner = make_learner(job, team)
@@ -86,6 +93,13 @@ def train_loop(job: Job, team: Team, report: Report) -> Ending:
             if progress.epoch < config.optim.epochs and _stop_between_epochs(training):
                 return Ending.STOPPED
     return Ending.DONE
+
+
+def _check_folder(run: str) -> None:
+    """Raise ConfigError unless this worker sees the folder that the job began: a local one is there on one node alone."""
+    if not storage.exists(storage.join(run, RUN_FILE)):
+        expected = "expected what the job wrote there; workers on several nodes need s3:// or a folder that all of them share"
+        raise ConfigError(f"run.storage: found no {RUN_FILE} in {run} on a worker's node, {expected}")
 
 
 def _leader(job: Job, life: Life | None, learner: Learner, progress: Progress, stack: ExitStack) -> _Leader | None:
@@ -112,14 +126,25 @@ def _end_epoch(training: _Training, row: dict[str, Any], report: Report) -> None
     validates = progress.epoch % config.run.validate_every == 0 or is_last
     found = validate(learner, job.val, config, training.team) if validates else None
     if leader := training.leader:
+        leader.life.check()
         if found:
             row |= found.measured.metrics
-            keep_best(job.run, learner, config, job.val, progress, found)
+            _keep_best(training, leader, found, needed=is_last)
         leader.board.add(row, draw=validates)
         leader.saver.epoch_done(learner, progress)
     # A study may stop a trial on what it reports, but not one that is done: its weights are still to be published.
     if validates and not is_last:
         report(row)
+
+
+def _keep_best(training: _Training, leader: _Leader, found: Validation, *, needed: bool) -> None:
+    """Publish the weights if they are the best; if that cannot be done now and another validation follows, those before stay."""
+    try:
+        keep_best(training.job, leader.life.row.life, training.learner, training.progress, found)
+    except StorageError as error:
+        if needed:
+            raise
+        logger.error("event=best_not_kept epoch=%d error='%s'", training.progress.epoch, error)
 
 
 def _learn_epoch(training: _Training) -> dict[str, Any] | None:

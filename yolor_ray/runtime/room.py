@@ -64,12 +64,15 @@ def times(resources: Mapping[str, float], each: Mapping[str, float]) -> int:
 def wait_for_room(cluster: Cluster, notice: Notice) -> int:
     """Return how many workers to start: all there is room for, between the fewest and the most; 0 if the notice ends the wait.
 
+    An autoscaler is asked for nodes meanwhile.
+
     Raises:
         TrainingError: no room came for half an hour.
 
     """
     fewest, most = cluster.worker_range
     began = told = time.monotonic()
+    _ask_for_room(cluster)
     while not notice():
         found, waited = room(cluster), time.monotonic() - began
         hoped = min(most, max(_whole_room(cluster), fewest))
@@ -82,30 +85,45 @@ def wait_for_room(cluster: Cluster, notice: Notice) -> int:
         if time.monotonic() - told > TELL_EVERY_S:
             told = time.monotonic()
             logger.warning("event=waiting_for_nodes room=%d fewest=%d waited_s=%.0f", found, fewest, waited)
+            _ask_for_room(cluster)
         time.sleep(POLL_S)
     return 0
 
 
-def ask_for_room(cluster: Cluster) -> None:
-    """Ask the autoscaler, if there is one, for nodes for the most workers.
+def check_room(cluster: Cluster, *, begun: bool) -> None:
+    """Refuse a cluster that can never have room for the fewest workers: Ray would wait for ever.
+
+    A run that has `begun` there had room for them once: it waits until lost nodes are back.
 
     Raises:
-        ConfigError: the cluster can never have room for the fewest: Ray would wait for ever.
+        ConfigError: it cannot.
 
     """
-    fewest, most = cluster.worker_range
+    fewest = cluster.worker_range[0]
     kind = "GPU" if cluster.gpu else "CPU"
     needed = fewest * needs(cluster)[kind] + (0 if cluster.gpu else SPARE_CPUS)
     at_most: Any = state.state.get_max_resources_from_cluster_config()
     found = ray.cluster_resources().get(kind, 0) if at_most is None else at_most.get(kind, 0)
-    if found < needed:
+    if found < needed and not begun:
         raise ConfigError(f"cluster.workers: {fewest} workers and reading need {needed:g} {kind}s, found {found:g}")
-    if at_most is not None:
-        # It starts nodes for what is asked for, not for what would be nice to have.
-        request_resources(bundles=[needs(cluster)] * most)
+
+
+def _ask_for_room(cluster: Cluster) -> None:
+    """Ask the autoscaler, if there is one, for nodes for the most workers beside what is taken.
+
+    It starts nodes for what is asked for, not for what would be nice to have; and it holds one request for all jobs, about all
+    that there is to be.
+    """
+    if _autoscales():
+        taken = max(_whole_room(cluster) - room(cluster), 0)
+        request_resources(bundles=[needs(cluster)] * (cluster.worker_range[1] + taken))
 
 
 def release_room() -> None:
-    """Ask the autoscaler, if there is one, for nothing any more."""
-    if state.state.get_max_resources_from_cluster_config() is not None:
+    """Ask the autoscaler, if there is one, for nothing any more; jobs that need nodes later ask again."""
+    if _autoscales():
         request_resources(bundles=[])
+
+
+def _autoscales() -> bool:
+    return state.state.get_max_resources_from_cluster_config() is not None

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from yolor_ray.config import Run
 from yolor_ray.errors import StorageError
 from yolor_ray.learn.step import Learner
-from yolor_ray.runtime.checkpoint import Checkpoint, Progress, take_checkpoint, write_checkpoint
+from yolor_ray.runtime.checkpoint import Checkpoint, Progress, drop_old, take_checkpoint, write_checkpoint
 from yolor_ray.runtime.lives import Life
 
 logger = logging.getLogger(__name__)
@@ -17,12 +17,14 @@ class Saver:
     """Know when a checkpoint is due, and write it in a thread of its own; one at a time."""
 
     def __init__(self, run: str, config: Run, epochs: int, life: Life, step: int) -> None:
-        """Begin at a step that is saved already."""
+        """Begin at a step that is saved already; what earlier lives left unfinished is dropped."""
         self._run, self._config, self._epochs, self._life = run, config, epochs, life
         self._last, self._last_step = time.monotonic(), step
+        self._whole_step: int | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="yolor-checkpoint")
         self._writing: Future[None] | None = None
         self._owed = False
+        self._drop_old()
 
     def due(self, step: int) -> bool:
         """Tell whether the most steps or the longest time without a checkpoint are over; not while one is being written.
@@ -45,7 +47,9 @@ class Saver:
     def finish(self, learner: Learner, progress: Progress) -> None:
         """Write a checkpoint of this moment and wait until it is whole; raises StorageError if it cannot be written."""
         self._settle()
-        self._write(*self._copied(learner, progress))
+        # The one that a life writes at the end of an epoch is not put at risk by writing it once more.
+        if self._whole_step != learner.step:
+            self._write(*self._copied(learner, progress))
 
     def epoch_done(self, learner: Learner, progress: Progress) -> None:
         """Write a checkpoint if one is due after this epoch, or as soon as the one that is being written is; the last one is waited for."""
@@ -80,5 +84,14 @@ class Saver:
         began = time.monotonic()
         self._life.check()
         write_checkpoint(self._run, checkpoint, self._life.row.life)
+        self._whole_step = checkpoint.step
         shown = "event=checkpoint step=%d epoch=%d stalled_s=%.3f written_s=%.3f"
         logger.info(shown, checkpoint.step, checkpoint.state["epoch"], stalled_s, time.monotonic() - began)
+        self._life.check()
+        self._drop_old()
+
+    def _drop_old(self) -> None:
+        try:
+            drop_old(self._run, self._life.row.life)
+        except StorageError as error:
+            logger.warning("event=old_checkpoints_stay error='%s'", error)

@@ -14,14 +14,13 @@ import ray
 import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from yolor_ray import storage
-from yolor_ray.errors import TrainingError, UserError
+from yolor_ray.errors import DamagedError, StorageError, TrainingError, UserError
 from yolor_ray.redact import redacted
-from yolor_ray.runtime.checkpoint import CHECKPOINTS
+from yolor_ray.runtime.checkpoint import whole_checkpoints
 from yolor_ray.runtime.job import Job
 from yolor_ray.runtime.loop import Ending
 from yolor_ray.runtime.notice import Notice
-from yolor_ray.runtime.room import wait_for_room
+from yolor_ray.runtime.room import POLL_S, wait_for_room
 from yolor_ray.runtime.watch import Watch, open_post
 
 logger = logging.getLogger(__name__)
@@ -37,12 +36,12 @@ Fit = Callable[[Job, int, Any], Any]
 def live_on(job: Job, fit: Fit, sigterm: Notice) -> Any:
     """Return what a life returns that came to its end, or Ending.STOPPED after SIGTERM.
 
-    Raises the worker's own error if it is one of ours, and TrainingError after `cluster.max_failures` failures in a row
-    without a new checkpoint between them.
+    Raises the worker's own error if it is one of ours that would come again, and after `cluster.max_failures` failures in a row
+    without a new checkpoint between them TrainingError, or StorageError if that was the last.
     """
     cluster, failures, after = job.config.cluster, 0, ""
     while workers := wait_for_room(cluster, sigterm):
-        post, saved = open_post(), _checkpoints(job)
+        post, saved = open_post(), whole_checkpoints(job.run)
         try:
             with Watch(post, cluster, workers, sigterm):
                 ended = fit(dataclasses.replace(job, after=after), workers, post)
@@ -50,31 +49,48 @@ def live_on(job: Job, fit: Fit, sigterm: Notice) -> Any:
                 return ended
             after = ray.get(post.reason.remote())
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-            after = _reason(error)
+            own, after, whole = _own(error), _reason(error), whole_checkpoints(job.run)
+            if own and not (whole and _may_pass(own)):
+                raise own from error
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
                 # Others took the room before Ray did; it is no fault of the run.
                 logger.warning("event=no_room workers=%d", workers)
                 continue
-            failures = 1 if _checkpoints(job) != saved else failures + 1
+            failures = 1 if whole != saved else failures + 1
             if failures > cluster.max_failures:
-                raise TrainingError(f"{failures} failures in a row without a new checkpoint, the last: {error}") from error
+                raise (own or TrainingError(f"{failures} failures in a row without a new checkpoint, the last: {error}")) from error
             logger.warning("event=life_lost failures=%d of=%d workers=%d reason='%s'", failures, cluster.max_failures, workers, after)
-            time.sleep(min(2.0 ** (failures - 1) - 1, LONGEST_PAUSE_S))
+            _pause(min(2.0 ** (failures - 1) - 1, LONGEST_PAUSE_S), sigterm)
         finally:
             ray.kill(post)
     return Ending.STOPPED
 
 
-def _checkpoints(job: Job) -> list[str]:
-    return storage.list_names(storage.join(job.run, CHECKPOINTS))
+def _pause(seconds: float, notice: Notice) -> None:
+    end = time.monotonic() + seconds
+    while not notice() and time.monotonic() < end:
+        time.sleep(POLL_S)
+
+
+def _causes(error: Exception) -> list[Any]:
+    """Return what ended each worker that failed, without Ray's wrapping."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return [getattr(found := getattr(failure, "health_check_failure", failure), "cause", found) for failure in failures]
+
+
+def _own(error: Exception) -> UserError | TrainingError | None:
+    """Return the error of ours that ended a life, if one did."""
+    return next((cause for cause in _causes(error) if isinstance(cause, UserError | TrainingError)), None)
+
+
+def _may_pass(error: UserError | TrainingError) -> bool:
+    """Tell whether another life may do better: where storage is full or away for long, and not where its content is not what it was."""
+    return isinstance(error, StorageError) and not isinstance(error, DamagedError)
 
 
 def _reason(error: Exception) -> str:
-    """Return what ended a life in a line; raise it instead if it is one of our own errors."""
-    causes = [getattr(failure, "cause", failure) for failure in getattr(error, "worker_failures", {}).values()]
-    for cause in causes:
-        if isinstance(cause, UserError | TrainingError):
-            raise cause from error
-    lost = next((cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError)), error)
+    """Return what ended a life in a line."""
+    causes = _causes(error)
+    lost = next((cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError | StorageError)), error)
     lines = [line.strip() for line in redacted(str(lost)).splitlines() if line.strip()]
     return " ".join(lines)[:REASON_LENGTH].replace("'", "")

@@ -4,6 +4,7 @@ The same calls work alone, without a process group.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 Item = TypeVar("Item")
+
+COLLECTIVE_TIMEOUT_S = 600
+"""Longest that workers wait for each other: while one validates or writes, the others do."""
 
 
 @dataclass(frozen=True)
@@ -63,5 +67,6 @@ def this_team(device: torch.device) -> Team:
     if not dist.is_initialized():
         return Team(0, 1, device)
     # Asking each other after every update must not wait for the GPU.
-    talk = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+    patience = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+    talk = dist.new_group(backend="gloo", timeout=patience) if dist.get_backend() == "nccl" else None
     return Team(dist.get_rank(), dist.get_world_size(), device, talk)

@@ -16,7 +16,7 @@ from yolor_ray.data.shards import MANIFEST, VERSION, Dataset, read_row_group
 from yolor_ray.errors import DataError, Preempted
 from yolor_ray.learn.anchors import best_possible_recall, fit_anchors
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, WeightsInfo, load_weights
-from yolor_ray.runtime.checkpoint import CHECKPOINTS, newest_checkpoint
+from yolor_ray.runtime.checkpoint import newest_checkpoint, whole_checkpoints
 from yolor_ray.runtime.claim import RUN_FILE, claim
 from yolor_ray.runtime.evaluate import SCENES, VALIDATION_SEED, scene_count
 from yolor_ray.runtime.ingest import direct_source
@@ -28,7 +28,7 @@ from yolor_ray.runtime.workers import work_here, work_on_cluster
 
 logger = logging.getLogger(__name__)
 
-MAY_CHANGE = ("cluster.", "run.", "data.threads")
+MAY_CHANGE = ("cluster.", "run.storage", "run.name", "run.checkpoint_", "run.validate_every", "data.threads")
 """Settings that a resumed run may change: they do not change what is learned."""
 LOW_RECALL = 0.98
 TRAINING_SEED = 0
@@ -38,7 +38,7 @@ def train(
     config: Train,
     *,
     source: Source | None = None,
-    report: Report = lambda row: None,
+    report: Report | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> dict[str, Any]:
     """Train, or go on with the run of that name, and return `run`, `weights` and `metrics`.
@@ -52,7 +52,7 @@ def train(
         callbacks: hear the same when training is on workers of a cluster.
 
     Raises:
-        Preempted: SIGTERM asked training to end, and all that it has learned is in a checkpoint.
+        Preempted: SIGTERM asked training to end, and what it had learned by then is in a checkpoint.
 
     """
     run = storage.absolute(storage.join(config.run.storage, config.run.name))
@@ -66,7 +66,7 @@ def train(
         else:
             ended = work_on_cluster(job, source=source, callbacks=callbacks)
         if ended is Ending.STOPPED:
-            raise Preempted(f"{run}: all that it has learned is in its newest checkpoint; the same command goes on from there")
+            raise Preempted(f"{run}: training was asked to end; the same command goes on from its newest checkpoint")
         _publish_best(run)
     _, info = load_weights(weights)
     logger.info("event=done pictures=%s next='python jobs/serve.py --weights %s'", storage.join(run, "report"), weights)
@@ -78,7 +78,7 @@ def prepare(config: Train, run: str) -> Job:
     train_set, val_set = open_datasets(config)
     pretrained = storage.absolute(config.optim.pretrained) if config.optim.pretrained else ""
     # A run that goes on has its anchors in its checkpoint, and does not ask for the weights that it started from again.
-    begun = bool(storage.list_names(storage.join(run, CHECKPOINTS)))
+    begun = bool(whole_checkpoints(run))
     anchors = _anchors(config, train_set, "" if begun else pretrained)
     identities = _identities(train_set) if "embed" in config.network.tasks else np.zeros(0, np.int64)
     if "embed" in config.network.tasks and len(identities) == 0:

@@ -27,7 +27,7 @@ from yolor_ray import storage
 from yolor_ray.config import Cluster, Train
 from yolor_ray.data.loader import Source
 from yolor_ray.data.shards import Dataset
-from yolor_ray.errors import ConfigError, NonFiniteLossError, StorageError, UserError
+from yolor_ray.errors import ConfigError, LedgerError, NonFiniteLossError, StorageError, SupersededError, UserError
 from yolor_ray.runtime.board import read_rows
 from yolor_ray.runtime.checkpoint import CHECKPOINTS
 from yolor_ray.runtime.cluster import start_ray
@@ -93,10 +93,11 @@ def start_cluster(cluster: Cluster) -> None:
 def trial_cluster(cluster: Cluster) -> Cluster:
     """Return the cluster settings of one trial: without workers, it computes on one thread unless told otherwise.
 
-    A trial is retried as a whole, from its checkpoint: were its workers restarted as well, retries would multiply.
+    It keeps to the fewest workers, as the room for more is other trials'. It is retried as a whole, from its checkpoint: were its
+    workers restarted as well, retries would multiply.
     """
     threads = cluster.threads or int(cluster.worker_range[1] == 0)
-    return replace(cluster, threads=threads, max_failures=0)
+    return replace(cluster, workers=str(cluster.worker_range[0]), threads=threads, max_failures=0)
 
 
 def shared_source(dataset: Dataset, cluster: Cluster) -> Source | None:
@@ -164,7 +165,7 @@ def _trial(values: dict[str, Any], *, plan: Plan, source: Source | None) -> None
         metrics = _metrics(config, source)
     except StorageError:
         raise
-    except (UserError, NonFiniteLossError) as error:
+    except (UserError, NonFiniteLossError, LedgerError, SupersededError) as error:
         # The same would happen again: there is nothing to retry. Tune wants its numbers from failures too.
         tune.report({"reason": f"{type(error).__name__}: {error}", "epoch": 0, "AP": FAILED_AP})
         return

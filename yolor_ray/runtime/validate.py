@@ -16,6 +16,7 @@ from yolor_ray.learn.step import Learner
 from yolor_ray.model.predict import predict
 from yolor_ray.model.weights import WeightsInfo, save_weights
 from yolor_ray.runtime.checkpoint import BEST, Progress
+from yolor_ray.runtime.job import Job
 from yolor_ray.runtime.team import Team
 
 
@@ -43,13 +44,14 @@ def validate(learner: Learner, dataset: Dataset, config: Train, team: Team) -> V
     return Validation(measure(dataset, found, config.network.tasks), found)
 
 
-def keep_best(run: str, learner: Learner, config: Train, dataset: Dataset, progress: Progress, found: Validation) -> None:
+def keep_best(job: Job, life: int, learner: Learner, progress: Progress, found: Validation) -> None:
     """Publish the averaged weights and their report as the run's best, if no earlier epoch did better; see `fitness`."""
+    run, config, dataset = job.run, job.config, job.val
     metrics, tasks = found.measured.metrics, config.network.tasks
     reached = fitness(metrics, tasks)
     if progress.best and reached <= progress.best_fitness:
         return
-    folder = f"{BEST}/{progress.epoch:06d}"
+    folder = f"{BEST}/{progress.epoch:06d}-{life:04d}"
     info = WeightsInfo(
         config.run.name,
         dataset.classes,

@@ -60,18 +60,26 @@ class FromPost:
     """Be the notice of a leading worker: what the post said last, without waiting for it."""
 
     def __init__(self, post: Any) -> None:
-        self._post = post
-        self._answer: ray.ObjectRef | None = None
-        self._asked = 0.0
-        self._reason = ""
+        self._post, self._reason = post, ""
+        self._asking: threading.Thread | None = None
 
     def __call__(self) -> str:
         """Return why training is to end; empty while it may go on."""
-        if self._answer is None and time.monotonic() - self._asked > ASK_EVERY_S:
-            self._answer, self._asked = self._post.reason.remote(), time.monotonic()
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._reason, self._answer = ray.get(self._answer), None
+        # In a thread, as the next question may be an update of many seconds away.
+        if self._asking is None:
+            self._asking = threading.Thread(target=self._ask_on, name="yolor-notice", daemon=True)
+            self._asking.start()
         return self._reason
+
+    def _ask_on(self) -> None:
+        while not self._reason:
+            try:
+                self._reason = ray.get(self._post.reason.remote())
+            except ray.exceptions.RayError as error:
+                # The driver took its post along; Ray is about to end this worker, too.
+                logger.warning("event=post_gone error='%s'", error)
+                return
+            time.sleep(ASK_EVERY_S)
 
 
 class Watch:

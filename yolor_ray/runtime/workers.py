@@ -15,25 +15,24 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from yolor_ray import storage
 from yolor_ray.data.loader import Source
 from yolor_ray.errors import ConfigError
 from yolor_ray.runtime.cluster import start_ray
 from yolor_ray.runtime.ingest import cluster_source
 from yolor_ray.runtime.job import Job, Report
+from yolor_ray.runtime.lives import read_lives
 from yolor_ray.runtime.loop import train_loop
 from yolor_ray.runtime.notice import Sigterm
-from yolor_ray.runtime.room import ask_for_room, needs, release_room
+from yolor_ray.runtime.room import check_room, needs, release_room
 from yolor_ray.runtime.supervise import live_on
-from yolor_ray.runtime.team import Team, this_team
+from yolor_ray.runtime.team import COLLECTIVE_TIMEOUT_S, Team, this_team
 from yolor_ray.runtime.watch import FromPost
 
 Work = Callable[[Job, Team, Report], Any]
 
-COLLECTIVE_TIMEOUT_S = 600
-"""Longest that workers wait for each other: while one validates or writes, the others do."""
 
-
-def work_here(job: Job, work: Work = train_loop, report: Report = lambda row: None) -> Any:
+def work_here(job: Job, work: Work = train_loop, report: Report | None = None) -> Any:
     """Train in this process, or do other work with the job, and return what comes of it; `report` hears each validation before the last."""
     cluster = job.config.cluster
     if cluster.gpu and not torch.cuda.is_available():
@@ -41,7 +40,7 @@ def work_here(job: Job, work: Work = train_loop, report: Report = lambda row: No
     device = torch.device("cuda" if cluster.gpu else "cpu")
     torch.set_num_threads(cluster.threads or cores())
     with Sigterm() as sigterm:
-        return work(dataclasses.replace(job, notice=sigterm), this_team(device), report)
+        return work(dataclasses.replace(job, notice=sigterm), this_team(device), report or _tell_nobody)
 
 
 def cores() -> int:
@@ -62,7 +61,7 @@ def work_on_cluster(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     cluster = job.config.cluster
     start_ray(log_to_driver=True, dashboard=True, allow_open=cluster.allow_open)
-    ask_for_room(cluster)
+    check_room(cluster, begun=bool(read_lives(job.run)))
     try:
         with Sigterm() as sigterm:
             ready = dataclasses.replace(job, source=source or cluster_source(job.train))
@@ -82,7 +81,7 @@ def _fit(job: Job, workers: int, post: Any, *, work: Work, callbacks: Sequence[r
     failure: Any = ray.train.FailureConfig
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"job": job, "work": work, "post": post},
+        train_loop_config={"job": job, "work": work, "post": post, "heard": bool(callbacks)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=cluster.gpu, resources_per_worker=None if cluster.gpu else needs(cluster)
         ),
@@ -112,4 +111,12 @@ def _worker(config: dict[str, Any]) -> Any:
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return config["work"](dataclasses.replace(job, notice=FromPost(post)), this_team(device), ray.train.report)
+    # What the driver knows of this storage, a new process does not.
+    storage.vouch_for(job.run)
+    # Ray Train takes seconds for each report, also for those of earlier lives.
+    report = ray.train.report if config["heard"] else _tell_nobody
+    return config["work"](dataclasses.replace(job, notice=FromPost(post)), this_team(device), report)
+
+
+def _tell_nobody(row: dict[str, Any]) -> None:
+    """Leave a validation to the run's own files."""

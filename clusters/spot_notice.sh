@@ -31,7 +31,7 @@ until notice=$(read_metadata spot/instance-action); do
     sleep "$poll_s" 9>&-
 done
 end=$(echo "$notice" | sed -n 's/.*"time" *: *"\([^"]*\)".*/\1/p')
-end_s=$(date --date "${end:-120 seconds}" +%s) || end_s=$(($(date +%s) + 120))
+end_s=$(date --date "${end:-120 seconds}" +%s 2> /dev/null) || end_s=$(($(date +%s) + 120))
 
 while left_s=$((end_s - $(date +%s))); [ "$left_s" -gt 0 ]; do
     echo "event=spot_notice end=$end left_s=$left_s"

@@ -151,6 +151,8 @@ def test_the_environment_of_nodes_turns_the_token_on_and_only_names_settings_tha
     pairs = dict(re.findall(r"^export (\w+)=(.*)$", (CLUSTERS / "node.env").read_text(), re.MULTILINE))
     assert pairs["RAY_AUTH_MODE"] == "token"
     assert pairs["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert pairs["RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"] == "minor", "images of another day have another Python 3.11"
+    assert pairs["RAY_TMPDIR"] == "/var/tmp", "/tmp is memory on Amazon Linux 2023"
     check = {name.removeprefix("RAY_"): int(value) for name, value in pairs.items() if "health_check" in name}
     assert all(hasattr(Config, name) for name in check)
     asked_ms = check["health_check_period_ms"] + check["health_check_timeout_ms"]

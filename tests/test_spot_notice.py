@@ -59,8 +59,10 @@ def watch(tmp_path) -> Iterator[Callable[..., tuple[int, str, list[str]]]]:
     calls.touch()
     servers = []
 
-    def run(market: str = "spot", left_s: float = 120, failures: int = 0, announce_at: int = 3) -> tuple[int, str, list[str]]:
-        end = (datetime.now(UTC) + timedelta(seconds=left_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    def run(
+        market: str = "spot", left_s: float = 120, failures: int = 0, announce_at: int = 3, end: str = ""
+    ) -> tuple[int, str, list[str]]:
+        end = end or (datetime.now(UTC) + timedelta(seconds=left_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
         server = Metadata(market, json.dumps({"action": "terminate", "time": end}), announce_at)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}).start()
@@ -89,6 +91,19 @@ def test_a_spot_notice_drains_the_node_until_the_moment_that_aws_names(watch):
     start = "head:6379 drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot notice for "
     assert call.startswith(start)
     assert 60 < int(re.search(r"--deadline-remaining-seconds (\d+)$", call)[1]) <= 120
+
+
+def test_a_notice_whose_time_cannot_be_read_drains_the_node_for_two_minutes(watch):
+    status, _, (call,) = watch(end="soon")
+    assert status == 0
+    assert 100 < int(re.search(r"--deadline-remaining-seconds (\d+)$", call)[1]) <= 120
+
+
+def test_the_script_asks_ray_for_what_ray_knows():
+    from ray.scripts.scripts import drain_node
+
+    known = {option for parameter in drain_node.params for option in parameter.opts}
+    assert set(re.findall(r"(?<= )--(?:reason|deadline)[\w-]*", SCRIPT.read_text())) <= known
 
 
 def test_a_drain_that_fails_is_tried_again(watch):

@@ -1,6 +1,8 @@
 """Graphs of small networks: what other runtimes predict for inputs of any size is what torch predicts."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,3 +103,27 @@ def test_a_graph_keeps_no_path_of_the_machine_and_no_training_operator(packages,
     data = graph.onnx_files(fuse(make_network()), INFO)[graph.ONNX_FILE]
     assert b".py" not in data
     assert not {node.op_type for node in onnx.load_from_string(data).graph.node} & {"BatchNormalization", "If", "Loop", "Dropout"}
+
+
+SIGNALLED = """
+import faulthandler, pathlib, signal, sys
+from yolor_ray.model import graph
+
+faulthandler.enable()  # So that signals are taken on a stack of their own, as in pytest and in Ray's workers.
+heard = []
+signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+files = {graph.ONNX_FILE: pathlib.Path(sys.argv[1]).read_bytes()}
+first = graph.openvino_predictor(files)
+second = graph.openvino_predictor(files)
+del first
+del second
+signal.raise_signal(signal.SIGTERM)
+print(heard)
+"""
+
+
+def test_a_process_that_dropped_predictors_hears_signals(packages, make_network, tmp_path):
+    file = tmp_path / graph.ONNX_FILE
+    file.write_bytes(graph.onnx_files(fuse(make_network()), INFO)[graph.ONNX_FILE])
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(file)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "[15]\n"), done.stderr

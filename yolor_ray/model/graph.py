@@ -5,6 +5,7 @@ Legend: B images, H W sides of the network input in pixels, P predictions over a
 """
 
 import copy
+import functools
 import importlib.util
 import io
 import json
@@ -155,13 +156,25 @@ def openvino_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
     import openvino
 
     config = graph_config(network, info)
-    model = openvino.Core().read_model(_onnx(network))
+    model = _openvino_core().read_model(_onnx(network))
     for name, value in _texts(config).items():
         model.set_rt_info(value, ["model_info", name])
     with tempfile.TemporaryDirectory(prefix="yolor_ray_openvino_") as folder:
         openvino.save_model(model, Path(folder) / OPENVINO_FILES[0], compress_to_fp16=False)
         files = {name: (Path(folder) / name).read_bytes() for name in OPENVINO_FILES}
     return {**files, CONFIG_FILE: json.dumps(config, indent=1).encode()}
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """Return the one OpenVINO of this process, for good.
+
+    Each gives the thread a stack for signals and, when it goes, the one from before it. Two that do not go in the reverse order
+    leave one that is freed, and the next signal ends the process with a segmentation fault (OpenVINO 2026.3).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def torch_predictor(network: Yolor, precision: Precision = "float32") -> Predictor:
@@ -201,9 +214,7 @@ def openvino_predictor(files: Mapping[str, bytes], precision: Precision = "float
 
     With `image_px` it takes square images of that side alone, which is faster for small networks.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino_core()
     model = core.read_model(*(files[name] for name in (ONNX_FILE, *OPENVINO_FILES) if name in files))
     if image_px:
         model.reshape([-1, 3, image_px, image_px])

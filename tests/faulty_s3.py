@@ -26,6 +26,7 @@ UPSTREAM_TIMEOUT_S = 60
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-connection", "te", "upgrade"}
 ANSWERS = {
     "share_503": (503, "SlowDown", "Please reduce your request rate."),
+    "begin_next": (503, "SlowDown", "Please reduce your request rate."),
     "forbid_next": (403, "AccessDenied", "Access Denied"),
     "expire_next": (400, "ExpiredToken", "The provided token has expired."),
 }
@@ -49,6 +50,8 @@ class Faults:
     """Requests answered 403 AccessDenied."""
     expire_next: int = 0
     """Requests answered 400 ExpiredToken."""
+    begin_next: int = 0
+    """Multipart uploads whose begin is answered 503 SlowDown."""
     delay_s: float = 0.0
     """Wait before every answer."""
 
@@ -155,12 +158,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.server.count("requests")
         self.server.count(f"{self.command} {'object' if self._names_object() else 'bucket'}")
+        if self.command == "PUT" and self.headers.get("Content-Length") == "0":
+            self.server.count("PUT of nothing")
         time.sleep(self.server.faults.delay_s)
         if self.server.strikes("down_s"):
             self.close_connection = True
             return
         for fault, (status, code, message) in ANSWERS.items():
-            if self.server.strikes(fault):
+            if (fault != "begin_next" or self._begins_upload()) and self.server.strikes(fault):
                 for _ in self._body():
                     pass
                 xml = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
@@ -172,6 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _names_object(self) -> bool:
         return "/" in urlsplit(self.path).path.strip("/")
+
+    def _begins_upload(self) -> bool:
+        return self.command == "POST" and urlsplit(self.path).query.startswith("uploads")
 
     def _control(self) -> None:
         sent = b"".join(self._body())

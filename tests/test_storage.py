@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from yolor_ray import storage
-from yolor_ray.errors import ConfigError, StorageError
+from yolor_ray import retries, storage
+from yolor_ray.errors import AbsentError, ConfigError, DamagedError, StorageError
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -72,6 +72,17 @@ def test_a_published_file_that_changed_is_refused_by_name(folder):
     storage.publish(folder, {"a.bin": b"12345"})
     storage.write_bytes(storage.join(folder, "a.bin"), b"12346")
     with pytest.raises(StorageError, match=r"a\.bin: found 5 bytes with SHA-256 .* expected 5 and"):
+        storage.read_published(folder)
+
+
+def test_a_listed_file_that_is_absent_is_damage_and_an_absent_manifest_is_not(folder):
+    storage.publish(folder, {"a.bin": b"1", "b.bin": b"2"})
+    storage.delete(storage.join(folder, "a.bin"))
+    with pytest.raises(DamagedError, match=r"a folder/a\.bin: not found, expected it as manifest\.json lists it"):
+        storage.read_published(folder)
+    assert storage.read_published(folder, ["b.bin"]) == {"b.bin": b"2"}
+    storage.delete(storage.join(folder, "manifest.json"))
+    with pytest.raises(AbsentError, match=r"a folder/manifest\.json: not found"):
         storage.read_published(folder)
 
 
@@ -171,3 +182,30 @@ def test_the_manifest_holds_size_and_hash_of_each_file(tmp_path):
     files = json.loads((tmp_path / "manifest.json").read_bytes())["files"]
     assert {name: entry["bytes"] for name, entry in files.items()} == {"a": 1, "b": 2}
     assert files["a"]["sha256"] == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
+
+
+def test_a_failure_of_a_local_file_is_told_at_once(tmp_path):
+    calls = []
+
+    def failing():
+        calls.append(1)
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(StorageError, match=r"cannot read it: .*Input/output error"):
+        storage.attempt(str(tmp_path / "x"), "read", failing)
+    assert len(calls) == 1
+
+
+def test_no_secret_is_in_the_log_of_a_retry(s3, monkeypatch, caplog):
+    url = storage.join(s3(), "x")
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.0)
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    failures = [OSError(f"AWS Error NETWORK_CONNECTION: sent {secret}\nto nobody")]
+
+    def act():
+        if failures:
+            raise failures.pop()
+        return 1
+
+    assert storage.attempt(url, "read", act) == 1
+    assert "reason=AWS Error NETWORK_CONNECTION: sent <AWS_SECRET_ACCESS_KEY> to nobody" in caplog.text

@@ -5,6 +5,7 @@ YolorError
 │   ├── ConfigError        a setting is unknown, out of range or contradicts another
 │   ├── DataError          annotations, shards or a dataset.json are not as expected
 │   ├── StorageError       a URL cannot be read or written
+│   │   ├── AbsentError    nothing is at the URL
 │   │   └── DamagedError   what was read is not what was written
 │   ├── WeightsError       a weights folder or checkpoint does not fit or does not verify
 │   └── ImageError         one image cannot be used; carries a stable code
@@ -34,6 +35,10 @@ class DataError(UserError):
 
 class StorageError(UserError):
     """A URL cannot be read or written."""
+
+
+class AbsentError(StorageError):
+    """Nothing is at the URL."""
 
 
 class DamagedError(StorageError):

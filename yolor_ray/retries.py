@@ -30,15 +30,16 @@ class Kind(Enum):
 
     PASSING = "wait until the store is back"
     REFUSED = "a few tries where it was allowed before, as throttling may look like this; none at first"
-    EXPIRED = "a few tries with credentials read afresh"
+    EXPIRED = "a few tries with credentials read afresh where they were taken before; none at first"
     DAMAGED = "read again"
     LASTING = "stop"
 
 
 _CERTIFICATE = re.compile(r"curlCode: (58|60|77),")
+# 501 and 505 tell what the store cannot do, now or later.
 _PASSING = re.compile(
     "NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|REQUEST_TIMEOUT|NO_SUCH_UPLOAD"
-    r"|UNKNOWN \(HTTP status (408|409|429|5\d\d)\)|ExceptionName: (BadDigest|IncompleteBody|RequestTimeout)"
+    r"|UNKNOWN \(HTTP status (408|409|429|5(?!01|05)\d\d)\)|ExceptionName: (BadDigest|IncompleteBody|RequestTimeout)"
 )
 # Without a body there is no code: neither for HEAD nor, as pyarrow streams it, for GET.
 _SAYS_400_ONLY = re.compile(r"UNKNOWN \(HTTP status 400\) during \w+ operation: *(No response body\.)?\s*$")
@@ -75,7 +76,7 @@ class Patience:
 
     def __init__(self, known: bool) -> None:
         self.known = known
-        """Whether the bucket answered before, in this process."""
+        """Whether the bucket answered before, in this process or another of the job."""
         self.failures: Counter[Kind] = Counter()
         self.started_s = time.monotonic()
         self._failed_s: float | None = None
@@ -91,7 +92,7 @@ class Patience:
             budget_s = BUDGET_S if self.known else NEW_BUCKET_BUDGET_S
             return wait_s if now - self._failed_s + wait_s < budget_s else None
         few = FEW_ATTEMPTS if self.known else 1
-        allowed = {Kind.REFUSED: few, Kind.EXPIRED: FEW_ATTEMPTS, Kind.DAMAGED: READINGS, Kind.LASTING: 1}[kind]
+        allowed = {Kind.REFUSED: few, Kind.EXPIRED: few, Kind.DAMAGED: READINGS, Kind.LASTING: 1}[kind]
         return wait_s if self.failures[kind] < allowed else None
 
     def told(self) -> str:

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from yolor_ray.errors import ConfigError, DamagedError, StorageError
+from yolor_ray.errors import AbsentError, ConfigError, DamagedError, StorageError
 from yolor_ray.redact import redacted
 from yolor_ray.retries import Kind, Patience, advice, kind_of
 
@@ -30,6 +30,8 @@ REQUEST_TIMEOUT_S = 30.0
 """Silence after which a request is given up."""
 ATTEMPTS_OF_SDK = 3
 """Few, as `attempt` tries again with more patience."""
+MULTIPART_BYTES = 10 * 2**20
+"""From here on pyarrow's delayed open uploads in parts, and leaves an empty object if the store refuses to begin: it must not delay."""
 SHOWN_REASON = 200
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
@@ -38,8 +40,8 @@ log = logging.getLogger(__name__)
 _answered: set[str] = set()
 
 
-def filesystem(url: str) -> tuple[fs.FileSystem, str]:
-    """Return the filesystem of a URL and the path on it; local paths come back absolute.
+def filesystem(url: str, delayed_open: bool = True) -> tuple[fs.FileSystem, str]:
+    """Return the filesystem of a URL and the path on it, absolute if local; `delayed_open` is for writing less than MULTIPART_BYTES.
 
     Raises:
         ConfigError: the URL is neither `s3://bucket/key` nor a local path nor `file:///path`.
@@ -59,7 +61,7 @@ def filesystem(url: str) -> tuple[fs.FileSystem, str]:
     bucket = rest.split("/", 1)[0]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]+", bucket):
         raise ConfigError("s3 URL: found no plain bucket name, expected s3://bucket/key without user, password or port")
-    return _s3(*_endpoint(), bucket), rest.strip("/")
+    return _s3(*_endpoint(), bucket, delayed_open), rest.strip("/")
 
 
 def _endpoint() -> tuple[str, str]:
@@ -78,12 +80,12 @@ def _endpoint() -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=64)
-def _s3(endpoint: str, region: str, bucket: str) -> fs.S3FileSystem:
+def _s3(endpoint: str, region: str, bucket: str, delayed_open: bool) -> fs.S3FileSystem:
     common = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "request_timeout": REQUEST_TIMEOUT_S,
         "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS_OF_SDK),
-        "allow_delayed_open": True,
+        "allow_delayed_open": delayed_open,
     }
     if endpoint:
         place = urlsplit(endpoint)
@@ -93,20 +95,29 @@ def _s3(endpoint: str, region: str, bucket: str) -> fs.S3FileSystem:
     return fs.S3FileSystem(region=region, **common)
 
 
+def _place(url: str) -> str:
+    """Return scheme and bucket of a URL: what answers, or does not."""
+    return "/".join(url.split("/", 3)[:3])
+
+
+def vouch_for(url: str) -> None:
+    """Count the bucket of a URL as one that answered before: another process of the job has been there."""
+    _answered.add(_place(url))
+
+
 def attempt(url: str, verb: str, action: Callable[[], Answer]) -> Answer:
     """Return what `action` returns; pyarrow's failures become StorageError "URL: cannot VERB it: …".
 
     Failures of S3 that may pass are tried again, for how long `retries` says; those of local files are not. `action` gets its
     filesystem anew each time, as renewed credentials come with another one.
     """
-    place = "/".join(url.split("/", 3)[:3])
-    patience = Patience(known=place in _answered)
+    patience = Patience(known=_place(url) in _answered)
     while True:
         try:
             answer = action()
         except FileNotFoundError as error:
-            _answered.add(place)
-            raise StorageError(f"{url}: not found") from error
+            vouch_for(url)
+            raise AbsentError(f"{url}: not found") from error
         except (OSError, pa.ArrowException, DamagedError) as error:
             kind = kind_of(error) if url.startswith("s3://") else Kind.LASTING
             wait_s = patience.wait_s(kind)
@@ -121,7 +132,7 @@ def attempt(url: str, verb: str, action: Callable[[], Answer]) -> Answer:
             log.warning("event=storage_retry url=%s attempt=%d wait_s=%.1f reason=%s", url, tries, wait_s, reason[:SHOWN_REASON])
             time.sleep(wait_s)
         else:
-            _answered.add(place)
+            vouch_for(url)
             return answer
 
 
@@ -209,17 +220,16 @@ def _remove_one_by_one(system: fs.FileSystem, path: str) -> None:
 
 def write_bytes(url: str, data: bytes | memoryview | pa.Buffer) -> None:
     """Write a file that appears whole or not at all, and lasts once this returns."""
-    system, path = filesystem(url)
-    if isinstance(system, fs.LocalFileSystem):
-        attempt(url, "write", lambda: _write_local(Path(path), data))
-        return
 
-    def upload() -> None:
-        system, path = filesystem(url)
+    def write() -> None:
+        system, path = filesystem(url, delayed_open=memoryview(data).nbytes < MULTIPART_BYTES)
+        if isinstance(system, fs.LocalFileSystem):
+            _write_local(Path(path), data)
+            return
         with system.open_output_stream(path) as stream:
             stream.write(data)
 
-    attempt(url, "write", upload)
+    attempt(url, "write", write)
 
 
 def _write_local(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
@@ -258,7 +268,7 @@ def is_published(url: str) -> bool:
 
 
 def read_published(url: str, names: Collection[str] | None = None) -> dict[str, bytes]:
-    """Return the files of a published folder (or those named), each checked for size and SHA-256."""
+    """Return the files of a published folder (or those named), each checked for size and SHA-256: DamagedError if one fails."""
     listed = _manifest(join(url, MANIFEST))
     absent = sorted(set(names or ()) - set(listed))
     if absent:
@@ -282,4 +292,7 @@ def _verified(url: str, expected: tuple[int, str]) -> bytes:
             raise DamagedError(f"found {found[0]} bytes with SHA-256 {found[1]}, expected {expected[0]} and {expected[1]}")
         return data
 
-    return attempt(url, "read", read)
+    try:
+        return attempt(url, "read", read)
+    except AbsentError as error:
+        raise DamagedError(f"{url}: not found, expected it as {MANIFEST} lists it") from error

@@ -22,13 +22,15 @@ from yolor_ray.data.records import Record
 from yolor_ray.data.tables import SCHEMA, records, table
 from yolor_ray.data.translate import Translation, translated
 from yolor_ray.errors import DataError
-from yolor_ray.storage import attempt, exists, filesystem, join, read_bytes, write_bytes
+from yolor_ray.storage import attempt, exists, filesystem, join, read_bytes, vouch_for, write_bytes
 
 __all__ = ["SCHEMA", "Dataset", "RowGroup", "Shard", "dataset_digest", "open_dataset", "read_row_group", "records", "shard_bytes"]
 
 FORMAT = "yolor_ray.dataset"
 VERSION = 3
 MANIFEST = "dataset.json"
+CONTENT_KEY = "yolor_ray.content_sha256"
+"""Under which a shard's footer holds the hash of its content."""
 ROWS_PER_GROUP = 64
 GROUP_BYTES = 32 * 2**20
 """Encoded image bytes after which a row group ends early, so that large photos still stream in small pieces."""
@@ -165,15 +167,28 @@ def write_dataset(dataset: Dataset) -> None:
 def shard_bytes(records: Iterable[Record], part: int) -> tuple[pa.Buffer, Shard]:
     """Return the Parquet file of a run of records and its description.
 
-    Images stay uncompressed, as they are encoded already; every page carries a checksum.
+    Images stay uncompressed, as they are encoded already; every page carries a checksum. The footer carries a hash of the content:
+    columns of fixed width alone would give one and the same footer to shards that differ.
     """
+    content = hashlib.sha256()
     sink = pa.BufferOutputStream()
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
     with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
         for group in _groups(records):
-            writer.write_table(table(group), row_group_size=len(group))
+            rows = table(group)
+            for piece in _content(rows):
+                content.update(piece)
+            writer.write_table(rows, row_group_size=len(group))
+        writer.add_key_value_metadata({CONTENT_KEY: content.hexdigest()})
     data = sink.getvalue()
     return data, describe(data, part)
+
+
+def _content(rows: pa.Table) -> Iterator[pa.Buffer | bytes]:
+    """Return all that a table holds, uncopied, with lengths in between so that nothing moves from a buffer to the next unseen."""
+    for buffer in (buffer for column in rows.columns for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None):
+        yield buffer.size.to_bytes(8, "little")
+        yield buffer
 
 
 def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -201,7 +216,7 @@ def read_row_group(dataset: Dataset, group: RowGroup, columns: list[str] | None 
 
     Raises:
         StorageError: the shard is absent, cut, damaged, overwritten or out of reach. A whole row group's bytes are verified by
-            their SHA-256; of some columns the size of the file, the footer and the pages' checksums are.
+            their SHA-256; of some columns the pages' checksums and, after them, the footer, which holds a hash of all content.
         DataError: the row group is not as long as `dataset.json` says.
 
     """
@@ -211,6 +226,8 @@ def read_row_group(dataset: Dataset, group: RowGroup, columns: list[str] | None 
     place = join(dataset.url, group.shard)
     where = f"{place}, row group {group.index}"
     shard = dataset.shards_by_name[group.shard]
+    # Whoever has a Dataset has read its dataset.json there, if only in another process.
+    vouch_for(place)
 
     def read() -> pa.Table:
         system, path = filesystem(place)
@@ -220,9 +237,13 @@ def read_row_group(dataset: Dataset, group: RowGroup, columns: list[str] | None 
                 return pinned.read_row_group(file, footer, group.index, shard)
             pinned.check_size(file, shard)
             reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True, page_checksum_verification=True)
-            return reader.read_row_group(group.index, columns=columns, use_threads=False)
+            rows = reader.read_row_group(group.index, columns=columns, use_threads=False)
+            # Afresh and last, as the object may have been overwritten since its footer was first read.
+            pinned.read_footer(file, shard)
+            return rows
 
     found = attempt(where, "read", read)
     if found.num_rows != group.rows:
         raise DataError(f"{where}: found {found.num_rows} rows, expected {group.rows} as in {MANIFEST}; pack again")
-    return found
+    # The hash of the whole shard is no property of these rows.
+    return found.replace_schema_metadata()

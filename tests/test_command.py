@@ -226,7 +226,7 @@ def test_a_preset_still_runs_by_name(job):
         (["--preset-file", "FILE", "dmo"], "preset: found 'dmo', expected demo"),
         (["--preset-file", "FILE", "--optim.epoch", "3"], "--optim.epochs"),
         (["--preset-file", "FILE", "--optim.epochs", "0"], "optim.epochs: found 0, expected 1 or more"),
-        (["--preset-file", "nowhere.json"], "StorageError: nowhere.json: not found"),
+        (["--preset-file", "nowhere.json"], "AbsentError: nowhere.json: not found"),
         (["--preset-file", ""], "found an empty one"),
         (["--preset-file", __file__], "test_command.py: not JSON"),
     ],

@@ -29,6 +29,17 @@ log.error("text %s", SECRET)
 log.error(f"format {SECRET}")
 log.error("does not fit %d", SECRET)
 log.error("fits %s of %d", "three", 3)
+class Mute:
+    def __str__(self): raise RuntimeError("mute")
+class Telling:
+    def __str__(self): raise RuntimeError(f"telling {SECRET}") from OSError(SECRET)
+class Dumb(Mute):
+    __repr__ = Mute.__str__
+log.error("mute %s", Mute())
+log.error("beside %s %s", SECRET, Mute())
+log.error("told %s", Telling())
+log.error(f"dumb {SECRET} %s", Dumb())
+log.error(Dumb())
 try:
     raise OSError(5, f"refused {SECRET}", "file")
 except OSError as error:
@@ -54,17 +65,62 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN", "MY_API_KEY", "Pg_Password", "PGPASSWORD", "client_secret"]
+    "name",
+    [
+        "AWS_SESSION_TOKEN",
+        "AWS_ACCESS_KEY_ID",
+        "RAY_AUTH_TOKEN",
+        "MY_API_KEY",
+        "Pg_Password",
+        "PGPASSWORD",
+        "client_secret",
+        "DB_PASS",
+        "GITHUB_PAT",
+    ],
 )
 def test_the_value_of_a_variable_whose_name_says_secret_is_replaced_by_the_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "canary1234")
     assert redacted("key=canary1234, canary1234") == f"key=<{name}>, <{name}>"
 
 
-@pytest.mark.parametrize("name", ["AWS_REGION", "MONKEY", "HOME_KEYBOARD", "PWD", "TOKENIZERS_PARALLELISM", "RAY_AUTH_MODE"])
+@pytest.mark.parametrize("name", ["AWS_REGION", "MONKEY", "COMPASS", "PATH", "PWD", "TOKENIZERS_PARALLELISM", "RAY_AUTH_MODE"])
 def test_the_value_of_any_other_variable_stays(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "canary1234")
     assert redacted("key=canary1234") == "key=canary1234"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_TOKENS", "10000000"),
+        ("SSH_KEY", "/home/me/Keys/id_2"),
+        ("SSH_KEY", "~/.ssh/id_ed25519"),
+        ("S3_KEY", "datasets/train"),
+        ("S3_KEY", "datasets/coco/train2017/"),
+    ],
+)
+def test_a_number_or_a_path_in_a_variable_that_may_hold_a_secret_stays(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert redacted(f"found {value}") == f"found {value}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "/canary/canary"),
+        ("AWS_SESSION_TOKEN", "canary/canary"),
+        ("S3_SECRET_KEY", "canary/canary"),
+        ("DB_PASS", "12345678"),
+        ("DB_PASSWORD", "~canary/canary"),
+        ("MY_API_TOKEN", "canary/c4n4ry"),
+        ("MY_API_TOKEN", "canary/Canary"),
+        ("MY_API_TOKEN", "/canaryCanary+canary="),
+        ("MY_API_TOKEN", "~canaryCanary"),
+    ],
+)
+def test_a_secret_that_resembles_a_number_or_a_path_is_replaced(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert redacted(f"found {value}") == f"found <{name}>"
 
 
 def test_a_short_value_is_no_secret_for_it_is_part_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +162,8 @@ def test_a_password_in_the_url_of_a_variable_is_found_without_the_url(monkeypatc
         "https://h/k?AWSAccessKeyId=canary",
         "Authorization: Bearer canarycanarycanary",
         "Authorization: Basic canarycanarycanary==",
+        "authorization: bearer canarycanarycanary",
+        "{'authorization': 'basic canarycanarycanary=='}",
     ],
 )
 def test_what_looks_like_a_credential_is_replaced_once_and_for_all(text: str) -> None:
@@ -125,6 +183,7 @@ PLAIN = [
     "file:///a:b@c",
     "event=done url=s3://runs/photos/weights AP=0.5",
     "Basic training of tokens",
+    "in basic /data/photos/JPEGImages",
 ]
 
 
@@ -156,8 +215,14 @@ def test_no_log_by_any_handler_and_no_traceback_of_a_process_shows_a_secret() ->
     for line in (
         "text <AWS_SECRET_ACCESS_KEY>",
         "format <AWS_SECRET_ACCESS_KEY>",
-        "does not fit %d ('<AWS_SECRET_ACCESS_KEY>',)",
+        "'does not fit %d' ('<AWS_SECRET_ACCESS_KEY>',)",
         "fits three of 3",
+        "--- Logging error ---",
+        "Message: 'mute %s'",
+        "'beside %s %s' ('<AWS_SECRET_ACCESS_KEY>', ",
+        "RuntimeError: telling <AWS_SECRET_ACCESS_KEY>",
+        "OSError: <AWS_SECRET_ACCESS_KEY>",
+        "dumb <AWS_SECRET_ACCESS_KEY> %s",
         "caught [Errno 5] refused <AWS_SECRET_ACCESS_KEY>: 'file'",
         "OSError: [Errno 5] refused <AWS_SECRET_ACCESS_KEY>: 'file'",
         "Exception in thread reader:",

@@ -23,7 +23,13 @@ from yolor_ray.errors import ConfigError
 
 SHORTEST = 8
 """Fewest characters of a value that is looked for: shorter ones, such as `test`, are part of innocent words."""
-SECRET_NAME = re.compile(r"(?:^|_)(?:(?:API|ACCESS)?KEY|KEY_ID|TOKEN|SECRET|PASSWD|PASSPHRASE|CREDENTIAL)S?$|PASSWORD$", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"(?:^|_)(?:(?:API|ACCESS)?KEY|KEY_ID|TOKEN|SECRET|PASS|PASSWD|PASSPHRASE|PAT|CREDENTIAL)S?$|PASSWORD$", re.IGNORECASE
+)
+SURE_NAME = re.compile(r"^AWS_|SECRET|PASS", re.IGNORECASE)
+"""Variables that hold a secret whatever it looks like, if SECRET_NAME fits: a password may be a number, and AWS's keys have slashes."""
+# MAX_TOKENS=10000000, SSH_KEY=~/key, S3_KEY=coco/train2017. Random text has capitals, or digits between letters; Base64 has + or =.
+PLAIN_VALUE = re.compile(r"\d+|(?:~[\w.-]*)?/[^+=]*|(?:[a-z._-]+\d{0,4}/)+(?:[a-z._-]+\d{0,4})?")
 AWS_FILE_LINE = re.compile(r"^\s*(aws_(?:access_key_id|secret_access_key|session_token))\s*=\s*(\S+)", re.MULTILINE | re.IGNORECASE)
 
 ENDS = r"\s\"'<>"
@@ -40,7 +46,8 @@ LOOKS = (
     (USER_IN_S3_URL, r"\1<CREDENTIALS>@"),
     (USER_IN_URL, r"\1<CREDENTIALS>@"),
     (SIGNED, r"\1\2<\1>"),
-    (re.compile(r"\b(Basic|Bearer) [A-Za-z0-9+/._~-]{16,}=*"), r"\1 <CREDENTIALS>"),
+    # In small letters and without its header's name, "basic" is an English word.
+    (re.compile(r"\b(Basic|(?i:Bearer|Authorization\W{1,5}Basic)) [A-Za-z0-9+/._~-]{16,}=*"), r"\1 <CREDENTIALS>"),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), "<AWS_ACCESS_KEY_ID>"),
 )
 
@@ -84,15 +91,22 @@ def _redacted_record(record: logging.LogRecord) -> logging.LogRecord:
     """Return the record; message and traceback are replaced only where they hold a secret, as some formatters want the arguments."""
     try:
         message = record.getMessage()
-    except (TypeError, ValueError, KeyError):
-        # Logging will show what does not fit together, on standard error.
-        message = f"{record.msg} {record.args}"
+    except Exception as error:  # noqa: BLE001 - an argument's __str__ may raise anything; logging shows it, and the program goes on
+        message = f"{_unformatted(record)}\n{_plain_traceback(error)}"
     clean = redacted(message)
     if clean != message:
         record.msg, record.args = clean, None
     if record.exc_info and record.exc_info[1]:
         record.exc_text = _traceback(record.exc_info[1])
     return record
+
+
+def _unformatted(record: logging.LogRecord) -> str:
+    """Return what logging writes on standard error of a record whose message and arguments do not fit, beside the traceback."""
+    try:
+        return f"{record.msg!r} {record.args}"
+    except Exception:  # noqa: BLE001 - an argument's __repr__ may raise anything, too; logging then shows neither of them
+        return record.msg if isinstance(record.msg, str) else ""
 
 
 def _hide_in_tracebacks() -> None:
@@ -135,7 +149,7 @@ def _plain_traceback(error: BaseException) -> str:
 def _secrets() -> Iterator[tuple[str, str]]:
     """Yield each secret that this process can know of, and the name to show for it."""
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name):
+        if SECRET_NAME.search(name) and (SURE_NAME.search(name) or not PLAIN_VALUE.fullmatch(value.strip())):
             yield value.strip(), name
         elif "://" in value and "@" in value:
             yield from ((part, name) for part in _credentials_of(value))

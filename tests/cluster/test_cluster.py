@@ -13,10 +13,14 @@ import grpc
 import pytest
 import ray
 
+from yolor_ray import access, config, storage
 from yolor_ray.errors import ConfigError
 from yolor_ray.runtime import cluster
+from yolor_ray.serve import run
 
 TOKEN = secrets.token_hex(32)
+# Ray Serve 2.60 uses a spelling that Pydantic 2 deprecates, once, while it is imported.
+IGNORE_PYDANTIC = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
 
 def test_workers_have_their_environment_and_secrets_are_not_in_rays_records(ray_cluster):
@@ -66,7 +70,7 @@ def start_head(tmp_path, monkeypatch) -> Iterator[Callable[[str], str]]:
         environment = os.environ | {"RAY_AUTH_MODE": auth_mode, "RAY_AUTH_TOKEN": TOKEN}
         started.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), log))
         deadline = time.monotonic() + 30
-        while cluster._ask(grpc.insecure_channel(address))[0] is grpc.StatusCode.UNAVAILABLE:
+        while access._ask(grpc.insecure_channel(address))[0] is grpc.StatusCode.UNAVAILABLE:
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
             time.sleep(0.02)
         monkeypatch.setenv("RAY_ADDRESS", address)
@@ -106,18 +110,78 @@ def test_a_cluster_with_another_token_is_the_users_mistake(start_head):
         cluster.start_ray()
 
 
-def test_a_cluster_with_this_processes_token_is_joined(start_head):
+def asked_by_a_process(home: Path, allow_open: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Ask for access to RAY_ADDRESS in a process with these variables alone: Ray reads its own when it is imported."""
+    program = f"import os; from yolor_ray.access import check_access; check_access(os.environ['RAY_ADDRESS'], {allow_open})"
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    environment = others | {"HOME": str(home), "RAY_AUTH_MODE": "token"} | variables
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_cluster_with_this_processes_token_is_joined(start_head, tmp_path):
     start_head("token")
-    program = "from yolor_ray.runtime.cluster import check_access; import os; check_access(os.environ['RAY_ADDRESS'])"
-    subprocess.run([sys.executable, "-c", program], env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}, check=True)
+    done = asked_by_a_process(tmp_path, RAY_AUTH_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("auth_mode", "allow_open"), [("token", False), ("disabled", True)])
+def test_a_token_that_was_promised_and_is_nowhere_is_the_users_mistake(start_head, tmp_path, auth_mode, allow_open):
+    address = start_head(auth_mode)
+    nowhere = asked_by_a_process(tmp_path, allow_open).stderr.splitlines()[-1]
+    assert nowhere.startswith(f"yolor_ray.errors.ConfigError: RAY_ADDRESS: found no token for the cluster at '{address}' (Token authent")
+    assert "expected RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token" in nowhere
+    no_file = str(tmp_path / "none")
+    assert f"or is empty: {no_file}), expected" in asked_by_a_process(tmp_path, allow_open, RAY_AUTH_TOKEN_PATH=no_file).stderr
+
+
+class Joined(Exception):
+    """Ray was told to start or to join."""
+
+
+@pytest.fixture
+def service(tmp_path) -> config.Serve:
+    """Name weights that are there; nobody loads them before Ray runs."""
+    storage.publish(str(tmp_path / "weights"), {"config.json": b"{}"})
+    return config.Serve(weights=str(tmp_path / "weights"))
+
+
+@IGNORE_PYDANTIC
+def test_the_service_joins_an_open_cluster_with_a_warning(start_head, monkeypatch, caplog, service):
+    address = start_head("disabled")
+
+    def join(**_):
+        assert f"event=open_cluster address={address}" in caplog.text, "asked too late"
+        raise Joined
+
+    monkeypatch.setattr(ray, "init", join)
+    with caplog.at_level(logging.WARNING), pytest.raises(Joined):
+        run.serve(service)
+
+
+@IGNORE_PYDANTIC
+def test_a_cluster_that_refuses_the_service_is_the_users_mistake(start_head, service):
+    address = start_head("token")
+    with pytest.raises(ConfigError, match=f"found a cluster at '{address}' that refuses this process"):
+        run.serve(service)
+
+
+@pytest.mark.parametrize("address", ["", "local"])
+def test_a_service_without_a_cluster_starts_ray_here(monkeypatch, service, address):
+    def alone(*_):
+        raise Joined
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(run, "_serve_alone", alone)
+    with pytest.raises(Joined):
+        run.serve(service)
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "somewhere"])
 def test_an_address_that_is_no_clusters_is_the_users_mistake(address):
     with pytest.raises(ConfigError, match=f"RAY_ADDRESS: found '{address}', expected HOST:PORT"):
-        cluster.check_access(address)
+        access.check_access(address)
 
 
 def test_a_cluster_behind_ray_client_cannot_be_told_to_ask_for_a_token():
     with pytest.raises(ConfigError, match="found Ray Client, which cannot tell"):
-        cluster.check_access("ray://127.0.0.1:10001")
+        access.check_access("ray://127.0.0.1:10001")

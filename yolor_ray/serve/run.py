@@ -43,7 +43,8 @@ def serve(settings: config.Serve) -> dict[str, Any]:
     """Serve until a signal comes, then shut down; returns what was served and for how long.
 
     Raises:
-        ConfigError: the port is taken, or this machine lacks what a replica reserves.
+        ConfigError: the port is taken, this machine lacks what a replica reserves, no cluster answers at RAY_ADDRESS, or it
+            refuses this process.
         StorageError: there are no complete weights at the URL.
         WeightsError: the weights do not fit.
     """
@@ -51,7 +52,7 @@ def serve(settings: config.Serve) -> dict[str, Any]:
     storage.read_published(settings.weights, [WEIGHTS_CONFIG])
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
     started = time.monotonic()
-    serve_here = _serve_in_cluster if os.environ.get("RAY_ADDRESS") else _serve_alone
+    serve_here = _serve_alone if os.environ.get("RAY_ADDRESS", "") in ("", "local") else _serve_in_cluster
     # Standard output is for the result; Ray prints its notices there.
     with _signals_restored(), contextlib.redirect_stdout(sys.stderr):
         _stop_on_signals()
@@ -89,6 +90,9 @@ def _serve_in_cluster(settings: config.Serve, url: str) -> NoReturn:
     import ray
     from ray import serve
 
+    from yolor_ray.access import check_access
+
+    check_access(os.environ["RAY_ADDRESS"], allow_open=True)
     ray.init(runtime_env=HIDE_SECRETS)
     _stop_on_signals()
     try:

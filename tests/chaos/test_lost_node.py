@@ -5,7 +5,7 @@ from collections.abc import Callable
 from lab import Lab
 from runs import Run, check_end
 
-EPOCHS = 20
+EPOCHS = 12
 
 
 def test_training_goes_on_with_one_node_when_the_network_loses_the_other(lab: Lab, new_run: Callable[..., Run]) -> None:

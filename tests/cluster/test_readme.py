@@ -86,7 +86,7 @@ def test_the_two_commands_are_targets_of_the_makefile_and_demo_needs_nothing(pla
     told = subprocess.run(["make", "--dry-run", "demo", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     demo = next(line for line in told.splitlines() if "jobs/train.py demo" in line)
     assert "-m pytest" in told
-    result = run(f"python {demo.split(maxsplit=1)[1]} --optim.epochs 1", place)
+    result = run(f"python {demo.split(maxsplit=1)[1]} --optim.epochs 1 --data.train scenes:24 --data.val scenes:8", place)
     assert result["run"] == str(place / "runs" / "demo")
     assert (place / "runs" / "demo" / "report" / "predictions.png").exists()
 

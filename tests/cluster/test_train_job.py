@@ -24,7 +24,7 @@ TINY = (
     "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
     "--optim.nominal_batch 4 --run.validate_every 12 --run.checkpoint_steps 4 --cluster.threads 1"
 )
-EPOCHS = 24
+EPOCHS = 12
 """Long enough to be disturbed twice."""
 
 

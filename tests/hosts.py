@@ -158,7 +158,7 @@ class Network:
         self._plug("machine", self.folder.name, self.address, None)
 
     def host(self, name: str) -> Host:
-        """Return a new host; the name may have 15 characters and is in use until the host that has it is killed."""
+        """Return a new host; the name may have 15 characters, and another host that had it must have been killed."""
         self._last += 1
         # One place for all: each sees what it mounted there itself.
         host = Host(name, f"{self._subnet}.{self._last}", self.folder / "own")
@@ -177,6 +177,8 @@ class Network:
     def _plug(self, name: str, inner: str, address: str, host: Host | None) -> None:
         """Lay a cable from the bridge, where it is called `name`, to a host or to this machine."""
         there = str(host.first if host else os.getpid())
+        # The kernel takes its time to clear away a dead host, and with it the cable of the same name.
+        self._switch_link("sh", "-c", f"! ip link show {name} || ip link delete {name}")
         self._switch_link("ip", "link", "add", name, "type", "veth", "peer", "name", inner, "netns", there)
         self._switch.check("ip", "link", "set", name, "master", "bridge", "up")
         for command in (["addr", "add", f"{address}/24", "dev", inner], ["link", "set", inner, "up"]):

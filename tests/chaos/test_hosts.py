@@ -45,6 +45,16 @@ def test_a_host_has_its_own_name_processes_and_files(net: Network, tmp_path: Pat
     assert process.wait(20) != 0
 
 
+def test_a_host_takes_the_place_of_a_dead_one_that_is_not_cleared_away_yet(net: Network) -> None:
+    dead = net.host("node")
+    # Whoever has its network open keeps it, with its end of the cable.
+    with Path(f"/proc/{dead.first}/ns/net").open():
+        net.cut("node")
+        dead.kill()
+        with socket.create_server((net.address, 0)) as server:
+            assert reaches(net.host("node"), server.getsockname())
+
+
 def test_nothing_is_left_of_a_network() -> None:
     if lacking := hosts.missing():
         pytest.skip(lacking)

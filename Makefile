@@ -1,4 +1,4 @@
-# Four words: setup, check, test, bench; and demo, and chaos, which takes root and a quarter of an hour. Each sets up what it needs.
+# Four words: setup, check, test, bench; and demo, and chaos, which takes root and half an hour. Each sets up what it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
@@ -32,4 +32,4 @@ bench: setup
 	$(BIN)/python jobs/benchmark.py ingest
 
 chaos: setup
-	$(BIN)/python -m pytest tests/chaos -m chaos
+	$(BIN)/python -m pytest -m chaos

@@ -14,7 +14,7 @@
 | SIGTERM to a node's `ray start --block` | 1-2 | goes on with 1 |
 
 Each run learns from each record once an epoch and goes on from the checkpoint that was whole when it was hit, or a later one. Run by
-`make chaos`; it takes root, and about 15 minutes. The steps of a checkpoint's writing are killed one by one elsewhere.
+`make chaos`; it takes root, and about half an hour. The steps of a checkpoint's writing are killed one by one elsewhere.
 """
 
 import os

@@ -21,7 +21,7 @@ STEPS_AN_EPOCH = 16
 CHECKPOINT_STEPS = 25
 HIT_AT_STEP = 50
 """When a checkpoint of this step or a later one is whole, the fault comes: no life may go on from an earlier one."""
-END_TIMEOUT_S = 300
+END_TIMEOUT_S = 600
 STEP_TIMEOUT_S = 180
 
 

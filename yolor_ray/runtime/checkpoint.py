@@ -111,15 +111,16 @@ def drop_old(run: str, life: int) -> None:
     for name in storage.list_names(storage.join(run, CHECKPOINTS)):
         if name not in kept and int(name.partition("-")[2] or 0) <= life:
             storage.delete(storage.join(run, CHECKPOINTS, name))
-    if kept:
-        _drop_unnamed(run, kept)
+    bests = storage.list_names(storage.join(run, BEST))
+    if kept and len(bests) > 1:
+        _drop_unnamed(run, kept, bests)
 
 
-def _drop_unnamed(run: str, kept: list[str]) -> None:
+def _drop_unnamed(run: str, kept: list[str], bests: list[str]) -> None:
     """Delete best weights that are older than all which the kept checkpoints name; newer ones are still to be named."""
     states = (storage.read_bytes(storage.join(run, CHECKPOINTS, name, STATE_FILE)) for name in kept)
     named = {json.loads(state)["best"] for state in states}
-    for name in storage.list_names(storage.join(run, BEST)):
+    for name in bests:
         best = f"{BEST}/{name}"
         if best < min(named):
             storage.delete(storage.join(run, best))

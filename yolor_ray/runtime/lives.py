@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from yolor_ray import storage
-from yolor_ray.errors import StorageError, SupersededError
+from yolor_ray.errors import AbsentError, StorageError, SupersededError
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +47,11 @@ class Row:
 
 def read_lives(run: str) -> list[Row]:
     """Return the lives of a run so far."""
-    place = storage.join(run, LIVES_FILE)
-    if not storage.exists(place):
+    try:
+        lines = storage.read_bytes(storage.join(run, LIVES_FILE)).splitlines()
+    except AbsentError:
         return []
-    return [Row(**json.loads(line)) for line in storage.read_bytes(place).splitlines()]
+    return [Row(**json.loads(line)) for line in lines]
 
 
 class Life:
@@ -73,12 +74,12 @@ class Life:
     def check(self) -> None:
         """Raise SupersededError if another life of this run has begun since; storage that is out of reach does not tell."""
         try:
-            last = read_lives(self._run)[-1]
+            rows = read_lives(self._run)
         except StorageError as error:
             logger.warning("event=lives_unread error='%s'", error)
             return
-        if last.token != self.row.token:
-            found = f"found life {last.life} of {last.began}, expected to be the last itself"
+        if not rows or rows[-1].token != self.row.token:
+            found = f"found {f'life {rows[-1].life} of {rows[-1].began}' if rows else 'none'}, expected to be the last itself"
             raise SupersededError(f"{self._run}: life {self.row.life} of {self.row.began} {found}; another job goes on with it")
 
     def took(self, step: int) -> None:

@@ -126,8 +126,8 @@ def _end_epoch(training: _Training, row: dict[str, Any], report: Report) -> None
     validates = progress.epoch % config.run.validate_every == 0 or is_last
     found = validate(learner, job.val, config, training.team) if validates else None
     if leader := training.leader:
-        leader.life.check()
         if found:
+            leader.life.check()
             row |= found.measured.metrics
             _keep_best(training, leader, found, needed=is_last)
         leader.board.add(row, draw=validates)

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -156,7 +157,7 @@ def openvino_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
     import openvino
 
     config = graph_config(network, info)
-    model = _openvino_core().read_model(_onnx(network))
+    model = _core(openvino).read_model(_onnx(network))
     for name, value in _texts(config).items():
         model.set_rt_info(value, ["model_info", name])
     with tempfile.TemporaryDirectory(prefix="yolor_ray_openvino_") as folder:
@@ -166,14 +167,12 @@ def openvino_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
 
 
 @functools.cache
-def _openvino_core() -> Any:
-    """Return the one OpenVINO of this process, for good.
+def _core(openvino: ModuleType) -> Any:
+    """Return the one core of OpenVINO that this process has, for good.
 
     Each gives the thread a stack for signals and, when it goes, the one from before it. Two that do not go in the reverse order
-    leave one that is freed, and the next signal ends the process with a segmentation fault (OpenVINO 2026.3).
+    leave one that is freed, and the next signal ends the process with a segmentation fault (OpenVINO 2026.4).
     """
-    import openvino
-
     return openvino.Core()
 
 
@@ -214,7 +213,9 @@ def openvino_predictor(files: Mapping[str, bytes], precision: Precision = "float
 
     With `image_px` it takes square images of that side alone, which is faster for small networks.
     """
-    core = _openvino_core()
+    import openvino
+
+    core = _core(openvino)
     model = core.read_model(*(files[name] for name in (ONNX_FILE, *OPENVINO_FILES) if name in files))
     if image_px:
         model.reshape([-1, 3, image_px, image_px])

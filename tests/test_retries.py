@@ -65,6 +65,8 @@ def test_bursts_of_slow_down_are_waited_out_whatever_is_done(attempts_of_sdk, sh
     assert storage.read_published(storage.join(folder, "set")) == {"a": b"1", "b": b"22"}
     storage.delete(url)
     assert storage.list_names(folder) == ["set"]
+    storage.delete(storage.join(folder, "set"))
+    assert storage.list_names(folder) == []
     assert not storage.exists(url)
     assert faulty.struck["share_503"] > least
     assert retried(caplog)

@@ -190,32 +190,39 @@ def delete(url: str) -> None:
     """Remove a file or a folder with all that is in it; absent is fine."""
     if "/" not in filesystem(url)[1].strip("/"):
         raise StorageError(f"{url}: found a bucket or a top-level folder to delete, expected something inside one")
+    _remove(url, filesystem(url)[1])
 
-    attempt(url, "delete", lambda: _remove(*filesystem(url)))
 
-
-def _remove(system: fs.FileSystem, path: str) -> None:
-    kind = system.get_file_info(path).type
+def _remove(url: str, path: str) -> None:
+    kind = getattr(_step(url, fs.FileSystem.get_file_info, path), "type", None)
     if kind == fs.FileType.File:
-        system.delete_file(path)
+        _step(url, fs.FileSystem.delete_file, path)
     elif kind == fs.FileType.Directory:
         try:
-            system.delete_dir(path)
+            filesystem(url)[0].delete_dir(path)
         except OSError:
             # S3-compatible stores refuse the bulk request of newer SDKs, which carries no MD5.
-            _remove_one_by_one(system, path)
+            _remove_one_by_one(url, path)
 
 
-def _remove_one_by_one(system: fs.FileSystem, path: str) -> None:
+def _remove_one_by_one(url: str, path: str) -> None:
     """Remove files and then the folders that held them; not several at once, as pyarrow makes sure of the parent after each."""
-    inside = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    inside = _step(url, fs.FileSystem.get_file_info, fs.FileSelector(path, recursive=True, allow_not_found=True)) or []
     for info in inside:
         if info.type == fs.FileType.File:
-            system.delete_file(info.path)
-    for info in sorted(inside, key=lambda info: -len(info.path)):
-        if info.type == fs.FileType.Directory:
-            system.delete_dir(info.path)
-    system.delete_dir(path)
+            _step(url, fs.FileSystem.delete_file, info.path)
+    for folder in sorted((info.path for info in inside if info.type == fs.FileType.Directory), key=len, reverse=True):
+        _step(url, fs.FileSystem.delete_dir, folder)
+    _step(url, fs.FileSystem.delete_dir, path)
+
+
+def _step(url: str, act: Callable[..., Answer], what: str | fs.FileSelector) -> Answer | None:
+    """Try one step of a removal until it is done: a store that refuses many requests never lets all of them through in a row."""
+    try:
+        return attempt(url, "delete", lambda: act(filesystem(url)[0], what))
+    except AbsentError:
+        # An earlier try has done it, and only the rest of it failed.
+        return None
 
 
 def write_bytes(url: str, data: bytes | memoryview | pa.Buffer) -> None:

@@ -69,10 +69,10 @@ def _endpoint() -> tuple[str, str]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     if endpoint:
-        if urlsplit(endpoint).username or urlsplit(endpoint).password:
-            expected = "expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to hold them"
-            raise ConfigError(f"AWS_ENDPOINT_URL: found user or password in it, {expected}")
-        if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
+        place = urlsplit(endpoint)
+        if place.username or place.password:
+            raise ConfigError("AWS_ENDPOINT_URL: found user or password, expected them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        if place.scheme not in ("http", "https") or not place.hostname:
             raise ConfigError("AWS_ENDPOINT_URL: found no http(s) URL, expected one such as https://host:9000")
         # Most S3-compatible stores do not know the trailing checksums that newer SDKs send by default.
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
@@ -128,8 +128,8 @@ def attempt(url: str, verb: str, action: Callable[[], Answer]) -> Answer:
                 raise StorageError(f"{url}: cannot {verb} it{patience.told()}: {reason}{advice(error)}") from None
             if kind in (Kind.EXPIRED, Kind.REFUSED):
                 _s3.cache_clear()
-            tries = patience.failures.total()
-            log.warning("event=storage_retry url=%s attempt=%d wait_s=%.1f reason=%s", url, tries, wait_s, reason[:SHOWN_REASON])
+            shown = "event=storage_retry url=%s attempt=%d wait_s=%.1f reason=%s"
+            log.warning(shown, url, patience.failures.total(), wait_s, reason[:SHOWN_REASON])
             time.sleep(wait_s)
         else:
             vouch_for(url)
@@ -148,12 +148,8 @@ def join(url: str, *parts: str) -> str:
 
 def exists(url: str) -> bool:
     """Tell whether a file or folder is there."""
-
-    def look() -> bool:
-        system, path = filesystem(url)
-        return system.get_file_info(path).type != fs.FileType.NotFound
-
-    return attempt(url, "look for", look)
+    path = filesystem(url)[1]
+    return attempt(url, "look for", lambda: filesystem(url)[0].get_file_info(path).type) != fs.FileType.NotFound
 
 
 def read_bytes(url: str) -> bytes:
@@ -208,11 +204,9 @@ def _remove(url: str, path: str) -> None:
 def _remove_one_by_one(url: str, path: str) -> None:
     """Remove files and then the folders that held them; not several at once, as pyarrow makes sure of the parent after each."""
     inside = _step(url, fs.FileSystem.get_file_info, fs.FileSelector(path, recursive=True, allow_not_found=True)) or []
-    for info in inside:
-        if info.type == fs.FileType.File:
-            _step(url, fs.FileSystem.delete_file, info.path)
-    for folder in sorted((info.path for info in inside if info.type == fs.FileType.Directory), key=len, reverse=True):
-        _step(url, fs.FileSystem.delete_dir, folder)
+    for kind, remove in ((fs.FileType.File, fs.FileSystem.delete_file), (fs.FileType.Directory, fs.FileSystem.delete_dir)):
+        for found in sorted((info.path for info in inside if info.type == kind), key=len, reverse=True):
+            _step(url, remove, found)
     _step(url, fs.FileSystem.delete_dir, path)
 
 

@@ -98,8 +98,11 @@ def write_checkpoint(run: str, checkpoint: Checkpoint, life: int) -> None:
 
 def whole_checkpoints(run: str) -> list[str]:
     """Return the names of the published checkpoints of a run, the newest last."""
-    folder = storage.join(run, CHECKPOINTS)
-    return [name for name in storage.list_names(folder) if storage.is_published(storage.join(folder, name))]
+    return _whole(run, storage.list_names(storage.join(run, CHECKPOINTS)))
+
+
+def _whole(run: str, names: list[str]) -> list[str]:
+    return [name for name in names if storage.is_published(storage.join(run, CHECKPOINTS, name))]
 
 
 def drop_old(run: str, life: int) -> None:
@@ -107,9 +110,10 @@ def drop_old(run: str, life: int) -> None:
 
     What a later life is writing stays: whoever drops may have been cut off.
     """
-    kept = whole_checkpoints(run)[-KEPT:]
-    for name in storage.list_names(storage.join(run, CHECKPOINTS)):
-        if name not in kept and int(name.partition("-")[2] or 0) <= life:
+    names = storage.list_names(storage.join(run, CHECKPOINTS))
+    kept = _whole(run, names)[-KEPT:]
+    for name in names:
+        if name not in kept and name.partition("-")[2] <= f"{life:04d}":
             storage.delete(storage.join(run, CHECKPOINTS, name))
     bests = storage.list_names(storage.join(run, BEST))
     if kept and len(bests) > 1:

@@ -111,8 +111,11 @@ class Life:
         """Return step and time of the last beat of the life before this one, or of its beginning if it had none; None for the first."""
         if not self._earlier:
             return None
-        before, place = self._earlier[-1], storage.join(self._run, BEAT_FILE)
-        beat = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+        before = self._earlier[-1]
+        try:
+            beat = json.loads(storage.read_bytes(storage.join(self._run, BEAT_FILE)))
+        except AbsentError:
+            beat = {}
         # One that was cut off may have gone on beating after the life that took its place had taken steps.
         if not beat or (beat["life"] < before.life and before.from_step > 0):
             return before.from_step, datetime.fromisoformat(before.began).timestamp()

@@ -8,10 +8,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-import faulty_s3
 import pytest
-from faulty_s3 import FaultyS3
 
+import faulty_s3
+from faulty_s3 import FaultyS3
 from yolor_ray import storage
 from yolor_ray.errors import StorageError
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pytest
-from faulty_s3 import FaultyS3
 
+from faulty_s3 import FaultyS3
 from yolor_ray import retries, storage
 from yolor_ray.data import shards
 from yolor_ray.data.records import Record, objects_from_boxes

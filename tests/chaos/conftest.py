@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hosts
 import pytest
+
+import hosts
 from hosts import Process
 from lab import Lab
 from lab import lab as start_lab
 from runs import END_TIMEOUT_S, IMAGES, Outcome, Run
-
 from yolor_ray.runtime.pack import pack_scenes
 
 REPORT = "CHAOS_REPORT"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+
 from hosts import Process
 from lab import CPUS_PER_WORKER, Lab, wait_until
-
 from yolor_ray import storage
 from yolor_ray.runtime.checkpoint import newest_checkpoint
 

@@ -5,8 +5,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import hosts
 import pytest
+
+import hosts
 from hosts import Host, Network
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+
 from lab import Lab
 from runs import Outcome, finish
 

@@ -2,9 +2,9 @@
 
 import cv2
 import numpy as np
-from pictures import encode
 from pycocotools import mask as coco_mask
 
+from pictures import encode
 from yolor_ray.data.augment import FILL
 from yolor_ray.data.records import Objects, Record
 

@@ -6,10 +6,10 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from pictures import distance, encode, photo, with_exif
 from PIL import Image
 from PIL.Image import Transpose
 
+from pictures import distance, encode, photo, with_exif
 from yolor_ray.data.decode import FILL, decode, read_header
 from yolor_ray.errors import ImageError
 

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from pictures import distance, encode, photo, with_exif
 from PIL import Image
 
+from pictures import distance, encode, photo, with_exif
 from yolor_ray.data.decode import decode, read_header
 from yolor_ray.errors import ImageError
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from coded import run_lengths
 from pycocotools import mask as coco_mask
 
+from coded import run_lengths
 from yolor_ray.data.instances import instance_map, renumbered, shown, warped
 
 # pycocotools itself is older than NumPy 2.

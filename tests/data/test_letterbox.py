@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 import pytest
-from pictures import distance, encode
 from PIL import Image
 
+from pictures import distance, encode
 from yolor_ray.data import scenes
 from yolor_ray.data.decode import FILL, Letterbox, decode, letterbox
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from coded import OBJECTS, cells_seen, coded_record
 
+from coded import OBJECTS, cells_seen, coded_record
 from yolor_ray.config import Augment
 from yolor_ray.data.loader import Batch, Loader, records_per_window
 from yolor_ray.data.plan import epoch_windows, steps_of

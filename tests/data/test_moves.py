@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from coded import OBJECTS, cells_seen, coded_record
 
+from coded import OBJECTS, cells_seen, coded_record
 from yolor_ray.config import Augment
 from yolor_ray.data.augment import FILL, training_sample
 from yolor_ray.data.labelled import Labelled

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from coded import ALL_TASKS, OBJECTS, cells_seen, coded_record
 
+from coded import ALL_TASKS, OBJECTS, cells_seen, coded_record
 from yolor_ray.data.scenes import IMAGE_CLASSES, KEYPOINT_NAMES, scene
 from yolor_ray.data.targets import Wanted
 from yolor_ray.data.tiles import Tile, TileCache, make_tile

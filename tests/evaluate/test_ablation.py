@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from ablation_study import cost, failure, learned, study, trial
 
+from ablation_study import cost, failure, learned, study, trial
 from yolor_ray.evaluate.ablation import ablation_files
 from yolor_ray.evaluate.ablation_text import decimals, difference_text, spread_text
 from yolor_ray.evaluate.compare import Estimate

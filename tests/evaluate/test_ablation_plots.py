@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ablation_study import learned, study
 from PIL import Image
 
+from ablation_study import learned, study
 from yolor_ray.evaluate.ablation_plots import BEYOND, PAPER, WITHIN, differences_png
 from yolor_ray.evaluate.ablation_priors import priors_png
 from yolor_ray.evaluate.ablation_summary import summarise

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from ablation_study import failure, study, trial
 
+from ablation_study import failure, study, trial
 from yolor_ray.evaluate.ablation_summary import summarise
 from yolor_ray.evaluate.ablation_verdict import verdict
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from main_branch import disturb, reorg
 from torch import nn
+
+from main_branch import disturb, reorg
 
 EPS = 1e-3
 

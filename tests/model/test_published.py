@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from main_branch import Darknet, sections
 from paper_branch import DWT, Model, ReOrg, published_class_names
-
 from yolor_ray import presets
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.published.checkpoint import find_network

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from main_branch import Darknet, darknet_bytes, sections
 
+from main_branch import Darknet, darknet_bytes, sections
 from yolor_ray import presets
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.published.darknet import read_darknet

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from first_steps import first_steps
 
+from first_steps import first_steps
 from yolor_ray import storage
 from yolor_ray.config import Cluster, Data, Implicit, Network, Optim, Run, Train
 from yolor_ray.config.named import flat

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import pytest
 import requests
 import uvicorn
-from red_engine import RedEngine, settings
 
+from red_engine import RedEngine, settings
 from yolor_ray.serve.api import create_app
 from yolor_ray.serve.meter import Meter
 from yolor_ray.serve.service import Service

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
-from red_engine import RECTANGLE, SIDE, RedEngine, encoded, picture, settings
 
+from red_engine import RECTANGLE, SIDE, RedEngine, encoded, picture, settings
 from yolor_ray.serve import problems
 
 JPEG = encoded()

@@ -5,8 +5,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from red_engine import encoded, picture, settings
 
+from red_engine import encoded, picture, settings
 from yolor_ray.config import Network
 from yolor_ray.config.network import TASKS
 from yolor_ray.data.decode import Letterbox, decode, letterbox

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import served
 from PIL import Image
 from pycocotools import mask as run_length
-from red_engine import ALL_TASKS, IMAGE_CLASSES, JOINTS, RECTANGLE, RedEngine, encoded
 
+from conftest import served
+from red_engine import ALL_TASKS, IMAGE_CLASSES, JOINTS, RECTANGLE, RedEngine, encoded
 from yolor_ray.data.decode import Letterbox
 from yolor_ray.model.predict import Detections
 from yolor_ray.model.weights import WeightsInfo

@@ -7,6 +7,7 @@ import time
 import zlib
 
 import pytest
+
 from red_engine import encoded
 
 JPEG = encoded()

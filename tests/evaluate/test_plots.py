@@ -1,4 +1,5 @@
 import io
+import math
 
 import numpy as np
 import pytest
@@ -47,6 +48,13 @@ def test_curves_show_every_task_that_was_learned():
 
 def test_curves_survive_a_measure_that_is_unknown():
     assert _shows(curves_png([_row(0, AP=-1.0, AP50=-1.0), _row(1, AP=0.5, AP50=0.7)]), COLOURS[0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_curves_of_a_run_that_diverged_show_what_is_finite(value):
+    lost = dict.fromkeys(("loss", "box", "objectness", "classes"), value)
+    assert _pixels(curves_png([_row(0, **lost)])).shape[1] > 1000
+    assert _shows(curves_png([_row(0), _row(1, **lost), _row(2)]), COLOURS[0])
 
 
 def test_a_class_without_objects_has_no_precision_curve():

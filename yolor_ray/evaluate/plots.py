@@ -4,6 +4,7 @@ Figures are made without pyplot: it keeps global state and wants the main thread
 """
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,15 +30,16 @@ def colour(label: int) -> str:
 
 
 def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Draw losses, accuracy, learning rate and speed over epochs, from the rows of metrics.jsonl."""
+    """Draw losses, accuracy, learning rate and speed over epochs, from the rows of metrics.jsonl; NaN and infinity are left out."""
     figure = new_figure(11, 7)
     panels = figure.subplots(2, 2)
     epochs = [row["epoch"] for row in rows]
     for axes, (title, keys) in zip(panels.flat, CURVES.items(), strict=True):
         plain_axes(axes, title, "epoch")
-        measured = [key for key in keys if any(key in row for row in rows)]
+        curves = {key: [(row["epoch"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))] for key in keys}
+        measured = [key for key in keys if curves[key]]
         for label, key in enumerate(measured):
-            points = [(row["epoch"], row[key]) for row in rows if key in row]
+            points = curves[key]
             # A single point is no line: few points get marks.
             axes.plot(*zip(*points, strict=True), color=colour(label), label=key, marker="o" if len(points) < 30 else "", markersize=3.5)
         axes.set_xlim(min(epochs, default=0) - 0.5, max(epochs, default=0) + 0.5)

@@ -115,14 +115,14 @@ def s3(_s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(_s3_environment: dict[str, str]) -> Iterator[None]:
-    """Run Ray with four logical CPUs; jobs under test join it."""
+def ray_cluster(_s3_environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Run Ray with four logical CPUs, which this process joins; the value is the environment of other processes that join it."""
     import ray
 
     from yolor_ray.runtime.cluster import start_ray
 
-    start_ray(cpus=4)
-    yield
+    start_ray(cpus=4, dashboard=True)
+    yield {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
     ray.shutdown()
 
 

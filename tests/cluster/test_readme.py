@@ -65,11 +65,12 @@ def write_photo(photos: Path, number: int) -> None:
     ElementTree.ElementTree(root).write(photos / "Annotations" / f"{number:03d}.xml")
 
 
-def run(line: str, place: Path) -> dict:
-    """Run one line in a shell and return the JSON that it printed last."""
+def run(line: str, place: Path, cluster: dict[str, str] | None = None) -> dict:
+    """Run one line in a shell and return the JSON that it printed last; what needs Ray starts its own, or joins the cluster."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
+    environment = {**(cluster or os.environ), "PATH": path, "OMP_NUM_THREADS": "1"}
+    if cluster is None:
+        environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(line, shell=True, cwd=place, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
     return json.loads(done.stdout.splitlines()[-1])
@@ -155,13 +156,15 @@ def test_published_weights_are_imported_trained_further_and_exported(place: Path
     assert run(f"{export} --image_px 128", place)["format"] == "onnx"
 
 
-def test_an_ablation_and_a_search_end_in_reports_and_in_a_preset_that_trains(place: Path, packed: list[int]) -> None:
-    """The search with a Ray Train worker for each trial."""
+def test_an_ablation_and_a_search_end_in_reports_and_in_a_preset_that_trains(
+    place: Path, packed: list[int], ray_cluster: dict[str, str]
+) -> None:
+    """The search on a cluster, with a Ray Train worker for each trial."""
     ablation, search, train = (line.replace("--optim.epochs 100", "--data.image_px 64") for line in commands(STUDIES))
     found = run(f"{ablation} --optim.epochs 1 --variants pr-multiply --seeds 1", place)
     assert (found["report"], found["trials"]) == (str(place / "runs" / "ablation" / "report.md"), 2)
     assert (place / "runs" / "ablation" / "priors.png").exists()
-    found = run(search.replace("--trials 40", "--trials 1 --optim.epochs 1 --cluster.workers 1"), place)
+    found = run(search.replace("--trials 40", "--trials 1 --optim.epochs 1 --cluster.workers 1"), place, ray_cluster)
     assert found["best"] == str(place / "runs" / "search" / "preset.json")
     assert run(f"{train} --cluster.workers 0", place)["run"] == str(place / "runs" / "search-best")
 

@@ -1,4 +1,7 @@
-"""Train by the command on real Ray workers, with data and run folder in a real S3 server."""
+"""Train by the command on real Ray workers, with data and run folder in a real S3 server.
+
+Jobs join one cluster, which saves each the start of Ray; the one that is disturbed starts its own, as on a laptop.
+"""
 
 import json
 import os
@@ -41,8 +44,8 @@ def command(data: tuple[str, str], storage_url: str, name: str, workers: str, ep
     return [sys.executable, "jobs/train.py", "nano", *flags.split(), *TINY.split(), "--optim.epochs", str(epochs)]
 
 
-def run_job(arguments: list[str]) -> dict:
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, env=own_ray())
+def run_job(arguments: list[str], environment: dict[str, str]) -> dict:
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -53,9 +56,9 @@ def own_ray() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(data: tuple[str, str], s3: Callable[[], str]) -> dict:
+def whole(data: tuple[str, str], s3: Callable[[], str], ray_cluster: dict[str, str]) -> dict:
     """A run of two workers that nothing disturbs."""
-    return run_job(command(data, f"{s3()}/runs", "whole", "2", EPOCHS))
+    return run_job(command(data, f"{s3()}/runs", "whole", "2", EPOCHS), ray_cluster)
 
 
 def test_two_workers_train_from_s3_and_see_every_record_once_an_epoch(whole: dict) -> None:
@@ -82,7 +85,7 @@ def steps_of(run: str) -> list[int]:
 
 
 def test_a_killed_worker_and_a_preempted_job_change_nothing(
-    data: tuple[str, str], whole: dict, s3: Callable[[], str], tmp_path: Path
+    data: tuple[str, str], whole: dict, s3: Callable[[], str], ray_cluster: dict[str, str], tmp_path: Path
 ) -> None:
     runs = f"{s3()}/runs"
     run, arguments = f"{runs}/disturbed", command(data, runs, "disturbed", "2", EPOCHS)
@@ -98,7 +101,7 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     assert job.wait(60) == 143, told.read_text()[-3000:]
     assert f"preempted: {run}: training was asked to end; the same command goes on from its newest checkpoint" in told.read_text()
     reached = max(steps_of(run))
-    resumed = run_job(arguments)
+    resumed = run_job(arguments, ray_cluster)
     first, after_kill, after_notice = read_lives(run)
     assert (first.life, after_kill.life, after_notice.life) == (1, 2, 3)
     assert after_kill.outage_s > 0 and after_kill.after
@@ -110,8 +113,8 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     assert [row["records"] for row in read_rows(run)] == [33] * EPOCHS
 
 
-def test_too_small_a_cluster_is_refused_at_once(data: tuple[str, str], tmp_path: Path) -> None:
+def test_too_small_a_cluster_is_refused_at_once(data: tuple[str, str], ray_cluster: dict[str, str], tmp_path: Path) -> None:
     arguments = [*command(data, str(tmp_path), "big", "500", epochs=1), "--optim.batch", "500"]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, env=own_ray())
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, env=ray_cluster)
     assert done.returncode == 2
     assert "500 workers and reading need" in done.stderr

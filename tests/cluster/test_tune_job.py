@@ -54,9 +54,9 @@ def own_ray() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
 
 
-def finish(arguments: list[str]) -> tuple[dict, str]:
+def finish(arguments: list[str], environment: dict[str, str]) -> tuple[dict, str]:
     """Run a job to its end and return its result and what it told."""
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, env=own_ray())
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -86,7 +86,9 @@ def kill_a_trial(job: subprocess.Popen) -> None:
     trial.send_signal(signal.SIGKILL)
 
 
-def test_an_ablation_survives_a_killed_trial_and_a_killed_driver_and_trains_nothing_twice(bucket: str, tmp_path: Path) -> None:
+def test_an_ablation_survives_a_killed_trial_and_a_killed_driver_and_trains_nothing_twice(
+    bucket: str, ray_cluster: dict[str, str], tmp_path: Path
+) -> None:
     arguments = command(bucket, "ablation nano --variants pr-add --seeds 2 --optim.epochs 12", "killed")
     study, told = f"{bucket}/runs/killed", tmp_path / "told"
     with told.open("wb") as log:
@@ -99,7 +101,7 @@ def test_an_ablation_survives_a_killed_trial_and_a_killed_driver_and_trains_noth
         job.wait()
     before = finished(study)
     assert 0 < len(before) < 4
-    result, again = finish(arguments)
+    result, again = finish(arguments, ray_cluster)
     assert (result["trials"], result["failed"]) == (4, 0)
     assert all(f"event=trial_started trial={name}" not in again for name in before)
     assert before.items() <= finished(study).items()
@@ -127,3 +129,5 @@ def test_a_setting_that_fails_does_not_end_a_search(bucket: str) -> None:
     result = tune(Search(train=tiny(bucket, "hot", epochs=5), trials=5, search=words))
     assert (result["trials"], result["failed"]) == (2, 1), "two settings are all that there are, whatever was asked for"
     assert json.loads(storage.read_bytes(result["best"]))["optim"]["lr"] == 0.01
+    rows = csv.DictReader(io.StringIO(storage.read_bytes(f"{bucket}/runs/hot/trials.csv").decode()))
+    assert [row["reason"].partition(":")[0] for row in rows if row["state"] == "failed"] == ["NonFiniteLossError"], "and it is not retried"

@@ -8,11 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from yolor_ray import storage
 from yolor_ray.errors import StorageError
-from yolor_ray.evaluate.plots import curves_png
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +28,9 @@ class Board:
 
     def __init__(self, run: str, rows: list[dict[str, Any]], epochs: int) -> None:
         """Go on from the rows of earlier epochs."""
+        # Here, as only the leading worker has a board, and the others start sooner without TensorBoard and matplotlib.
+        from torch.utils.tensorboard import SummaryWriter
+
         self._run, self._rows, self._epochs = run, rows, epochs
         self._folder = tempfile.TemporaryDirectory(prefix="yolor-events-")
         self._events = SummaryWriter(self._folder.name, purge_step=len(rows) + 1)
@@ -79,6 +79,8 @@ class Board:
         return str(timedelta(seconds=round(left)))
 
     def _draw(self) -> None:
+        from yolor_ray.evaluate.plots import curves_png
+
         self._events.flush()
         storage.write_bytes(storage.join(self._run, "curves.png"), curves_png(self._rows))
         for events in Path(self._folder.name).iterdir():

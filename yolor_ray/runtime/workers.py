@@ -59,6 +59,8 @@ def work_on_cluster(
     """
     # Ray Train would turn every print of a library, such as the COCO tables, into a log line.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # Nodes that are about to leave are watched from here; its own watcher is one more process to wait for in each life.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     cluster = job.config.cluster
     start_ray(log_to_driver=True, dashboard=True, allow_open=cluster.allow_open)
     check_room(cluster, begun=bool(read_lives(job.run)))

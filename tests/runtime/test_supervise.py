@@ -1,7 +1,7 @@
 """Lives one after another, with a cluster that is only played: what ends a run, and what begins another life."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ def cluster(monkeypatch) -> Iterator[list[int]]:
     post = SimpleNamespace(reason=SimpleNamespace(remote=lambda: "node abc is about to leave"))
     monkeypatch.setattr(supervise, "wait_for_room", lambda cluster, notice: rooms.pop(0))
     monkeypatch.setattr(supervise, "open_post", lambda: post)
-    monkeypatch.setattr(supervise, "Watch", lambda *_: nullcontext())
+    monkeypatch.setattr(supervise, "Watch", lambda *_: nullcontext(SimpleNamespace(grows=False)))
     monkeypatch.setattr(supervise.ray, "kill", lambda post: None)
     monkeypatch.setattr(supervise.ray, "get", lambda answer: answer)
     monkeypatch.setattr(supervise, "_pause", lambda seconds, notice: None)
@@ -92,6 +92,21 @@ def test_a_life_that_was_asked_to_end_is_no_failure(tmp_path: Path, cluster: lis
     told, fit = lives(tmp_path, *[Ending.STOPPED] * 4, Ending.DONE)
     assert supervise.live_on(job(tmp_path, max_failures=0), fit, no_notice) is Ending.DONE
     assert [after for _, after in told] == ["", *["node abc is about to leave"] * 4]
+
+
+def test_a_life_knows_how_often_the_run_has_grown(tmp_path: Path, cluster: list[int], monkeypatch) -> None:
+    """Lives of one worker make way for more, those of two for other reasons."""
+    told: list[int] = []
+
+    def watch(post: object, cluster: Cluster, workers: int, sigterm: object, grown: int) -> AbstractContextManager:
+        told.append(grown)
+        return nullcontext(SimpleNamespace(grows=workers == 1))
+
+    monkeypatch.setattr(supervise, "Watch", watch)
+    cluster[:5] = [1, 2, 1, 1, 2]
+    _, fit = lives(tmp_path, *[Ending.STOPPED] * 4, Ending.DONE)
+    supervise.live_on(job(tmp_path), fit, no_notice)
+    assert told == [0, 1, 1, 2, 3]
 
 
 def test_workers_whose_room_others_took_are_no_failure(tmp_path: Path, cluster: list[int]) -> None:

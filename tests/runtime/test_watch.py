@@ -14,12 +14,12 @@ from yolor_ray.runtime.watch import FromPost, Watch
 
 
 @pytest.fixture
-def at(monkeypatch) -> Callable[[float, int], str]:
-    """Return what a watch over two workers of two to four says at a time with so much free room."""
+def at(monkeypatch, request) -> Callable[[float, int], str]:
+    """Return what a watch over two workers of two to four says at a time with such free room; the parameter is how often it has grown."""
     clock, free = [0.0], [0]
     monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(watch, "room", lambda cluster: free[0])
-    looking = Watch(None, Cluster(workers="2-4"), 2, no_notice)
+    looking = Watch(None, Cluster(workers="2-4"), 2, no_notice, getattr(request, "param", 0))
 
     def look(second: float, room: int) -> str:
         clock[0], free[0] = second, room
@@ -41,6 +41,12 @@ def test_room_that_comes_and_goes_is_not(at: Callable[[float, int], str]) -> Non
 def test_a_young_life_goes_on_a_while(at: Callable[[float, int], str]) -> None:
     assert not any(at(second, 2) for second in range(1, 30))
     assert at(30, 2) == "there is room for 4 workers"
+
+
+@pytest.mark.parametrize(("at", "least_s"), [(1, 60), (2, 120), (4, 480), (5, 480), (99, 480)], indirect=["at"])
+def test_a_run_that_grows_again_and_again_waits_longer_each_time(at: Callable[[float, int], str], least_s: int) -> None:
+    assert not any(at(second, 2) for second in range(1, least_s))
+    assert at(least_s, 2) == "there is room for 4 workers"
 
 
 def test_a_notice_is_heard_while_a_worker_computes(monkeypatch) -> None:

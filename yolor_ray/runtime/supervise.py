@@ -39,15 +39,15 @@ def live_on(job: Job, fit: Fit, sigterm: Notice) -> Any:
     Raises the worker's own error if it is one of ours that would come again, and after `cluster.max_failures` failures in a row
     without a new checkpoint between them TrainingError, or StorageError if that was the last.
     """
-    cluster, failures, after = job.config.cluster, 0, ""
+    cluster, failures, grown, after = job.config.cluster, 0, 0, ""
     while workers := wait_for_room(cluster, sigterm):
         post, saved = open_post(), whole_checkpoints(job.run)
         try:
-            with Watch(post, cluster, workers, sigterm):
+            with Watch(post, cluster, workers, sigterm, grown) as watch:
                 ended = fit(dataclasses.replace(job, after=after), workers, post)
             if ended is not Ending.STOPPED or sigterm():
                 return ended
-            after = ray.get(post.reason.remote())
+            after, grown = ray.get(post.reason.remote()), grown + watch.grows
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             own, after, whole = _own(error), _reason(error), whole_checkpoints(job.run)
             if own and not (whole and _may_pass(own)):

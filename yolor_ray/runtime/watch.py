@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 ASK_EVERY_S = 1.0
 GROW_AFTER_S = 30.0
 """Seconds that a life lasts at least before it makes way for one with more workers, so that nodes that come together count together."""
+DOUBLINGS = 4
+"""How often that is doubled, once for each growth before: where nodes come and go, a run is to train more than it starts."""
 STAYS_S = 10.0
 """Seconds that room for more workers stays free before it counts: on a cluster with other jobs some comes and goes."""
 
@@ -85,8 +87,12 @@ class FromPost:
 class Watch:
     """Look at the cluster while a life trains, in a thread of the driver."""
 
-    def __init__(self, post: Any, cluster: Cluster, workers: int, sigterm: Notice) -> None:
+    def __init__(self, post: Any, cluster: Cluster, workers: int, sigterm: Notice, grown: int) -> None:
+        """Watch over a life of so many workers, before which the run has `grown` so many times."""
         self._post, self._cluster, self._workers, self._sigterm = post, cluster, workers, sigterm
+        self._grow_after_s = GROW_AFTER_S * 2 ** min(grown, DOUBLINGS)
+        self.grows = False
+        """Whether the life makes way for one with more workers."""
         self._began = time.monotonic()
         self._full = self._began
         self._stop = threading.Event()
@@ -125,6 +131,7 @@ class Watch:
         more = min(room(self._cluster), most - self._workers)
         if more <= 0:
             self._full = now
-        if now - self._full < STAYS_S or now - self._began < GROW_AFTER_S:
+        if now - self._full < STAYS_S or now - self._began < self._grow_after_s:
             return ""
+        self.grows = True
         return f"there is room for {self._workers + more} workers"

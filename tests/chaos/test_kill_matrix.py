@@ -35,8 +35,9 @@ LONG = 120
 PREEMPTED = 143
 NOTICE_S = 25
 DISK_MB = 24
-NEARLY = 0.3
-"""Share by which the last loss may differ after a change of the number of workers, which changes each batch's normalization."""
+NEARLY = 0.2
+"""Share by which the last loss may differ after a change of the number of workers, which changes each batch's normalization: the last
+epochs of undisturbed runs that differ by nothing but their seed lie between 0.93 and 1.07."""
 
 
 def assert_near(outcome: Outcome) -> None:

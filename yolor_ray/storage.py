@@ -184,16 +184,13 @@ def list_names(url: str) -> list[str]:
 
 def delete(url: str) -> None:
     """Remove a file or a folder with all that is in it; absent is fine."""
-    if "/" not in filesystem(url)[1].strip("/"):
+    path = filesystem(url)[1]
+    if "/" not in path.strip("/"):
         raise StorageError(f"{url}: found a bucket or a top-level folder to delete, expected something inside one")
-    _remove(url, filesystem(url)[1])
-
-
-def _remove(url: str, path: str) -> None:
-    kind = getattr(_step(url, fs.FileSystem.get_file_info, path), "type", None)
-    if kind == fs.FileType.File:
+    found = _step(url, fs.FileSystem.get_file_info, path)
+    if found and found.type == fs.FileType.File:
         _step(url, fs.FileSystem.delete_file, path)
-    elif kind == fs.FileType.Directory:
+    elif found and found.type == fs.FileType.Directory:
         try:
             filesystem(url)[0].delete_dir(path)
         except OSError:

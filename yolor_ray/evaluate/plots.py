@@ -36,15 +36,14 @@ def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
     epochs = [row["epoch"] for row in rows]
     for axes, (title, keys) in zip(panels.flat, CURVES.items(), strict=True):
         plain_axes(axes, title, "epoch")
-        curves = {key: [(row["epoch"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))] for key in keys}
-        measured = [key for key in keys if curves[key]]
-        for label, key in enumerate(measured):
-            points = curves[key]
+        known = {key: [(row["epoch"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))] for key in keys}
+        curves = {key: points for key, points in known.items() if points}
+        for label, (key, points) in enumerate(curves.items()):
             # A single point is no line: few points get marks.
             axes.plot(*zip(*points, strict=True), color=colour(label), label=key, marker="o" if len(points) < 30 else "", markersize=3.5)
         axes.set_xlim(min(epochs, default=0) - 0.5, max(epochs, default=0) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(measured) > 1:
+        if len(curves) > 1:
             axes.legend(frameon=False, labelcolor=INK)
     panels[0, 0].set_yscale("log")
     panels[0, 1].set_ylim(0, 1)

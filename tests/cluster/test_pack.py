@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
 
 from yolor_ray import storage
 from yolor_ray.config import PackScenes, PackVoc, PackYolo
@@ -45,8 +44,8 @@ def faults_of(url: str) -> list[dict]:
     return [json.loads(line) for line in storage.read_bytes(storage.join(url, "faults.jsonl")).splitlines()]
 
 
-def run_job(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(JOB), *flags], capture_output=True, text=True, timeout=120, check=False)
+def run_job(*flags: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(JOB), *flags], capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -208,13 +207,12 @@ def test_scenes_are_the_same_with_and_without_ray_and_another_seed_is_another_se
     assert here["boxes"] == open_dataset(here["output"]).boxes > 0
 
 
-def test_a_kill_in_the_middle_leaves_no_data_set_and_a_rerun_finishes_it(yolo_set, s3, ray_cluster, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+def test_a_kill_in_the_middle_leaves_no_data_set_and_a_rerun_finishes_it(yolo_set, s3, ray_cluster):
     sources = yolo_set(100)
     output = storage.join(s3(), "set")
     flags = ["yolo", *(word for name, value in sources.items() for word in (f"--{name}", value)), "--output", output, "--shard-mb", "0.001"]
-    job = subprocess.Popen([sys.executable, str(JOB), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    job = subprocess.Popen([sys.executable, str(JOB), *flags], **quiet, env=ray_cluster, start_new_session=True)
     deadline = time.monotonic() + 60
     while not storage.list_names(output) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -223,7 +221,7 @@ def test_a_kill_in_the_middle_leaves_no_data_set_and_a_rerun_finishes_it(yolo_se
     assert storage.list_names(output) != []
     with pytest.raises(DataError, match=r"dataset\.json: not found"):
         open_dataset(output)
-    finished = run_job(*flags)
+    finished = run_job(*flags, environment=ray_cluster)
     assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout.splitlines()[-1]) == {"images": 100, "boxes": 200, "faults": {}, "output": output}
     assert len(all_records(output)) == 100

@@ -297,3 +297,11 @@ def test_the_help_of_studies_lists_the_presets_everywhere(job, arguments):
     assert status == 0
     assert all(f" {name}" in out for name in presets.PRESETS)
     assert "--preset-file URL" in out
+
+
+def test_a_process_that_trains_imports_nothing_that_draws():
+    """Each worker, the driver and Ray Train's controller would pay for it, in every life."""
+    program = "import sys, yolor_ray.runtime.train; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    assert not {"matplotlib", "tensorboard"} & set(loaded)

@@ -108,7 +108,7 @@ def _whole(run: str, names: list[str]) -> list[str]:
 def drop_old(run: str, life: int) -> None:
     """Drop what no longer serves: all but the newest whole checkpoints, and best weights that none names.
 
-    What a later life is writing stays: whoever drops may have been cut off.
+    What a later life is writing stays: whoever drops may have been cut off. Names have fixed widths, so that they compare as numbers do.
     """
     names = storage.list_names(storage.join(run, CHECKPOINTS))
     kept = _whole(run, names)[-KEPT:]

@@ -88,7 +88,7 @@ class Watch:
     """Look at the cluster while a life trains, in a thread of the driver."""
 
     def __init__(self, post: Any, cluster: Cluster, workers: int, sigterm: Notice, grown: int) -> None:
-        """Watch over a life of so many workers, before which the run has `grown` so many times."""
+        """Watch over a life of so many workers; `grown` is how often lives of this job have made way for larger ones before."""
         self._post, self._cluster, self._workers, self._sigterm = post, cluster, workers, sigterm
         self._grow_after_s = GROW_AFTER_S * 2 ** min(grown, DOUBLINGS)
         self.grows = False

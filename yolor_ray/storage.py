@@ -187,6 +187,10 @@ def delete(url: str) -> None:
     path = filesystem(url)[1]
     if "/" not in path.strip("/"):
         raise StorageError(f"{url}: found a bucket or a top-level folder to delete, expected something inside one")
+    _remove(url, path)
+
+
+def _remove(url: str, path: str) -> None:
     found = _step(url, fs.FileSystem.get_file_info, path)
     if found and found.type == fs.FileType.File:
         _step(url, fs.FileSystem.delete_file, path)

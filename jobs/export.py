@@ -1,6 +1,6 @@
 """Fold and export weights: `python jobs/export.py --weights URL --format safetensors|onnx|openvino --output URL`."""
 
-from yolor_ray import command, config
+from yolor_ray import cli, config
 
 if __name__ == "__main__":
-    command.run(config.Export, "yolor_ray.runtime.export:export")
+    cli.run(config.Export, "yolor_ray.export.run:export")

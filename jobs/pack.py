@@ -1,6 +1,6 @@
 """Pack annotated images into shards: `python jobs/pack.py voc|coco|yolo|crops|scenes --help`."""
 
-from yolor_ray import command, config
+from yolor_ray import cli, config
 
 if __name__ == "__main__":
-    command.run(config.Pack, "yolor_ray.runtime.pack:pack")
+    cli.run(config.Pack, "yolor_ray.pack.run:pack")

@@ -1,6 +1,6 @@
 """Serve weights over HTTP: `python jobs/serve.py --weights URL [--port 8000]`; `--help` lists every flag."""
 
-from yolor_ray import command, config
+from yolor_ray import cli, config
 
 if __name__ == "__main__":
-    command.run(config.Serve, "yolor_ray.serve.run:serve")
+    cli.run(config.Serve, "yolor_ray.serve.run:serve")

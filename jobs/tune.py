@@ -3,9 +3,9 @@
 `search` looks for a better recipe, and `tasks` compares tasks learned alone with tasks learned together.
 """
 
-from yolor_ray.command import run_study
-from yolor_ray.config_tune import STUDIES, STUDY_DESCRIPTIONS
-from yolor_ray.presets import PRESETS
+from yolor_ray.cli import run_study
+from yolor_ray.config.presets import PRESETS
+from yolor_ray.config.study import STUDIES, STUDY_DESCRIPTIONS
 
 if __name__ == "__main__":
-    run_study(STUDIES, STUDY_DESCRIPTIONS, PRESETS, "nano", "yolor_ray.runtime.tune:tune")
+    run_study(STUDIES, STUDY_DESCRIPTIONS, PRESETS, "nano", "yolor_ray.study.run:tune")

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+pytest_plugins = ("networks", "packed")
 START_TIMEOUT_S = 60
 
 
@@ -119,7 +120,7 @@ def ray_cluster(_s3_environment: dict[str, str]) -> Iterator[dict[str, str]]:
     """Run Ray with four logical CPUs, which this process joins; the value is the environment of other processes that join it."""
     import ray
 
-    from yolor_ray.runtime.cluster import start_ray
+    from yolor_ray.cluster.connect import start_ray
 
     start_ray(cpus=4, dashboard=True)
     yield {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}

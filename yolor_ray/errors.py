@@ -81,3 +81,9 @@ class SupersededError(TrainingError):
 
 class Preempted(YolorError):
     """Training was asked to end, and did so after a checkpoint; the same command goes on."""
+
+
+def check(ok: bool, name: str, found: object, expected: str) -> None:
+    """Raise ConfigError with what was found and what was expected unless `ok`; `name` is the dotted flag."""
+    if not ok:
+        raise ConfigError(f"{name}: found {found!r}, expected {expected}")

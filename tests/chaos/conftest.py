@@ -13,7 +13,7 @@ from hosts import Process
 from lab import Lab
 from lab import lab as start_lab
 from runs import END_TIMEOUT_S, IMAGES, Outcome, Run
-from yolor_ray.runtime.pack import pack_scenes
+from yolor_ray.pack.run import pack_scenes
 
 REPORT = "CHAOS_REPORT"
 """Variable with the file that the table is written to."""

@@ -1,10 +1,10 @@
 import pytest
 
+from yolor_ray.benchmark.run import benchmark
 from yolor_ray.config import Cluster, Data, Network, Optim, Run, Train
-from yolor_ray.config_benchmark import Ingest
-from yolor_ray.runtime.benchmark import benchmark
-from yolor_ray.runtime.pack import pack_scenes
-from yolor_ray.storage import join, list_names
+from yolor_ray.config.benchmark import Ingest
+from yolor_ray.io.storage import join, list_names
+from yolor_ray.pack.run import pack_scenes
 
 TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 

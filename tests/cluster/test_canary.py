@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from yolor_ray import storage
-from yolor_ray.runtime.pack import pack_scenes
+from yolor_ray.io import storage
+from yolor_ray.pack.run import pack_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = (

@@ -13,9 +13,10 @@ import grpc
 import pytest
 import ray
 
-from yolor_ray import access, config, storage
+from yolor_ray import config
+from yolor_ray.cluster import access, connect
 from yolor_ray.errors import ConfigError
-from yolor_ray.runtime import cluster
+from yolor_ray.io import manifest
 from yolor_ray.serve import run
 
 TOKEN = secrets.token_hex(32)
@@ -25,7 +26,7 @@ IGNORE_PYDANTIC = pytest.mark.filterwarnings("ignore:Using extra keyword argumen
 
 def test_workers_have_their_environment_and_secrets_are_not_in_rays_records(ray_cluster):
     seen = ray.get(ray.remote(lambda: dict(os.environ)).remote())
-    assert {name: seen[name] for name in cluster.WORKER_ENVIRONMENT} == cluster.WORKER_ENVIRONMENT
+    assert {name: seen[name] for name in connect.WORKER_ENVIRONMENT} == connect.WORKER_ENVIRONMENT
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         assert seen[name] == os.environ[name]
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(ray.get_runtime_context().runtime_env)
@@ -33,14 +34,14 @@ def test_workers_have_their_environment_and_secrets_are_not_in_rays_records(ray_
 
 def test_starting_ray_twice_joins_what_runs(ray_cluster):
     before = ray.get_runtime_context().get_job_id()
-    cluster.start_ray()
+    connect.start_ray()
     assert ray.get_runtime_context().get_job_id() == before
 
 
 def test_variables_that_a_submitted_job_sets_are_left_to_it(monkeypatch):
     job = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "3"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
-    assert cluster._environment().keys() == cluster.WORKER_ENVIRONMENT.keys() - {"OMP_NUM_THREADS"}
+    assert connect._environment().keys() == connect.WORKER_ENVIRONMENT.keys() - {"OMP_NUM_THREADS"}
 
 
 def test_an_address_where_no_cluster_listens_is_the_users_mistake(monkeypatch):
@@ -48,9 +49,9 @@ def test_an_address_where_no_cluster_listens_is_the_users_mistake(monkeypatch):
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
-        monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
         with pytest.raises(ConfigError, match=f"RAY_ADDRESS: found '{address}', expected a running cluster"):
-            cluster.start_ray()
+            connect.start_ray()
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def start_head(tmp_path, monkeypatch) -> Iterator[Callable[[str], str]]:
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
             time.sleep(0.02)
         monkeypatch.setenv("RAY_ADDRESS", address)
-        monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
         return address
 
     yield start
@@ -89,15 +90,15 @@ def test_an_open_cluster_is_refused_even_by_a_process_with_a_token(start_head, m
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     message = f"RAY_ADDRESS: found a cluster that lets everyone in at '{address}', expected token authentication.*--cluster.allow_open"
     with pytest.raises(ConfigError, match=message):
-        cluster.start_ray()
+        connect.start_ray()
 
 
 def test_an_open_cluster_is_joined_with_a_warning_where_that_is_allowed(start_head, monkeypatch, caplog):
     address = start_head("disabled")
     joined = []
-    monkeypatch.setattr(cluster.ray, "init", lambda **options: joined.append(options))
+    monkeypatch.setattr(connect.ray, "init", lambda **options: joined.append(options))
     with caplog.at_level(logging.WARNING):
-        cluster.start_ray(allow_open=True)
+        connect.start_ray(allow_open=True)
     assert len(joined) == 1
     assert f"event=open_cluster address={address}" in caplog.text
 
@@ -107,12 +108,12 @@ def test_a_cluster_with_another_token_is_the_users_mistake(start_head):
     with pytest.raises(
         ConfigError, match=f"found a cluster at '{address}' that refuses this process .RAY_AUTH_MODE is .*RAY_AUTH_TOKEN_PATH"
     ):
-        cluster.start_ray()
+        connect.start_ray()
 
 
 def asked_by_a_process(home: Path, allow_open: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
     """Ask for access to RAY_ADDRESS in a process with these variables alone: Ray reads its own when it is imported."""
-    program = f"import os; from yolor_ray.access import check_access; check_access(os.environ['RAY_ADDRESS'], {allow_open})"
+    program = f"import os; from yolor_ray.cluster.access import check_access; check_access(os.environ['RAY_ADDRESS'], {allow_open})"
     others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     environment = others | {"HOME": str(home), "RAY_AUTH_MODE": "token"} | variables
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
@@ -141,7 +142,7 @@ class Joined(Exception):
 @pytest.fixture
 def service(tmp_path) -> config.Serve:
     """Name weights that are there; nobody loads them before Ray runs."""
-    storage.publish(str(tmp_path / "weights"), {"config.json": b"{}"})
+    manifest.publish(str(tmp_path / "weights"), {"config.json": b"{}"})
     return config.Serve(weights=str(tmp_path / "weights"))
 
 

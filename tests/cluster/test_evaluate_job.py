@@ -8,17 +8,18 @@ import pytest
 import torch
 
 from yolor_ray.config import Evaluate, Network
-from yolor_ray.data import scenes
-from yolor_ray.data.shards import open_dataset
+from yolor_ray.data.shards.dataset import open_dataset
+from yolor_ray.data.synthetic import scenes
 from yolor_ray.errors import ConfigError, DataError, StorageError
+from yolor_ray.evaluate import run as module
 from yolor_ray.evaluate.coco import METRICS
-from yolor_ray.evaluate.fastest import fastest
+from yolor_ray.evaluate.run import evaluate
+from yolor_ray.inference.engine_choice import fastest
+from yolor_ray.io.manifest import read_published
+from yolor_ray.io.storage import join
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
-from yolor_ray.runtime import evaluate as module
-from yolor_ray.runtime.evaluate import evaluate
-from yolor_ray.runtime.pack import pack_scenes
-from yolor_ray.storage import join, read_published
+from yolor_ray.pack.run import pack_scenes
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = Network(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from yolor_ray.data.loader import Source
-from yolor_ray.data.shards import Dataset, open_dataset, records
-from yolor_ray.runtime import ingest
-from yolor_ray.runtime.pack import pack_scenes
+from yolor_ray.cluster import block_source
+from yolor_ray.data.loading.loader import Source
+from yolor_ray.data.shards.dataset import Dataset, open_dataset, records
+from yolor_ray.pack.run import pack_scenes
 
 # Ray warns of its own old spellings while it copies its own settings.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
@@ -23,14 +23,14 @@ def names(source: Source, dataset: Dataset, order: list[int]) -> list[str]:
     return [record.name for table in source(groups) for record in records(table)]
 
 
-@pytest.mark.parametrize(("share", "kind"), [(0.3, ingest.KeptSource), (0.0, ingest.StreamedSource)])
+@pytest.mark.parametrize(("share", "kind"), [(0.3, block_source.KeptSource), (0.0, block_source.StreamedSource)])
 def test_ray_brings_whole_row_groups_in_the_order_of_the_plan(dataset: Dataset, monkeypatch, share: float, kind: type) -> None:
-    monkeypatch.setattr(ingest, "KEPT_SHARE", share)
-    source = ingest.cluster_source(dataset)
+    monkeypatch.setattr(block_source, "KEPT_SHARE", share)
+    source = block_source.cluster_source(dataset)
     assert isinstance(source, kind)
     for order in ([0, 1, 2, 3], [3, 0, 2], [1]):
-        assert names(source, dataset, order) == names(ingest.direct_source(dataset), dataset, order)
+        assert names(source, dataset, order) == names(block_source.direct_source(dataset), dataset, order)
 
 
 def test_nothing_asked_for_is_nothing_read(dataset: Dataset) -> None:
-    assert list(ingest.StreamedSource(dataset)([])) == []
+    assert list(block_source.StreamedSource(dataset)([])) == []

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from yolor_ray import storage
 from yolor_ray.config import PackScenes, PackVoc, PackYolo
-from yolor_ray.data import parts
-from yolor_ray.data.shards import open_dataset, read_row_group, records
+from yolor_ray.data.shards.dataset import open_dataset, read_row_group, records
 from yolor_ray.errors import ConfigError, DataError, StorageError
-from yolor_ray.runtime import pack as packing
-from yolor_ray.runtime.pack import pack, pack_scenes
+from yolor_ray.io import storage
+from yolor_ray.pack import run as packing
+from yolor_ray.pack import shard_builder
+from yolor_ray.pack.run import pack, pack_scenes
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "pack.py"
 
@@ -168,8 +168,8 @@ def test_a_pack_that_died_goes_on_with_the_parts_that_are_missing(tmp_path, monk
             raise KeyboardInterrupt
         return scene(index, seed, size_px)
 
-    scene = parts.scene
-    monkeypatch.setattr(parts, "scene", die_at_third_part)
+    scene = shard_builder.scene
+    monkeypatch.setattr(shard_builder, "scene", die_at_third_part)
     with pytest.raises(KeyboardInterrupt):
         pack_scenes(str(tmp_path / "out"), count=6, seed=1, size_px=64)
     with pytest.raises(DataError, match="not found"):
@@ -186,9 +186,9 @@ def test_notes_of_other_content_are_not_believed(yolo_set, tmp_path):
     config = PackYolo(**yolo_set(), output=str(tmp_path / "out"))
     pack(config)
     (tmp_path / "out" / "dataset.json").unlink()
-    digest = parts.build_part(packing._plan(config, *read_again(config)).parts[0]).shard.sha256
+    digest = shard_builder.build_part(packing._plan(config, *read_again(config)).parts[0]).shard.sha256
     yolo_set(n3="0 0.5 0.5 0.1 0.1\n")
-    assert parts.build_part(packing._plan(config, *read_again(config)).parts[0]).shard.sha256 != digest
+    assert shard_builder.build_part(packing._plan(config, *read_again(config)).parts[0]).shard.sha256 != digest
 
 
 def read_again(config: PackYolo):

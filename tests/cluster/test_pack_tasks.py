@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from yolor_ray.config import PackCoco
-from yolor_ray.data.records import Record
-from yolor_ray.data.shards import open_dataset, read_row_group, records
-from yolor_ray.runtime.pack import pack
+from yolor_ray.data.shards.dataset import open_dataset, read_row_group, records
+from yolor_ray.data.shards.records import Record
+from yolor_ray.pack.run import pack
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "pack.py"
 

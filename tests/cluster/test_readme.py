@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from yolor_ray.data.scenes import CLASSES, IMAGE_CLASSES, KEYPOINT_NAMES, scene
+from yolor_ray.data.synthetic.scenes import CLASSES, IMAGE_CLASSES, KEYPOINT_NAMES, scene
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -170,7 +170,7 @@ def test_an_ablation_and_a_search_end_in_reports_and_in_a_preset_that_trains(
 
 
 def test_every_job_and_preset_of_the_readme_exists() -> None:
-    from yolor_ray.presets import PRESETS
+    from yolor_ray.config.presets import PRESETS
 
     assert {name for name in re.findall(r"jobs/(\w+)\.py", README)} <= {path.stem for path in (ROOT / "jobs").glob("*.py")}
     table = README.split("| preset |", 1)[1].split("\n\n", 1)[0]

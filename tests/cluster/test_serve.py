@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from yolor_ray.config import Network
-from yolor_ray.data.scenes import scene
+from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from yolor_ray.data.scenes import scene
+from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.model.weights import load_weights
-from yolor_ray.runtime.pack import pack_scenes
+from yolor_ray.pack.run import pack_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))

@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from yolor_ray import storage
+from yolor_ray.io import manifest, storage
 from yolor_ray.model.weights import load_weights
-from yolor_ray.runtime.board import read_rows
-from yolor_ray.runtime.checkpoint import newest_checkpoint
-from yolor_ray.runtime.lives import read_lives
-from yolor_ray.runtime.pack import pack_scenes
+from yolor_ray.pack.run import pack_scenes
+from yolor_ray.train.checkpoint.attempts import read_lives
+from yolor_ray.train.checkpoint.checkpoint import newest_checkpoint
+from yolor_ray.train.run_log import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -81,7 +81,7 @@ def wait_for(happened: Callable[[], object], job: subprocess.Popen) -> None:
 def steps_of(run: str) -> list[int]:
     """Return the steps that a run has whole checkpoints of."""
     folder = f"{run}/checkpoints"
-    return [int(name.partition("-")[0]) for name in storage.list_names(folder) if storage.is_published(f"{folder}/{name}")]
+    return [int(name.partition("-")[0]) for name in storage.list_names(folder) if manifest.is_published(f"{folder}/{name}")]
 
 
 def test_a_killed_worker_and_a_preempted_job_change_nothing(

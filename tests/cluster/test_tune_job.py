@@ -14,13 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from yolor_ray import storage
 from yolor_ray.config import Data, Network, Optim, Run, Train
-from yolor_ray.config.space import RECIPE
-from yolor_ray.config_tune import Search
-from yolor_ray.presets import PLAIN
-from yolor_ray.runtime.pack import pack_scenes
-from yolor_ray.runtime.tune import tune
+from yolor_ray.config.presets import PLAIN
+from yolor_ray.config.search_space import RECIPE
+from yolor_ray.config.study import Search
+from yolor_ray.io import storage
+from yolor_ray.pack.run import pack_scenes
+from yolor_ray.study.run import tune
 
 # Ray Data reads deprecated settings of its own.
 in_this_process = pytest.mark.filterwarnings(

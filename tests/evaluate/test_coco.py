@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as run_length
 
-from yolor_ray.data.records import Objects, objects_from_boxes
+from yolor_ray.data.shards.records import Objects, objects_from_boxes
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
-from yolor_ray.evaluate.located import Located
+from yolor_ray.inference.postprocess import Located
 
 FIGURES = {
     "bbox": (

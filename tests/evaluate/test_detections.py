@@ -8,7 +8,7 @@ import pytest
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.detections import from_parquet, to_parquet
-from yolor_ray.evaluate.located import Located
+from yolor_ray.inference.postprocess import Located
 
 
 def _rows(count=2000):

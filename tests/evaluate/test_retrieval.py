@@ -3,9 +3,9 @@ import time
 import numpy as np
 import pytest
 
-from yolor_ray.data.records import Objects
-from yolor_ray.evaluate.located import Located
+from yolor_ray.data.shards.records import Objects
 from yolor_ray.evaluate.retrieval import Views, represent, retrieval_metrics
+from yolor_ray.inference.postprocess import Located
 
 
 def _views(seed, objects=40, identities=9, cameras=3, missed=0.1):

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolor_ray.config import Implicit as Implicits
 from yolor_ray.config.network import TASKS
+from yolor_ray.config.presets import PRESETS
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.network import Yolor
-from yolor_ray.presets import PRESETS
 
 KINDS = [
     {"stem": stem, "block": block, "down": down, "joint_norm": joint, "tasks": TASKS}

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from yolor_ray import presets
-from yolor_ray.config import Network
+from yolor_ray.config import Network, presets
+from yolor_ray.inference.detect import predict, to_input
 from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.layers import Wavelet
 from yolor_ray.model.network import Yolor
-from yolor_ray.model.predict import predict, to_input
 
 CONFIGS = {name: preset.network for name, preset in presets.PRESETS.items()}
 PARAMETERS = {

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from yolor_ray import storage
 from yolor_ray.errors import UserError, WeightsError
+from yolor_ray.io import manifest, storage
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, WeightsInfo, load_weights, save_weights
 
@@ -27,12 +27,12 @@ def folder(make_network, tmp_path):
 
 def republish(url: str, config: dict | bytes | None = None, tensors: dict[str, torch.Tensor] | bytes | None = None) -> None:
     """Put other contents under a manifest that fits them."""
-    files = storage.read_published(url)
+    files = manifest.read_published(url)
     if config is not None:
         files[CONFIG_FILE] = config if isinstance(config, bytes) else json.dumps(json.loads(files[CONFIG_FILE]) | config).encode()
     if tensors is not None:
         files[TENSORS_FILE] = tensors if isinstance(tensors, bytes) else safetensors.torch.save(tensors)
-    storage.publish(url, files)
+    manifest.publish(url, files)
 
 
 def tensors_of(url: str) -> dict[str, torch.Tensor]:

@@ -8,8 +8,8 @@ import requests
 import uvicorn
 
 from red_engine import RedEngine, settings
-from yolor_ray.serve.api import create_app
-from yolor_ray.serve.meter import Meter
+from yolor_ray.serve.http.api import create_app
+from yolor_ray.serve.metrics import Meter
 from yolor_ray.serve.service import Service
 
 with warnings.catch_warnings():

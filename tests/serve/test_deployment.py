@@ -13,7 +13,7 @@ from yolor_ray.errors import ConfigError
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
 from yolor_ray.serve import haproxy, run
-from yolor_ray.serve.app import application, build
+from yolor_ray.serve.deployment import application, build
 
 CLUSTER_FILE = Path(__file__).parents[2] / "clusters" / "serve.yaml"
 
@@ -25,7 +25,7 @@ def deployment(app):
 def test_the_cluster_file_is_valid_and_builds_the_same_application_as_the_flags():
     schema = ServeDeploySchema.model_validate(yaml.safe_load(CLUSTER_FILE.read_text()))
     [app] = schema.applications
-    assert app.import_path == "yolor_ray.serve.app:build"
+    assert app.import_path == "yolor_ray.serve.deployment:build"
     built = deployment(build(app.args))
     assert built.init_args == (config.Serve(**app.args),)
     assert built._deployment_config == deployment(application(config.Serve(**app.args)))._deployment_config

@@ -9,12 +9,13 @@ import torch
 from red_engine import encoded, picture, settings
 from yolor_ray.config import Network
 from yolor_ray.config.network import TASKS
-from yolor_ray.data.decode import Letterbox, decode, letterbox
+from yolor_ray.data.images.decode import decode
+from yolor_ray.data.images.letterbox import Letterbox, letterbox
 from yolor_ray.errors import ImageError
-from yolor_ray.evaluate.fastest import Form
-from yolor_ray.model import predict as predict_module
+from yolor_ray.inference import detect as predict_module
+from yolor_ray.inference.detect import OF_PREDICTIONS, Detections, detect, predict
+from yolor_ray.inference.engine_choice import Form
 from yolor_ray.model.network import Yolor
-from yolor_ray.model.predict import OF_PREDICTIONS, Detections, detect, predict
 from yolor_ray.model.weights import WeightsInfo, load_weights, save_weights
 from yolor_ray.serve.engine import Found, LocalEngine, Options, Prepared
 

@@ -9,18 +9,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import served
 from PIL import Image
 from pycocotools import mask as run_length
 
-from conftest import served
 from red_engine import ALL_TASKS, IMAGE_CLASSES, JOINTS, RECTANGLE, RedEngine, encoded
-from yolor_ray.data.decode import Letterbox
-from yolor_ray.model.predict import Detections
+from yolor_ray.data.images.letterbox import Letterbox
+from yolor_ray.inference.detect import Detections
 from yolor_ray.model.weights import WeightsInfo
-from yolor_ray.serve import describe as describe_module
-from yolor_ray.serve.describe import describe
+from yolor_ray.serve import response as describe_module
 from yolor_ray.serve.engine import Options
-from yolor_ray.serve.problems import Problem
+from yolor_ray.serve.http.errors import Problem
+from yolor_ray.serve.response import describe
 
 JPEG = encoded()
 FIELDS = {"masks": "mask", "keypoints": "keypoints", "embeddings": "embedding"}

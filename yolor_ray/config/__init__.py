@@ -4,11 +4,12 @@ The dotted name of a field is its command-line flag, its Tune key, the logged pa
 Values are checked when a configuration is made, so nothing is built from a bad one.
 """
 
-from yolor_ray.config.evaluating import Evaluate, Export
+from yolor_ray.config.evaluate import Evaluate
+from yolor_ray.config.export import Export
 from yolor_ray.config.network import Implicit, Network
-from yolor_ray.config.packing import Pack, PackCoco, PackCrops, Packing, PackScenes, PackVoc, PackYolo
-from yolor_ray.config.serving import Serve
-from yolor_ray.config.training import Augment, Cluster, Data, Loss, Optim, Run, Train
+from yolor_ray.config.pack import Pack, PackCoco, PackCrops, Packing, PackScenes, PackVoc, PackYolo
+from yolor_ray.config.serve import Serve
+from yolor_ray.config.train import Augment, Cluster, Data, Loss, Optim, Run, Train
 
 __all__ = [
     "Augment",

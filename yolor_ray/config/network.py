@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from yolor_ray.config.check import check
+from yolor_ray.errors import check
 
 Task = Literal["detect", "classify", "embed", "segment", "pose"]
 TASKS: tuple[Task, ...] = ("detect", "classify", "embed", "segment", "pose")

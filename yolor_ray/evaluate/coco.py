@@ -15,10 +15,10 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolor_ray import storage
-from yolor_ray.data.records import Objects
+from yolor_ray.data.shards.records import Objects
 from yolor_ray.errors import DataError
-from yolor_ray.evaluate.located import Located
+from yolor_ray.inference.postprocess import Located
+from yolor_ray.io import storage
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")

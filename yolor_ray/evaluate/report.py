@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from yolor_ray.evaluate.detections import DETECTIONS_FILE, to_parquet
-from yolor_ray.evaluate.pictures import Picture
-from yolor_ray.evaluate.tasks import Measured
+from yolor_ray.evaluate.examples import Picture
+from yolor_ray.evaluate.metrics import Measured
 
 
 def report_files(measured: Measured, pictures: Sequence[Picture], summary: Mapping[str, Any]) -> dict[str, bytes]:
@@ -16,8 +16,8 @@ def report_files(measured: Measured, pictures: Sequence[Picture], summary: Mappi
     In metrics.json a number is null where the data set has nothing that it could be measured on.
     """
     # Here, as matplotlib takes a second to import, and most processes that can measure never draw.
-    from yolor_ray.evaluate.pictures_plot import predictions_png
-    from yolor_ray.evaluate.plots import precision_recall_png
+    from yolor_ray.evaluate.examples_plot import predictions_png
+    from yolor_ray.evaluate.precision_recall_plot import precision_recall_png
 
     boxes, names = measured.boxes, list(measured.boxes.classes)
     content = {**summary, **_known(measured.metrics), "classes": {name: _of_class(measured, name) for name in names}}

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from yolor_ray.boxes import pairwise_iou
-from yolor_ray.data.records import Objects
-from yolor_ray.evaluate.located import Located
+from yolor_ray.data.shards.records import Objects
+from yolor_ray.inference.postprocess import Located
 
 LEAST_IOU = 0.5
 """A detection speaks for an object that it overlaps at least so much."""

@@ -9,11 +9,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from yolor_ray.model.embed import EmbedHead
 from yolor_ray.model.fold import BorderConv, fold_after, fold_concat_before, fold_scale_before, fold_shift_before
+from yolor_ray.model.heads.embed import EmbedHead
+from yolor_ray.model.heads.prediction_level import PredictionLevel
 from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.layers import Conv, CspBlock, Merge, NeckBlock, SppCsp
-from yolor_ray.model.levels import PredictionLevel
 from yolor_ray.model.network import Yolor
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from yolor_ray.boxes import xyxy_from_cxcywh
 from yolor_ray.config import Network as NetworkConfig
-from yolor_ray.model.heads import DetectHead
+from yolor_ray.model.heads.detect import DetectHead
+from yolor_ray.model.heads.prediction_level import Counts, PredictionLevel
+from yolor_ray.model.heads.registry import HEADS
 from yolor_ray.model.layers import Bottleneck, Conv, CspBlock, DownC, NeckBlock, ReOrg, SppCsp, Wavelet, style_of
-from yolor_ray.model.levels import Counts, PredictionLevel
-from yolor_ray.model.tasks import HEADS
 
 
 def _down(config: NetworkConfig, c_in: int, c_out: int) -> nn.Module:

@@ -14,10 +14,10 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from yolor_ray import storage
 from yolor_ray.config import Implicit
 from yolor_ray.config import Network as NetworkConfig
 from yolor_ray.errors import ConfigError, WeightsError
+from yolor_ray.io import manifest, storage
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
 
@@ -84,7 +84,7 @@ def weights_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
 
 def save_weights(url: str, network: Yolor, info: WeightsInfo) -> None:
     """Publish a weights folder at `url`."""
-    storage.publish(url, weights_files(network, info))
+    manifest.publish(url, weights_files(network, info))
 
 
 def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
@@ -97,7 +97,7 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
             f"{url}: found the name of a file, expected a weights folder; "
             f"import a published checkpoint with: python jobs/export.py --published {url} --output FOLDER"
         )
-    files = storage.read_published(url, (CONFIG_FILE, TENSORS_FILE))
+    files = manifest.read_published(url, (CONFIG_FILE, TENSORS_FILE))
     config = _read_config(url, files[CONFIG_FILE])
     try:
         tensors = safetensors.torch.load(files[TENSORS_FILE])

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from yolor_ray import config
-from yolor_ray.data.decode import Letterbox, decode, letterbox, read_header
-from yolor_ray.evaluate.fastest import Form, fastest
-from yolor_ray.model import predict
-from yolor_ray.model.predict import Detections
+from yolor_ray.data.images.decode import decode
+from yolor_ray.data.images.header import read_header
+from yolor_ray.data.images.letterbox import Letterbox, letterbox
+from yolor_ray.inference import detect
+from yolor_ray.inference.detect import Detections
+from yolor_ray.inference.engine_choice import Form, fastest
 from yolor_ray.model.weights import WeightsInfo, load_weights
 
 log = logging.getLogger(__name__)
@@ -133,7 +135,7 @@ class LocalEngine:
 
     def _predict(self, batch: torch.Tensor, limits: Options) -> list[Detections]:
         try:
-            return predict.detect(
+            return detect.detect(
                 self._predictor,
                 batch,
                 self._device,
@@ -153,5 +155,5 @@ def _cut(answer: Detections, prepared: Prepared, options: Options, seconds: floa
     # A box that lies in the grey bars has no area left inside the image.
     inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
     keep = torch.from_numpy(np.flatnonzero(inside & (answer.confidences.numpy() >= options.confidence))[: options.max_detections])
-    of_objects = {name: getattr(answer, name) for name in ("boxes_xyxy", "confidences", "labels", *predict.OF_PREDICTIONS)}
+    of_objects = {name: getattr(answer, name) for name in ("boxes_xyxy", "confidences", "labels", *detect.OF_PREDICTIONS)}
     return Found(replace(answer, **{name: values[keep] for name, values in of_objects.items() if values is not None}), seconds)

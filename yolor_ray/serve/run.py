@@ -21,9 +21,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from yolor_ray import config, storage
-from yolor_ray.config.process import HIDE_SECRETS
+from yolor_ray import config
+from yolor_ray.cluster.environment import HIDE_SECRETS
 from yolor_ray.errors import ConfigError
+from yolor_ray.io import manifest, storage
 from yolor_ray.serve import haproxy
 
 APPLICATION = "yolor_ray"
@@ -49,7 +50,7 @@ def serve(settings: config.Serve) -> dict[str, Any]:
         WeightsError: the weights do not fit.
     """
     settings = replace(settings, weights=storage.absolute(settings.weights))
-    storage.read_published(settings.weights, [WEIGHTS_CONFIG])
+    manifest.read_published(settings.weights, [WEIGHTS_CONFIG])
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
     started = time.monotonic()
     serve_here = _serve_alone if os.environ.get("RAY_ADDRESS", "") in ("", "local") else _serve_in_cluster
@@ -90,7 +91,7 @@ def _serve_in_cluster(settings: config.Serve, url: str) -> NoReturn:
     import ray
     from ray import serve
 
-    from yolor_ray.access import check_access
+    from yolor_ray.cluster.access import check_access
 
     check_access(os.environ["RAY_ADDRESS"], allow_open=True)
     ray.init(runtime_env=HIDE_SECRETS)
@@ -108,7 +109,7 @@ def _serve_in_cluster(settings: config.Serve, url: str) -> NoReturn:
 def _deploy_and_wait(settings: config.Serve, url: str) -> NoReturn:
     from ray import serve
 
-    from yolor_ray.serve.app import application
+    from yolor_ray.serve.deployment import application
 
     log.info("event=loading weights=%s", settings.weights)
     try:
@@ -123,7 +124,7 @@ def _deploy_and_wait(settings: config.Serve, url: str) -> NoReturn:
 
 def _explain(settings: config.Serve) -> None:
     """Raise WeightsError or ConfigError if weights or engine kept the replicas from starting: Ray only says that they did not."""
-    from yolor_ray.evaluate.fastest import FASTEST, fastest
+    from yolor_ray.inference.engine_choice import FASTEST, fastest
     from yolor_ray.model.weights import load_weights
 
     network, info = load_weights(settings.weights)

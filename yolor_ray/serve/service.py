@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from yolor_ray import config
-from yolor_ray.serve.batch import Batcher
-from yolor_ray.serve.describe import Described, describe
+from yolor_ray.serve.batcher import Batcher
 from yolor_ray.serve.engine import Engine, Found, Options, Prepared
-from yolor_ray.serve.images import image_bytes, read_body
-from yolor_ray.serve.meter import Meter
-from yolor_ray.serve.problems import Problem
+from yolor_ray.serve.http.body import image_bytes, read_body
+from yolor_ray.serve.http.errors import Problem
+from yolor_ray.serve.metrics import Meter
+from yolor_ray.serve.response import Described, describe
 
 RETRY_AFTER_S = 1
 FAILED_BATCHES_IN_A_ROW = 3

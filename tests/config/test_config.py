@@ -1,0 +1,171 @@
+"""The knobs: each one is used, bad values are refused by name, and every preset can be built."""
+
+import ast
+import dataclasses
+import inspect
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import yolor_ray
+from yolor_ray import config
+from yolor_ray.config import Augment, Cluster, Data, Evaluate, Export, Loss, Network, Optim, PackScenes, Run, Serve, Train, benchmark, study
+from yolor_ray.config.presets import PRESETS
+from yolor_ray.errors import ConfigError
+
+PACKAGE = Path(yolor_ray.__file__).parent
+MODULES = (config, benchmark, study)
+CONFIGS = list(dict.fromkeys(c for m in MODULES for c in vars(m).values() if inspect.isclass(c) and dataclasses.is_dataclass(c)))
+FIELDS = sorted({(c.__name__, name) for c in CONFIGS for name in c.__annotations__})
+
+
+def attributes_read() -> set[str]:
+    """Return the name of every attribute that the package reads, but for the checks of a configuration's own values."""
+    found: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        if path.parent.name == "config" or path.name.startswith("config_"):
+            checks = {id(inner) for node in ast.walk(tree) if getattr(node, "name", "") == "__post_init__" for inner in ast.walk(node)}
+        else:
+            checks = set()
+        found |= {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and id(node) not in checks
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def read() -> set[str]:
+    return attributes_read()
+
+
+@pytest.mark.parametrize(("owner", "name"), FIELDS)
+def test_every_field_is_read_somewhere(owner, name, read):
+    assert name in read, f"{owner}.{name} is a knob that turns nothing"
+
+
+def test_every_field_says_what_it_is():
+    for owner in CONFIGS:
+        body = ast.parse(inspect.getsource(owner)).body[0].body
+        for field, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and owner is not Train:
+                assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), f"{owner.__name__}.{field.target.id}"
+
+
+BAD = [
+    (Network, {"widths": (64, 128)}, "network.widths", "5 numbers for 3 levels"),
+    (Network, {"depths": (1, 2, 8)}, "network.depths", "5 numbers for 3 levels"),
+    (Network, {"widths": (60, 128, 256, 512, 1024)}, "network.widths", "positive multiples of 8"),
+    (Network, {"widths": (0, 128, 256, 512, 1024)}, "network.widths", "positive multiples of 8"),
+    (Network, {"stem": "reorg", "levels": 1, "widths": (8, 8), "depths": (1, 1)}, "network.levels", "2 to 5"),
+    (Network, {"stem": "reorg", "levels": 6, "widths": (8,) * 7, "depths": (1,) * 7}, "network.levels", "2 to 5"),
+    (Data, {"threads": 0}, "data.threads", "1 or more"),
+    (Data, {"image_px": 650}, "data.image_px", "a multiple of 32"),
+    (Data, {"image_px": 32}, "data.image_px", "64 or more"),
+    (Augment, {"mosaic": 1.5}, "augment.mosaic", "0 to 1"),
+    (Augment, {"mixup": -0.1}, "augment.mixup", "0 to 1"),
+    (Augment, {"flip_horizontal": math.nan}, "augment.flip_horizontal", "0 to 1"),
+    (Augment, {"flip_vertical": 2}, "augment.flip_vertical", "0 to 1"),
+    (Augment, {"translate": 1.0}, "augment.translate", "under 1"),
+    (Augment, {"scale": 1.0}, "augment.scale", "under 1"),
+    (Augment, {"hue": -1.0}, "augment.hue", "under 1"),
+    (Augment, {"saturation": 1.0}, "augment.saturation", "under 1"),
+    (Augment, {"value": 1.0}, "augment.value", "under 1"),
+    (Augment, {"multi_scale": 1.0}, "augment.multi_scale", "under 1"),
+    (Optim, {"epochs": 0}, "optim.epochs", "1 or more"),
+    (Optim, {"batch": 0}, "optim.batch", "1 or more"),
+    (Optim, {"nominal_batch": 0}, "optim.nominal_batch", "1 or more"),
+    (Optim, {"lr": 0.0}, "optim.lr", "more than 0"),
+    (Optim, {"lr": math.nan}, "optim.lr", "more than 0"),
+    (Optim, {"final_lr": 0.0}, "optim.final_lr", "over 0"),
+    (Optim, {"ema_decay": 1.0}, "optim.ema_decay", "between 0 and 1"),
+    (Cluster, {"workers": "many"}, "cluster.workers", "N or MIN-MAX"),
+    (Cluster, {"workers": "4-2"}, "cluster.workers", "N or MIN-MAX"),
+    (Cluster, {"workers": "0-2"}, "cluster.workers", "N or MIN-MAX"),
+    (Cluster, {"workers": "1-2-3"}, "cluster.workers", "N or MIN-MAX"),
+    (Cluster, {"workers": "-1"}, "cluster.workers", "N or MIN-MAX"),
+    (Run, {"validate_every": 0}, "run.validate_every", "1 or more"),
+    (Run, {"checkpoint_every": 0}, "run.checkpoint_every", "1 or more"),
+    (Run, {"name": ""}, "run.name", "a plain folder name"),
+    (Run, {"name": ".."}, "run.name", "a plain folder name"),
+    (Run, {"name": "a/b"}, "run.name", "a plain folder name"),
+    (Train, {"data": Data(image_px=96), "network": PRESETS["p6"].network}, "data.image_px", "the coarsest stride, 64"),
+    (Train, {"optim": Optim(batch=2), "cluster": Cluster(workers="1-4")}, "optim.batch", "one image for each of 4 workers"),
+    (Evaluate, {}, "evaluate", "weights and data, or truth and results"),
+    (Evaluate, {"weights": "w", "truth": "t"}, "evaluate", "weights and data, or truth and results"),
+    (Evaluate, {"weights": "w", "data": "d", "image_px": 100}, "image_px", "a multiple of 32"),
+    (Evaluate, {"weights": "w", "data": "d", "batch": 0}, "batch", "1 or more"),
+    (Evaluate, {"weights": "w", "data": "d", "workers": -1}, "workers", "0 or more"),
+    (Export, {"weights": "w", "output": "o", "check_images": -1}, "check_images", "0 or more"),
+    (Export, {"weights": "w", "output": "o", "check_px": 16}, "check_px", "0 or a multiple of 32"),
+    (Export, {"weights": "w", "output": "o", "image_px": 100}, "image_px", "0 or a multiple of 32"),
+    (Export, {"weights": "w", "published": "p", "output": "o"}, "export", "either weights or published"),
+    (Serve, {"weights": "w", "port": 70_000}, "port", "1 to 65535"),
+    (Serve, {"weights": "w", "confidence": 1.1}, "confidence", "0 to 1"),
+    (Serve, {"weights": "w", "iou": 0.0}, "iou", "over 0"),
+    (Serve, {"weights": "w", "max_detections": 0}, "max_detections", "1 to 1000"),
+    (Serve, {"weights": "w", "min_replicas": 3, "max_replicas": 2}, "min_replicas", "1 to max_replicas, 2"),
+    (Serve, {"weights": "w", "max_batch": 0}, "max_batch", "1 or more"),
+    (Serve, {"weights": "w", "request_timeout_s": 0.0}, "request_timeout_s", "more than 0"),
+    (PackScenes, {"output": "o", "shard_mb": 0.0}, "shard_mb", "more than 0"),
+    (PackScenes, {"output": "o", "count": 0}, "count", "1 or more"),
+    (PackScenes, {"output": "o", "size_px": 8}, "size_px", "32 or more"),
+]
+
+
+@pytest.mark.parametrize(("owner", "values", "name", "expected"), BAD)
+def test_a_bad_value_is_refused_by_its_dotted_name(owner, values, name, expected):
+    with pytest.raises(ConfigError) as refusal:
+        owner(**values)
+    message = str(refusal.value)
+    assert name in message.split(": found")[0]
+    assert ": found " in message
+    assert expected in message.split("expected ", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (Network, "anchors_per_level", 0),
+        (Network, "stem_width", 0),
+        (Network, "depths", (1, 2, 8, 8, -4)),
+        (Network, "spp_pairs", 0),
+        (Network, "norm_eps", 0.0),
+        (Augment, "plain_epochs", -1),
+        (Augment, "degrees", -5.0),
+        (Loss, "box", -0.05),
+        (Loss, "anchor_ratio", 1.0),
+        (Optim, "momentum", 1.0),
+        (Optim, "weight_decay", -1.0),
+        (Optim, "warmup_epochs", -3.0),
+        (Optim, "clip_norm", 0.0),
+        (Cluster, "cpus_per_worker", -1.0),
+        (Cluster, "max_failures", -1),
+        (Run, "checkpoint_minutes", -1.0),
+    ],
+)
+def test_a_value_that_cannot_train_is_refused_before_anything_is_built(owner, name, value):
+    with pytest.raises(ConfigError, match=rf"{owner.__name__.lower()}\.{name}: found "):
+        owner(**{name: value})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_changed_field_by_field(name):
+    preset = PRESETS[name]
+    assert preset == replace(preset)
+    assert preset.data.image_px % preset.network.strides[-1] == 0
+    assert replace(preset, optim=replace(preset.optim, epochs=1)).optim.epochs == 1
+
+
+@pytest.mark.parametrize(("text", "fewest_and_most"), [("0", (0, 0)), ("3", (3, 3)), ("1-4", (1, 4))])
+def test_workers_are_a_number_or_a_range(text, fewest_and_most):
+    assert Cluster(workers=text).worker_range == fewest_and_most
+
+
+def test_strides_double_from_8():
+    assert PRESETS["csp"].network.strides == (8, 16, 32)
+    assert PRESETS["d6"].network.strides == (8, 16, 32, 64)

@@ -1,0 +1,143 @@
+"""Settings by dotted name: every one can be read, typed and replaced by name, and whatever does not fit is refused by that name."""
+
+import dataclasses
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from yolor_ray.config import Augment, Optim, Train
+from yolor_ray.config.dotted import flat, from_json, replaced, typed
+from yolor_ray.config.presets import PRESETS
+from yolor_ray.errors import ConfigError
+
+NAMES = flat(dataclasses.asdict(Train()))
+
+
+def as_file(config: Train) -> bytes:
+    return json.dumps(dataclasses.asdict(config)).encode()
+
+
+def test_names_join_nested_settings_by_dots():
+    assert flat({"a": 1, "b": {"c": 2, "d": {"e": (3, 4)}}}) == {"a": 1, "b.c": 2, "b.d.e": (3, 4)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_written_to_a_file_comes_back_as_it_was(name):
+    assert from_json("file", as_file(PRESETS[name])) == PRESETS[name]
+
+
+def test_one_preset_becomes_another_setting_by_setting():
+    assert replaced(PRESETS["demo"], flat(dataclasses.asdict(PRESETS["v4-p7"]))) == PRESETS["v4-p7"]
+
+
+def test_only_the_named_settings_change():
+    changed = replaced(Train(), {"optim.lr": 0.02, "augment.mixup": 0.5, "network.implicit.align": "none"})
+    assert changed.optim == Optim(lr=0.02)
+    assert changed.augment == Augment(mixup=0.5)
+    assert changed.network.implicit == replace(Train().network.implicit, align="none")
+    assert (changed.data, changed.loss, changed.cluster, changed.run) == (Train().data, Train().loss, Train().cluster, Train().run)
+
+
+def test_values_that_are_only_right_together_are_set_together():
+    smaller = {"network.widths": [8, 8, 8, 8], "network.depths": (1, 1, 1, 1), "network.stem": "reorg"}
+    assert replaced(Train(), smaller).network.widths == (8, 8, 8, 8)
+    with pytest.raises(ConfigError, match=r"network\.widths: found \(8, 8, 8, 8\), expected 5 numbers"):
+        replaced(Train(), {"network.widths": [8, 8, 8, 8]})
+
+
+def test_a_whole_number_is_kept_as_the_float_that_the_setting_is():
+    assert type(replaced(Train(), {"augment.degrees": 5}).augment.degrees) is float
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("optim.epoch", "optim.epochs"), ("lr", "optim.lr or optim.final_lr"), ("align", "network.implicit.align"), ("xyzzy", "a flag of")],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name, near):
+    with pytest.raises(ConfigError) as refusal:
+        replaced(Train(), {name: 1})
+    assert str(refusal.value).startswith(f"{name}: found no setting of that name, expected ")
+    assert near.split(" or ")[0] in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("optim.epochs", "3", "a whole number"),
+        ("optim.epochs", 3.0, "a whole number"),
+        ("optim.epochs", True, "a whole number"),
+        ("optim.lr", True, "a finite number"),
+        ("optim.lr", math.inf, "a finite number"),
+        ("optim.lr", math.nan, "a finite number"),
+        ("optim.lr", 10**400, "a finite number"),
+        ("optim.lr", None, "a finite number"),
+        ("cluster.gpu", 1, "true or false"),
+        ("run.name", 7, "text"),
+        ("network.widths", [8, 8.5], "whole numbers"),
+        ("network.widths", 8, "whole numbers"),
+        ("network.stem", "stone", "one of conv, csp, reorg, s2d, dwt"),
+        ("network.stem", ["conv"], "one of conv, csp, reorg, s2d, dwt"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(name, value, expected):
+    with pytest.raises(ConfigError) as refusal:
+        replaced(Train(), {name: value})
+    message = str(refusal.value)
+    assert message.startswith(f"{name}: found ")
+    assert message.endswith(f", expected {expected}")
+
+
+def test_a_value_out_of_range_is_refused_as_on_the_command_line():
+    with pytest.raises(ConfigError, match=r"^optim\.epochs: found 0, expected 1 or more$"):
+        replaced(Train(), {"optim.epochs": 0})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_can_be_typed(name):
+    value = NAMES[name]
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    found = typed(name, text)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("optim.lr", "1e-2", 0.01), ("optim.batch", "8", 8), ("cluster.gpu", "true", True), ("network.depths", "1 2 2 1", (1, 2, 2, 1))],
+)
+def test_what_is_typed_is_read_by_the_settings_type(name, text, value):
+    assert typed(name, text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("optim.lr", "fast"), ("optim.batch", "8.0"), ("optim.batch", ""), ("cluster.gpu", "yes"), ("network.depths", "1 b")]
+)
+def test_what_cannot_be_read_is_refused_as_it_was_typed(name, text):
+    with pytest.raises(ConfigError, match=rf"{name}: found '{text}', expected "):
+        typed(name, text)
+
+
+def test_a_file_of_an_older_version_takes_todays_defaults():
+    assert from_json("file", b'{"optim": {"lr": 0.5}, "run": {"name": "old"}}') == replaced(Train(), {"optim.lr": 0.5, "run.name": "old"})
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1, 2]", "found list, expected the settings of a run by name"),
+        (b'{"optim": {"lrr": 1}}', "optim.lrr: found no setting of that name, expected optim.lr"),
+        (b'{"optim": 3}', "optim: found no setting of that name"),
+        (b'{"optim": {"lr": {"peak": 1}}}', "optim.lr.peak: found no setting of that name"),
+        (b'{"optim": {"lr": "fast"}}', "optim.lr: found 'fast', expected a finite number"),
+        (b'{"optim": {"lr": NaN}}', "optim.lr: found nan, expected a finite number"),
+        (b'{"optim": {"lr": -1}}', "optim.lr: found -1.0, expected more than 0"),
+    ],
+)
+def test_a_bad_file_is_refused_by_its_place(data, fault):
+    with pytest.raises(ConfigError) as refusal:
+        from_json("s3://bucket/preset.json", data)
+    assert str(refusal.value).startswith(f"s3://bucket/preset.json: {fault}")

@@ -1,0 +1,117 @@
+"""The words of `--search`: what they mean, and which are refused before a study starts."""
+
+import pytest
+
+from yolor_ray.config import Train
+from yolor_ray.config.dotted import replaced
+from yolor_ray.config.presets import PRESETS
+from yolor_ray.config.search_space import RECIPE, Choice, Range, choices, space, start_values
+from yolor_ray.errors import ConfigError
+
+
+def test_an_ablation_has_one_dimension_for_each_word():
+    words = ["optim.lr=1e-2,2e-2", "network.stem=conv,csp", "network.depths=1 2 8 8 4,1 1 1 1 1"]
+    assert choices(Train(), words) == {
+        "optim.lr": (0.01, 0.02),
+        "network.stem": ("conv", "csp"),
+        "network.depths": ((1, 2, 8, 8, 4), (1, 1, 1, 1, 1)),
+    }
+    assert choices(Train(), []) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optim.lr"], "search: found 'optim.lr', expected NAME=VALUE,VALUE"),
+        (["optim.lrr=1,2"], "optim.lrr: found no setting of that name, expected optim.lr"),
+        (["optim.lr=1e-3..1e-1"], "search: found the range optim.lr=1e-3..1e-1, expected values, such as optim.lr=1e-3,1e-1"),
+        (["optim.lr=0.1"], "expected two values or more; one value is set by --optim.lr"),
+        (["optim.lr=0.1,fast"], "optim.lr: found 'fast', expected a finite number"),
+        (["optim.lr=0.1,0.0"], "optim.lr: found 0.0, expected more than 0"),
+        (["optim.lr=0.1,1e-1"], "expected each value once"),
+        (["optim.lr=0.1,0.2", "optim.lr=0.3,0.4"], "expected optim.lr once"),
+        (["network.implicit.align=add,none"], "use --variants"),
+        (["run.seed=1,2"], "--seeds"),
+        (["run.validate_every=1,2"], "does not change what is learned"),
+        (["cluster.workers=1,2"], "does not change what is learned"),
+        (["data.threads=1,2"], "does not change what is learned"),
+        (["data.val=a,b"], "the same images"),
+        (["network.levels=3,4"], "network.widths: found"),
+    ],
+)
+def test_an_ablation_refuses_what_it_cannot_vary(words, message):
+    with pytest.raises(ConfigError) as refusal:
+        choices(Train(), words)
+    assert message in str(refusal.value)
+
+
+def test_a_value_is_checked_against_the_rest_of_the_run():
+    assert choices(PRESETS["csp"], ["data.image_px=640,672"])
+    with pytest.raises(ConfigError, match=r"data\.image_px: found 672, expected a multiple of the coarsest stride, 64"):
+        choices(PRESETS["p6"], ["data.image_px=640,672"])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_search_can_start_from_every_preset(name):
+    train = PRESETS[name]
+    dimensions = space(train, [])
+    assert list(dimensions) == [word.partition("=")[0] for word in RECIPE]
+    assert replaced(train, start_values(train, dimensions)) == train
+
+
+def test_ranges_of_a_decade_or_more_above_zero_are_searched_by_their_logarithm():
+    found = space(Train(), ["optim.warmup_epochs=1..9.9", "loss.box=0.07..0.7", "optim.nominal_batch=16..64"])
+    assert found["optim.lr"] == Range(0.001, 0.1, log=True, integer=False)
+    assert found["augment.mixup"] == Range(0.0, 0.4, log=False, integer=False)
+    assert found["optim.warmup_epochs"] == Range(1.0, 9.9, log=False, integer=False)
+    assert found["loss.box"] == Range(0.07, 0.7, log=True, integer=False)
+    assert found["optim.nominal_batch"] == Range(16, 64, log=False, integer=True)
+    assert type(found["optim.nominal_batch"].low) is int
+
+
+def test_words_replace_extend_and_fix_the_recipe():
+    found = space(Train(), ["optim.lr=0.1,0.2", "network.implicit.align=none,add", "augment.degrees=0"])
+    assert found["optim.lr"] == Choice((0.1, 0.2))
+    assert found["network.implicit.align"] == Choice(("none", "add"))
+    assert found["augment.degrees"] == Choice((0.0,))
+    assert len(found) == len(RECIPE) + 1
+
+
+def test_the_recipe_is_searched_around_the_runs_own_values():
+    train = replaced(Train(), {"optim.lr": 0.5, "augment.flip_vertical": 0.25, "optim.weight_decay": 0.0})
+    found = space(train, [])
+    assert found["optim.lr"] == Range(0.001, 0.5, log=True, integer=False)
+    assert found["augment.flip_vertical"] == Choice((0.0, 0.5, 0.25))
+    assert found["optim.weight_decay"] == Range(0.0, 0.001, log=False, integer=False)
+
+
+def test_a_search_starts_as_near_to_the_run_as_the_words_allow():
+    words = ["optim.lr=0.02..0.1", "optim.momentum=0.1..0.2", "loss.box=0.05..0.1", "augment.degrees=3", "network.stem=csp,conv"]
+    found = start_values(Train(), space(Train(), words))
+    expected = {"optim.lr": 0.02, "optim.momentum": 0.2, "loss.box": 0.05, "augment.degrees": 3.0, "network.stem": "conv"}
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.lr=0.1..0.01", "expected a low end under the high end"),
+        ("optim.lr=0.1..0.1", "expected a low end under the high end"),
+        ("optim.lr=0..0.1", "optim.lr: found 0.0, expected more than 0"),
+        ("optim.lr=0.1..", "optim.lr: found '', expected a finite number"),
+        ("optim.batch=8..16.5", "optim.batch: found '16.5', expected a whole number"),
+        ("network.stem=conv..csp", "network.stem: found 'conv..csp', expected one of"),
+        ("augment.scale=0..1", "augment.scale: found 1.0, expected 0 or more and under 1"),
+        ("optim.epochs=10,20", "set --optim.epochs"),
+        ("run.seed=1,2", "noise"),
+        ("cluster.threads=1,2", "does not change what is learned"),
+    ],
+)
+def test_a_search_refuses_what_it_cannot_vary(word, message):
+    with pytest.raises(ConfigError) as refusal:
+        space(Train(), [word])
+    assert message in str(refusal.value)
+
+
+def test_dots_in_text_are_no_range():
+    assert choices(Train(), ["optim.pretrained=../a,../b"]) == {"optim.pretrained": ("../a", "../b")}

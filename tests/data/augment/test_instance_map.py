@@ -1,0 +1,91 @@
+"""Instance maps show what pycocotools decodes, one mask at a time."""
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from coded import run_lengths
+from yolor_ray.data.augment.instance_map import instance_map, renumbered, shown, warped
+
+# pycocotools itself is older than NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def painted(masks: list[bytes], width: int, height: int) -> np.ndarray:
+    """Paint masks over each other as whole images, the largest first."""
+    decoded = [coco_mask.decode({"size": [height, width], "counts": mask}) for mask in masks]
+    canvas = np.zeros((height, width), np.uint16)
+    for number in sorted(range(len(decoded)), key=lambda n: -int(decoded[n].sum())):
+        canvas[decoded[number] > 0] = number + 1
+    return canvas
+
+
+def blobs(seed: int, count: int, width: int, height: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width]
+    places = rng.uniform(0, 1, (count, 3)) * (width, height, max(width, height) / 2)
+    return [(columns - x) ** 2 + (rows - y) ** 2 < radius**2 for x, y, radius in places]
+
+
+@pytest.mark.parametrize(("width", "height", "count"), [(37, 53, 30), (300, 211, 8), (1, 1, 2), (5, 1, 3), (1, 7, 3)])
+def test_a_map_shows_every_mask_and_the_smaller_before_the_larger(width, height, count):
+    for seed in range(3):
+        masks = [run_lengths(blob) for blob in blobs(seed, count, width, height)]
+        found = instance_map(masks, width, height, (width, height))
+        assert found.dtype == np.uint16
+        assert np.array_equal(found, painted(masks, width, height))
+
+
+def test_masks_of_single_pixels_of_nothing_and_of_everything_are_read():
+    rng = np.random.default_rng(0)
+    noise = [rng.random((40, 30)) < share for share in (0.5, 0.01, 0.99)]
+    masks = [run_lengths(mask) for mask in (*noise, np.zeros((40, 30)), np.ones((40, 30)))]
+    found = instance_map(masks, 30, 40, (30, 40))
+    assert np.array_equal(found, painted(masks, 30, 40))
+    assert shown(found, 5).tolist() == [True, True, True, False, True]
+
+
+def test_runs_of_millions_of_pixels_are_read():
+    masks = [coco_mask.frPyObjects({"size": [2000, 1500], "counts": [2_000_000, 900_000, 100_000]}, 2000, 1500)["counts"]]
+    found = instance_map(masks, 1500, 2000, (1500, 2000))
+    assert np.array_equal(np.flatnonzero(found.T), np.arange(2_000_000, 2_900_000))
+
+
+def test_a_map_of_no_masks_is_empty():
+    assert not instance_map([], 4, 3, (8, 6)).any()
+    assert not instance_map([b"", b""], 4, 3, (8, 6)).any()
+
+
+@pytest.mark.parametrize("size", [(60, 40), (30, 20), (90, 60), (47, 31)])
+def test_a_map_of_another_size_holds_what_lies_at_its_pixels_centres(size):
+    width, height = 60, 40
+    masks = [run_lengths(blob) for blob in blobs(1, 12, width, height)]
+    whole, found = painted(masks, width, height), instance_map(masks, width, height, size)
+    assert found.shape == size[::-1]
+    columns, rows = ((np.arange(n) + 0.5) * full / n for n, full in zip(size, (width, height), strict=True))
+    # A centre on the edge between two pixels may fall to either.
+    nudges = [(x, y) for x in (-1e-6, 1e-6) for y in (-1e-6, 1e-6)]
+    truths = [whole[np.ix_((rows + y).astype(int), (columns + x).astype(int))] for x, y in nudges]
+    assert np.logical_or.reduce([found == truth for truth in truths]).all()
+
+
+def test_a_pixel_shows_the_object_at_its_centre():
+    instances = np.arange(1, 17, dtype=np.uint16).reshape(4, 4)
+    still, shifted = (np.array(((1.0, 0, x), (0, 1, y))) for x, y in ((0, 0), (1, -2)))
+    assert np.array_equal(warped(instances, still, 4), instances)
+    assert np.array_equal(warped(instances, shifted, 4), [[0, 9, 10, 11], [0, 13, 14, 15], [0] * 4, [0] * 4])
+
+
+@pytest.mark.parametrize(("border", "expected"), [(0, 2), (1, 1), (2, 1)])
+def test_the_centre_of_a_pixel_is_found_when_two_become_one(border, expected):
+    # After a shift by a quarter and half the size, the one centre shows what lay at 0.75 of 2: the first pixel.
+    halves = np.full((2, 2), 2, np.uint16)
+    halves[:, :border] = 1
+    assert warped(halves, np.array(((0.5, 0, 0.125), (0, 0.5, 0.125))), 1).item() == expected
+
+
+def test_objects_that_are_left_out_leave_the_map_and_the_others_move_up():
+    instances = np.array([[0, 1, 2], [3, 4, 4]])
+    found = renumbered(instances, np.array([False, True, False, True]))
+    assert np.array_equal(found, [[0, 0, 1], [0, 2, 2]])
+    assert shown(found, 3).tolist() == [True, True, False]

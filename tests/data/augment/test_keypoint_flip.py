@@ -1,0 +1,53 @@
+"""Left and right are told from names alone, however they are spelt."""
+
+import numpy as np
+import pytest
+
+from yolor_ray.data.augment.keypoint_flip import mirrored_joints
+
+COCO = (
+    *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow"),
+    *("left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
+)
+FLY = (
+    *("head", "eyeL", "eyeR", "thorax", "abdomen", "wingL", "wingR"),
+    *("forelegL4", "forelegR4", "midlegL4", "midlegR4", "hindlegL4", "hindlegR4"),
+)
+
+
+def test_the_keypoints_of_persons_and_of_flies_change_sides():
+    assert mirrored_joints(COCO).tolist() == [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
+    assert mirrored_joints(FLY).tolist() == [0, 2, 1, 3, 4, 6, 5, 8, 7, 10, 9, 12, 11]
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("left_eye", "right_eye"),
+        ("LeftHand", "RightHand"),
+        ("handLeft", "handRight"),
+        ("LEFT HIP", "RIGHT HIP"),
+        ("front-left-paw", "front-right-paw"),
+        ("eyeL", "eyeR"),
+        ("forelegL4", "forelegR4"),
+        ("kneeLFront", "kneeRFront"),
+        ("LHip", "RHip"),
+        ("L_eye", "R_eye"),
+        ("l_eye", "r_eye"),
+        ("eye_l", "eye_r"),
+        ("l", "r"),
+    ],
+)
+def test_a_left_name_and_a_right_name_are_a_pair(left, right):
+    assert mirrored_joints((left, "middle", right)).tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("names", [("left_eye", "left_ear"), ("Leg", "Reg"), ("ball", "barr"), ("tail", "tair"), ("eyeL", "eyer"), ()])
+def test_a_name_without_its_other_side_stays(names):
+    assert mirrored_joints(names).tolist() == list(range(len(names)))
+
+
+def test_two_mirrors_leave_everything():
+    names = (*FLY, *COCO, "left", "LEFT", "R", "xR", "leftL", "rightR")
+    joints = mirrored_joints(names)
+    assert np.array_equal(joints[joints], np.arange(len(names)))

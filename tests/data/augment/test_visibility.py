@@ -1,0 +1,100 @@
+"""What is said of a whole picture follows from how much of each of its parts is seen."""
+
+import math
+
+import numpy as np
+import pytest
+
+from yolor_ray.data.augment.labels import Labelled, blended
+from yolor_ray.data.augment.visibility import labels_of_all, visible_share
+
+NAN = math.nan
+
+
+def quad(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
+    return np.array(((x1, y1), (x2, y1), (x2, y2), (x1, y2)), float)
+
+
+@pytest.mark.parametrize(
+    ("corners", "share"),
+    [
+        (quad(0, 0, 10, 10), 1),
+        (quad(2, 3, 7, 9), 1),
+        (quad(-10, 0, 10, 10), 0.5),
+        (quad(5, -5, 15, 5), 0.25),
+        (quad(-5, -5, 15, 15), 0.25),
+        (quad(10, 0, 20, 10), 0),
+        (quad(-9, -9, -1, -1), 0),
+        (quad(12, 12, 15, 40), 0),
+    ],
+)
+def test_the_share_of_an_upright_picture_is_that_of_rectangles(corners, share):
+    area = np.prod(corners[2] - corners[0])
+    assert visible_share(corners.tolist(), area, 10) == pytest.approx(share)
+    assert visible_share(corners[::-1].tolist(), area, 10) == pytest.approx(share)
+
+
+def test_the_share_of_a_turned_picture_is_that_of_its_points():
+    rng = np.random.default_rng(0)
+    grid = (np.stack(np.meshgrid(*[(np.arange(200) + 0.5) / 200] * 2), axis=-1)).reshape(-1, 2)
+    for _ in range(40):
+        angle, sides, shift = rng.uniform(0, 7), rng.uniform(2, 30, 2), rng.uniform(-15, 25, 2)
+        turn = np.array(((math.cos(angle), -math.sin(angle)), (math.sin(angle), math.cos(angle))))
+        points = grid * sides @ turn.T + shift
+        inside = ((points >= 0) & (points <= 10)).all(axis=1).mean()
+        assert visible_share((quad(0, 0, *sides) @ turn.T + shift).tolist(), sides.prod(), 10) == pytest.approx(inside, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("labels", "shares", "expected"),
+    [
+        ([1], [1], 1),
+        ([0], [1], 0),
+        ([NAN], [1], NAN),
+        ([1], [0.25], 1),
+        ([1], [0.24], NAN),
+        ([1], [0], 0),
+        ([0, 1], [0.5, 0.5], 1),
+        ([0, 1], [1, 0.1], NAN),
+        ([1, 1], [1, 0.1], 1),
+        ([NAN, 1], [1, 1], 1),
+        ([NAN, 0], [0.01, 1], NAN),
+        ([NAN, 0], [0, 1], 0),
+        ([0, 0, 0, 0], [1, 0.1, 0, 0.5], 0),
+    ],
+)
+def test_a_label_of_many_pictures(labels, shares, expected):
+    found = labels_of_all(np.array(labels, np.float32)[:, None], np.array(shares))
+    assert found.dtype == np.float32
+    assert np.array_equal(found, [expected], equal_nan=True)
+
+
+def known(**changes) -> Labelled:
+    return Labelled(np.zeros((2, 4), np.float32), np.arange(2), **changes)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [(0, 0, 0), (0, 1, 1), (1, 1, 1), (1, NAN, 1), (NAN, 1, 1), (0, NAN, NAN), (NAN, NAN, NAN)],
+)
+def test_a_label_of_two_pictures_seen_through_each_other(first, second, expected):
+    one, other = (known(image_labels=np.array([label], np.float32)) for label in (first, second))
+    found = blended(one, other).image_labels
+    assert found is not None
+    assert found.dtype == np.float32
+    assert np.array_equal(found, [expected], equal_nan=True)
+
+
+def test_of_two_pictures_seen_through_each_other_the_first_keeps_its_masks():
+    maps = np.array([[1, 2]]), np.array([[2, 0]])
+    has_mask = np.array([True, True]), np.array([False, True])
+    found = blended(*(known(has_mask=has, instances=numbers, identities=np.arange(2)) for has, numbers in zip(has_mask, maps, strict=True)))
+    assert found.has_mask.tolist() == [True, True, False, False]
+    assert found.instances.tolist() == [[1, 2]]
+    assert found.identities.tolist() == [0, 1, 0, 1]
+    assert found.keypoints is None
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
+def test_boxes_are_known_only_where_those_of_both_are(first, second):
+    assert blended(known(boxes_known=first), known(boxes_known=second)).boxes_known == (first and second)

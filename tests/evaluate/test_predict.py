@@ -1,0 +1,162 @@
+import json
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as run_length
+
+from yolor_ray.data.shards.dataset import read_row_group
+from yolor_ray.data.shards.records import Objects, Record
+from yolor_ray.errors import ImageError
+from yolor_ray.evaluate import coco, predict
+from yolor_ray.evaluate.detections import from_parquet
+from yolor_ray.evaluate.examples import pictures
+from yolor_ray.evaluate.metrics import measure
+from yolor_ray.evaluate.predict import annotations_of, merge, predict_groups, shares, truth_of
+from yolor_ray.evaluate.report import report_files
+from yolor_ray.inference.dataset_images import images_of
+from yolor_ray.inference.detect import Detections
+from yolor_ray.inference.postprocess import Located
+
+
+def _find_white(images, *, confidence, iou, max_detections):
+    """Stand in for a perfect network: the white rectangle of each input, in pixels of the input."""
+    found = []
+    for image in images.numpy():
+        white = (image > 127).all(axis=2)
+        rows, columns = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
+        box = torch.tensor([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], dtype=torch.float32)
+        found.append(Detections(box, torch.tensor([0.9]), torch.tensor([1])))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(squares):
+    return merge([dict(predict_groups(_find_white, squares, squares.row_groups, 320, 16))], squares.images)
+
+
+def test_a_perfect_network_scores_one_on_images_of_all_shapes(squares, found):
+    metrics = measure(squares, found, ("detect",)).metrics
+    assert metrics["AP"] > 0.99 and metrics["AP50"] == pytest.approx(1)
+
+
+def test_what_is_found_is_the_same_however_row_groups_are_shared_out(squares):
+    def boxes(workers):
+        parts = [dict(predict_groups(_find_white, squares, share, 64, 16)) for share in shares(squares.row_groups, workers)]
+        return [one.boxes_xyxy.tolist() for one in merge(parts, squares.images)]
+
+    assert boxes(1) == boxes(2) == boxes(3) == boxes(5)
+
+
+def test_every_image_comes_once_in_batches_that_end_with_their_row_group(squares):
+    batches = list(images_of(squares, squares.row_groups, 64, 16, threads=2))
+    assert [len(batch.images) for batch in batches] == [16, 16, 16, 16, 6, 16, 14]
+    assert [batch.first_id for batch in batches] == [0, 16, 32, 48, 64, 70, 86]
+    assert [record.name for batch in batches for record in batch.records] == [f"{index:04d}.png" for index in range(100)]
+    assert all(batch.images.shape[1:] == (64, 64, 3) and batch.images.dtype == np.uint8 for batch in batches)
+
+
+def test_decode_threads_end_when_the_consumer_stops_early(squares):
+    before = threading.active_count()
+    batches = images_of(squares, squares.row_groups, 64, 4)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_shares_hold_every_row_group_once_and_are_even(squares):
+    groups = squares.row_groups
+    dealt = shares(groups, 2)
+    assert sorted((g for share in dealt for g in share), key=lambda g: g.first_record) == list(groups)
+    assert [sum(g.rows for g in share) for share in dealt] == [64, 36]
+    assert [len(share) for share in shares(groups, 5)] == [1, 1, 1, 0, 0]
+
+
+def test_merging_refuses_missing_and_repeated_images():
+    nothing = Located(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
+    with pytest.raises(AssertionError, match="1 predictions of 1 images, 2 expected"):
+        merge([{0: nothing}], 2)
+    with pytest.raises(AssertionError, match="3 predictions of 2 images, 2 expected"):
+        merge([{0: nothing, 1: nothing}, {1: nothing}], 2)
+
+
+def test_truth_holds_the_annotations_and_reads_no_image(squares, monkeypatch):
+    read = []
+
+    def noting(dataset, group, columns=None):
+        read.append(columns)
+        return read_row_group(dataset, group, columns)
+
+    monkeypatch.setattr(predict, "read_row_group", noting)
+    truth = truth_of(squares)
+    assert len(read) == 3 and all("image" not in columns for columns in read)
+    assert [image["id"] for image in truth["images"]] == list(range(100))
+    assert (truth["images"][2]["width"], truth["images"][2]["height"]) == (130, 70)
+    assert truth["annotations"][2]["bbox"] == [6, 5, 130 - 8 - 6, 70 - 11 - 5]
+    assert truth["categories"] == [{"id": 0, "name": "nothing"}, {"id": 1, "name": "square"}]
+
+
+def test_an_image_that_cannot_be_decoded_is_named(squares, monkeypatch):
+    empty = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, np.float32))
+    monkeypatch.setattr(predict, "records", lambda table: [Record("cut.png", b"\x89PNG", 5, 5, empty)] * len(table))
+    with pytest.raises(ImageError, match=r"squares.*, image 'cut.png': "):
+        list(images_of(squares, squares.row_groups, 64, 16))
+
+
+def test_pictures_come_from_all_over_the_data_set_with_confident_detections_only(squares, found):
+    faint = [
+        replace(one, boxes_xyxy=one.boxes_xyxy.repeat(2, axis=0), confidences=np.array([0.9, 0.01]), labels=np.array([1, 1]))
+        for one in found
+    ]
+    shown = pictures(squares, faint, measure(squares, faint, ("detect",)).boxes, count=5)
+    assert len(shown) == 5
+    assert [picture.image.shape[:2] for picture in shown] == [(48, 64), (100, 40), (70, 130), (70, 130), (33, 33)]
+    for picture in shown:
+        assert picture.found.confidences.tolist() == pytest.approx([0.9])
+        assert np.abs(picture.found.boxes_xyxy - picture.truth.boxes_xyxy).max() < 1
+
+
+def test_pictures_say_what_was_found_of_the_image_as_a_whole(rich):
+    box = Located(np.array([[0.0, 0, 9, 9]]), np.array([0.9]), np.array([1]), image_labels=np.array([0.25, 0.75]))
+    located = [replace(box, image_labels=np.array([0.1, 0.2])) if index == 23 else box for index in range(24)]
+    boxes = measure(rich, located, ("detect",)).boxes
+    assert [picture.caption for picture in pictures(rich, located, boxes, count=2)] == ["wide 0.75", "no label (annotated: tall)"]
+
+
+def test_a_report_holds_numbers_detections_and_two_pictures(squares, found):
+    measured = measure(squares, found, ("detect",))
+    files = report_files(measured, pictures(squares, found, measured.boxes, count=2), {"images": 100, "data": "somewhere"})
+    assert sorted(files) == ["detections.parquet", "metrics.json", "precision_recall.png", "predictions.png"]
+    rows = [row for index, one in enumerate(found) for row in coco.detection_rows(index, one, 1, 1)]
+    assert from_parquet(files["detections.parquet"]) == rows
+    numbers = json.loads(files["metrics.json"])
+    assert numbers["AP50"] == pytest.approx(1) and numbers["data"] == "somewhere"
+    assert numbers["classes"]["nothing"] == {"AP": None, "AP50": None, "objects": 0, "confidence": None}
+    assert numbers["classes"]["square"]["objects"] == 100
+    assert "image_classes" not in numbers
+    assert all(files[name].startswith(b"\x89PNG") for name in ("precision_recall.png", "predictions.png"))
+
+
+def test_a_report_holds_the_numbers_of_every_task(rich):
+    located = [
+        Located(
+            np.array([[0.0, 0, 30, 30]]),
+            np.array([0.9]),
+            np.array([1]),
+            masks=(run_length.encode(np.ones((record.height, record.width), np.uint8, order="F"))["counts"],),
+            keypoints=np.zeros((1, 3, 3)),
+            embeddings=np.ones((1, 1), np.float32),
+            image_labels=np.array([0.9, 0.1]),
+        )
+        for record in annotations_of(rich)
+    ]
+    measured = measure(rich, located, ("detect", "classify", "embed", "segment", "pose"))
+    files = report_files(measured, pictures(rich, located, measured.boxes, count=2), {})
+    numbers = json.loads(files["metrics.json"])
+    assert {name: numbers[name] for name in ("embed/mAP", "segment/AP", "pose/AP", "classify/F1")}.keys() < measured.metrics.keys()
+    assert {"AP", "segment/AP", "segment/AP50", "pose/AP", "pose/AP50"} < numbers["classes"]["square"].keys()
+    assert numbers["classes"]["nothing"]["segment/AP"] is None
+    assert numbers["image_classes"]["wide"]["images"] == 6

@@ -1,0 +1,295 @@
+"""Exports of small untrained networks whose constants are drawn at random, so that folding them has something to do."""
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from yolor_ray.config import Export, Network
+from yolor_ray.data.shards.dataset import open_dataset
+from yolor_ray.errors import ConfigError, DataError, StorageError, WeightsError
+from yolor_ray.export import run as export_module
+from yolor_ray.export.run import TOLERANCE, export
+from yolor_ray.inference.dataset_images import images_of
+from yolor_ray.inference.detect import to_input
+from yolor_ray.inference.parity import compare
+from yolor_ray.inference.runtimes import DecodedYolor
+from yolor_ray.io.manifest import is_published, publish, read_published
+from yolor_ray.io.storage import exists, join, list_names
+from yolor_ray.model.fuse import fuse
+from yolor_ray.model.implicit import Implicit
+from yolor_ray.model.network import Yolor
+from yolor_ray.model.weights import WeightsInfo, load_weights, save_weights
+from yolor_ray.pack.run import pack_scenes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+REPOSITORY = Path(__file__).parents[2]
+TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+JOINT = replace(TINY, block="cspf", joint_norm=True, down="downc")
+ANCHORS = ((12, 12), (20, 16), (16, 28), (30, 30), (40, 26), (28, 48), (60, 60), (80, 50), (50, 90))
+CLASSES = ("red", "green", "blue")
+SIDE = 64
+
+
+def _network(config=TINY, classes=3, seed=3):
+    """A network whose norms and implicit vectors are far from what they start as."""
+    torch.manual_seed(seed)
+    network = Yolor(config, classes, torch.tensor(ANCHORS, dtype=torch.float32).reshape(3, 3, 2))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            module.momentum = None
+        elif isinstance(module, Implicit):
+            nn.init.normal_(module.z, mean=module.z.mean().item(), std=0.3)
+    with torch.no_grad():
+        network.train()(torch.rand(8, 3, 2 * SIDE, 2 * SIDE))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Six packed scenes."""
+    folder = str(tmp_path_factory.mktemp("scenes"))
+    pack_scenes(folder, 6, seed=1, size_px=96)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights as training publishes them: not fused."""
+    folder = str(tmp_path_factory.mktemp("weights"))
+    save_weights(folder, _network(), WeightsInfo("guesses", CLASSES, image_px=SIDE, metrics={"AP": 0.25}))
+    return folder
+
+
+def _pixels(scenes, image_px=SIDE):
+    dataset = open_dataset(scenes)
+    (batch,) = images_of(dataset, dataset.row_groups, image_px, 6)
+    return to_input(torch.from_numpy(batch.images), torch.device("cpu")).contiguous()
+
+
+def _expected(weights, pixels):
+    with torch.inference_mode():
+        return [part.numpy() for part in DecodedYolor(load_weights(weights)[0])(pixels).values()]
+
+
+def _assert_same(found, expected):
+    boxes, scores = found
+    assert boxes.shape == expected[0].shape
+    assert np.abs(boxes - expected[0]).max() < TOLERANCE * SIDE
+    assert np.abs(scores - expected[1]).max() < TOLERANCE
+    assert np.ptp(scores) > 0.01
+
+
+def test_exported_weights_hold_no_batch_norm_and_no_implicit_tensor(weights, scenes, tmp_path):
+    found = export(Export(weights, str(tmp_path / "fused"), data=scenes))
+    network, info = load_weights(found["output"])
+    kinds = {type(module) for module in network.modules()}
+    assert not kinds & {nn.BatchNorm2d, nn.SyncBatchNorm, Implicit}
+    assert not [name for name in network.state_dict() if name.endswith((".z", "running_mean", "running_var"))]
+    assert found["parameters"] < sum(p.numel() for p in load_weights(weights)[0].parameters())
+    assert (info.fused, info.name, info.classes, info.image_px, info.metrics) == (True, "guesses", CLASSES, SIDE, {"AP": 0.25})
+
+
+def test_weights_and_data_in_a_bucket_are_exported_into_a_bucket(weights, scenes, s3):
+    bucket = s3()
+    source, output = join(bucket, "weights"), join(bucket, "fused")
+    publish(source, read_published(weights))
+    pack_scenes(join(bucket, "scenes"), 2, seed=1, size_px=96)
+    found = export(Export(source, output, data=join(bucket, "scenes")))
+    assert (found["output"], found["images"]) == (output, 2)
+    assert load_weights(output)[1].fused
+
+
+@pytest.mark.parametrize("config", [TINY, JOINT], ids=["main", "joint_norm"])
+def test_exported_weights_predict_what_the_unfused_ones_did(config, scenes, tmp_path):
+    source, output = str(tmp_path / "source"), str(tmp_path / "fused")
+    save_weights(source, _network(config), WeightsInfo("guesses", CLASSES, image_px=SIDE))
+    found = export(Export(source, output, data=scenes, check_images=4))
+    assert found["images"] == 4
+    assert 0 < found["max_error"] <= TOLERANCE
+    assert found["raw_error"] > 0
+    pixels = _pixels(scenes)
+    _assert_same(_expected(output, pixels), _expected(source, pixels))
+
+
+def test_a_network_that_amplifies_rounding_is_held_to_its_own_arithmetic(weights, scenes, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(export_module, "TOLERANCE", 1e-12)
+    assert export(Export(weights, str(tmp_path / "fused"), data=scenes))["max_error"] > 1e-12
+    assert "this network amplifies the rounding of float32" in caplog.text
+    monkeypatch.setattr(export_module, "ROUNDINGS", 1e-3)
+    with pytest.raises(WeightsError, match="found predictions that differ by"):
+        export(Export(weights, str(tmp_path / "again"), data=scenes))
+
+
+def test_fused_weights_can_be_exported_again_unchanged(weights, scenes, tmp_path):
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    export(Export(weights, first, data=scenes))
+    assert export(Export(first, second, data=scenes))["max_error"] == 0
+    assert load_weights(first)[1] == load_weights(second)[1]
+
+
+def test_onnx_runtime_predicts_the_same_for_batches_of_any_size(weights, scenes, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    output = str(tmp_path / "onnx")
+    found = export(Export(weights, output, format="onnx", data=scenes))
+    assert found["max_error"] <= TOLERANCE
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(join(output, "model.onnx"), options, providers=["CPUExecutionProvider"])
+    pixels = _pixels(scenes)
+    for batch in (pixels[:1], pixels):
+        _assert_same(session.run(["boxes_xyxy", "scores"], {"image": batch.numpy()}), _expected(weights, batch))
+
+
+def test_an_onnx_file_says_what_it_is_and_keeps_no_path_of_the_machine(weights, scenes, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    output = tmp_path / "onnx"
+    export(Export(weights, str(output), format="onnx", data=scenes))
+    model = onnx.load(output / "model.onnx")
+    inside = {item.key: item.value for item in model.metadata_props}
+    beside = json.loads((output / "config.json").read_text())
+    assert json.loads(inside["classes"]) == beside["classes"] == list(CLASSES)
+    assert json.loads(inside["image_px"]) == beside["image_px"] == SIDE
+    assert (inside["name"], inside["version"]) == (beside["name"], beside["version"]) == ("guesses", load_weights(weights)[1].version)
+    assert str(REPOSITORY).encode() not in (output / "model.onnx").read_bytes()
+    assert not {node.op_type for node in model.graph.node} & {"BatchNormalization", "If", "Loop"}
+
+
+def test_openvino_predicts_the_same_for_batches_of_any_size(weights, scenes, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    output = str(tmp_path / "openvino")
+    found = export(Export(weights, output, format="openvino", data=scenes))
+    assert found["max_error"] <= TOLERANCE
+    assert list_names(output) == ["config.json", "manifest.json", "model.bin", "model.xml"]
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    model = openvino.Core().compile_model(join(output, "model.xml"), "CPU", options)
+    pixels = _pixels(scenes)
+    for batch in (pixels[:1], pixels):
+        answer = model(batch.numpy())
+        _assert_same((answer["boxes_xyxy"], answer["scores"]), _expected(weights, batch))
+
+
+def test_a_fuse_that_changes_predictions_is_refused_and_nothing_is_written(weights, scenes, tmp_path, monkeypatch):
+    def careless(network):
+        fused = fuse(network)
+        fused.head.levels[0].predict.bias += 0.01
+        return fused
+
+    monkeypatch.setattr(export_module, "fuse", careless)
+    output = str(tmp_path / "fused")
+    with pytest.raises(WeightsError, match=rf"{weights}: found predictions that differ by .* expected at most 0\.0001 .*6 images"):
+        export(Export(weights, output, data=scenes))
+    assert not exists(output)
+
+
+def test_a_fuse_that_leaves_batch_norm_is_refused(weights, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "fuse", lambda network: network)
+    with pytest.raises(WeightsError, match="found batch norm or implicit tensors after fusing, expected none"):
+        export(Export(weights, str(tmp_path / "fused"), data=scenes))
+
+
+def test_weights_that_predict_nan_are_refused(scenes, tmp_path):
+    source, output = str(tmp_path / "source"), str(tmp_path / "fused")
+    network = _network()
+    nn.init.constant_(network.head.levels[2].predict.bias, float("nan"))
+    save_weights(source, network, WeightsInfo("broken", CLASSES, image_px=SIDE))
+    with pytest.raises(WeightsError, match="differ by nan"):
+        export(Export(source, output, data=scenes))
+    assert not is_published(output)
+
+
+def test_the_largest_difference_of_any_image_is_found(scenes):
+    network = _network()
+    fused, altered = fuse(network), fuse(network)
+    altered.head.levels[1].predict.bias += 0.5
+    dataset = open_dataset(scenes)
+    same = compare(network, fused, DecodedYolor(fused), dataset, image_px=SIDE, images=6)
+    written = compare(network, fused, DecodedYolor(altered), dataset, image_px=SIDE, images=6)
+    raw = compare(network, altered, DecodedYolor(fused), dataset, image_px=SIDE, images=6)
+    assert same.images == written.images == 6
+    assert same.max_error < TOLERANCE < written.max_error == raw.max_error
+    assert raw.raw_error == pytest.approx(0.5, abs=1e-3)
+    assert written.raw_error == same.raw_error
+    expected = _pixels(scenes)
+    with torch.inference_mode():
+        right, wrong = DecodedYolor(network)(expected), DecodedYolor(altered)(expected)
+        gap = [(right[name] - wrong[name]).abs().max().item() for name in ("boxes_xyxy", "scores")]
+    assert (written.box_error_px, written.score_error) == pytest.approx(gap, rel=1e-3)
+    assert written.max_error == max(written.score_error, written.box_error_px / SIDE)
+
+
+def test_a_network_of_one_class_exports(scenes, tmp_path):
+    pytest.importorskip("onnxruntime")
+    source = str(tmp_path / "source")
+    save_weights(source, _network(classes=1, seed=4), WeightsInfo("single", ("thing",), image_px=SIDE))
+    assert export(Export(source, str(tmp_path / "onnx"), format="onnx", data=scenes))["max_error"] <= TOLERANCE
+
+
+def test_another_input_side_is_checked_and_kept(weights, scenes, tmp_path):
+    found = export(Export(weights, str(tmp_path / "fused"), data=scenes, image_px=96))
+    assert found["image_px"] == load_weights(found["output"])[1].image_px == 96
+
+
+@pytest.mark.parametrize("format_name", ["onnx", "openvino"])
+def test_an_absent_package_is_named_with_the_command_that_installs_it(format_name, weights, scenes, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ConfigError, match=rf"format {format_name}: found no onnx; install with: pip install onnx \w+"):
+        export(Export(weights, str(tmp_path / "out"), format=format_name, data=scenes))
+
+
+def test_our_own_format_needs_no_package(weights, scenes, tmp_path, monkeypatch):
+    for name in ("onnx", "onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert export(Export(weights, str(tmp_path / "out"), data=scenes))["max_error"] <= TOLERANCE
+
+
+def test_weights_are_never_overwritten_by_their_own_export(weights, scenes):
+    with pytest.raises(ConfigError, match="output: found the place of the weights"):
+        export(Export(weights, f"{weights}/", data=scenes))
+    assert not load_weights(weights)[1].fused
+
+
+def test_a_side_that_the_network_cannot_take_is_refused(scenes, tmp_path):
+    four = replace(TINY, widths=(8, 16, 16, 16, 16), depths=(1, 1, 1, 1, 1), levels=4)
+    source = str(tmp_path / "four")
+    save_weights(source, Yolor(four, 2, torch.rand(4, 3, 2) + 8), WeightsInfo("four", ("a", "b"), image_px=SIDE))
+    with pytest.raises(ConfigError, match=r"image_px: found 96, expected a multiple of the coarsest stride of .*, 64"):
+        export(Export(source, str(tmp_path / "out"), data=scenes, image_px=96))
+
+
+def test_absent_weights_and_absent_data_are_named(weights, tmp_path):
+    with pytest.raises(StorageError, match=r"nowhere/manifest\.json: not found"):
+        export(Export(str(tmp_path / "nowhere"), str(tmp_path / "out")))
+    with pytest.raises(DataError, match=r"nodata/dataset\.json: not found"):
+        export(Export(weights, str(tmp_path / "out"), data=str(tmp_path / "nodata")))
+
+
+def test_exporting_leaves_logging_as_it_was(weights, scenes, tmp_path, caplog):
+    pytest.importorskip("onnxruntime")
+    with caplog.at_level(logging.INFO):
+        export(Export(weights, str(tmp_path / "onnx"), format="onnx", data=scenes))
+    assert [record.name for record in caplog.records] == ["yolor_ray.export.run"]
+    assert "event=parity images=6 max_error=" in caplog.text
+    assert logging.getLogger("onnx").level == logging.NOTSET
+
+
+def test_the_job_prints_where_and_how_well(weights, scenes, tmp_path):
+    output = str(tmp_path / "out")
+    command = [sys.executable, "jobs/export.py", "--weights", weights, "--format", "safetensors", "--output", output, "--data", scenes]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["output"] == output
+    assert answer["max_error"] <= TOLERANCE
+    assert "event=parity" in done.stderr
+    assert is_published(output)

@@ -1,0 +1,139 @@
+import pytest
+
+from yolor_ray.data.images.header import ImageHeader
+from yolor_ray.errors import DataError
+from yolor_ray.pack.annotations.image_folder import ImageFolder
+from yolor_ray.pack.annotations.normalize import fit
+from yolor_ray.pack.annotations.yolo import read_names, read_yolo
+
+GOOD = "0 0.5 0.5 0.25 0.5"
+
+
+@pytest.fixture
+def read(tmp_path, write_image):
+    """Write label files and images; return what is read from them."""
+
+    def run(files: dict[str, str | bytes], images: tuple[str, ...] = ("a.png",), names: str = "cat\ndog\n"):
+        for seed, name in enumerate(images):
+            write_image(tmp_path / "images" / name, seed=seed)
+        for name, text in files.items():
+            (tmp_path / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "labels" / name).write_bytes(text.encode() if isinstance(text, str) else text)
+        (tmp_path / "names.txt").write_text(names)
+        return read_yolo(ImageFolder(str(tmp_path / "images")), str(tmp_path / "labels"), str(tmp_path / "names.txt"))
+
+    return run
+
+
+def test_fractions_become_pixels_of_the_real_image(read):
+    found = read({"a.txt": GOOD})
+    objects, faults = fit(found.images[0], ImageHeader("PNG", 64, 48, 1))
+    assert objects.boxes_xyxy.tolist() == [[24, 12, 40, 36]]
+    assert objects.areas.tolist() == [16 * 24]
+    assert faults == []
+
+
+def test_bom_carriage_returns_tabs_and_blank_lines_are_harmless(read):
+    found = read({"a.txt": "\ufeff0\t0.5\t0.5 0.2  0.2\r\n\r\n   \r\n1 0.5 0.5 1 1\r\n"})
+    assert [drawn.label for drawn in found.images[0].objects] == [0, 1]
+    assert found.faults == ()
+
+
+def test_an_image_without_or_with_an_empty_label_file_is_a_background(read):
+    found = read({"a.txt": "", "b.txt": GOOD}, ("a.png", "b.png", "c.png"))
+    assert {image.name: len(image.objects) for image in found.images} == {"a.png": 0, "b.png": 1, "c.png": 0}
+    assert found.faults == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "hint"),
+    [
+        ("0 0.5 0.5 0.2", "bad_line", "found 4 columns, expected 5"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "bad_line", "looks like predictions with a confidence"),
+        ("0 0.1 0.1 0.2 0.1 0.2 0.2", "bad_line", "looks like polygons"),
+        ("0,0.5,0.5,0.2,0.2", "bad_line", "separate by spaces, not commas"),
+        ("1.0 0.5 0.5 0.2 0.2", "bad_class_id", "found class '1.0', expected a whole number; write 1"),
+        ("cat 0.5 0.5 0.2 0.2", "bad_class_id", "found class 'cat', expected a whole number"),
+        ("2 0.5 0.5 0.2 0.2", "unknown_class", "found class 2, expected 0 to 1"),
+        ("-1 0.5 0.5 0.2 0.2", "unknown_class", "found class -1, expected 0 to 1"),
+        ("0 nan 0.5 0.2 0.2", "not_a_number", "expected four numbers"),
+        ("0 0.5 1e400 0.2 0.2", "not_a_number", "expected four numbers"),
+        ("0 0,5 0,5 0,2 0,2", "not_a_number", "write decimal points, not commas"),
+        ("0 0.5 0.5 0 0.2", "zero_area_box", "expected w and h above 0"),
+        ("0 0.5 0.5 0.2 -0.2", "zero_area_box", "expected w and h above 0"),
+        ("0 320 240 64 48", "not_normalised", "looks like pixels, not fractions"),
+        ("0 1.2 0.5 0.2 0.2", "not_normalised", "expected fractions from 0 to 1"),
+        ("0 -0.2 0.5 0.2 0.2", "not_normalised", "expected fractions from 0 to 1"),
+    ],
+)
+def test_a_bad_line_is_reported_with_its_place_and_a_hint_and_the_others_stay(read, line, code, hint):
+    found = read({"a.txt": f"{GOOD}\n{line}\n{GOOD}\n"})
+    (fault,) = found.faults
+    assert fault.code == code
+    assert fault.place.endswith("a.txt:2")
+    assert hint in fault.message
+    assert len(found.images[0].objects) == 2
+
+
+def test_a_whole_image_box_and_ten_thousand_boxes_are_fine(read):
+    found = read({"a.txt": "0 0.5 0.5 1 1\n" * 10_000})
+    objects, faults = fit(found.images[0], ImageHeader("PNG", 64, 48, 1))
+    assert objects.boxes_xyxy.shape == (10_000, 4)
+    assert objects.boxes_xyxy[-1].tolist() == [0, 0, 64, 48]
+    assert faults == []
+
+
+def test_a_label_file_without_image_is_reported(read):
+    found = read({"a.txt": GOOD, "z.txt": GOOD, "classes.txt": "cat"})
+    assert [(fault.code, fault.file.rsplit("/", 1)[-1]) for fault in found.faults] == [("missing_image", "z.txt")]
+
+
+def test_a_label_file_that_is_no_text_takes_its_image_along(read):
+    found = read({"a.txt": b"\xff\xfe0\0", "b.txt": GOOD}, ("a.png", "b.png"))
+    assert [fault.code for fault in found.faults] == ["bad_encoding"]
+    assert [image.name for image in found.images] == ["b.png"]
+
+
+def test_subfolders_and_odd_names_pair_up(read):
+    names = ("x/a b.png", "y/a b.png", "-dash.png", "cafe\u0301.png")
+    found = read({"x/a b.txt": GOOD, "y/a b.txt": "", "-dash.txt": GOOD, "caf\u00e9.txt": GOOD}, names)
+    assert {image.name: len(image.objects) for image in found.images} == dict(zip(names, (1, 0, 1, 1), strict=True))
+    assert found.faults == ()
+
+
+def test_two_images_with_one_stem_share_their_labels(read):
+    found = read({"a.txt": GOOD}, ("a.png", "a.jpg"))
+    assert [len(image.objects) for image in found.images] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("n.txt", "\ufeffcat\r\nbig dog\r\n\r\n"),
+        ("n.yaml", "nc: 2\nnames: [cat, big dog]\n"),
+        ("n.yml", "path: x\nnames:\n  1: big dog\n  0: cat\n"),
+    ],
+)
+def test_names_come_from_text_or_yaml(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text.encode())
+    assert read_names(str(tmp_path / name)) == ("cat", "big dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("n.txt", ""),
+        ("n.txt", "cat\ncat\n"),
+        ("n.txt", "cat\n\ndog\n"),
+        ("n.yaml", "nc: 2\n"),
+        ("n.yaml", "names: {0: a, 2: b}"),
+        ("n.yaml", "names: [a"),
+        ("n.yaml", "names: !!python/object/apply:os.system [true]"),
+        ("n.yaml", "just text"),
+        ("n.txt", b"\xff"),
+    ],
+)
+def test_bad_names_are_refused(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=r"n\.(txt|yaml): found .*expected"):
+        read_names(str(tmp_path / name))

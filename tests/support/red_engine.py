@@ -1,0 +1,85 @@
+"""An engine that finds the one red rectangle of an image, so that answers can be checked without a trained network."""
+
+import threading
+import time
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from yolor_ray import config
+from yolor_ray.data.images.decode import decode
+from yolor_ray.data.images.header import read_header
+from yolor_ray.data.images.letterbox import letterbox
+from yolor_ray.inference.detect import Detections
+from yolor_ray.model.weights import WeightsInfo
+from yolor_ray.serve.engine import Found, Prepared
+
+SIDE = 160
+RECTANGLE = (20, 30, 100, 90)
+ALL_TASKS = ("detect", "classify", "embed", "segment", "pose")
+IMAGE_CLASSES, PROBABILITIES = ("day", "night", "rain"), (0.25, 0.125, 0.75)
+JOINTS = ("corner", "middle")
+
+
+class RedEngine:
+    name, precision = "red", "float32"
+
+    def __init__(self, classes=("red",), tasks=("detect",)):
+        names = {"image_classes": IMAGE_CLASSES, "keypoint_names": JOINTS} if "pose" in tasks else {}
+        self.info = WeightsInfo("fake", classes, SIDE, {"AP": 0.5}, "0123456789ab", fused=True, tasks=tasks, **names)
+        self.batches = []
+        self.open = threading.Event()
+        self.open.set()
+        self.failure = None
+
+    def prepare(self, data):
+        header = read_header(data)
+        out = np.empty((SIDE, SIDE, 3), np.uint8)
+        return Prepared(out, letterbox(decode(data, fit_px=SIDE, max_pixels=10**6), header.width, header.height, out))
+
+    def detect(self, images):
+        self.batches.append([options for _, options in images])
+        assert self.open.wait(20)
+        if self.failure:
+            raise self.failure
+        return [self._find(prepared, options) for prepared, options in images]
+
+    def _find(self, prepared, options):
+        started = time.perf_counter()
+        red = (prepared.pixels[..., 0] > 180) & (prepared.pixels[..., 1:].max(axis=2) < 90)
+        rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+        box = [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]] if len(rows) and options.confidence <= 0.9 else np.zeros((0, 4))
+        boxes = torch.tensor(np.array(box, np.float32))
+        others = self._others(boxes, red) if self.info.tasks == ALL_TASKS else {}
+        found = Detections(boxes, torch.full((len(boxes),), 0.9), torch.zeros(len(boxes), dtype=torch.long), **others)
+        return Found(found, time.perf_counter() - started)
+
+    def _others(self, boxes, red):
+        """One prototype, above 0 where it is red; joints in the corner and the middle; an embedding that points one way."""
+        corners, middles = boxes[:, :2], (boxes[:, :2] + boxes[:, 2:]) / 2
+        joints = [torch.cat((place, torch.full((len(boxes), 1), sure)), 1) for place, sure in ((corners, 0.5), (middles, 1.0))]
+        return {
+            "keypoints": torch.stack(joints, 1),
+            "embeddings": torch.eye(64)[[3] * len(boxes)],
+            "coefficients": torch.ones(len(boxes), 1),
+            "prototypes": torch.tensor(red[None, 2::4, 2::4] * 2.0 - 1),
+            "image_labels": torch.tensor(PROBABILITIES),
+        }
+
+
+def picture(size=(200, 120), rectangle=RECTANGLE):
+    image = Image.new("RGB", size, (40, 60, 90))
+    ImageDraw.Draw(image).rectangle((rectangle[0], rectangle[1], rectangle[2] - 1, rectangle[3] - 1), fill=(230, 20, 20))
+    return image
+
+
+def encoded(image=None, kind="JPEG", **options):
+    buffer = BytesIO()
+    (image or picture()).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}) | options)
+    return buffer.getvalue()
+
+
+def settings(**changes):
+    return config.Serve(**{"weights": "unused", "max_body_mb": 0.6, "max_megapixels": 1.0, "request_timeout_s": 5.0} | changes)

@@ -1,0 +1,307 @@
+"""The command line: what a user types wrong, what a job prints, and what a script can rely on."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import tyro
+
+from yolor_ray import cli
+from yolor_ray.config import Optim, Train, presets
+from yolor_ray.errors import check
+
+ROOT = Path(__file__).resolve().parents[1]
+JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
+TARGETS = """
+import dataclasses
+
+from yolor_ray.errors import ConfigError, NonFiniteLossError
+
+def double(config):
+    print("on the way")
+    return {"doubled": 2 * config.count}
+
+def settings(config):
+    return {"kind": type(config).__name__, **dataclasses.asdict(config)}
+
+def holes(config):
+    return {"ap": float("nan"), "rows": [{"loss": float("inf")}, (1.5, float("-inf"))], "name": "NaN"}
+
+def refuse(config):
+    raise ConfigError("count: found 3, expected less")
+
+def fail(config):
+    raise NonFiniteLossError("step 7: no finite gradient")
+
+def interrupt(config):
+    raise KeyboardInterrupt
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a job under test."""
+
+    count: int = 3
+    """How many."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """A study under test."""
+
+    train: Annotated[Train, tyro.conf.arg(name="")]
+    seeds: int = 3
+    """Repeats."""
+    words: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Words."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check(self.seeds > 0, "seeds", self.seeds, "1 or more")
+
+
+@dataclass(frozen=True)
+class Seek:
+    """Another study under test."""
+
+    train: Annotated[Train, tyro.conf.arg(name="")]
+    trials: int = 5
+    """Trainings."""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch, capsys):
+    """Run a job of this process with arguments; the value is exit status, standard output and standard error.
+
+    A job is named by its target, or is a function that does it.
+    """
+    (tmp_path / "job_targets.py").write_text(TARGETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, value in cli.KEEP_MEMORY.items():
+        monkeypatch.setenv(name, value)
+
+    def run(function: str | Callable[[], None], *arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["job.py", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(Settings, f"job_targets:{function}") if isinstance(function, str) else function()
+        return exit_.value.code, *capsys.readouterr()
+
+    yield run
+    sys.modules.pop("job_targets", None)
+
+
+def train_job() -> None:
+    cli.run_train(presets.PRESETS, presets.DESCRIPTIONS, "job_targets:settings")
+
+
+def study_job() -> None:
+    descriptions = {"compare": "Compares things.", "seek": "Seeks things."}
+    cli.run_study({"compare": Compare, "seek": Seek}, descriptions, presets.PRESETS, "nano", "job_targets:settings")
+
+
+@pytest.fixture
+def preset_file(tmp_path) -> str:
+    """Write the settings of a run as its folder holds them; the value is the file's path."""
+    config = replace(presets.PRESETS["demo"], optim=Optim(lr=0.5, epochs=7))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    return str(tmp_path / "config.json")
+
+
+def process(*arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *options, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
+
+
+def test_the_result_is_one_json_object_on_the_last_line(job):
+    status, out, _ = job("double", "--count", "21")
+    assert status == 0
+    assert out.splitlines() == ["on the way", '{"doubled": 42}']
+
+
+def test_numbers_that_json_cannot_say_become_null(job):
+    status, out, _ = job("holes")
+    assert status == 0
+    assert json.loads(out) == {"ap": None, "rows": [{"loss": None}, [1.5, None]], "name": "NaN"}
+
+
+def test_the_users_mistake_exits_2_and_says_what_it_was(job):
+    status, out, err = job("refuse")
+    assert (status, out) == (2, "")
+    assert err == "ConfigError: count: found 3, expected less\n"
+
+
+def test_an_unknown_flag_exits_2_with_a_suggestion(job):
+    status, out, err = job("double", "--coumt", "4")
+    assert (status, out) == (2, "")
+    assert "--coumt" in err
+    assert "--count" in err
+
+
+def test_a_value_of_the_wrong_type_exits_2(job):
+    status, _, err = job("double", "--count", "many")
+    assert status == 2
+    assert "many" in err
+
+
+def test_an_interrupted_job_exits_1_without_a_traceback(job):
+    assert job("interrupt") == (1, "", "interrupted\n")
+
+
+def test_any_other_failure_exits_1_with_its_traceback(tmp_path):
+    (tmp_path / "job_targets.py").write_text(TARGETS)
+    (tmp_path / "job.py").write_text(
+        "from dataclasses import dataclass\nfrom yolor_ray import command\n"
+        "@dataclass\nclass Settings:\n    count: int = 3\n"
+        "if __name__ == '__main__':\n    command.run(Settings, 'job_targets:fail')\n"
+    )
+    found = process(str(tmp_path / "job.py"))
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.rstrip().endswith("NonFiniteLossError: step 7: no finite gradient")
+
+
+@pytest.mark.parametrize("job_name", JOBS)
+def test_help_answers_without_torch_and_ray(job_name):
+    found = process(f"jobs/{job_name}", "--help", options=("-X", "importtime"))
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert "usage:" in found.stdout
+    imported = set(re.findall(r"\| +([\w.]+)$", found.stderr, re.MULTILINE))
+    assert "tyro" in imported
+    assert not imported & {"torch", "ray", "cv2", "pyarrow", "pandas", "matplotlib"}
+
+
+def test_a_preset_takes_overrides_and_refuses_unknown_ones():
+    wrong = process("jobs/train.py", "demo", "--optim.epoch", "3")
+    assert wrong.returncode == 2
+    assert "--optim.epochs" in wrong.stderr
+    bad = process("jobs/train.py", "demo", "--optim.epochs", "0")
+    assert bad.returncode == 2
+    assert "optim.epochs: found 0, expected 1 or more" in bad.stderr
+
+
+def test_every_preset_is_described_and_is_a_complete_run():
+    assert presets.PRESETS.keys() == presets.DESCRIPTIONS.keys()
+    assert all(type(preset) is Train for preset in presets.PRESETS.values())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--preset-file", "FILE", "--optim.epochs", "9", "--run.name", "nano"],
+        ["--optim.epochs", "9", "--preset_file", "FILE", "--run.name", "nano"],
+        ["--optim.epochs=9", "--run.name=nano", "--preset-file=FILE"],
+    ],
+)
+def test_a_preset_file_runs_with_flags_in_any_order(job, preset_file, flags):
+    status, out, err = job(train_job, *(flag.replace("FILE", preset_file) for flag in flags))
+    assert status == 0, err
+    found = json.loads(out)
+    assert (found["optim"]["lr"], found["optim"]["epochs"], found["run"]["name"]) == (0.5, 9, "nano")
+    assert found["data"] == dataclasses.asdict(presets.PRESETS["demo"].data)
+
+
+def test_a_preset_still_runs_by_name(job):
+    status, out, _ = job(train_job, "small", "--optim.epochs", "4", "--network.widths", "64", "64", "64", "64")
+    assert status == 0
+    small = presets.PRESETS["small"]
+    expected = replace(small, optim=replace(small.optim, epochs=4), network=replace(small.network, widths=(64,) * 4))
+    assert json.loads(out) == json.loads(json.dumps({"kind": "Train", **dataclasses.asdict(expected)}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], ", v4-p7, or --preset-file URL"),
+        (["--preset-file"], "expected one argument"),
+        (["--preset-file", "FILE", "--preset-file", "other.json"], "other.json, expected one URL"),
+        (["demo", "--preset-file", "FILE"], "found the name 'demo' beside --preset-file"),
+        (["--preset-file", "FILE", "dmo"], "preset: found 'dmo', expected demo"),
+        (["--preset-file", "FILE", "--optim.epoch", "3"], "--optim.epochs"),
+        (["--preset-file", "FILE", "--optim.epochs", "0"], "optim.epochs: found 0, expected 1 or more"),
+        (["--preset-file", "nowhere.json"], "AbsentError: nowhere.json: not found"),
+        (["--preset-file", ""], "found an empty one"),
+        (["--preset-file", __file__], "test_command.py: not JSON"),
+    ],
+)
+def test_a_preset_file_that_is_no_help_exits_2_with_the_reason(job, preset_file, arguments, message):
+    status, out, err = job(train_job, *(argument.replace("FILE", preset_file) for argument in arguments))
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+def test_the_help_of_training_tells_of_preset_files(job):
+    status, out, _ = job(train_job, "--help")
+    assert status == 0
+    assert "--preset-file URL" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "preset", "own"),
+    [
+        (["compare"], "Compare", "nano", {"seeds": 3}),
+        (["compare", "--seeds", "4", "--data.train", "there"], "Compare", "nano", {"seeds": 4}),
+        (["compare", "small", "--data.train", "there", "--words", "a=1", "--words", "b=2"], "Compare", "small", {"words": ["a=1", "b=2"]}),
+        (["seek", "csp", "--run.name", "nano", "--trials", "6"], "Seek", "csp", {"trials": 6}),
+    ],
+)
+def test_a_study_is_made_of_a_preset_with_flags_of_both(job, arguments, kind, preset, own):
+    status, out, err = job(study_job, *arguments)
+    assert status == 0, err
+    found = json.loads(out)
+    network = json.loads(json.dumps(dataclasses.asdict(presets.PRESETS[preset].network)))
+    assert (found["kind"], found["train"]["network"]) == (kind, network)
+    assert own.items() <= found.items()
+    assert found["train"]["data"]["train"] == ("there" if "there" in arguments else "scenes:320")
+
+
+def test_a_study_takes_a_preset_file_before_or_after_its_kind(job, preset_file):
+    for arguments in (
+        ["--preset-file", preset_file, "seek"],
+        ["seek", "--trials", "6", "--preset-file", preset_file, "--optim.epochs", "8"],
+    ):
+        status, out, err = job(study_job, *arguments)
+        assert status == 0, err
+        assert json.loads(out)["train"]["optim"]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "compare, seek"),
+        (["comparison"], "compare, seek"),
+        (["compare", "smal"], "ConfigError: preset: found 'smal', expected small"),
+        (["compare", "xyzzy"], "expected one of demo, demo-tasks, nano,"),
+        (["compare", "--seeds", "3", "small"], "small"),
+        (["compare", "small", "--trials", "3"], "--trials"),
+        (["compare", "--seeds", "0"], "ConfigError: seeds: found 0, expected 1 or more"),
+        (["compare", "small", "--preset-file", "FILE"], "found the name 'small' beside --preset-file"),
+    ],
+)
+def test_a_study_that_is_typed_wrong_exits_2_with_the_reason(job, preset_file, arguments, message):
+    status, out, err = job(study_job, *(argument.replace("FILE", preset_file) for argument in arguments))
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["seek", "small", "--help"]])
+def test_the_help_of_studies_lists_the_presets_everywhere(job, arguments):
+    status, out, _ = job(study_job, *arguments)
+    assert status == 0
+    assert all(f" {name}" in out for name in presets.PRESETS)
+    assert "--preset-file URL" in out
+
+
+def test_a_process_that_trains_imports_nothing_that_draws():
+    """Each worker, the driver and Ray Train's controller would pay for it, in every life."""
+    program = "import sys, yolor_ray.train.run; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    assert not {"matplotlib", "tensorboard"} & set(loaded)

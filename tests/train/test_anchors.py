@@ -1,0 +1,78 @@
+"""Anchors fitted to boxes: they cover them, small ones go to fine levels, and poor data cannot break the fit."""
+
+import numpy as np
+import pytest
+
+from yolor_ray.train.anchors import best_possible_recall, fit_anchors
+
+STRIDES = (8, 16, 32)
+SIZES = np.array([[8, 9], [12, 30], [25, 14], [30, 60], [62, 30], [60, 64], [110, 90], [150, 200], [300, 310]], np.float32)
+
+
+def fit(sides: np.ndarray, seed: int = 0) -> np.ndarray:
+    return fit_anchors(sides, 3, 3, strides=STRIDES, seed=seed)
+
+
+def around(sizes: np.ndarray, count: int, spread: float) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return (sizes[rng.integers(len(sizes), size=count)] * np.exp(rng.normal(0, spread, (count, 2)))).astype(np.float32)
+
+
+def test_sizes_that_come_in_clusters_are_found():
+    found = fit(around(SIZES, 3000, 0.03)).reshape(-1, 2)
+    nearest = np.abs(np.log(SIZES[:, None] / found[None])).max(axis=-1).min(axis=1)
+    assert (nearest < 0.1).mean() >= 7 / 9
+    assert nearest.max() < 0.7
+
+
+def test_fine_levels_take_the_small_anchors():
+    areas = fit(around(SIZES, 1000, 0.3)).prod(axis=-1)
+    assert areas.shape == (3, 3)
+    assert (np.diff(areas.ravel()) >= 0).all()
+
+
+def test_fitted_anchors_reach_almost_every_box():
+    sides = np.exp(np.random.default_rng(2).uniform(np.log(6), np.log(400), (2000, 2))).astype(np.float32)
+    assert best_possible_recall(sides, fit(sides), anchor_ratio=4.0) > 0.98
+
+
+def test_the_same_seed_gives_the_same_anchors():
+    sides = around(SIZES, 500, 0.5)
+    assert np.array_equal(fit(sides, seed=3), fit(sides, seed=3))
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [
+        np.zeros((0, 2), np.float32),
+        np.full((1, 2), 40, np.float32),
+        np.full((500, 2), 40, np.float32),
+        np.tile(SIZES[:5], (40, 1)),
+        np.vstack((np.full((5000, 2), 20, np.float32), SIZES)),
+        np.full((20, 2), 1e-3, np.float32),
+    ],
+    ids=["none", "one", "all alike", "five sizes", "nearly all alike", "specks"],
+)
+def test_poor_data_still_gives_finite_anchors_of_the_right_shape(sides):
+    found = fit(sides)
+    assert found.shape == (3, 3, 2)
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    assert (found >= 1).all()
+    assert (np.diff(found.prod(axis=-1).ravel()) >= 0).all()
+
+
+def test_few_distinct_sizes_are_all_within_reach():
+    sides = np.array([[30, 40], [33, 38], [50, 45]], np.float32)
+    assert best_possible_recall(sides, fit(sides), anchor_ratio=4.0) == 1.0
+
+
+@pytest.mark.parametrize(("side", "recall"), [(10, 1.0), (39.9, 1.0), (40.1, 0.0), (2.6, 1.0), (2.4, 0.0)])
+def test_recall_counts_boxes_within_the_ratio_of_an_anchor(side, recall):
+    assert best_possible_recall(np.array([[side, 10.0]]), np.array([[[10.0, 10.0]]]), anchor_ratio=4.0) == recall
+
+
+def test_recall_is_a_share_and_full_where_there_is_nothing_to_miss():
+    sides = np.array([[10, 10], [10, 90], [12, 9], [500, 2]], np.float32)
+    assert best_possible_recall(sides, np.array([[[10.0, 10.0]]]), anchor_ratio=4.0) == 0.5
+    assert best_possible_recall(np.zeros((0, 2)), np.ones((3, 3, 2)), anchor_ratio=4.0) == 1.0

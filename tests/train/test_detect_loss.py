@@ -1,0 +1,192 @@
+"""The detection loss against what its parts must be for predictions made by hand."""
+
+import math
+
+import pytest
+import torch
+
+from yolor_ray.boxes import complete_iou
+from yolor_ray.config import Loss, Network
+from yolor_ray.model.heads.detect import DetectHead
+from yolor_ray.train.losses.assign import Targets, match_level
+from yolor_ray.train.losses.detect import detection_losses
+
+SIDE, SURE = 64, 20.0
+NOTHING = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
+ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0], [60.0, 32.0], [40.0, 80.0]]])
+BOXES = Targets(
+    torch.tensor([0, 0, 1]),
+    torch.tensor([2, 0, 1]),
+    torch.tensor([[13.0, 21.0, 10.0, 12.0], [40.0, 41.0, 28.0, 33.0], [50.0, 14.0, 14.0, 20.0]]),
+)
+
+
+def make_head(classes: int = 3, levels: int = 2) -> DetectHead:
+    config = Network(stem="reorg", stem_width=8, widths=(8,) * (levels + 1), depths=(1,) * (levels + 1), levels=levels)
+    return DetectHead(config, classes, ANCHORS if levels == 2 else torch.ones(levels, 3, 2))
+
+
+def detection_loss(raw: list[torch.Tensor], targets: Targets, head: DetectHead, gains: Loss) -> dict[str, torch.Tensor]:
+    matches = [
+        match_level(targets, anchors, stride, *level.shape[2:4], anchor_ratio=gains.anchor_ratio)
+        for level, anchors, stride in zip(raw, head.anchors, head.strides, strict=True)
+    ]
+    return detection_losses(raw, targets, matches, head, gains)
+
+
+def raw_zeros(head: DetectHead, images: int = 2) -> list[torch.Tensor]:
+    sides = [SIDE * 2 ** max(len(head.strides) - 3, 0) // stride for stride in head.strides]
+    return [torch.zeros(images, 3, side, side, 5 + head.classes, requires_grad=True) for side in sides]
+
+
+def perfect(head: DetectHead, targets: Targets) -> list[torch.Tensor]:
+    """Return raw predictions that decode to the targets where they are learned, and to nothing elsewhere."""
+    raw = []
+    for index, stride in enumerate(head.strides):
+        side = SIDE // stride
+        level = torch.full((2, 3, side, side, 5 + head.classes), -SURE)
+        found = match_level(targets, head.anchors[index], stride, side, side, anchor_ratio=4.0)
+        cells = torch.stack((found.columns, found.rows), dim=-1)
+        centre = (found.boxes_cxcywh[:, :2] / stride - cells + 0.5) / 2
+        size = (found.boxes_cxcywh[:, 2:] / head.anchors[index][found.anchors]).sqrt() / 2
+        place = (found.images, found.anchors, found.rows, found.columns)
+        level[(*place, slice(0, 4))] = torch.logit(torch.cat((centre, size), dim=1), eps=1e-6)
+        level[(*place, torch.full_like(found.labels, 4))] = SURE
+        level[(*place, 5 + found.labels)] = SURE
+        raw.append(level)
+    return raw
+
+
+def objectness_targets(raw: list[torch.Tensor], targets: Targets, head: DetectHead) -> list[torch.Tensor]:
+    """Return each cell's objectness target, read from the gradient: at logit 0 it is (1/2 - target) times a constant."""
+    gains = Loss(objectness=1.0)
+    detection_loss(raw, targets, head, gains)["objectness"].backward()
+    scale = [balance * 3 / len(raw) for balance in (4.0, 1.0)]
+    assert all(level.grad is not None for level in raw)
+    return [0.5 - level.grad[..., 4] * level[..., 4].numel() / s for level, s in zip(raw, scale, strict=True)]
+
+
+def values(parts: dict[str, torch.Tensor]) -> tuple[float, float, float]:
+    return parts["box"].item(), parts["objectness"].item(), parts["classes"].item()
+
+
+def test_perfect_predictions_cost_nothing():
+    head = make_head()
+    parts = detection_loss(perfect(head, BOXES), BOXES, head, Loss())
+    assert values(parts) == pytest.approx((0, 0, 0), abs=1e-5)
+
+
+@pytest.mark.parametrize(("part", "channel"), [(0, 0), (0, 3), (1, 4), (2, 5)])
+def test_each_part_answers_to_its_own_predictions(part, channel):
+    head = make_head()
+    raw = perfect(head, BOXES)
+    raw[0][..., channel] = -raw[0][..., channel] + 0.1
+    found = values(detection_loss(raw, BOXES, head, Loss()))
+    assert found[part] > 1e-3
+    others = [value for index, value in enumerate(found) if index != part and not (part == 0 and index == 1)]
+    assert others == pytest.approx([0] * len(others), abs=1e-5)
+
+
+def test_a_batch_without_boxes_has_a_finite_loss_and_finite_gradients():
+    head = make_head()
+    raw = raw_zeros(head)
+    parts = detection_loss(raw, NOTHING, head, Loss())
+    sum(parts.values()).backward()
+    assert values(parts) == pytest.approx((0, math.log(2) * (4.0 + 1.0) * 0.7 * 3 / 2, 0))
+    for level in raw:
+        assert level.grad is not None
+        assert torch.isfinite(level.grad).all()
+        assert (level.grad[..., 4] > 0).all()
+        assert (level.grad[..., :4] == 0).all()
+
+
+@pytest.mark.parametrize(("levels", "balance", "extra"), [(2, 5.0, 1.0), (3, 5.4, 1.0), (4, 5.5, 1.4), (5, 6.0, 1.4)])
+def test_levels_are_balanced_by_the_reference_weights(levels, balance, extra):
+    head = make_head(levels=levels)
+    parts = detection_loss(raw_zeros(head), NOTHING, head, Loss(objectness=0.7))
+    assert parts["objectness"].item() == pytest.approx(math.log(2) * balance * 0.7 * 3 / levels * extra, rel=1e-5)
+
+
+def test_a_fine_level_weighs_its_objectness_four_times_a_coarse_one():
+    head = make_head()
+    found = []
+    for wrong in range(2):
+        raw = raw_zeros(head)
+        with torch.no_grad():
+            for index, level in enumerate(raw):
+                level[..., 4] = SURE if index == wrong else -SURE
+        found.append(detection_loss(raw, NOTHING, head, Loss())["objectness"].item())
+    assert found[0] == pytest.approx(4 * found[1], rel=1e-4)
+
+
+def test_objectness_learns_the_ciou_of_the_predicted_box():
+    head = make_head()
+    raw = raw_zeros(head)
+    box = Targets(torch.tensor([1]), torch.tensor([0]), torch.tensor([[28.0, 20.0, 9.0, 11.0]]))
+    fine, _ = objectness_targets(raw, box, head)
+    predicted = torch.tensor([[28.0, 20.0, 8.0, 10.0]])
+    assert fine[1, 0, 2, 3].item() == pytest.approx(complete_iou(predicted, box.boxes_cxcywh).item(), abs=1e-4)
+    assert fine[0].abs().max() < 1e-4, "the other image has no object"
+    assert (fine > 1e-3).sum() == 3, "three anchors fit, in one cell, as the centre is the cell's"
+
+
+def test_boxes_that_share_a_cell_teach_it_the_best_ciou():
+    head = make_head()
+    good, poor = [28.0, 20.0, 9.0, 11.0], [28.0, 20.0, 20.0, 24.0]
+    expected = complete_iou(torch.tensor([[28.0, 20.0, 8.0, 10.0]]), torch.tensor([good])).item()
+    for order in ([good, poor], [poor, good]):
+        both = Targets(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), torch.tensor(order))
+        fine, _ = objectness_targets(raw_zeros(head), both, head)
+        assert fine[0, 0, 2, 3].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_box_predicted_far_away_teaches_no_objectness_below_zero():
+    head = make_head()
+    raw = raw_zeros(head)
+    with torch.no_grad():
+        raw[0][..., 2:4] = -SURE
+    fine, _ = objectness_targets(raw, BOXES, head)
+    assert fine.min() > -1e-4
+
+
+def test_box_and_class_loss_are_means_over_matches():
+    head = make_head()
+    once = detection_loss(raw_zeros(head), BOXES, head, Loss())
+    twice = Targets(*(torch.cat((part, part)) for part in (BOXES.images, BOXES.labels, BOXES.boxes_cxcywh)))
+    again = detection_loss(raw_zeros(head), twice, head, Loss())
+    assert values(again) == pytest.approx(values(once), rel=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "counted"), [(2, 30), (3, 30), (30, 30), (40, 40), (80, 80)])
+def test_the_class_gain_shrinks_with_the_number_of_classes_down_to_thirty(classes, counted):
+    head = make_head(classes)
+    boxes = Targets(BOXES.images, BOXES.labels.clamp(max=1), BOXES.boxes_cxcywh)
+    parts = detection_loss(raw_zeros(head), boxes, head, Loss())
+    assert parts["classes"].item() == pytest.approx(math.log(2) * 2 * 0.3 * 3 / 2 * counted / 80, rel=1e-5)
+
+
+def test_a_single_class_has_nothing_to_tell_apart():
+    head = make_head(classes=1)
+    raw = raw_zeros(head)
+    boxes = Targets(BOXES.images, torch.zeros(3, dtype=torch.long), BOXES.boxes_cxcywh)
+    parts = detection_loss(raw, boxes, head, Loss())
+    sum(parts.values()).backward()
+    assert parts["classes"].item() == 0
+    assert all(level.grad is not None and (level.grad[..., 5] == 0).all() for level in raw)
+
+
+def test_the_gains_scale_their_parts():
+    head = make_head()
+    plain = values(detection_loss(raw_zeros(head), BOXES, head, Loss(box=0.05, objectness=0.7, classes=0.3)))
+    more = values(detection_loss(raw_zeros(head), BOXES, head, Loss(box=0.1, objectness=2.1, classes=1.2)))
+    assert [b / a for a, b in zip(plain, more, strict=True)] == pytest.approx([2, 3, 4], rel=1e-5)
+
+
+def test_half_precision_predictions_are_scored_in_float32():
+    head = make_head()
+    raw = [level.detach().bfloat16().requires_grad_() for level in raw_zeros(head)]
+    parts = detection_loss(raw, BOXES, head, Loss())
+    sum(parts.values()).backward()
+    assert sum(parts.values()).dtype == torch.float32
+    assert values(parts) == pytest.approx(values(detection_loss(raw_zeros(head), BOXES, head, Loss())), rel=1e-5)
+    assert all(level.grad is not None and torch.isfinite(level.grad).all() for level in raw)

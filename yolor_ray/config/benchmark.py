@@ -1,0 +1,72 @@
+"""Define the knobs of the benchmarks; the subcommand names the benchmark."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from yolor_ray.config import Train
+from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
+from yolor_ray.errors import ConfigError, check
+
+if TYPE_CHECKING:
+    Preset = Train
+    PresetName = str
+else:
+    PresetName = Literal[tuple(PRESETS)]
+    Preset = Annotated[tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False), tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """Compare the ingest alone, the training step alone and both together, in turns."""
+
+    train: Preset = PRESETS["nano"]
+    """The run to measure: a preset, with the flags of `jobs/train.py`."""
+    rounds: int = 3
+    """Times that the three are measured in turn, 1 or more."""
+    steps: int = 0
+    """Batches per measure and worker, 0 or more; 0 takes the whole epoch."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.rounds < 1 or self.steps < 0:
+            raise ConfigError(f"rounds, steps: found {self.rounds}, {self.steps}, expected 1 or more and 0 or more")
+        low, high = self.train.cluster.worker_range
+        if low != high:
+            raise ConfigError(f"cluster.workers: found {self.train.cluster.workers!r}, expected one number: a benchmark keeps its workers")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Compare the served form of a network with the network as the ancestor runs it, in turns."""
+
+    weights: str = ""
+    """URL of a weights folder that is not folded; empty measures a preset's network with random weights."""
+    preset: PresetName = "nano"
+    """Whose network to measure when there are no weights."""
+    image_px: int = 0
+    """Side of the network input, pixels, a multiple of the coarsest stride; 0 takes that of the weights or the preset."""
+    batches: tuple[int, ...] = (1, 8)
+    """Images per forward pass, each 1 or more; all are measured."""
+    rounds: int = 5
+    """Times that all forms are measured in turn, 1 or more."""
+    threads: int = 0
+    """Compute threads; 0 takes every core."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the served form may compute in; everything else computes in float32."""
+    gpu: bool = False
+    """Measure on the GPU."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check(len(self.batches) > 0 and min(self.batches) >= 1, "batches", self.batches, "one number or more, each 1 or more")
+        for name, least in (("rounds", 1), ("threads", 0), ("image_px", 0)):
+            check(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
+
+
+BENCHMARKS = {"ingest": Ingest(), "inference": Inference()}
+BENCHMARK_DESCRIPTIONS = {
+    "ingest": "Images/s of the ingest alone, of the training step alone, and of both together.",
+    "inference": "Latency of the served network against the plain, unfolded one, and the share of this machine's peak that it reaches.",
+}

@@ -1,0 +1,212 @@
+"""Define the knobs of training, from the data to the run."""
+
+from dataclasses import dataclass, field
+
+from yolor_ray.config.network import Network
+from yolor_ray.errors import check
+
+
+@dataclass(frozen=True)
+class Data:
+    """Say what to learn from."""
+
+    train: str = "scenes:320"
+    """URL of the packed training set, or several separated by commas that are trained together; `scenes:N` makes N built-in scenes."""
+    val: str = "scenes:80"
+    """URL of the packed validation set, or several separated by commas; `scenes:N` makes N other built-in scenes."""
+    image_px: int = 640
+    """Side of the square network input, pixels; a multiple of the coarsest stride."""
+    threads: int = 1
+    """Decode and augmentation threads beside each worker, 1 or more."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check(self.threads >= 1, "data.threads", self.threads, "1 or more")
+        check(self.image_px >= 64 and self.image_px % 32 == 0, "data.image_px", self.image_px, "a multiple of 32, 64 or more")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Say how training images are varied; the validation set never is."""
+
+    mosaic: float = 1.0
+    """Probability of a 2x2 mosaic of four images, 0 to 1."""
+    mixup: float = 0.0
+    """Probability of blending two mosaics, 0 to 1."""
+    translate: float = 0.1
+    """Largest shift, as a fraction of the image side."""
+    scale: float = 0.5
+    """Zoom is drawn from 1 - scale to 1 + scale."""
+    degrees: float = 0.0
+    """Largest rotation either way, degrees."""
+    hue: float = 0.015
+    """Largest relative change of hue."""
+    saturation: float = 0.7
+    """Largest relative change of saturation."""
+    value: float = 0.4
+    """Largest relative change of brightness."""
+    flip_horizontal: float = 0.5
+    """Probability of a left-right flip."""
+    flip_vertical: float = 0.0
+    """Probability of an upside-down flip; 0.5 suits microscopes and aerial views."""
+    multi_scale: float = 0.0
+    """Batches are resized by a factor from 1 - x to 1 + x; 0.5 in the paper, 0 is fastest."""
+    plain_epochs: int = 0
+    """Last epochs without mosaic and mixup, so that training ends on whole images."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("mosaic", "mixup", "flip_horizontal", "flip_vertical"):
+            check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1")
+        for name in ("translate", "scale", "hue", "saturation", "value", "multi_scale"):
+            check(0 <= getattr(self, name) < 1, f"augment.{name}", getattr(self, name), "0 or more and under 1")
+        for name in ("degrees", "plain_epochs"):
+            check(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weigh the parts of the loss (reference recipe, 640 px from scratch)."""
+
+    box: float = 0.05
+    """Gain of 1 - CIoU."""
+    objectness: float = 0.7
+    """Gain of the objectness BCE."""
+    classes: float = 0.3
+    """Gain of the class BCE at 80 classes; scaled by the number of classes / 80, by no less than 30 / 80."""
+    classify: float = 0.1
+    """Gain of the BCE of image labels."""
+    embed: float = 0.5
+    """Gain of the cross-entropy over identities."""
+    segment: float = 0.3
+    """Gain of BCE and Dice loss of masks."""
+    pose: float = 0.3
+    """Gain of keypoint distances and of the BCE of their visibility."""
+    anchor_ratio: float = 4.0
+    """An anchor matches a box when neither side differs by more than this factor."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("box", "objectness", "classes", "classify", "embed", "segment", "pose"):
+            check(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "0 or more")
+        check(self.anchor_ratio > 1, "loss.anchor_ratio", self.anchor_ratio, "more than 1")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Say how to descend, and from where."""
+
+    pretrained: str = ""
+    """URL of unfused weights to start from; what does not fit, such as other classes, starts fresh. Empty starts from scratch."""
+    epochs: int = 300
+    """Passes over the training set."""
+    batch: int = 16
+    """Images per step over all workers together."""
+    nominal_batch: int = 64
+    """Gradients are accumulated to about this many images per optimizer step."""
+    lr: float = 0.01
+    """Peak learning rate."""
+    final_lr: float = 0.2
+    """Learning rate at the end, as a fraction of the peak; cosine between."""
+    momentum: float = 0.937
+    """SGD momentum (Nesterov)."""
+    weight_decay: float = 5e-4
+    """Weight decay of convolution weights at the nominal batch."""
+    warmup_epochs: float = 3.0
+    """Linear warm-up; at least 1000 steps where the run is long, never over a tenth of the run."""
+    ema_decay: float = 0.9999
+    """Decay of the weight average, per optimizer step; capped so that it looks back over at most a tenth of the run."""
+    clip_norm: float = 10.0
+    """Largest gradient norm per optimizer step."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("epochs", "batch", "nominal_batch"):
+            check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "1 or more")
+        for name in ("lr", "clip_norm"):
+            check(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "more than 0")
+        for name in ("weight_decay", "warmup_epochs"):
+            check(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
+        check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 or more and under 1")
+        check(0 < self.final_lr <= 1, "optim.final_lr", self.final_lr, "over 0, up to 1")
+        check(0 < self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Say what the workers run on."""
+
+    workers: str = "0"
+    """Training workers: 0 = in this process, N = that many, MIN-MAX = as many as there is room for, also while training."""
+    gpu: bool = False
+    """One GPU per worker."""
+    cpus_per_worker: float = 0.5
+    """Logical CPUs that Ray reserves per worker without a GPU; under 1 leaves room for reading."""
+    threads: int = 0
+    """Compute threads per worker without a GPU; 0 shares the machine's cores evenly."""
+    max_failures: int = 3
+    """Restarts after lost workers, in a row and without a new checkpoint between them, before the run gives up."""
+    allow_open: bool = False
+    """Join a cluster though it has no token authentication, so that whoever reaches it can run code on it."""
+
+    def __post_init__(self) -> None:
+        """Check the worker range."""
+        for name in ("cpus_per_worker", "threads", "max_failures"):
+            check(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "0 or more")
+        low, high = self.worker_range
+        check(0 <= low <= high and (low > 0 or high == 0), "cluster.workers", self.workers, "N or MIN-MAX, such as 2 or 1-4")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        parts = self.workers.split("-")
+        check(len(parts) in (1, 2) and all(p.isdigit() for p in parts), "cluster.workers", self.workers, "N or MIN-MAX, such as 2 or 1-4")
+        return int(parts[0]), int(parts[-1])
+
+
+@dataclass(frozen=True)
+class Run:
+    """Name the run and say what it keeps."""
+
+    storage: str = "runs"
+    """URL of the folder that holds runs."""
+    name: str = "train"
+    """Name of the run; the same storage and name again resumes it."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+    validate_every: int = 10
+    """Epochs between validations; the last epoch always validates."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints; the last epoch always writes one."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints, also inside an epoch; 0 counts none."""
+    checkpoint_minutes: float = 5.0
+    """Longest time without a checkpoint, also inside an epoch: the most work that a lost node can cost."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("validate_every", "checkpoint_every"):
+            check(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "1 or more")
+        for name in ("checkpoint_steps", "checkpoint_minutes"):
+            check(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "0 or more")
+        check(self.name not in ("", ".", "..") and "/" not in self.name, "run.name", self.name, "a plain folder name")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one network."""
+
+    network: Network = field(default_factory=Network)
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    loss: Loss = field(default_factory=Loss)
+    optim: Optim = field(default_factory=Optim)
+    cluster: Cluster = field(default_factory=Cluster)
+    run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        """Check what concerns more than one part."""
+        stride = self.network.strides[-1]
+        check(self.data.image_px % stride == 0, "data.image_px", self.data.image_px, f"a multiple of the coarsest stride, {stride}")
+        workers = self.cluster.worker_range[1]
+        check(self.optim.batch >= max(workers, 1), "optim.batch", self.optim.batch, f"at least one image for each of {workers} workers")

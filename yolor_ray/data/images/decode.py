@@ -1,0 +1,128 @@
+"""Turn an encoded image into pixels as displayed, and fit it into the square that the network sees.
+
+Training, evaluation and serving all decode here, so orientation, colours and refusals are the same everywhere.
+simplejpeg reads JPEG (scaled within its DCT where a small result will do); Pillow's own plugins read PNG, WebP, BMP and TIFF.
+Colours: grey is expanded; transparency is composited on grey 114; 16-bit samples keep their high byte; floats are refused.
+"""
+
+from collections.abc import Callable
+from io import BytesIO
+
+import numpy as np
+import simplejpeg
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+
+from yolor_ray.data.images.header import ImageHeader, read_header, without_warnings
+from yolor_ray.errors import ImageError
+
+FILL = 114
+"""Grey level behind transparent pixels and beside a letterboxed image."""
+MAX_PIXELS = 178_956_970
+BITS_PER_SAMPLE = 258
+
+_PLUGINS: dict[str, Callable[[BytesIO], Image.Image]] = {
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: image[::-1].transpose(1, 0, 2),
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: image[:, ::-1].transpose(1, 0, 2),
+}
+
+
+def decode(data: bytes, *, fit_px: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Return the image as displayed: (H, W, 3) uint8 RGB, EXIF orientation applied, first frame only.
+
+    Args:
+        fit_px: what the long side will be resized to; a larger JPEG may come back smaller than it is, but never below this.
+        max_pixels: width x height above which the header is refused, before any pixel is decoded.
+
+    Raises:
+        ImageError: `empty_image`, `unsupported_image`, `truncated_image` or `image_too_large`.
+    """
+    header = read_header(data)
+    if header.width * header.height > max_pixels:
+        found = f"{header.width} x {header.height} px = {header.width * header.height}"
+        raise ImageError("image_too_large", f"found a {header.format} of {found}, expected at most {max_pixels} pixels")
+    pixels = _decode_jpeg(data, header, fit_px) if header.format == "JPEG" else _decode_pillow(data, header.format)
+    # Pillow turns a TIFF upright by itself.
+    upright = pixels if header.format == "TIFF" else _UPRIGHT[header.orientation](pixels)
+    return np.ascontiguousarray(upright)
+
+
+def _dct_scaled_long_side(long_side: int, fit_px: int | None) -> int:
+    """Return the long side after the largest halving that still covers `fit_px`; other DCT factors are slower than full size."""
+    if fit_px is None:
+        return long_side
+    return next((side for divisor in (8, 4, 2) if (side := -(-long_side // divisor)) >= fit_px), long_side)
+
+
+def _decode_jpeg(data: bytes, header: ImageHeader, fit_px: int | None) -> np.ndarray:
+    long_side = _dct_scaled_long_side(max(header.width, header.height), fit_px)
+    stored_width, stored_height = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
+    sides = {"min_width": long_side} if stored_width >= stored_height else {"min_height": long_side}
+    colorspace = "cmyk" if header.components == 4 else "rgb"
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colorspace, **sides)
+    except ValueError as error:
+        pixels = _decode_odd_jpeg(data, colorspace, sides, str(error))
+    if pixels.shape[2] == 4:
+        # Adobe stores inks inverted, and every writer follows: what is left of light is the product.
+        pixels = (pixels[..., :3].astype(np.uint16) * pixels[..., 3:] // 255).astype(np.uint8)
+    return pixels
+
+
+def _decode_odd_jpeg(data: bytes, colorspace: str, sides: dict[str, int], fault: str) -> np.ndarray:
+    """Forgive what loses no pixel: padding before the end marker and rare chroma subsampling."""
+    if fault.endswith("extraneous bytes before marker 0xd9"):
+        return simplejpeg.decode_jpeg(data, colorspace, strict=False, **sides)
+    if "subsampling" in fault:
+        return _decode_pillow(data, "JPEG")
+    raise ImageError("truncated_image", f"found a truncated or corrupt JPEG of {len(data)} bytes: {fault}")
+
+
+def _decode_pillow(data: bytes, name: str) -> np.ndarray:
+    try:
+        with without_warnings():
+            image = _PLUGINS[name](BytesIO(data))
+            if name == "TIFF":
+                image.load()
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise ImageError("image_too_large", f"found a {name} that Pillow refuses: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError) as error:
+        raise ImageError("truncated_image", f"found a truncated or corrupt {name} of {len(data)} bytes: {error}") from error
+    return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return _rgb_from_16_bits(image)
+    if image.has_transparency_data:
+        return _composite(np.asarray(image.convert("RGBA")))
+    if image.mode in ("RGB", "RGBX", "L", "1", "P", "CMYK", "YCbCr"):
+        return np.asarray(image.convert("RGB"))
+    raise ImageError("unsupported_image", f"found a {image.format} with samples of mode {image.mode}, expected 8 or 16 bits, unsigned")
+
+
+def _rgb_from_16_bits(image: Image.Image) -> np.ndarray:
+    bits = image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
+    samples = np.asarray(image)
+    grey = (samples >> (bits - 8)).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[samples == image.info["transparency"]] = FILL
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _composite(rgba: np.ndarray) -> np.ndarray:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + FILL * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -1,1 +1,0 @@
-"""Learning: assignment, losses, optimisation and the training step. Needs torch alone."""

@@ -1,0 +1,140 @@
+"""Read PASCAL VOC XML.
+
+Coordinates are 1-based and inclusive, as the VOC devkit defines them: x1 = xmin - 1, x2 = xmax. The `difficult` flag is not
+heeded: such objects are objects. Classes are collected from every XML file of the folder, also those that a split file does
+not select, so that splits packed one by one agree on the labels.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+
+from yolor_ray.errors import DataError
+from yolor_ray.io.storage import join
+from yolor_ray.pack.annotations.faults import Fault
+from yolor_ray.pack.annotations.image_folder import ImageFolder, files_ending, read_many, stem
+from yolor_ray.pack.annotations.safe_xml import Node, XmlError, parse_xml
+from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations, DrawnObject, without_repeats
+from yolor_ray.pack.annotations.split_file import read_split
+
+MISSING = ("missing_annotation", "the name of an image with an XML file")
+EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def read_voc(folder: ImageFolder, annotations: str, split_file: str = "", classes: Sequence[str] = ()) -> Annotations:
+    """Return the annotations of a folder of VOC XML files.
+
+    Args:
+        folder: the images.
+        annotations: URL of the folder of XML files.
+        split_file: URL of a list of images, one stem or file name per line; empty takes all.
+        classes: class names by label; empty collects and sorts those in the files.
+    """
+    names = files_ending(annotations, ".xml")
+    roots = {stem(name): _root(data, join(annotations, name)) for name, data in zip(names, read_many(annotations, names), strict=True)}
+    classes = tuple(classes) or _class_names(roots.values())
+    if not classes:
+        raise DataError(f"{annotations}: found no <object> with a <name> in {len(roots)} XML files, expected at least one")
+    files = {stem(name): join(annotations, name) for name in names}
+    chosen, faults = read_split(split_file, lambda text: _key(text, roots), MISSING) if split_file else (list(roots), [])
+    images = []
+    for key in chosen:
+        root = roots[key]
+        if isinstance(root, Fault):
+            faults.append(root)
+            continue
+        image, found = _image(root, files[key], folder.find(_file_name(root)) or folder.find_stem(key), classes)
+        faults += found
+        images += [image] if image else []
+    images, repeats = without_repeats(images)
+    strays = [] if split_file else _strays(folder, files, {image.name for image in images}, annotations)
+    return Annotations(classes, tuple(images), (*faults, *repeats, *strays))
+
+
+def _root(data: bytes, file: str) -> Node | Fault:
+    try:
+        root = parse_xml(data)
+    except XmlError as error:
+        return Fault("bad_xml", f"{error}; image left out", file, error.line)
+    if root.tag != "annotation":
+        return Fault("bad_xml", f"found root element <{root.tag}>, expected <annotation>; image left out", file, root.line)
+    return root
+
+
+def _class_names(roots: Iterable[Node | Fault]) -> tuple[str, ...]:
+    names = {_text(drawn, "name") for root in roots if isinstance(root, Node) for drawn in root.find_all("object")}
+    return tuple(sorted(names - {""}))
+
+
+def _text(node: Node, tag: str) -> str:
+    child = node.find(tag)
+    return child.text if child else ""
+
+
+def _file_name(root: Node) -> str:
+    """Return the image's own name; tools write paths of either kind of system into <filename>."""
+    return PureWindowsPath(_text(root, "filename")).name
+
+
+def _key(text: str, roots: dict[str, Node | Fault]) -> str | None:
+    """Return which XML a line means: a stem, a file name or path, or a stem and the 1, 0 or -1 of VOC's lists per class."""
+    plain = re.sub(r"\s+(-1|0|1)$", "", text)
+    tries = (text, stem(text), PurePosixPath(text).stem, plain, PurePosixPath(plain).stem)
+    return next((key for key in tries if key in roots), None)
+
+
+def _image(root: Node, file: str, name: str | None, classes: Sequence[str]) -> tuple[AnnotatedImage | None, list[Fault]]:
+    if name is None:
+        message = f"found no image called {_file_name(root)!r} or {stem(file.rsplit('/', 1)[-1])!r} in the images folder; left out"
+        return None, [Fault("missing_image", message, file, (root.find("filename") or root).line)]
+    size = root.find("size")
+    image = AnnotatedImage(name, (), file, (size or root).line, claimed_px=_claimed_px(size))
+    found = [_object(image, node, classes) for node in root.find_all("object")]
+    objects = tuple(drawn for drawn in found if isinstance(drawn, DrawnObject))
+    whole = AnnotatedImage(name, objects, file, image.line, claimed_px=image.claimed_px)
+    return whole, [fault for fault in found if isinstance(fault, Fault)]
+
+
+def _claimed_px(size: Node | None) -> tuple[int, int] | None:
+    """Return the size that the file claims; None where it claims none, or the 0 x 0 that some tools write."""
+    numbers = [_text(size, tag) for tag in ("width", "height")] if size else []
+    return (int(numbers[0]), int(numbers[1])) if numbers and all(n.isdecimal() and int(n) > 0 for n in numbers) else None
+
+
+def _object(image: AnnotatedImage, node: Node, classes: Sequence[str]) -> DrawnObject | Fault:
+    here = DrawnObject((0, 0, 0, 0), 0, node.line)
+    name = _text(node, "name")
+    if name not in classes:
+        return image.fault("unknown_class", f"found class {name!r}, expected one of {', '.join(classes)}; object left out", here)
+    bndbox = node.find("bndbox")
+    if bndbox is None:
+        return image.fault("missing_box", f"found a {name!r} without <bndbox>, expected one; object left out", here)
+    edges = [_number(_text(bndbox, tag)) for tag in EDGES]
+    if not all(math.isfinite(edge) for edge in edges):
+        found = ", ".join(f"{tag} {_text(bndbox, tag)!r}" for tag in EDGES)
+        return image.fault("not_a_number", f"found {found}, expected four numbers; object left out", here)
+    xmin, ymin, xmax, ymax = edges
+    if xmax <= xmin or ymax <= ymin:
+        found = f"xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g}"
+        return image.fault("zero_area_box", f"found a {name!r} with {found}, expected xmin < xmax and ymin < ymax; object left out", here)
+    return DrawnObject((_from_zero(xmin), _from_zero(ymin), xmax, ymax), classes.index(name), node.line)
+
+
+def _from_zero(edge: float) -> float:
+    """Return a first pixel, counted from 1, as an edge; 0 comes from a tool that counts from 0 and is the image's edge already."""
+    return edge - 1 if edge >= 1 else min(edge, 0.0)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _strays(folder: ImageFolder, files: dict[str, str], used: set[str], annotations: str) -> list[Fault]:
+    """Return a fault for each image that no XML file is about: in VOC it is not annotated, which is not the same as empty."""
+    names = [name for name in folder.files if name not in used and stem(name) not in files]
+    message = "found no XML file for image {!r} in {}, expected one; left out"
+    return [Fault("missing_annotation", message.format(name, annotations), join(folder.url, name)) for name in names]

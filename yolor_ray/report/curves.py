@@ -1,0 +1,31 @@
+"""TODO module docstring."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+
+from yolor_ray.report.plots import CURVES, INK, colour, new_figure, plain_axes, png_bytes
+
+
+def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Draw losses, accuracy, learning rate and speed over epochs, from the rows of metrics.jsonl; NaN and infinity are left out."""
+    figure = new_figure(11, 7)
+    panels = figure.subplots(2, 2)
+    epochs = [row["epoch"] for row in rows]
+    for axes, (title, keys) in zip(panels.flat, CURVES.items(), strict=True):
+        plain_axes(axes, title, "epoch")
+        known = {key: [(row["epoch"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))] for key in keys}
+        curves = {key: points for key, points in known.items() if points}
+        for label, (key, points) in enumerate(curves.items()):
+            # A single point is no line: few points get marks.
+            axes.plot(*zip(*points, strict=True), color=colour(label), label=key, marker="o" if len(points) < 30 else "", markersize=3.5)
+        axes.set_xlim(min(epochs, default=0) - 0.5, max(epochs, default=0) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(curves) > 1:
+            axes.legend(frameon=False, labelcolor=INK)
+    panels[0, 0].set_yscale("log")
+    panels[0, 1].set_ylim(0, 1)
+    panels[1, 1].set_ylim(bottom=0)
+    return png_bytes(figure)

@@ -1,0 +1,49 @@
+"""Draw training curves and precision-recall curves as PNG bytes.
+
+Figures are made without pyplot: it keeps global state and wants the main thread, and these are drawn in workers.
+"""
+
+import io
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = ("#2f8dff", "#ff9f0a", "#ff4d6d", "#1fc16b", "#b57bff", "#ff7ac6", "#00c2c7", "#c5d93b", "#9c6b4a", "#8ea2ff")
+CURVES = {
+    "Loss": ("loss", "box", "objectness", "classes", "classify", "embed", "segment", "pose"),
+    "Accuracy": ("AP", "AP50", "classify/mAP", "embed/mAP", "segment/AP", "pose/AP"),
+    "Learning rate": ("lr",),
+    "Images per second": ("images_per_s",),
+}
+INK, GRID = "#24292f", "#d8dee4"
+
+
+def colour(label: int) -> str:
+    """Return the colour of a class; colours repeat after ten classes."""
+    return COLOURS[label % len(COLOURS)]
+
+
+def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+    """Return a white figure of so many inches, 110 pixels each."""
+    figure = Figure(figsize=(width, height), dpi=110, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain_axes(axes: Axes, title: str, x_label: str) -> None:
+    """Give a panel its title and the looks of all: a light grid, no frame."""
+    axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
+    axes.set_xlabel(x_label, color=INK)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRID)
+    axes.tick_params(colors=INK, length=0)
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Return the figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

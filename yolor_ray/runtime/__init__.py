@@ -1,1 +1,0 @@
-"""Jobs on Ray: ingest, pack, train, evaluate, export and benchmark."""

@@ -1,0 +1,113 @@
+"""Say what a training worker needs to know, and build from it what a worker trains with."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from yolor_ray.boxes import cxcywh_from_xyxy
+from yolor_ray.cluster.stop_signal import Notice, no_notice
+from yolor_ray.config import Train
+from yolor_ray.data.augment.label_spec import Wanted
+from yolor_ray.data.loading.epoch_plan import Window, epoch_windows
+from yolor_ray.data.loading.loader import Batch, Loader, Source, records_per_window
+from yolor_ray.data.shards.dataset import Dataset
+from yolor_ray.model.network import Yolor
+from yolor_ray.train.distributed import Team
+from yolor_ray.train.learner import Learner
+from yolor_ray.train.losses.assign import Targets
+from yolor_ray.train.optim import Schedule
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Hold all that a worker needs; small enough to send, for pixels and weights travel otherwise."""
+
+    config: Train
+    run: str
+    """Folder of the run."""
+    train: Dataset
+    val: Dataset
+    anchors: np.ndarray
+    """(L, A, 2) pixels."""
+    source: Source
+    identities: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Individuals of the training set, ascending, if the network is to tell them apart."""
+    pretrained: str = ""
+    """URL of the weights to start from, if any."""
+    notice: Notice = no_notice
+    """Tells the leading worker, or a process that trains alone, that training is to end."""
+    after: str = ""
+    """Why the life before this one ended, if that is known."""
+
+    @property
+    def wanted(self) -> Wanted:
+        """What training needs to know beside boxes."""
+        tasks, train = self.config.network.tasks, self.train
+        members = range(max(len(train.members), 1))
+        return Wanted(
+            masks="segment" in tasks,
+            keypoint_names=train.keypoint_names if "pose" in tasks else (),
+            identities=self.identities if "embed" in tasks else None,
+            image_classes=np.stack([train.image_classes_of(member) for member in members]) if "classify" in tasks else None,
+        )
+
+
+def make_learner(job: Job, team: Team) -> Learner:
+    """Build the network alike on every worker, and what trains it."""
+    config = job.config
+    cv2.setNumThreads(0)
+    torch.manual_seed(config.run.seed)
+    network = Yolor(
+        config.network,
+        len(job.train.classes),
+        torch.tensor(job.anchors),
+        image_classes=len(job.train.image_classes),
+        keypoints=len(job.train.keypoint_names),
+        identities=len(job.identities),
+    )
+    if team.device.type == "cuda" and team.world > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network = network.to(team.device).train()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = math.ceil(job.train.images / config.optim.batch)
+    return Learner(network, config, Schedule(config.optim, steps), team.wrap(network))
+
+
+def make_loader(job: Job) -> Loader:
+    """Return what makes the batches of a worker."""
+    config = job.config
+    return Loader(
+        job.source,
+        image_px=config.data.image_px,
+        augment=config.augment,
+        seed=config.run.seed,
+        threads=config.data.threads,
+        wanted=job.wanted,
+    )
+
+
+def windows_of(job: Job, epoch: int) -> list[Window]:
+    """Return the windows of an epoch."""
+    size = records_per_window(job.config.data.image_px, job.wanted)
+    return epoch_windows(job.train.row_groups, records_per_window=size, seed=job.config.run.seed, epoch=epoch)
+
+
+def targets_of(batch: Batch) -> Targets:
+    """Return what is known about a batch as tensors."""
+    others = ("keypoints", "identities", "has_mask", "instances", "image_labels")
+    known = {name: torch.from_numpy(array) for name in others if (array := getattr(batch, name)) is not None}
+    return Targets(
+        torch.from_numpy(batch.positions),
+        torch.from_numpy(batch.labels),
+        cxcywh_from_xyxy(torch.from_numpy(batch.boxes_xyxy)),
+        boxes_known=None if batch.boxes_known.all() else torch.from_numpy(batch.boxes_known),
+        **known,
+    )

@@ -1,0 +1,208 @@
+"""Train: the one loop for this process alone and for any number of workers, on CPU or GPU.
+
+Read `train_loop` top to bottom: resume or start, then for each epoch plan, learn, validate, checkpoint. After each update
+all workers agree whether to go on, to save, or to save and end.
+"""
+
+import enum
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from yolor_ray.data.loading.epoch_ledger import Ledger
+from yolor_ray.data.loading.epoch_plan import Step, Window, steps_of
+from yolor_ray.data.loading.loader import Loader
+from yolor_ray.errors import ConfigError, StorageError
+from yolor_ray.io import storage
+from yolor_ray.train.checkpoint.async_writer import Saver
+from yolor_ray.train.checkpoint.attempts import Life
+from yolor_ray.train.checkpoint.checkpoint import Progress, resume
+from yolor_ray.train.context import Job, Report, make_learner, make_loader, targets_of, windows_of
+from yolor_ray.train.distributed import Team
+from yolor_ray.train.epoch_meter import Meter
+from yolor_ray.train.learner import Learner
+from yolor_ray.train.run_log import Board
+from yolor_ray.train.settings_lock import RUN_FILE
+from yolor_ray.train.validation import Validation, keep_best, validate
+from yolor_ray.train.warm_start import start_from
+
+logger = logging.getLogger(__name__)
+
+
+class Ending(enum.Enum):
+    """Say how a life ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    """It was asked to, and wrote a checkpoint."""
+
+
+class _Word(enum.IntEnum):
+    """Say what is to be done after an update; the highest of all workers' words counts."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+
+
+@dataclass
+class _Leader:
+    """Hold what the leading worker alone has: it writes the run's files."""
+
+    life: Life
+    board: Board
+    saver: Saver
+
+
+@dataclass
+class _Training:
+    """Hold what a worker trains with."""
+
+    job: Job
+    team: Team
+    learner: Learner
+    loader: Loader
+    progress: Progress
+    leader: _Leader | None
+
+
+def train_loop(job: Job, team: Team, report: Report) -> Ending:
+    """Train from the newest checkpoint, or from the start, to the last epoch, or until the job's notice asks to end."""
+    config = job.config
+    _check_folder(job.run)
+    with ExitStack() as stack:
+        life = stack.enter_context(Life(job.run, team.world, job.after)) if team.leads else None
+        learner = make_learner(job, team)
+        progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)), team)
+        _report_again(progress, config.optim.epochs, report)
+        if learner.step == 0 and job.pretrained:
+            start_from(job.pretrained, learner, job.train)
+        loader = make_loader(job)
+        stack.callback(loader.close)
+        training = _Training(job, team, learner, loader, progress, _leader(job, life, learner, progress, stack))
+        while progress.epoch < config.optim.epochs:
+            row = _learn_epoch(training)
+            if row is None:
+                return Ending.STOPPED
+            progress.epoch, progress.seen = progress.epoch + 1, np.zeros(job.train.images, bool)
+            _end_epoch(training, row, report)
+            if progress.epoch < config.optim.epochs and _stop_between_epochs(training):
+                return Ending.STOPPED
+    return Ending.DONE
+
+
+def _check_folder(run: str) -> None:
+    """Raise ConfigError unless this worker sees the folder that the job began: a local one is there on one node alone."""
+    if not storage.exists(storage.join(run, RUN_FILE)):
+        expected = "expected what the job wrote there; workers on several nodes need s3:// or a folder that all of them share"
+        raise ConfigError(f"run.storage: found no {RUN_FILE} in {run} on a worker's node, {expected}")
+
+
+def _leader(job: Job, life: Life | None, learner: Learner, progress: Progress, stack: ExitStack) -> _Leader | None:
+    if life is None:
+        return None
+    epochs = job.config.optim.epochs
+    saver = Saver(job.run, job.config.run, epochs, life, learner.step)
+    stack.callback(saver.close)
+    return _Leader(life, stack.enter_context(Board(job.run, progress.rows, epochs)), saver)
+
+
+def _report_again(progress: Progress, epochs: int, report: Report) -> None:
+    """Report earlier validations: a study that goes on judges a trial by all that it has measured."""
+    for row in progress.rows:
+        if "AP" in row and row["epoch"] < epochs:
+            report(row)
+
+
+def _end_epoch(training: _Training, row: dict[str, Any], report: Report) -> None:
+    """Validate if it is time to, keep the best weights, show the epoch and write a checkpoint if one is due."""
+    job, progress, learner = training.job, training.progress, training.learner
+    config = job.config
+    is_last = progress.epoch == config.optim.epochs
+    validates = progress.epoch % config.run.validate_every == 0 or is_last
+    found = validate(learner, job.val, config, training.team) if validates else None
+    if leader := training.leader:
+        if found:
+            leader.life.check()
+            row |= found.measured.metrics
+            _keep_best(training, leader, found, needed=is_last)
+        leader.board.add(row, draw=validates)
+        leader.saver.epoch_done(learner, progress)
+    # A study may stop a trial on what it reports, but not one that is done: its weights are still to be published.
+    if validates and not is_last:
+        report(row)
+
+
+def _keep_best(training: _Training, leader: _Leader, found: Validation, *, needed: bool) -> None:
+    """Publish the weights if they are the best; if that cannot be done now and another validation follows, those before stay."""
+    try:
+        keep_best(training.job, leader.life.row.life, training.learner, training.progress, found)
+    except StorageError as error:
+        if needed:
+            raise
+        logger.error("event=best_not_kept epoch=%d error='%s'", training.progress.epoch, error)
+
+
+def _learn_epoch(training: _Training) -> dict[str, Any] | None:
+    """Learn from what is left of an epoch and return its metrics; None if it was asked to end before."""
+    job, team, learner, progress = training.job, training.team, training.learner, training.progress
+    windows = windows_of(job, progress.epoch)
+    steps = steps_of(windows, progress.seen, rank=team.rank, world=team.world, batch=job.config.optim.batch)
+    meter, ledger = Meter(), Ledger(progress.seen)
+    for number, (step, batch) in enumerate(zip(steps, _batches(training, windows, steps, meter), strict=True), start=1):
+        is_last = number == len(steps)
+        parts = learner.learn(torch.from_numpy(batch.images), targets_of(batch), must_update=is_last, weight=step.weight)
+        meter.add(parts, len(batch.images) * team.world)
+        if step.weight > 0:
+            ledger.take(step.records)
+        _show(training, progress.epoch + number / len(steps), meter)
+        if learner.settled and not is_last and _save_or_stop(training, ledger) is _Word.STOP:
+            return None
+    ledger.merge(team.gather(ledger.own))
+    lr = learner.optimizer.param_groups[0]["lr"]
+    return {"epoch": progress.epoch + 1, "lr": lr, "records": ledger.close(), **meter.rates(), **meter.means()}
+
+
+def _batches(training: _Training, windows: list[Window], steps: list[Step], meter: Meter) -> Any:
+    job, epoch = training.job, training.progress.epoch
+    plain = epoch >= job.config.optim.epochs - job.config.augment.plain_epochs
+    return meter.timed(training.loader.epoch(windows, steps, epoch=epoch, plain=plain))
+
+
+def _show(training: _Training, epoch: float, meter: Meter) -> None:
+    if leader := training.leader:
+        leader.life.took(training.learner.step)
+        if leader.board.due:
+            leader.board.beat(epoch, meter.means()["loss"], meter.images_per_s)
+
+
+def _save_or_stop(training: _Training, ledger: Ledger) -> _Word:
+    """Let all workers agree on what to do now; if it is to save or to stop, write what all have seen into a checkpoint."""
+    job, team, learner, progress, leader = training.job, training.team, training.learner, training.progress, training.leader
+    own = _Word.GO_ON
+    if leader and leader.saver.due(learner.step):
+        own = _Word.SAVE
+    if leader and job.notice():
+        own = _Word.STOP
+    agreed = _Word(team.highest(own))
+    if agreed is not _Word.GO_ON:
+        ledger.merge(team.gather(ledger.own))
+        progress.seen = ledger.seen
+        if leader:
+            (leader.saver.finish if agreed is _Word.STOP else leader.saver.save)(learner, progress)
+    return agreed
+
+
+def _stop_between_epochs(training: _Training) -> bool:
+    """Let all workers agree whether to end after a whole epoch: one of a single update has no other moment to be asked."""
+    leader = training.leader
+    own = _Word.STOP if leader and training.job.notice() else _Word.GO_ON
+    if training.team.highest(own) < _Word.STOP:
+        return False
+    if leader:
+        leader.saver.finish(training.learner, training.progress)
+    return True

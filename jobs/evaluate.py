@@ -3,4 +3,4 @@
 from yolor_ray import cli, config
 
 if __name__ == "__main__":
-    cli.run(config.Evaluate, "yolor_ray.evaluate.run:evaluate")
+    cli.run(config.EvaluateConfig, "yolor_ray.evaluate.run:evaluate")

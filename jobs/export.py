@@ -3,4 +3,4 @@
 from yolor_ray import cli, config
 
 if __name__ == "__main__":
-    cli.run(config.Export, "yolor_ray.export.run:export")
+    cli.run(config.ExportConfig, "yolor_ray.export.run:export")

@@ -3,4 +3,4 @@
 from yolor_ray import cli, config
 
 if __name__ == "__main__":
-    cli.run(config.Pack, "yolor_ray.pack.run:pack")
+    cli.run(config.AnyPackConfig, "yolor_ray.pack.run:pack")

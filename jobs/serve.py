@@ -3,4 +3,4 @@
 from yolor_ray import cli, config
 
 if __name__ == "__main__":
-    cli.run(config.Serve, "yolor_ray.serve.run:serve")
+    cli.run(config.ServeConfig, "yolor_ray.serve.run:serve")

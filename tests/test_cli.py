@@ -15,7 +15,7 @@ import pytest
 import tyro
 
 from yolor_ray import cli
-from yolor_ray.config import Optim, Train, presets
+from yolor_ray.config import OptimConfig, TrainConfig, presets
 from yolor_ray.errors import check
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ class Settings:
 class Compare:
     """A study under test."""
 
-    train: Annotated[Train, tyro.conf.arg(name="")]
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     seeds: int = 3
     """Repeats."""
     words: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -73,7 +73,7 @@ class Compare:
 class Seek:
     """Another study under test."""
 
-    train: Annotated[Train, tyro.conf.arg(name="")]
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     trials: int = 5
     """Trainings."""
 
@@ -111,7 +111,7 @@ def study_job() -> None:
 @pytest.fixture
 def preset_file(tmp_path) -> str:
     """Write the settings of a run as its folder holds them; the value is the file's path."""
-    config = replace(presets.PRESETS["demo"], optim=Optim(lr=0.5, epochs=7))
+    config = replace(presets.PRESETS["demo"], optim=OptimConfig(lr=0.5, epochs=7))
     (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     return str(tmp_path / "config.json")
 
@@ -189,7 +189,7 @@ def test_a_preset_takes_overrides_and_refuses_unknown_ones():
 
 def test_every_preset_is_described_and_is_a_complete_run():
     assert presets.PRESETS.keys() == presets.DESCRIPTIONS.keys()
-    assert all(type(preset) is Train for preset in presets.PRESETS.values())
+    assert all(type(preset) is TrainConfig for preset in presets.PRESETS.values())
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_preset_still_runs_by_name(job):
     assert status == 0
     small = presets.PRESETS["small"]
     expected = replace(small, optim=replace(small.optim, epochs=4), network=replace(small.network, widths=(64,) * 4))
-    assert json.loads(out) == json.loads(json.dumps({"kind": "Train", **dataclasses.asdict(expected)}))
+    assert json.loads(out) == json.loads(json.dumps({"kind": "TrainConfig", **dataclasses.asdict(expected)}))
 
 
 @pytest.mark.parametrize(

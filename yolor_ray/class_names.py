@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Names(Protocol):
+class ClassNames(Protocol):
     """Hold names in the order of their numbers; packed data sets and weights both do."""
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from yolor_ray.cluster.environment import KEEP_MEMORY
-from yolor_ray.config import Train
+from yolor_ray.config import TrainConfig
 from yolor_ray.config.dotted import from_json, nearest
 from yolor_ray.errors import ConfigError, Preempted, UserError
 from yolor_ray.io.redact import hide_secrets, redacted, refuse_credentials
@@ -39,22 +39,26 @@ def run_preset(presets: Mapping[str, Any], descriptions: Mapping[str, str], targ
     run(_subcommands(presets, descriptions), target)
 
 
-def run_train(presets: Mapping[str, Train], descriptions: Mapping[str, str], target: str) -> None:
+def run_train(presets: Mapping[str, TrainConfig], descriptions: Mapping[str, str], target: str) -> None:
     """Do as `run_preset`, or start from the settings in a file: `--preset-file URL` instead of a preset's name."""
 
-    def read() -> Train:
+    def read() -> TrainConfig:
         if not sys.argv[1:]:
             raise ConfigError(f"preset: found none, expected one of {', '.join(presets)}, or --preset-file URL; --help says what they are")
         url, others = _preset_file(sys.argv[1:])
         if url is None:
             return _read(_subcommands(presets, descriptions), others, description=f"Train a preset: its name, then flags. {PRESET_FILE}")
-        return _read(Train, others, default=_from_file(url, _preset_name(others, presets)))
+        return _read(TrainConfig, others, default=_from_file(url, _preset_name(others, presets)))
 
     _run(read, target)
 
 
 def run_study(
-    studies: Mapping[str, Callable[[Train], Any]], descriptions: Mapping[str, str], presets: Mapping[str, Train], default: str, target: str
+    studies: Mapping[str, Callable[[TrainConfig], Any]],
+    descriptions: Mapping[str, str],
+    presets: Mapping[str, TrainConfig],
+    default: str,
+    target: str,
 ) -> None:
     """Do as `run` with a study's kind as the subcommand, and after it the preset's name that the study is made of.
 
@@ -99,7 +103,7 @@ def _preset_file(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return next(iter(found.preset_file), None), others
 
 
-def _preset_name(arguments: Sequence[str], presets: Mapping[str, Train]) -> str | None:
+def _preset_name(arguments: Sequence[str], presets: Mapping[str, TrainConfig]) -> str | None:
     """Return the preset that the first argument names; None where that is a flag."""
     name = next(iter(arguments), "-")
     if name.startswith("-"):
@@ -109,7 +113,7 @@ def _preset_name(arguments: Sequence[str], presets: Mapping[str, Train]) -> str 
     return name
 
 
-def _from_file(url: str, name: str | None) -> Train:
+def _from_file(url: str, name: str | None) -> TrainConfig:
     if name is not None:
         raise ConfigError(f"preset: found the name {name!r} beside --preset-file {url}, expected one of the two")
     # Storage takes longer to import than `--help` may take.

@@ -37,11 +37,11 @@ class StorageError(UserError):
     """A URL cannot be read or written."""
 
 
-class AbsentError(StorageError):
+class NotFoundError(StorageError):
     """Nothing is at the URL."""
 
 
-class DamagedError(StorageError):
+class IntegrityError(StorageError):
     """What was read is not what was written: cut, altered, or not all there."""
 
 

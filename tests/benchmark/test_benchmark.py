@@ -12,17 +12,17 @@ import torch
 from yolor_ray.benchmark import ingest
 from yolor_ray.benchmark.ingest_rounds import measure
 from yolor_ray.benchmark.run import benchmark
-from yolor_ray.config import Cluster, Data, Network, Optim, Run
-from yolor_ray.config.benchmark import Ingest
+from yolor_ray.config import ClusterConfig, DataConfig, NetworkConfig, OptimConfig, RunConfig
+from yolor_ray.config.benchmark import IngestConfig
 from yolor_ray.config.presets import PRESETS
 from yolor_ray.errors import ConfigError
 from yolor_ray.pack.run import pack_scenes
 from yolor_ray.report.provenance import commit, machine
-from yolor_ray.train.distributed import Team
+from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 
 REPOSITORY = Path(__file__).parents[2]
-TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 IMAGES = 24
 
 
@@ -34,10 +34,10 @@ def small(tmp_path):
     return dataclasses.replace(
         PRESETS["demo"],
         network=TINY,
-        data=Data(train=data, val=data, image_px=64),
-        optim=Optim(epochs=2, batch=4, nominal_batch=8),
-        cluster=Cluster(threads=1),
-        run=Run(storage=str(tmp_path / "runs")),
+        data=DataConfig(train=data, val=data, image_px=64),
+        optim=OptimConfig(epochs=2, batch=4, nominal_batch=8),
+        cluster=ClusterConfig(threads=1),
+        run=RunConfig(storage=str(tmp_path / "runs")),
     )
 
 
@@ -49,7 +49,7 @@ def _threads_restored():
 
 
 def test_a_benchmark_reports_each_round_and_its_medians(small):
-    found = benchmark(Ingest(small, rounds=3))
+    found = benchmark(IngestConfig(small, rounds=3))
     rounds = found["rounds"]
     assert len(rounds) == 3
     assert all(value > 0 for row in rounds for value in row.values())
@@ -63,7 +63,7 @@ def test_a_benchmark_reports_each_round_and_its_medians(small):
 
 def test_a_benchmark_says_what_it_was_measured_with(small, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["jobs/benchmark.py", "ingest", "--rounds", "1"])
-    found = benchmark(Ingest(small, rounds=1, steps=2))
+    found = benchmark(IngestConfig(small, rounds=1, steps=2))
     assert found["command"] == "python jobs/benchmark.py ingest --rounds 1"
     assert found["commit"] == commit()
     assert found["machine"]["cores"] >= 1
@@ -86,9 +86,9 @@ def test_ratios_compare_the_whole_with_the_slower_part_of_the_same_round():
 
 def _measured(train, source=None, **options):
     """The rounds of a run in this process, with what `source` makes of its source."""
-    job = ingest.prepare(ingest._steady(Ingest(train)), train.run.storage)
+    job = ingest.prepare(ingest._steady(IngestConfig(train)), train.run.storage)
     job = dataclasses.replace(job, source=source(job.source) if source else job.source)
-    return measure(job, Team(0, 1, torch.device("cpu")), lambda row: None, **options)
+    return measure(job, DistContext(0, 1, torch.device("cpu")), lambda row: None, **options)
 
 
 def test_a_slow_source_slows_the_ingest_and_the_whole_but_not_the_step(small):
@@ -134,9 +134,9 @@ def test_every_measure_takes_a_whole_epoch_unless_limited(small):
 
 def test_elastic_workers_and_numbers_out_of_range_are_refused(small):
     with pytest.raises(ConfigError, match=r"cluster\.workers: found '1-2', expected one number"):
-        Ingest(dataclasses.replace(small, cluster=Cluster(workers="1-2")))
+        IngestConfig(dataclasses.replace(small, cluster=ClusterConfig(workers="1-2")))
     with pytest.raises(ConfigError, match="rounds, steps: found 0, 0, expected 1 or more and 0 or more"):
-        Ingest(small, rounds=0)
+        IngestConfig(small, rounds=0)
 
 
 def test_the_commit_is_unknown_where_there_is_no_git(monkeypatch):

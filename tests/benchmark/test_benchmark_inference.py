@@ -12,19 +12,19 @@ import torch
 from yolor_ray.benchmark import inference, peak
 from yolor_ray.benchmark.inference_report import FORMS, PARTS, limit, report
 from yolor_ray.benchmark.run import benchmark
-from yolor_ray.config import Implicit, Network
-from yolor_ray.config.benchmark import Inference
+from yolor_ray.config import ImplicitConfig, NetworkConfig
+from yolor_ray.config.benchmark import InferenceConfig
 from yolor_ray.config.presets import PRESETS
 from yolor_ray.errors import ConfigError
 from yolor_ray.inference import timing
 from yolor_ray.inference.runtimes import DecodedYolor
-from yolor_ray.inference.timing import in_rounds, spread
+from yolor_ray.inference.timing import spread, time_interleaved
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
 
 REPOSITORY = Path(__file__).parents[2]
-TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]], [[50, 90], [90, 50], [90, 90]]])
 INFO = WeightsInfo("tiny", ("a", "b"), 64)
 
@@ -57,7 +57,7 @@ def hurried(monkeypatch):
 
 @pytest.mark.usefixtures("hurried")
 def test_the_benchmark_measures_every_form_and_says_with_what(weights):
-    found = benchmark(Inference(weights=weights, batches=(1, 2), rounds=2, threads=1))
+    found = benchmark(InferenceConfig(weights=weights, batches=(1, 2), rounds=2, threads=1))
     names = {f"{name}_{batch}" for name in (*FORMS, *PARTS) for batch in (1, 2)}
     assert [row.keys() - names for row in found["rounds"]] == [set(found["peak_gflop_per_s"])] * 2
     assert all(value > 0 for row in found["rounds"] for value in row.values())
@@ -70,9 +70,9 @@ def test_the_benchmark_measures_every_form_and_says_with_what(weights):
 
 
 def test_a_presets_network_needs_no_weights_and_may_take_another_side():
-    network, info = inference._subject(Inference(preset="nano"))
+    network, info = inference._subject(InferenceConfig(preset="nano"))
     assert (info.name, info.image_px, network.config) == ("nano", 416, PRESETS["nano"].network)
-    assert inference._subject(Inference(preset="nano", image_px=32))[1].image_px == 32
+    assert inference._subject(InferenceConfig(preset="nano", image_px=32))[1].image_px == 32
     with torch.inference_mode():
         assert all(part.isfinite().all() for part in DecodedYolor(network)(torch.rand(1, 3, 64, 64)).values())
 
@@ -129,7 +129,7 @@ def test_forms_take_turns_and_short_ones_are_called_again():
         return run
 
     works = {"short": work("s", 0.1), "long": work("l", 2.0)}
-    rows = in_rounds(works, 2, clock=lambda: now[0])
+    rows = time_interleaved(works, 2, clock=lambda: now[0])
     assert [name for name, _ in itertools.groupby(order[4:])] == ["s", "l", "s", "l"]
     assert order[4:].count("s") == 6 and order[4:].count("l") == 2
     assert rows == [pytest.approx({"short": 0.1, "long": 2.0})] * 2
@@ -138,7 +138,7 @@ def test_forms_take_turns_and_short_ones_are_called_again():
 
 def test_plain_is_the_same_network_without_implicit_knowledge(network):
     plain = inference._plain(network)
-    assert plain.config.implicit == Implicit(align="none", refine="none")
+    assert plain.config.implicit == ImplicitConfig(align="none", refine="none")
     names = set(network.state_dict()) - set(plain.state_dict())
     assert names == {f"head.levels.{level}.{kind}.z" for level in range(3) for kind in ("align", "refine")}
     for name, tensor in plain.state_dict().items():
@@ -150,13 +150,13 @@ def test_plain_is_the_same_network_without_implicit_knowledge(network):
 def test_what_cannot_be_compared_is_refused(network, tmp_path):
     save_weights(str(tmp_path / "fused"), fuse(network), INFO)
     with pytest.raises(ConfigError, match=r"weights: found folded weights at .*fused, expected those that training wrote"):
-        benchmark(Inference(weights=str(tmp_path / "fused")))
+        benchmark(InferenceConfig(weights=str(tmp_path / "fused")))
     with pytest.raises(ConfigError, match="image_px: found 48, expected a multiple of the network's coarsest stride, 32"):
-        benchmark(Inference(image_px=48))
+        benchmark(InferenceConfig(image_px=48))
     with pytest.raises(ConfigError, match="batches: found \\(1, 0\\), expected one number or more, each 1 or more"):
-        Inference(batches=(1, 0))
+        InferenceConfig(batches=(1, 0))
     with pytest.raises(ConfigError, match="rounds: found 0, expected 1 or more"):
-        Inference(rounds=0)
+        InferenceConfig(rounds=0)
 
 
 def test_the_job_reads_its_flags(tmp_path):

@@ -1,12 +1,12 @@
 import pytest
 
 from yolor_ray.benchmark.run import benchmark
-from yolor_ray.config import Cluster, Data, Network, Optim, Run, Train
-from yolor_ray.config.benchmark import Ingest
+from yolor_ray.config import ClusterConfig, DataConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
+from yolor_ray.config.benchmark import IngestConfig
 from yolor_ray.io.storage import join, list_names
 from yolor_ray.pack.run import pack_scenes
 
-TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 
 
 # Ray Data reads deprecated settings of its own.
@@ -16,14 +16,14 @@ def test_workers_on_a_cluster_are_measured_together_and_leave_nothing_behind(s3)
     bucket = s3()
     data, runs = join(bucket, "data"), join(bucket, "runs")
     pack_scenes(data, 70, seed=0, size_px=96)
-    train = Train(
+    train = TrainConfig(
         network=TINY,
-        data=Data(train=data, val=data, image_px=64),
-        optim=Optim(batch=8),
-        cluster=Cluster(workers="2", threads=1),
-        run=Run(storage=runs),
+        data=DataConfig(train=data, val=data, image_px=64),
+        optim=OptimConfig(batch=8),
+        cluster=ClusterConfig(workers="2", threads=1),
+        run=RunConfig(storage=runs),
     )
-    found = benchmark(Ingest(train, rounds=2))
+    found = benchmark(IngestConfig(train, rounds=2))
     assert len(found["rounds"]) == 2
     assert all(value > 0 for row in found["rounds"] for value in row.values())
     assert found["settings"]["workers"] == 2

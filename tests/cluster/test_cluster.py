@@ -140,10 +140,10 @@ class Joined(Exception):
 
 
 @pytest.fixture
-def service(tmp_path) -> config.Serve:
+def service(tmp_path) -> config.ServeConfig:
     """Name weights that are there; nobody loads them before Ray runs."""
     manifest.publish(str(tmp_path / "weights"), {"config.json": b"{}"})
-    return config.Serve(weights=str(tmp_path / "weights"))
+    return config.ServeConfig(weights=str(tmp_path / "weights"))
 
 
 @IGNORE_PYDANTIC

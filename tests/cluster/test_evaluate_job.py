@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from yolor_ray.config import Evaluate, Network
+from yolor_ray.config import EvaluateConfig, NetworkConfig
 from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.data.synthetic import scenes
 from yolor_ray.errors import ConfigError, DataError, StorageError
 from yolor_ray.evaluate import run as module
 from yolor_ray.evaluate.coco import METRICS
 from yolor_ray.evaluate.run import evaluate
-from yolor_ray.inference.engine_choice import fastest
+from yolor_ray.inference.engine_choice import choose_engine
 from yolor_ray.io.manifest import read_published
 from yolor_ray.io.storage import join
 from yolor_ray.model.network import Yolor
@@ -22,7 +22,7 @@ from yolor_ray.model.weights import WeightsInfo, save_weights
 from yolor_ray.pack.run import pack_scenes
 
 REPOSITORY = Path(__file__).parents[2]
-SMALL = Network(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
+SMALL = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
 ANCHORS = ((12, 12), (20, 16), (16, 28), (30, 30), (40, 26), (28, 48), (60, 60), (80, 50), (50, 90))
 
 
@@ -44,7 +44,7 @@ def placed(ray_cluster, s3):
 
 def test_accuracy_does_not_depend_on_the_number_of_workers(placed):
     weights, data = placed
-    found = [evaluate(Evaluate(weights=weights, data=data, workers=workers)) for workers in (0, 1, 2, 5)]
+    found = [evaluate(EvaluateConfig(weights=weights, data=data, workers=workers)) for workers in (0, 1, 2, 5)]
     assert found[0]["AR100"] > 0.01
     assert set(found[0]) == {*METRICS, "images", "weights", "data"}
     assert found[0]["images"] == 150
@@ -54,10 +54,10 @@ def test_accuracy_does_not_depend_on_the_number_of_workers(placed):
 
 def test_what_a_replica_of_lower_precision_serves_can_be_measured(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "fastest", lambda *given, precision: asked.append(precision) or fastest(*given, precision=precision))
+    monkeypatch.setattr(module, "fastest", lambda *given, precision: asked.append(precision) or choose_engine(*given, precision=precision))
     pack_scenes(str(tmp_path / "data"), 20, seed=1, size_px=128)
     weights = _weights(str(tmp_path / "weights"))
-    whole, half = (evaluate(Evaluate(weights, str(tmp_path / "data"), precision=kind)) for kind in ("float32", "bfloat16"))
+    whole, half = (evaluate(EvaluateConfig(weights, str(tmp_path / "data"), precision=kind)) for kind in ("float32", "bfloat16"))
     assert asked == ["bfloat16"]
     assert half["AR100"] == pytest.approx(whole["AR100"], abs=0.03)
     assert half["AR100"] > 0.01
@@ -66,7 +66,7 @@ def test_what_a_replica_of_lower_precision_serves_can_be_measured(tmp_path, monk
 def test_a_report_is_published_beside_the_numbers(placed):
     weights, data = placed
     output = join(data.rpartition("/")[0], "report")
-    found = evaluate(Evaluate(weights=weights, data=data, workers=2, output=output))
+    found = evaluate(EvaluateConfig(weights=weights, data=data, workers=2, output=output))
     files = read_published(output)
     assert sorted(files) == ["detections.parquet", "metrics.json", "precision_recall.png", "predictions.png"]
     numbers = json.loads(files["metrics.json"])
@@ -82,26 +82,26 @@ def test_a_lost_shard_is_named_by_the_worker_that_missed_it(placed, tmp_path):
     shard = tmp_path / open_dataset(str(tmp_path)).shards[0].name
     shard.unlink()
     with pytest.raises(StorageError, match=f"{shard}.*not found"):
-        evaluate(Evaluate(weights=weights, data=str(tmp_path), workers=1))
+        evaluate(EvaluateConfig(weights=weights, data=str(tmp_path), workers=1))
 
 
 def test_weights_of_other_classes_are_refused(placed, tmp_path):
     weights = _weights(str(tmp_path), classes=("cat", "dog"))
     with pytest.raises(DataError, match=r"found classes .*, expected some of cat, dog"):
-        evaluate(Evaluate(weights=weights, data=placed[1]))
+        evaluate(EvaluateConfig(weights=weights, data=placed[1]))
 
 
 def test_built_in_scenes_are_evaluated_by_their_count(placed):
     weights, _ = placed
-    assert evaluate(Evaluate(weights=weights, data="scenes:3"))["images"] == 3
+    assert evaluate(EvaluateConfig(weights=weights, data="scenes:3"))["images"] == 3
     with pytest.raises(ConfigError, match="found 'scenes:few', expected scenes:N"):
-        evaluate(Evaluate(weights=weights, data="scenes:few"))
+        evaluate(EvaluateConfig(weights=weights, data="scenes:few"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_asking_for_an_absent_gpu_says_so(placed):
     with pytest.raises(ConfigError, match="gpu: found no CUDA device"):
-        evaluate(Evaluate(weights=placed[0], data=placed[1], gpu=True))
+        evaluate(EvaluateConfig(weights=placed[0], data=placed[1], gpu=True))
 
 
 def _job(*flags):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from yolor_ray.config import PackScenes, PackVoc, PackYolo
+from yolor_ray.config import PackScenesConfig, PackVocConfig, PackYoloConfig
 from yolor_ray.data.shards.dataset import open_dataset, read_row_group, records
 from yolor_ray.errors import ConfigError, DataError, StorageError
 from yolor_ray.io import storage
@@ -54,7 +54,7 @@ def test_bccd_packs_into_s3_with_the_known_boxes_and_faults(split, shared, s3, r
     output = storage.join(s3(), "bccd", split)
     split_file = str(folder / "ImageSets" / "Main" / f"{split}.txt")
     sources = {"images": str(folder / "JPEGImages"), "annotations": str(folder / "Annotations"), "split_file": split_file}
-    result = pack(PackVoc(**sources, output=output, shard_mb=0.5))
+    result = pack(PackVocConfig(**sources, output=output, shard_mb=0.5))
     images, boxes, faulty = {"train": (205, 2804, "343"), "val": (87, 1137, "338"), "test": (72, 945, None)}[split]
     assert result == {"images": images, "boxes": boxes, "faults": {"zero_area_box": 1} if faulty else {}, "output": output}
     dataset = open_dataset(output)
@@ -77,8 +77,8 @@ def test_a_set_packed_by_ray_into_s3_from_s3_equals_one_packed_here(yolo_set, tm
             storage.write_bytes(storage.join(bucket, name, file.name), file.read_bytes())
     remote = {"images": f"{bucket}/images", "annotations": f"{bucket}/labels", "names": sources["names"]}
     shard_mb = 4 * (tmp_path / "images" / "000.png").stat().st_size / 1e6
-    many = pack(PackYolo(**remote, output=f"{bucket}/set", shard_mb=shard_mb))
-    one = pack(PackYolo(**sources, output=str(tmp_path / "one")))
+    many = pack(PackYoloConfig(**remote, output=f"{bucket}/set", shard_mb=shard_mb))
+    one = pack(PackYoloConfig(**sources, output=str(tmp_path / "one")))
     assert (many["images"], many["boxes"], many["faults"]) == (one["images"], one["boxes"], one["faults"]) == (12, 24, {})
     assert len(open_dataset(f"{bucket}/set").shards) > 1
     assert [r.name for r in all_records(f"{bucket}/set")] == [r.name for r in all_records(str(tmp_path / "one"))]
@@ -86,7 +86,7 @@ def test_a_set_packed_by_ray_into_s3_from_s3_equals_one_packed_here(yolo_set, tm
 
 
 def test_records_are_mixed_and_packing_again_changes_nothing(yolo_set, tmp_path):
-    config = PackYolo(**yolo_set(), output=str(tmp_path / "out"))
+    config = PackYoloConfig(**yolo_set(), output=str(tmp_path / "out"))
     first = pack(config)
     names = [record.name for record in all_records(config.output)]
     assert sorted(names) != names
@@ -96,7 +96,7 @@ def test_records_are_mixed_and_packing_again_changes_nothing(yolo_set, tmp_path)
 
 
 def test_another_finished_data_set_at_the_output_is_never_overwritten(yolo_set, tmp_path):
-    config = PackYolo(**yolo_set(), output=str(tmp_path / "out"))
+    config = PackYoloConfig(**yolo_set(), output=str(tmp_path / "out"))
     pack(config)
     digest = open_dataset(config.output).digest
     yolo_set(n3="0 0.5 0.5 0.1 0.1\n")
@@ -113,7 +113,7 @@ def test_strict_refuses_and_publishes_nothing(yolo_set, tmp_path, fault):
         (tmp_path / "images" / "003.png").write_bytes(b"")
     place = {"label": r"003\.txt:1: unknown_class", "image": r"003\.png: broken_image: empty_image"}[fault]
     with pytest.raises(DataError, match=rf"found 1 faults, expected none with --strict; nothing was packed:\n.*{place}"):
-        pack(PackYolo(**sources, output=str(tmp_path / "out"), strict=True))
+        pack(PackYoloConfig(**sources, output=str(tmp_path / "out"), strict=True))
     assert storage.list_names(str(tmp_path / "out")) == []
 
 
@@ -126,7 +126,7 @@ def test_broken_and_repeated_images_are_reported_and_the_rest_is_packed(yolo_set
     write_image(images / "cut.jpg", 640, 480)
     (images / "cut.jpg").write_bytes((images / "cut.jpg").read_bytes()[:-200])
     (images / "005.png").write_bytes((images / "004.png").read_bytes())
-    result = pack(PackYolo(**sources, output=str(tmp_path / "out")))
+    result = pack(PackYoloConfig(**sources, output=str(tmp_path / "out")))
     assert (result["images"], result["faults"]) == (9, {"broken_image": 4, "duplicate_image": 1})
     messages = {Path(fault["file"]).name: fault["message"] for fault in faults_of(result["output"])}
     kinds = {"001.png": "truncated_image", "002.png": "unsupported_image", "003.png": "empty_image", "cut.jpg": "truncated_image"}
@@ -138,7 +138,7 @@ def test_a_set_without_usable_image_is_refused_and_leaves_nothing(yolo_set, tmp_
     sources = yolo_set(1)
     (tmp_path / "images" / "000.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"found no usable image, expected at least one; 1 faults: .*000\.png: broken_image"):
-        pack(PackYolo(**sources, output=str(tmp_path / "out")))
+        pack(PackYoloConfig(**sources, output=str(tmp_path / "out")))
     assert storage.list_names(str(tmp_path / "out")) == []
 
 
@@ -153,7 +153,7 @@ def test_an_image_that_vanishes_under_way_is_an_error_that_names_it(yolo_set, tm
 
     monkeypatch.setattr(packing, "read_yolo", read_then_lose)
     with pytest.raises(StorageError, match=r"007\.png: not found"):
-        pack(PackYolo(**sources, output=str(tmp_path / "out"), shard_mb=0.002))
+        pack(PackYoloConfig(**sources, output=str(tmp_path / "out"), shard_mb=0.002))
     assert not storage.exists(str(tmp_path / "out" / "dataset.json"))
 
 
@@ -183,15 +183,15 @@ def test_a_pack_that_died_goes_on_with_the_parts_that_are_missing(tmp_path, monk
 
 
 def test_notes_of_other_content_are_not_believed(yolo_set, tmp_path):
-    config = PackYolo(**yolo_set(), output=str(tmp_path / "out"))
+    config = PackYoloConfig(**yolo_set(), output=str(tmp_path / "out"))
     pack(config)
     (tmp_path / "out" / "dataset.json").unlink()
-    digest = shard_builder.build_part(packing._plan(config, *read_again(config)).parts[0]).shard.sha256
+    digest = shard_builder.build_shard(packing._plan(config, *read_again(config)).parts[0]).shard.sha256
     yolo_set(n3="0 0.5 0.5 0.1 0.1\n")
-    assert shard_builder.build_part(packing._plan(config, *read_again(config)).parts[0]).shard.sha256 != digest
+    assert shard_builder.build_shard(packing._plan(config, *read_again(config)).parts[0]).shard.sha256 != digest
 
 
-def read_again(config: PackYolo):
+def read_again(config: PackYoloConfig):
     folder = packing.ImageFolder(config.images)
     return folder, packing.read_yolo(folder, config.annotations, config.names)
 
@@ -199,7 +199,7 @@ def read_again(config: PackYolo):
 def test_scenes_are_the_same_with_and_without_ray_and_another_seed_is_another_set(tmp_path, monkeypatch, ray_cluster):
     monkeypatch.setattr(packing, "SCENES_PER_PART", 3)
     here = pack_scenes(str(tmp_path / "here"), count=7, seed=0, size_px=64)
-    there = pack(PackScenes(output=str(tmp_path / "there"), count=7, seed=0, size_px=64))
+    there = pack(PackScenesConfig(output=str(tmp_path / "there"), count=7, seed=0, size_px=64))
     other = pack_scenes(str(tmp_path / "other"), count=7, seed=1, size_px=64)
     digests = [open_dataset(result["output"]).digest for result in (here, there, other)]
     assert digests[0] == digests[1] != digests[2]
@@ -244,6 +244,6 @@ def test_the_job_prints_one_json_line_and_shows_no_secret(yolo_set, tmp_path, mo
 
 def test_bad_numbers_in_the_configuration_are_refused():
     with pytest.raises(ConfigError, match="shard_mb: found 0"):
-        PackScenes(output="x", shard_mb=0)
+        PackScenesConfig(output="x", shard_mb=0)
     with pytest.raises(ConfigError, match="count, size_px: found 0, 320"):
-        PackScenes(output="x", count=0)
+        PackScenesConfig(output="x", count=0)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from yolor_ray.config import PackCoco
+from yolor_ray.config import PackCocoConfig
 from yolor_ray.data.shards.dataset import open_dataset, read_row_group, records
 from yolor_ray.data.shards.records import Record
 from yolor_ray.pack.run import pack
@@ -29,7 +29,7 @@ def test_all_tasks_of_a_coco_file_reach_the_shards(tmp_path, write_image):
     images = [{"id": 1, "file_name": "a.png", "width": 64, "height": 48, "labels": ["wet"]}]
     categories = [{"id": 4, "name": "cat", "keypoints": ["nose"]}]
     (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": [annotation], "categories": categories}))
-    pack(PackCoco(images=str(tmp_path / "images"), annotations=str(tmp_path / "coco.json"), output=str(tmp_path / "out")))
+    pack(PackCocoConfig(images=str(tmp_path / "images"), annotations=str(tmp_path / "coco.json"), output=str(tmp_path / "out")))
     dataset = open_dataset(str(tmp_path / "out"))
     assert dataset.tasks == ("classify", "detect", "embed", "pose", "segment")
     assert (dataset.image_classes, dataset.keypoint_names) == (("wet",), ("nose",))
@@ -68,12 +68,12 @@ def test_each_image_keeps_what_it_was_annotated_for(tmp_path, write_image):
     content = {"images": images, "annotations": [masked, plain], "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "coco.json").write_text(json.dumps(content))
     sources = {"images": str(tmp_path / "images"), "annotations": str(tmp_path / "coco.json")}
-    pack(PackCoco(**sources, output=str(tmp_path / "out")))
+    pack(PackCocoConfig(**sources, output=str(tmp_path / "out")))
     assert open_dataset(str(tmp_path / "out")).tasks == ("classify", "detect", "segment")
     kept = {record.name: (record.tasks, record.camera) for record in all_records(str(tmp_path / "out"))}
     both, all_three = ("detect", "segment"), ("classify", "detect", "segment")
     assert kept == {"a.png": (both, 0), "b.png": (("classify", "detect"), 1), "c.png": (all_three, 2)}
-    pack(PackCoco(**sources, output=str(tmp_path / "present"), image_labels="present"))
+    pack(PackCocoConfig(**sources, output=str(tmp_path / "present"), image_labels="present"))
     dataset = open_dataset(str(tmp_path / "present"))
     assert dataset.image_classes == dataset.classes == ("cat",)
     labels = {record.name: record.image_labels.tolist() for record in all_records(str(tmp_path / "present"))}

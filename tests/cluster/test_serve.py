@@ -20,14 +20,14 @@ import requests
 import torch
 from PIL import Image
 
-from yolor_ray.config import Network
+from yolor_ray.config import NetworkConfig
 from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
 
 REPOSITORY = Path(__file__).parents[2]
 JOB = REPOSITORY / "jobs" / "serve.py"
-TINY = Network(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
 ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]], [[90, 90], [120, 120], [150, 150]]])
 EVERYTHING = "?confidence=0.001&max_detections=20"
 UNDO = {

@@ -18,9 +18,9 @@ import pytest
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.weights import load_weights
 from yolor_ray.pack.run import pack_scenes
-from yolor_ray.train.checkpoint.attempts import read_lives
+from yolor_ray.train.checkpoint.attempts import read_attempts
 from yolor_ray.train.checkpoint.checkpoint import newest_checkpoint
-from yolor_ray.train.run_log import read_rows
+from yolor_ray.train.run_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -65,7 +65,7 @@ def test_two_workers_train_from_s3_and_see_every_record_once_an_epoch(whole: dic
     network, _info = load_weights(whole["weights"])
     assert network.classes == 6
     assert set(whole["metrics"]) >= {"AP", "AP50", "AR100"}
-    assert [(row["epoch"], row["records"]) for row in read_rows(whole["run"])] == [(n + 1, 33) for n in range(EPOCHS)]
+    assert [(row["epoch"], row["records"]) for row in read_metrics(whole["run"])] == [(n + 1, 33) for n in range(EPOCHS)]
     tensors, state = newest_checkpoint(whole["run"])
     assert state["step"] == EPOCHS * 9, "33 records in steps of 4 are 9 steps an epoch"
     assert any(name.startswith("momentum/") for name in tensors)
@@ -96,13 +96,15 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     wait_for(lambda: steps_of(run), job)
     trainer = next(p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline()))
     trainer.kill()
-    wait_for(lambda: read_lives(run)[-1:] and read_lives(run)[-1].life == 2 and max(steps_of(run)) > read_lives(run)[-1].from_step, job)
+    wait_for(
+        lambda: read_attempts(run)[-1:] and read_attempts(run)[-1].life == 2 and max(steps_of(run)) > read_attempts(run)[-1].from_step, job
+    )
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) == 143, told.read_text()[-3000:]
     assert f"preempted: {run}: training was asked to end; the same command goes on from its newest checkpoint" in told.read_text()
     reached = max(steps_of(run))
     resumed = run_job(arguments, ray_cluster)
-    first, after_kill, after_notice = read_lives(run)
+    first, after_kill, after_notice = read_attempts(run)
     assert (first.life, after_kill.life, after_notice.life) == (1, 2, 3)
     assert after_kill.outage_s > 0 and after_kill.after
     assert (after_notice.from_step, after_notice.lost_steps) == (reached, 0), "nothing is lost where there was a notice"
@@ -110,7 +112,7 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     assert state["step"] == expected_state["step"]
     assert all((found[name] == tensor).all() for name, tensor in expected.items())
     assert resumed["metrics"] == whole["metrics"]
-    assert [row["records"] for row in read_rows(run)] == [33] * EPOCHS
+    assert [row["records"] for row in read_metrics(run)] == [33] * EPOCHS
 
 
 def test_too_small_a_cluster_is_refused_at_once(data: tuple[str, str], ray_cluster: dict[str, str], tmp_path: Path) -> None:

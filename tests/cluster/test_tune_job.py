@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from yolor_ray.config import Data, Network, Optim, Run, Train
+from yolor_ray.config import DataConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.config.presets import PLAIN
 from yolor_ray.config.search_space import RECIPE
-from yolor_ray.config.study import Search
+from yolor_ray.config.study import SearchConfig
 from yolor_ray.io import storage
 from yolor_ray.pack.run import pack_scenes
 from yolor_ray.study.run import tune
@@ -113,12 +113,12 @@ def test_an_ablation_survives_a_killed_trial_and_a_killed_driver_and_trains_noth
     assert {"differences.png", "priors.png", "report.csv", "report.json"} <= set(storage.list_names(study))
 
 
-def tiny(bucket: str, name: str, epochs: int) -> Train:
-    return Train(
-        network=Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1, implicit=PLAIN),
-        data=Data(train=f"{bucket}/train", val=f"{bucket}/val", image_px=64),
-        optim=Optim(epochs=epochs, batch=4, nominal_batch=4),
-        run=Run(storage=f"{bucket}/runs", name=name),
+def tiny(bucket: str, name: str, epochs: int) -> TrainConfig:
+    return TrainConfig(
+        network=NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1, implicit=PLAIN),
+        data=DataConfig(train=f"{bucket}/train", val=f"{bucket}/val", image_px=64),
+        optim=OptimConfig(epochs=epochs, batch=4, nominal_batch=4),
+        run=RunConfig(storage=f"{bucket}/runs", name=name),
     )
 
 
@@ -126,7 +126,7 @@ def tiny(bucket: str, name: str, epochs: int) -> Train:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_setting_that_fails_does_not_end_a_search(bucket: str) -> None:
     words = ("optim.lr=0.01,1e9", *(f"{word.partition('=')[0]}={value}" for word, value in zip(RECIPE[1:], FIXED, strict=True)))
-    result = tune(Search(train=tiny(bucket, "hot", epochs=5), trials=5, search=words))
+    result = tune(SearchConfig(train=tiny(bucket, "hot", epochs=5), trials=5, search=words))
     assert (result["trials"], result["failed"]) == (2, 1), "two settings are all that there are, whatever was asked for"
     assert json.loads(storage.read_bytes(result["best"]))["optim"]["lr"] == 0.01
     rows = csv.DictReader(io.StringIO(storage.read_bytes(f"{bucket}/runs/hot/trials.csv").decode()))

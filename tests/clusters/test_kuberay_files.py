@@ -129,7 +129,7 @@ def test_the_jobs_training_command_is_one_that_the_job_understands_and_can_go_on
     spec = read("rayjob")["spec"]
     python, script, *flags = shlex.split(spec["entrypoint"])
     assert (python, script.removeprefix("/home/ray/yolor_ray/")) == ("python", "jobs/train.py")
-    job: config.Train = cli._read(cli._subcommands(PRESETS, DESCRIPTIONS), flags)
+    job: config.TrainConfig = cli._read(cli._subcommands(PRESETS, DESCRIPTIONS), flags)
     low, high = job.cluster.worker_range
     gpus = sum(group["maxReplicas"] for group in cluster_of("rayjob")["workerGroupSpecs"] if group["groupName"].startswith("gpu-"))
     assert job.cluster.gpu

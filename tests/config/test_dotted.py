@@ -7,20 +7,20 @@ from dataclasses import replace
 
 import pytest
 
-from yolor_ray.config import Augment, Optim, Train
-from yolor_ray.config.dotted import flat, from_json, replaced, typed
+from yolor_ray.config import AugmentConfig, OptimConfig, TrainConfig
+from yolor_ray.config.dotted import flatten, from_json, parse_value, replace_fields
 from yolor_ray.config.presets import PRESETS
 from yolor_ray.errors import ConfigError
 
-NAMES = flat(dataclasses.asdict(Train()))
+NAMES = flatten(dataclasses.asdict(TrainConfig()))
 
 
-def as_file(config: Train) -> bytes:
+def as_file(config: TrainConfig) -> bytes:
     return json.dumps(dataclasses.asdict(config)).encode()
 
 
 def test_names_join_nested_settings_by_dots():
-    assert flat({"a": 1, "b": {"c": 2, "d": {"e": (3, 4)}}}) == {"a": 1, "b.c": 2, "b.d.e": (3, 4)}
+    assert flatten({"a": 1, "b": {"c": 2, "d": {"e": (3, 4)}}}) == {"a": 1, "b.c": 2, "b.d.e": (3, 4)}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -29,26 +29,31 @@ def test_a_preset_written_to_a_file_comes_back_as_it_was(name):
 
 
 def test_one_preset_becomes_another_setting_by_setting():
-    assert replaced(PRESETS["demo"], flat(dataclasses.asdict(PRESETS["v4-p7"]))) == PRESETS["v4-p7"]
+    assert replace_fields(PRESETS["demo"], flatten(dataclasses.asdict(PRESETS["v4-p7"]))) == PRESETS["v4-p7"]
 
 
 def test_only_the_named_settings_change():
-    changed = replaced(Train(), {"optim.lr": 0.02, "augment.mixup": 0.5, "network.implicit.align": "none"})
-    assert changed.optim == Optim(lr=0.02)
-    assert changed.augment == Augment(mixup=0.5)
-    assert changed.network.implicit == replace(Train().network.implicit, align="none")
-    assert (changed.data, changed.loss, changed.cluster, changed.run) == (Train().data, Train().loss, Train().cluster, Train().run)
+    changed = replace_fields(TrainConfig(), {"optim.lr": 0.02, "augment.mixup": 0.5, "network.implicit.align": "none"})
+    assert changed.optim == OptimConfig(lr=0.02)
+    assert changed.augment == AugmentConfig(mixup=0.5)
+    assert changed.network.implicit == replace(TrainConfig().network.implicit, align="none")
+    assert (changed.data, changed.loss, changed.cluster, changed.run) == (
+        TrainConfig().data,
+        TrainConfig().loss,
+        TrainConfig().cluster,
+        TrainConfig().run,
+    )
 
 
 def test_values_that_are_only_right_together_are_set_together():
     smaller = {"network.widths": [8, 8, 8, 8], "network.depths": (1, 1, 1, 1), "network.stem": "reorg"}
-    assert replaced(Train(), smaller).network.widths == (8, 8, 8, 8)
+    assert replace_fields(TrainConfig(), smaller).network.widths == (8, 8, 8, 8)
     with pytest.raises(ConfigError, match=r"network\.widths: found \(8, 8, 8, 8\), expected 5 numbers"):
-        replaced(Train(), {"network.widths": [8, 8, 8, 8]})
+        replace_fields(TrainConfig(), {"network.widths": [8, 8, 8, 8]})
 
 
 def test_a_whole_number_is_kept_as_the_float_that_the_setting_is():
-    assert type(replaced(Train(), {"augment.degrees": 5}).augment.degrees) is float
+    assert type(replace_fields(TrainConfig(), {"augment.degrees": 5}).augment.degrees) is float
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,7 @@ def test_a_whole_number_is_kept_as_the_float_that_the_setting_is():
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name, near):
     with pytest.raises(ConfigError) as refusal:
-        replaced(Train(), {name: 1})
+        replace_fields(TrainConfig(), {name: 1})
     assert str(refusal.value).startswith(f"{name}: found no setting of that name, expected ")
     assert near.split(" or ")[0] in str(refusal.value)
 
@@ -83,7 +88,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, near):
 )
 def test_a_value_of_another_type_is_refused_by_name(name, value, expected):
     with pytest.raises(ConfigError) as refusal:
-        replaced(Train(), {name: value})
+        replace_fields(TrainConfig(), {name: value})
     message = str(refusal.value)
     assert message.startswith(f"{name}: found ")
     assert message.endswith(f", expected {expected}")
@@ -91,14 +96,14 @@ def test_a_value_of_another_type_is_refused_by_name(name, value, expected):
 
 def test_a_value_out_of_range_is_refused_as_on_the_command_line():
     with pytest.raises(ConfigError, match=r"^optim\.epochs: found 0, expected 1 or more$"):
-        replaced(Train(), {"optim.epochs": 0})
+        replace_fields(TrainConfig(), {"optim.epochs": 0})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_can_be_typed(name):
     value = NAMES[name]
     text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    found = typed(name, text)
+    found = parse_value(name, text)
     assert (found, type(found)) == (value, type(value))
 
 
@@ -107,7 +112,7 @@ def test_every_setting_can_be_typed(name):
     [("optim.lr", "1e-2", 0.01), ("optim.batch", "8", 8), ("cluster.gpu", "true", True), ("network.depths", "1 2 2 1", (1, 2, 2, 1))],
 )
 def test_what_is_typed_is_read_by_the_settings_type(name, text, value):
-    assert typed(name, text) == value
+    assert parse_value(name, text) == value
 
 
 @pytest.mark.parametrize(
@@ -115,11 +120,13 @@ def test_what_is_typed_is_read_by_the_settings_type(name, text, value):
 )
 def test_what_cannot_be_read_is_refused_as_it_was_typed(name, text):
     with pytest.raises(ConfigError, match=rf"{name}: found '{text}', expected "):
-        typed(name, text)
+        parse_value(name, text)
 
 
 def test_a_file_of_an_older_version_takes_todays_defaults():
-    assert from_json("file", b'{"optim": {"lr": 0.5}, "run": {"name": "old"}}') == replaced(Train(), {"optim.lr": 0.5, "run.name": "old"})
+    assert from_json("file", b'{"optim": {"lr": 0.5}, "run": {"name": "old"}}') == replace_fields(
+        TrainConfig(), {"optim.lr": 0.5, "run.name": "old"}
+    )
 
 
 @pytest.mark.parametrize(

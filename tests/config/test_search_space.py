@@ -2,21 +2,21 @@
 
 import pytest
 
-from yolor_ray.config import Train
-from yolor_ray.config.dotted import replaced
+from yolor_ray.config import TrainConfig
+from yolor_ray.config.dotted import replace_fields
 from yolor_ray.config.presets import PRESETS
-from yolor_ray.config.search_space import RECIPE, Choice, Range, choices, space, start_values
+from yolor_ray.config.search_space import RECIPE, Choice, Range, ablation_choices, search_space, start_values
 from yolor_ray.errors import ConfigError
 
 
 def test_an_ablation_has_one_dimension_for_each_word():
     words = ["optim.lr=1e-2,2e-2", "network.stem=conv,csp", "network.depths=1 2 8 8 4,1 1 1 1 1"]
-    assert choices(Train(), words) == {
+    assert ablation_choices(TrainConfig(), words) == {
         "optim.lr": (0.01, 0.02),
         "network.stem": ("conv", "csp"),
         "network.depths": ((1, 2, 8, 8, 4), (1, 1, 1, 1, 1)),
     }
-    assert choices(Train(), []) == {}
+    assert ablation_choices(TrainConfig(), []) == {}
 
 
 @pytest.mark.parametrize(
@@ -41,26 +41,26 @@ def test_an_ablation_has_one_dimension_for_each_word():
 )
 def test_an_ablation_refuses_what_it_cannot_vary(words, message):
     with pytest.raises(ConfigError) as refusal:
-        choices(Train(), words)
+        ablation_choices(TrainConfig(), words)
     assert message in str(refusal.value)
 
 
 def test_a_value_is_checked_against_the_rest_of_the_run():
-    assert choices(PRESETS["csp"], ["data.image_px=640,672"])
+    assert ablation_choices(PRESETS["csp"], ["data.image_px=640,672"])
     with pytest.raises(ConfigError, match=r"data\.image_px: found 672, expected a multiple of the coarsest stride, 64"):
-        choices(PRESETS["p6"], ["data.image_px=640,672"])
+        ablation_choices(PRESETS["p6"], ["data.image_px=640,672"])
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_search_can_start_from_every_preset(name):
     train = PRESETS[name]
-    dimensions = space(train, [])
+    dimensions = search_space(train, [])
     assert list(dimensions) == [word.partition("=")[0] for word in RECIPE]
-    assert replaced(train, start_values(train, dimensions)) == train
+    assert replace_fields(train, start_values(train, dimensions)) == train
 
 
 def test_ranges_of_a_decade_or_more_above_zero_are_searched_by_their_logarithm():
-    found = space(Train(), ["optim.warmup_epochs=1..9.9", "loss.box=0.07..0.7", "optim.nominal_batch=16..64"])
+    found = search_space(TrainConfig(), ["optim.warmup_epochs=1..9.9", "loss.box=0.07..0.7", "optim.nominal_batch=16..64"])
     assert found["optim.lr"] == Range(0.001, 0.1, log=True, integer=False)
     assert found["augment.mixup"] == Range(0.0, 0.4, log=False, integer=False)
     assert found["optim.warmup_epochs"] == Range(1.0, 9.9, log=False, integer=False)
@@ -70,7 +70,7 @@ def test_ranges_of_a_decade_or_more_above_zero_are_searched_by_their_logarithm()
 
 
 def test_words_replace_extend_and_fix_the_recipe():
-    found = space(Train(), ["optim.lr=0.1,0.2", "network.implicit.align=none,add", "augment.degrees=0"])
+    found = search_space(TrainConfig(), ["optim.lr=0.1,0.2", "network.implicit.align=none,add", "augment.degrees=0"])
     assert found["optim.lr"] == Choice((0.1, 0.2))
     assert found["network.implicit.align"] == Choice(("none", "add"))
     assert found["augment.degrees"] == Choice((0.0,))
@@ -78,8 +78,8 @@ def test_words_replace_extend_and_fix_the_recipe():
 
 
 def test_the_recipe_is_searched_around_the_runs_own_values():
-    train = replaced(Train(), {"optim.lr": 0.5, "augment.flip_vertical": 0.25, "optim.weight_decay": 0.0})
-    found = space(train, [])
+    train = replace_fields(TrainConfig(), {"optim.lr": 0.5, "augment.flip_vertical": 0.25, "optim.weight_decay": 0.0})
+    found = search_space(train, [])
     assert found["optim.lr"] == Range(0.001, 0.5, log=True, integer=False)
     assert found["augment.flip_vertical"] == Choice((0.0, 0.5, 0.25))
     assert found["optim.weight_decay"] == Range(0.0, 0.001, log=False, integer=False)
@@ -87,7 +87,7 @@ def test_the_recipe_is_searched_around_the_runs_own_values():
 
 def test_a_search_starts_as_near_to_the_run_as_the_words_allow():
     words = ["optim.lr=0.02..0.1", "optim.momentum=0.1..0.2", "loss.box=0.05..0.1", "augment.degrees=3", "network.stem=csp,conv"]
-    found = start_values(Train(), space(Train(), words))
+    found = start_values(TrainConfig(), search_space(TrainConfig(), words))
     expected = {"optim.lr": 0.02, "optim.momentum": 0.2, "loss.box": 0.05, "augment.degrees": 3.0, "network.stem": "conv"}
     assert {name: found[name] for name in expected} == expected
 
@@ -109,9 +109,9 @@ def test_a_search_starts_as_near_to_the_run_as_the_words_allow():
 )
 def test_a_search_refuses_what_it_cannot_vary(word, message):
     with pytest.raises(ConfigError) as refusal:
-        space(Train(), [word])
+        search_space(TrainConfig(), [word])
     assert message in str(refusal.value)
 
 
 def test_dots_in_text_are_no_range():
-    assert choices(Train(), ["optim.pretrained=../a,../b"]) == {"optim.pretrained": ("../a", "../b")}
+    assert ablation_choices(TrainConfig(), ["optim.pretrained=../a,../b"]) == {"optim.pretrained": ("../a", "../b")}

@@ -9,7 +9,7 @@ from pycocotools import mask as run_length
 from yolor_ray.data.shards.records import Objects, objects_from_boxes
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
-from yolor_ray.inference.postprocess import Located
+from yolor_ray.inference.postprocess import ImageDetections
 
 FIGURES = {
     "bbox": (
@@ -160,7 +160,9 @@ def test_nothing_is_printed(capsys):
 
 
 def test_detection_rows_hold_plain_numbers_and_what_is_compared():
-    found = Located(np.array([[1.0, 2, 11, 22]]), np.array([0.5]), np.array([2]), masks=(b"0150",), keypoints=np.array([[[3.0, 4, 0.25]]]))
+    found = ImageDetections(
+        np.array([[1.0, 2, 11, 22]]), np.array([0.5]), np.array([2]), masks=(b"0150",), keypoints=np.array([[[3.0, 4, 0.25]]])
+    )
     compared = {"bbox": [1, 2, 10, 20], "segmentation": {"size": [40, 30], "counts": "0150"}, "keypoints": [3, 4, 0.25]}
     for kind, field in coco.FIELDS.items():
         rows = json.loads(json.dumps(coco.detection_rows(4, found, 30, 40, kind)))

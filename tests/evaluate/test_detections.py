@@ -8,7 +8,7 @@ import pytest
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.detections import from_parquet, to_parquet
-from yolor_ray.inference.postprocess import Located
+from yolor_ray.inference.postprocess import ImageDetections
 
 
 def _rows(count=2000):
@@ -17,7 +17,7 @@ def _rows(count=2000):
     for image_id in range(5):
         boxes_xyxy = (rng.uniform(0, 640, (count // 5, 4)).astype(np.float32) / 3.0 + 1e-9).astype(np.float64)
         confidences = rng.random(count // 5, np.float32).astype(np.float64)
-        found += coco.detection_rows(image_id, Located(boxes_xyxy, confidences, rng.integers(0, 80, count // 5)), 640, 640)
+        found += coco.detection_rows(image_id, ImageDetections(boxes_xyxy, confidences, rng.integers(0, 80, count // 5)), 640, 640)
     return found
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from yolor_ray.config import Evaluate, Network
+from yolor_ray.config import EvaluateConfig, NetworkConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.data.synthetic import scenes
@@ -13,9 +13,9 @@ from yolor_ray.evaluate.run import evaluate
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
 from yolor_ray.pack.run import pack_scenes
-from yolor_ray.pack.scenes_url import packed
+from yolor_ray.pack.scenes_url import resolve_dataset_urls
 
-SMALL = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1, tasks=TASKS)
+SMALL = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1, tasks=TASKS)
 ANCHORS = ((12, 12), (20, 16), (16, 28), (30, 30), (40, 26), (28, 48), (60, 60), (80, 50), (50, 90))
 ALL = {
     *coco.METRICS,
@@ -44,7 +44,7 @@ def untrained(url: Path, **names: tuple[str, ...]) -> str:
 
 def test_every_task_that_network_and_data_know_is_measured_and_reported(data: str, tmp_path: Path) -> None:
     weights = untrained(tmp_path / "weights", image_classes=scenes.IMAGE_CLASSES, keypoint_names=scenes.KEYPOINT_NAMES)
-    found = evaluate(Evaluate(weights=weights, data=data, output=str(tmp_path / "report")))
+    found = evaluate(EvaluateConfig(weights=weights, data=data, output=str(tmp_path / "report")))
     assert set(found) == ALL | ABOUT
     numbers = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert numbers.keys() == found.keys() | {"classes", "image_classes"}
@@ -55,7 +55,7 @@ def test_every_task_that_network_and_data_know_is_measured_and_reported(data: st
 def test_several_data_sets_are_measured_as_one(data: str, tmp_path: Path) -> None:
     weights = untrained(tmp_path / "weights", image_classes=scenes.IMAGE_CLASSES, keypoint_names=scenes.KEYPOINT_NAMES)
     pack_scenes(str(tmp_path / "more"), 3, seed=2, size_px=64)
-    found = evaluate(Evaluate(weights=weights, data=f"{data},{tmp_path / 'more'}"))
+    found = evaluate(EvaluateConfig(weights=weights, data=f"{data},{tmp_path / 'more'}"))
     assert found["images"] == 9 and found.keys() == ALL | ABOUT
 
 
@@ -67,13 +67,13 @@ def test_weights_that_know_more_names_than_the_data_set_are_measured_on_what_it_
         image_classes=(*scenes.IMAGE_CLASSES, "underwater"),
         keypoint_names=(*scenes.KEYPOINT_NAMES, "rudder"),
     )
-    found, expected = (evaluate(Evaluate(weights=weights, data=data)) for weights in (more, plain))
+    found, expected = (evaluate(EvaluateConfig(weights=weights, data=data)) for weights in (more, plain))
     assert found.keys() == expected.keys()
     assert all(0 <= found[name] <= 1 for name in ("AP", "classify/mAP", "embed/mAP", "segment/AP", "pose/AP"))
 
 
 def test_scenes_may_be_one_of_several_data_sets(tmp_path):
-    with packed(f"scenes:2,{tmp_path}") as urls:
+    with resolve_dataset_urls(f"scenes:2,{tmp_path}") as urls:
         scenes, other = urls.split(",")
         assert open_dataset(scenes).images == 2
         assert other == str(tmp_path)

@@ -10,7 +10,7 @@ from pycocotools import mask as run_length
 from yolor_ray.data.shards.records import objects_from_boxes
 from yolor_ray.evaluate.examples import Picture
 from yolor_ray.evaluate.examples_plot import predictions_png
-from yolor_ray.inference.postprocess import Located
+from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.report.plots import COLOURS
 
 
@@ -27,7 +27,9 @@ def _shows(png, colour_name, least=50):
 def _picture(width=120, height=80, labels=(0,), truths=1):
     boxes = np.array([[10 + 40 * i, 20, 40 + 40 * i, 60] for i in range(len(labels))], np.float64).reshape(-1, 4)
     truth = objects_from_boxes(boxes[:truths], np.zeros(min(truths, len(boxes))))
-    return Picture(np.full((height, width, 3), 90, np.uint8), Located(boxes, np.full(len(labels), 0.8), np.array(labels, int)), truth)
+    return Picture(
+        np.full((height, width, 3), 90, np.uint8), ImageDetections(boxes, np.full(len(labels), 0.8), np.array(labels, int)), truth
+    )
 
 
 def test_detections_have_the_colours_of_their_classes():

@@ -9,7 +9,7 @@ from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.metrics import FITNESS, fitness, measure
 from yolor_ray.evaluate.predict import annotations_of, merge, predict_groups, truth_of
 from yolor_ray.inference.detect import Detections
-from yolor_ray.inference.postprocess import Located
+from yolor_ray.inference.postprocess import ImageDetections
 
 TASKS = tuple(FITNESS)
 
@@ -89,7 +89,7 @@ def test_what_an_image_is_not_annotated_for_is_neither_a_miss_nor_a_false_alarm(
 
 
 def test_a_network_that_finds_nothing_scores_zero(rich):
-    empty = Located(
+    empty = ImageDetections(
         *(np.zeros(shape) for shape in ((0, 4), 0)),
         np.zeros(0, np.int64),
         masks=(),

@@ -18,7 +18,7 @@ from yolor_ray.evaluate.predict import annotations_of, merge, predict_groups, sh
 from yolor_ray.evaluate.report import report_files
 from yolor_ray.inference.dataset_images import images_of
 from yolor_ray.inference.detect import Detections
-from yolor_ray.inference.postprocess import Located
+from yolor_ray.inference.postprocess import ImageDetections
 
 
 def _find_white(images, *, confidence, iou, max_detections):
@@ -76,7 +76,7 @@ def test_shares_hold_every_row_group_once_and_are_even(squares):
 
 
 def test_merging_refuses_missing_and_repeated_images():
-    nothing = Located(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
+    nothing = ImageDetections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))
     with pytest.raises(AssertionError, match="1 predictions of 1 images, 2 expected"):
         merge([{0: nothing}], 2)
     with pytest.raises(AssertionError, match="3 predictions of 2 images, 2 expected"):
@@ -120,7 +120,7 @@ def test_pictures_come_from_all_over_the_data_set_with_confident_detections_only
 
 
 def test_pictures_say_what_was_found_of_the_image_as_a_whole(rich):
-    box = Located(np.array([[0.0, 0, 9, 9]]), np.array([0.9]), np.array([1]), image_labels=np.array([0.25, 0.75]))
+    box = ImageDetections(np.array([[0.0, 0, 9, 9]]), np.array([0.9]), np.array([1]), image_labels=np.array([0.25, 0.75]))
     located = [replace(box, image_labels=np.array([0.1, 0.2])) if index == 23 else box for index in range(24)]
     boxes = measure(rich, located, ("detect",)).boxes
     assert [picture.caption for picture in pictures(rich, located, boxes, count=2)] == ["wide 0.75", "no label (annotated: tall)"]
@@ -142,7 +142,7 @@ def test_a_report_holds_numbers_detections_and_two_pictures(squares, found):
 
 def test_a_report_holds_the_numbers_of_every_task(rich):
     located = [
-        Located(
+        ImageDetections(
             np.array([[0.0, 0, 30, 30]]),
             np.array([0.9]),
             np.array([1]),

@@ -5,7 +5,7 @@ import pytest
 
 from yolor_ray.data.shards.records import Objects
 from yolor_ray.evaluate.retrieval import Views, represent, retrieval_metrics
-from yolor_ray.inference.postprocess import Located
+from yolor_ray.inference.postprocess import ImageDetections
 
 
 def _views(seed, objects=40, identities=9, cameras=3, missed=0.1):
@@ -81,7 +81,7 @@ def _objects(boxes_xyxy, identities, crowd=None):
 def _located(boxes_xyxy):
     count = len(boxes_xyxy)
     boxes = np.array(boxes_xyxy, np.float64).reshape(-1, 4)
-    return Located(boxes, np.linspace(0.9, 0.5, count), np.zeros(count, np.int64), embeddings=np.eye(5, dtype=np.float32)[:count])
+    return ImageDetections(boxes, np.linspace(0.9, 0.5, count), np.zeros(count, np.int64), embeddings=np.eye(5, dtype=np.float32)[:count])
 
 
 def test_the_most_confident_detection_on_an_object_speaks_for_it_and_for_it_alone():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from yolor_ray.config import Export, Network
+from yolor_ray.config import ExportConfig, NetworkConfig
 from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.errors import ConfigError, DataError, StorageError, WeightsError
 from yolor_ray.export import run as export_module
@@ -31,7 +31,7 @@ from yolor_ray.pack.run import pack_scenes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 REPOSITORY = Path(__file__).parents[2]
-TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 JOINT = replace(TINY, block="cspf", joint_norm=True, down="downc")
 ANCHORS = ((12, 12), (20, 16), (16, 28), (30, 30), (40, 26), (28, 48), (60, 60), (80, 50), (50, 90))
 CLASSES = ("red", "green", "blue")
@@ -90,7 +90,7 @@ def _assert_same(found, expected):
 
 
 def test_exported_weights_hold_no_batch_norm_and_no_implicit_tensor(weights, scenes, tmp_path):
-    found = export(Export(weights, str(tmp_path / "fused"), data=scenes))
+    found = export(ExportConfig(weights, str(tmp_path / "fused"), data=scenes))
     network, info = load_weights(found["output"])
     kinds = {type(module) for module in network.modules()}
     assert not kinds & {nn.BatchNorm2d, nn.SyncBatchNorm, Implicit}
@@ -104,7 +104,7 @@ def test_weights_and_data_in_a_bucket_are_exported_into_a_bucket(weights, scenes
     source, output = join(bucket, "weights"), join(bucket, "fused")
     publish(source, read_published(weights))
     pack_scenes(join(bucket, "scenes"), 2, seed=1, size_px=96)
-    found = export(Export(source, output, data=join(bucket, "scenes")))
+    found = export(ExportConfig(source, output, data=join(bucket, "scenes")))
     assert (found["output"], found["images"]) == (output, 2)
     assert load_weights(output)[1].fused
 
@@ -113,7 +113,7 @@ def test_weights_and_data_in_a_bucket_are_exported_into_a_bucket(weights, scenes
 def test_exported_weights_predict_what_the_unfused_ones_did(config, scenes, tmp_path):
     source, output = str(tmp_path / "source"), str(tmp_path / "fused")
     save_weights(source, _network(config), WeightsInfo("guesses", CLASSES, image_px=SIDE))
-    found = export(Export(source, output, data=scenes, check_images=4))
+    found = export(ExportConfig(source, output, data=scenes, check_images=4))
     assert found["images"] == 4
     assert 0 < found["max_error"] <= TOLERANCE
     assert found["raw_error"] > 0
@@ -123,24 +123,24 @@ def test_exported_weights_predict_what_the_unfused_ones_did(config, scenes, tmp_
 
 def test_a_network_that_amplifies_rounding_is_held_to_its_own_arithmetic(weights, scenes, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(export_module, "TOLERANCE", 1e-12)
-    assert export(Export(weights, str(tmp_path / "fused"), data=scenes))["max_error"] > 1e-12
+    assert export(ExportConfig(weights, str(tmp_path / "fused"), data=scenes))["max_error"] > 1e-12
     assert "this network amplifies the rounding of float32" in caplog.text
     monkeypatch.setattr(export_module, "ROUNDINGS", 1e-3)
     with pytest.raises(WeightsError, match="found predictions that differ by"):
-        export(Export(weights, str(tmp_path / "again"), data=scenes))
+        export(ExportConfig(weights, str(tmp_path / "again"), data=scenes))
 
 
 def test_fused_weights_can_be_exported_again_unchanged(weights, scenes, tmp_path):
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
-    export(Export(weights, first, data=scenes))
-    assert export(Export(first, second, data=scenes))["max_error"] == 0
+    export(ExportConfig(weights, first, data=scenes))
+    assert export(ExportConfig(first, second, data=scenes))["max_error"] == 0
     assert load_weights(first)[1] == load_weights(second)[1]
 
 
 def test_onnx_runtime_predicts_the_same_for_batches_of_any_size(weights, scenes, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     output = str(tmp_path / "onnx")
-    found = export(Export(weights, output, format="onnx", data=scenes))
+    found = export(ExportConfig(weights, output, format="onnx", data=scenes))
     assert found["max_error"] <= TOLERANCE
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -154,7 +154,7 @@ def test_an_onnx_file_says_what_it_is_and_keeps_no_path_of_the_machine(weights, 
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     output = tmp_path / "onnx"
-    export(Export(weights, str(output), format="onnx", data=scenes))
+    export(ExportConfig(weights, str(output), format="onnx", data=scenes))
     model = onnx.load(output / "model.onnx")
     inside = {item.key: item.value for item in model.metadata_props}
     beside = json.loads((output / "config.json").read_text())
@@ -168,7 +168,7 @@ def test_an_onnx_file_says_what_it_is_and_keeps_no_path_of_the_machine(weights, 
 def test_openvino_predicts_the_same_for_batches_of_any_size(weights, scenes, tmp_path):
     openvino = pytest.importorskip("openvino")
     output = str(tmp_path / "openvino")
-    found = export(Export(weights, output, format="openvino", data=scenes))
+    found = export(ExportConfig(weights, output, format="openvino", data=scenes))
     assert found["max_error"] <= TOLERANCE
     assert list_names(output) == ["config.json", "manifest.json", "model.bin", "model.xml"]
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
@@ -188,14 +188,14 @@ def test_a_fuse_that_changes_predictions_is_refused_and_nothing_is_written(weigh
     monkeypatch.setattr(export_module, "fuse", careless)
     output = str(tmp_path / "fused")
     with pytest.raises(WeightsError, match=rf"{weights}: found predictions that differ by .* expected at most 0\.0001 .*6 images"):
-        export(Export(weights, output, data=scenes))
+        export(ExportConfig(weights, output, data=scenes))
     assert not exists(output)
 
 
 def test_a_fuse_that_leaves_batch_norm_is_refused(weights, scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "fuse", lambda network: network)
     with pytest.raises(WeightsError, match="found batch norm or implicit tensors after fusing, expected none"):
-        export(Export(weights, str(tmp_path / "fused"), data=scenes))
+        export(ExportConfig(weights, str(tmp_path / "fused"), data=scenes))
 
 
 def test_weights_that_predict_nan_are_refused(scenes, tmp_path):
@@ -204,7 +204,7 @@ def test_weights_that_predict_nan_are_refused(scenes, tmp_path):
     nn.init.constant_(network.head.levels[2].predict.bias, float("nan"))
     save_weights(source, network, WeightsInfo("broken", CLASSES, image_px=SIDE))
     with pytest.raises(WeightsError, match="differ by nan"):
-        export(Export(source, output, data=scenes))
+        export(ExportConfig(source, output, data=scenes))
     assert not is_published(output)
 
 
@@ -232,11 +232,11 @@ def test_a_network_of_one_class_exports(scenes, tmp_path):
     pytest.importorskip("onnxruntime")
     source = str(tmp_path / "source")
     save_weights(source, _network(classes=1, seed=4), WeightsInfo("single", ("thing",), image_px=SIDE))
-    assert export(Export(source, str(tmp_path / "onnx"), format="onnx", data=scenes))["max_error"] <= TOLERANCE
+    assert export(ExportConfig(source, str(tmp_path / "onnx"), format="onnx", data=scenes))["max_error"] <= TOLERANCE
 
 
 def test_another_input_side_is_checked_and_kept(weights, scenes, tmp_path):
-    found = export(Export(weights, str(tmp_path / "fused"), data=scenes, image_px=96))
+    found = export(ExportConfig(weights, str(tmp_path / "fused"), data=scenes, image_px=96))
     assert found["image_px"] == load_weights(found["output"])[1].image_px == 96
 
 
@@ -244,18 +244,18 @@ def test_another_input_side_is_checked_and_kept(weights, scenes, tmp_path):
 def test_an_absent_package_is_named_with_the_command_that_installs_it(format_name, weights, scenes, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ConfigError, match=rf"format {format_name}: found no onnx; install with: pip install onnx \w+"):
-        export(Export(weights, str(tmp_path / "out"), format=format_name, data=scenes))
+        export(ExportConfig(weights, str(tmp_path / "out"), format=format_name, data=scenes))
 
 
 def test_our_own_format_needs_no_package(weights, scenes, tmp_path, monkeypatch):
     for name in ("onnx", "onnxruntime", "openvino"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert export(Export(weights, str(tmp_path / "out"), data=scenes))["max_error"] <= TOLERANCE
+    assert export(ExportConfig(weights, str(tmp_path / "out"), data=scenes))["max_error"] <= TOLERANCE
 
 
 def test_weights_are_never_overwritten_by_their_own_export(weights, scenes):
     with pytest.raises(ConfigError, match="output: found the place of the weights"):
-        export(Export(weights, f"{weights}/", data=scenes))
+        export(ExportConfig(weights, f"{weights}/", data=scenes))
     assert not load_weights(weights)[1].fused
 
 
@@ -264,20 +264,20 @@ def test_a_side_that_the_network_cannot_take_is_refused(scenes, tmp_path):
     source = str(tmp_path / "four")
     save_weights(source, Yolor(four, 2, torch.rand(4, 3, 2) + 8), WeightsInfo("four", ("a", "b"), image_px=SIDE))
     with pytest.raises(ConfigError, match=r"image_px: found 96, expected a multiple of the coarsest stride of .*, 64"):
-        export(Export(source, str(tmp_path / "out"), data=scenes, image_px=96))
+        export(ExportConfig(source, str(tmp_path / "out"), data=scenes, image_px=96))
 
 
 def test_absent_weights_and_absent_data_are_named(weights, tmp_path):
     with pytest.raises(StorageError, match=r"nowhere/manifest\.json: not found"):
-        export(Export(str(tmp_path / "nowhere"), str(tmp_path / "out")))
+        export(ExportConfig(str(tmp_path / "nowhere"), str(tmp_path / "out")))
     with pytest.raises(DataError, match=r"nodata/dataset\.json: not found"):
-        export(Export(weights, str(tmp_path / "out"), data=str(tmp_path / "nodata")))
+        export(ExportConfig(weights, str(tmp_path / "out"), data=str(tmp_path / "nodata")))
 
 
 def test_exporting_leaves_logging_as_it_was(weights, scenes, tmp_path, caplog):
     pytest.importorskip("onnxruntime")
     with caplog.at_level(logging.INFO):
-        export(Export(weights, str(tmp_path / "onnx"), format="onnx", data=scenes))
+        export(ExportConfig(weights, str(tmp_path / "onnx"), format="onnx", data=scenes))
     assert [record.name for record in caplog.records] == ["yolor_ray.export.run"]
     assert "event=parity images=6 max_error=" in caplog.text
     assert logging.getLogger("onnx").level == logging.NOTSET

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from yolor_ray.config import Network
+from yolor_ray.config import NetworkConfig
 from yolor_ray.errors import ConfigError
 from yolor_ray.inference import engine_choice as module
 from yolor_ray.inference.detect import to_input
-from yolor_ray.inference.engine_choice import fastest, scene_images, time_in_turns
+from yolor_ray.inference.engine_choice import choose_engine, scene_images, time_interleaved
 from yolor_ray.inference.parity import difference
 from yolor_ray.inference.runtimes import DecodedYolor, torch_predictor
 from yolor_ray.model.fuse import fuse, is_fused
@@ -19,7 +19,7 @@ from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]], [[50, 90], [90, 50], [90, 90]]])
 INFO = WeightsInfo("tiny", ("a", "b"), 64)
 
@@ -51,7 +51,7 @@ def engines(monkeypatch):
 
         builders = {name: build(*recipe) for name, recipe in made.items()}
         monkeypatch.setattr(module, "_builders", lambda *_: builders)
-        monkeypatch.setattr(module, "time_in_turns", lambda works: time_in_turns(works, lambda: now[0]))
+        monkeypatch.setattr(module, "time_in_turns", lambda works: time_interleaved(works, lambda: now[0]))
 
     return install
 
@@ -63,7 +63,7 @@ def same(boxes_xyxy, scores):
 def test_the_fastest_engine_serves_and_each_ones_ratio_is_logged(network, engines, caplog):
     engines(network, torch=(0.3, same), onnxruntime=(0.1, same), openvino=(0.2, same))
     with caplog.at_level(logging.INFO):
-        assert fastest(network, INFO).engine == "onnxruntime"
+        assert choose_engine(network, INFO).engine == "onnxruntime"
     for line in ("engine=torch ms=300.0 ratio=1.00", "engine=onnxruntime ms=100.0 ratio=3.00", "engine=openvino ms=200.0 ratio=1.50"):
         assert f"event=engine_timed {line}" in caplog.text
 
@@ -80,10 +80,10 @@ def test_the_fastest_engine_serves_and_each_ones_ratio_is_logged(network, engine
 )
 def test_an_engine_that_predicts_something_else_never_serves(network, engines, caplog, wrong):
     engines(network, torch=(0.3, same), onnxruntime=(0.1, wrong), openvino=(0.2, same))
-    assert fastest(network, INFO).engine == "openvino"
+    assert choose_engine(network, INFO).engine == "openvino"
     assert "engine=onnxruntime error=" in caplog.text
     with pytest.raises(ConfigError, match="engine: found onnxruntime, which does not run this network"):
-        fastest(network, INFO, engine="onnxruntime")
+        choose_engine(network, INFO, engine="onnxruntime")
 
 
 def test_torch_serves_in_float32_when_no_engine_passes(network, engines, caplog):
@@ -91,7 +91,7 @@ def test_torch_serves_in_float32_when_no_engine_passes(network, engines, caplog)
         return boxes_xyxy, 1 - scores
 
     engines(network, torch=(0.3, wrong), openvino=(0.2, wrong))
-    form = fastest(network, INFO, precision="bfloat16")
+    form = choose_engine(network, INFO, precision="bfloat16")
     assert "event=no_engine_passed serving=torch precision=float32" in caplog.text
     pixels = to_input(torch.from_numpy(scene_images(64, 1)), torch.device("cpu"))
     with torch.inference_mode():
@@ -101,20 +101,20 @@ def test_torch_serves_in_float32_when_no_engine_passes(network, engines, caplog)
 def test_a_named_engine_is_not_timed(network, engines, caplog):
     engines(network, torch=(0.1, same), openvino=(0.2, same))
     with caplog.at_level(logging.INFO):
-        assert fastest(network, INFO, engine="openvino").engine == "openvino"
+        assert choose_engine(network, INFO, engine="openvino").engine == "openvino"
     assert "event=engine_timed" not in caplog.text
 
 
 def test_an_engine_that_is_not_there_is_refused_by_name(network, engines):
     engines(network, torch=(0.1, same))
     with pytest.raises(ConfigError, match="engine: found 'openvino', expected one of fastest, torch on this device"):
-        fastest(network, INFO, engine="openvino")
+        choose_engine(network, INFO, engine="openvino")
 
 
 def test_an_engine_whose_package_is_absent_is_passed_over(network, monkeypatch, caplog):
     for name in ("onnxruntime", "openvino"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert fastest(network, INFO).engine == "torch"
+    assert choose_engine(network, INFO).engine == "torch"
     assert "event=engine_failed engine=openvino error=ModuleNotFoundError" in caplog.text
 
 
@@ -123,7 +123,7 @@ def test_all_installed_engines_pass_the_check_and_are_timed(network, precision, 
     for name in ("onnx", "onnxruntime", "openvino"):
         pytest.importorskip(name)
     with caplog.at_level(logging.INFO):
-        form = fastest(network, INFO, precision=precision)
+        form = choose_engine(network, INFO, precision=precision)
     timed = [record.getMessage().split()[1] for record in caplog.records]
     assert timed == ["engine=torch", "engine=onnxruntime", "engine=openvino"]
     assert form.error < (1e-5 if form.precision == "float32" else 0.02)
@@ -139,7 +139,7 @@ def test_works_take_turns_until_time_is_up(monkeypatch):
         now[0] += next(delays[name])
         order.append(name)
 
-    found = time_in_turns({name: lambda name=name: work(name) for name in delays}, lambda: now[0])
+    found = time_interleaved({name: lambda name=name: work(name) for name in delays}, lambda: now[0])
     assert "".join(order) == "ababab"
     assert found == {"a": 2, "b": 1}
 

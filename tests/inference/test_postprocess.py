@@ -7,7 +7,7 @@ from pycocotools import mask as run_length
 
 from yolor_ray.data.images.letterbox import letterbox
 from yolor_ray.inference.detect import Detections
-from yolor_ray.inference.postprocess import chosen, locate, mask_pixels
+from yolor_ray.inference.postprocess import mask_pixels, select_detections, to_image_detections
 
 SIDE = 128
 
@@ -47,13 +47,13 @@ def test_masks_are_those_of_whole_images_made_pixel_by_pixel(width, height):
     corners[1] = torch.tensor([-9, -9, SIDE + 9, 70])
     corners[2, 2:] = corners[2, :2]
     found = _detections(corners, coefficients=torch.randn(6, 5), prototypes=torch.randn(5, SIDE // 4, SIDE // 4))
-    assert locate(found, place).masks == tuple(_slow_masks(found, place))
+    assert to_image_detections(found, place).masks == tuple(_slow_masks(found, place))
 
 
 def test_masks_that_fill_an_image_or_nothing_have_canonical_runs():
     place = _place(30, 20)
     whole = [[0, 0, SIDE, SIDE]] * 2
-    found = locate(_detections(whole, coefficients=torch.tensor([[1.0], [-1.0]]), prototypes=torch.ones(1, 32, 32)), place)
+    found = to_image_detections(_detections(whole, coefficients=torch.tensor([[1.0], [-1.0]]), prototypes=torch.ones(1, 32, 32)), place)
     expected = [run_length.encode(np.full((20, 30), value, np.uint8, order="F"))["counts"] for value in (1, 0)]
     assert list(found.masks) == expected
 
@@ -66,7 +66,7 @@ def test_a_shape_in_the_network_input_comes_back_where_it_is_in_the_image():
     x, y, *_ = place.to_input(np.array([90, 50, 90, 50]))
     logits = torch.from_numpy(40 * place.scale - np.hypot(points[..., 0] - x, points[..., 1] - y)).float()
     box = place.to_input(np.array([50, 10, 130, 90]))
-    mask = locate(_detections(box, coefficients=torch.ones(1, 1), prototypes=logits[None]), place).masks[0]
+    mask = to_image_detections(_detections(box, coefficients=torch.ones(1, 1), prototypes=logits[None]), place).masks[0]
     rows, columns = np.mgrid[:100, :200] + 0.5
     expected = np.hypot(columns - 90, rows - 50) < 40
     assert (mask_pixels(mask, 100, 200) != expected).sum() < 0.01 * expected.sum()
@@ -82,8 +82,8 @@ def test_run_lengths_are_read_as_pycocotools_writes_them(share):
 
 def test_some_objects_are_taken_with_all_that_is_known_of_them():
     found = _detections(np.tile([0, 0, 9, 9], (3, 1)), embeddings=torch.eye(3), keypoints=torch.rand(3, 2, 3), image_labels=torch.ones(4))
-    located = replace(locate(found, _place(50, 40)), masks=(b"a", b"b", b"c"))
-    part = chosen(located, np.array([True, False, True]))
+    located = replace(to_image_detections(found, _place(50, 40)), masks=(b"a", b"b", b"c"))
+    part = select_detections(located, np.array([True, False, True]))
     assert part.masks == (b"a", b"c") and part.labels.tolist() == [0, 2]
     assert part.embeddings.tolist() == [[1, 0, 0], [0, 0, 1]] and part.keypoints.shape == (2, 2, 3)
     assert part.image_labels.tolist() == [1] * 4
@@ -94,28 +94,28 @@ def test_keypoints_are_mapped_like_boxes_but_not_clipped():
     inside, outside = place.to_input(np.array([[20, 30, 150, 80], [-40, -10, 230, 120]])).reshape(2, 2, 2)
     points = torch.tensor(np.stack([inside, outside])).float()
     keypoints = torch.cat([points, torch.tensor([0.25, 0.75]).expand(2, 2)[..., None]], dim=-1)
-    found = locate(_detections(np.zeros((2, 4)), keypoints=keypoints), place).keypoints
+    found = to_image_detections(_detections(np.zeros((2, 4)), keypoints=keypoints), place).keypoints
     expected = [[[20, 30, 0.25], [150, 80, 0.75]], [[-40, -10, 0.25], [230, 120, 0.75]]]
     assert found == pytest.approx(np.array(expected), abs=1e-4)
 
 
 def test_what_a_network_lacks_is_none_and_masks_can_be_left_out():
     place = _place(64, 64)
-    plain = locate(_detections([[0, 0, 64, 64]]), place)
+    plain = to_image_detections(_detections([[0, 0, 64, 64]]), place)
     assert plain.masks is plain.keypoints is plain.embeddings is plain.image_labels is None
     assert plain.boxes_xyxy.tolist() == [[0, 0, 32, 32]]
     more = _detections([[0, 0, 64, 64]], coefficients=torch.ones(1, 1), prototypes=torch.ones(1, 32, 32), image_labels=torch.tensor([0.5]))
-    assert locate(more, place, masks=False).masks is None
-    assert locate(more, place, masks=False).image_labels.tolist() == [0.5]
+    assert to_image_detections(more, place, masks=False).masks is None
+    assert to_image_detections(more, place, masks=False).image_labels.tolist() == [0.5]
 
 
 def test_an_image_without_detections_has_no_masks():
     found = _detections(np.zeros((0, 4)), coefficients=torch.zeros(0, 2), prototypes=torch.zeros(2, 32, 32), keypoints=torch.zeros(0, 3, 3))
-    located = locate(found, _place(50, 40))
+    located = to_image_detections(found, _place(50, 40))
     assert located.masks == () and located.keypoints.shape == (0, 3, 3)
 
 
 def test_prototypes_of_another_input_are_refused():
     found = _detections([[0, 0, 9, 9]], coefficients=torch.ones(1, 1), prototypes=torch.ones(1, 16, 16))
     with pytest.raises(AssertionError, match="input 128 px"):
-        locate(found, _place(50, 40))
+        to_image_detections(found, _place(50, 40))

@@ -10,7 +10,7 @@ from yolor_ray.data.shards import dataset as shards
 from yolor_ray.data.shards.records import Record, objects_from_boxes
 from yolor_ray.errors import StorageError
 from yolor_ray.io import filesystem, manifest, retry, storage
-from yolor_ray.io.retry import Kind, Patience, kind_of
+from yolor_ray.io.retry import FailureKind, RetryBudget, failure_kind
 
 ENDLESS = 10_000
 
@@ -46,9 +46,7 @@ def retried(caplog) -> int:
 
 
 # The SDK waits for whole seconds, so that it meets fewer faults.
-@pytest.mark.parametrize(
-    ("attempts_of_sdk", "share", "least"), [(1, 0.6, 20), (filesystem.ATTEMPTS_OF_SDK, 0.3, 3)], ids=["ours", "shipped"]
-)
+@pytest.mark.parametrize(("attempts_of_sdk", "share", "least"), [(1, 0.6, 20), (filesystem.SDK_ATTEMPTS, 0.3, 3)], ids=["ours", "shipped"])
 def test_bursts_of_slow_down_are_waited_out_whatever_is_done(attempts_of_sdk, share, least, url, faulty, caplog, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS_OF_SDK", attempts_of_sdk)
     faulty.set_faults(share_503=share)
@@ -212,7 +210,7 @@ def test_an_object_overwritten_in_the_middle_of_an_epoch_is_noticed_and_read_no_
     message = rf"{place}, row group 0: found content with SHA-256 \w+, expected {expected} as in dataset\.json: the object was overwritten"
     with pytest.raises(StorageError, match=message):
         shards.read_row_group(dataset, group)
-    assert faulty.struck["GET object"] - before == retry.READINGS
+    assert faulty.struck["GET object"] - before == retry.READ_ATTEMPTS
 
 
 def test_a_damaged_page_is_read_again_when_only_some_columns_are_wanted(dataset, faulty):
@@ -225,37 +223,49 @@ def test_a_damaged_page_is_read_again_when_only_some_columns_are_wanted(dataset,
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("NETWORK_CONNECTION during HeadObject operation: curlCode: 7, Could not connect to server", Kind.PASSING),
-        ("NETWORK_CONNECTION during HeadObject operation: curlCode: 28, Timeout was reached", Kind.PASSING),
-        ("NETWORK_CONNECTION during GetObject operation: curlCode: 60, SSL peer certificate was not OK", Kind.LASTING),
-        ("UNKNOWN (HTTP status 503) during HeadObject operation: No response body.", Kind.PASSING),
-        ("UNKNOWN (HTTP status 502) during GetObject operation: ", Kind.PASSING),
-        ("UNKNOWN (HTTP status 501) during PutObject operation: Unable to parse ExceptionName: NotImplemented Message: x", Kind.LASTING),
-        ("UNKNOWN (HTTP status 505) during GetObject operation: ", Kind.LASTING),
-        ("SERVICE_UNAVAILABLE during GetObject operation: ", Kind.PASSING),
-        ("INTERNAL_FAILURE during PutObject operation: We encountered an internal error.", Kind.PASSING),
-        ("NO_SUCH_UPLOAD during CompleteMultipartUpload operation: gone", Kind.PASSING),
-        ("UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: BadDigest Message: x", Kind.PASSING),
-        ("UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: ExpiredToken Message: x", Kind.EXPIRED),
-        ("UNKNOWN (HTTP status 400) during HeadObject operation: No response body.", Kind.EXPIRED),
-        ("UNKNOWN (HTTP status 400) during GetObject operation: ", Kind.EXPIRED),
-        ("UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: InvalidArgument Message: x", Kind.LASTING),
-        ("INVALID_ACCESS_KEY_ID during ListObjectsV2 operation: The Access Key Id you provided does not exist", Kind.EXPIRED),
-        ("ACCESS_DENIED during HeadObject operation: No response body.", Kind.REFUSED),
-        ("SIGNATURE_DOES_NOT_MATCH during PutObject operation: The request signature", Kind.LASTING),
-        ("NO_SUCH_BUCKET during PutObject operation: The specified bucket does not exist", Kind.LASTING),
-        ("UNKNOWN (HTTP status 301) during HeadObject operation: No response body. Looks like the configured region is", Kind.LASTING),
+        ("NETWORK_CONNECTION during HeadObject operation: curlCode: 7, Could not connect to server", FailureKind.PASSING),
+        ("NETWORK_CONNECTION during HeadObject operation: curlCode: 28, Timeout was reached", FailureKind.PASSING),
+        ("NETWORK_CONNECTION during GetObject operation: curlCode: 60, SSL peer certificate was not OK", FailureKind.LASTING),
+        ("UNKNOWN (HTTP status 503) during HeadObject operation: No response body.", FailureKind.PASSING),
+        ("UNKNOWN (HTTP status 502) during GetObject operation: ", FailureKind.PASSING),
+        (
+            "UNKNOWN (HTTP status 501) during PutObject operation: Unable to parse ExceptionName: NotImplemented Message: x",
+            FailureKind.LASTING,
+        ),
+        ("UNKNOWN (HTTP status 505) during GetObject operation: ", FailureKind.LASTING),
+        ("SERVICE_UNAVAILABLE during GetObject operation: ", FailureKind.PASSING),
+        ("INTERNAL_FAILURE during PutObject operation: We encountered an internal error.", FailureKind.PASSING),
+        ("NO_SUCH_UPLOAD during CompleteMultipartUpload operation: gone", FailureKind.PASSING),
+        ("UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: BadDigest Message: x", FailureKind.PASSING),
+        (
+            "UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: ExpiredToken Message: x",
+            FailureKind.EXPIRED,
+        ),
+        ("UNKNOWN (HTTP status 400) during HeadObject operation: No response body.", FailureKind.EXPIRED),
+        ("UNKNOWN (HTTP status 400) during GetObject operation: ", FailureKind.EXPIRED),
+        (
+            "UNKNOWN (HTTP status 400) during PutObject operation: Unable to parse ExceptionName: InvalidArgument Message: x",
+            FailureKind.LASTING,
+        ),
+        ("INVALID_ACCESS_KEY_ID during ListObjectsV2 operation: The Access Key Id you provided does not exist", FailureKind.EXPIRED),
+        ("ACCESS_DENIED during HeadObject operation: No response body.", FailureKind.REFUSED),
+        ("SIGNATURE_DOES_NOT_MATCH during PutObject operation: The request signature", FailureKind.LASTING),
+        ("NO_SUCH_BUCKET during PutObject operation: The specified bucket does not exist", FailureKind.LASTING),
+        (
+            "UNKNOWN (HTTP status 301) during HeadObject operation: No response body. Looks like the configured region is",
+            FailureKind.LASTING,
+        ),
     ],
 )
 def test_the_words_of_a_failure_tell_what_it_asks_for_and_an_object_s_name_does_not(text, kind):
-    assert kind_of(OSError(f"When reading information for key 'SLOW_DOWN' in bucket 'ExpiredToken': AWS Error {text}")) is kind
+    assert failure_kind(OSError(f"When reading information for key 'SLOW_DOWN' in bucket 'ExpiredToken': AWS Error {text}")) is kind
 
 
 def test_what_parquet_finds_damaged_is_read_again_and_a_full_disk_is_not():
-    assert kind_of(OSError("CRC checksum verification failed for page ordinal 0")) is Kind.DAMAGED
-    assert kind_of(pa.ArrowInvalid("Parquet magic bytes not found in footer")) is Kind.DAMAGED
-    assert kind_of(OSError(28, "No space left on device")) is Kind.LASTING
-    assert kind_of(pa.ArrowMemoryError("malloc failed")) is Kind.LASTING
+    assert failure_kind(OSError("CRC checksum verification failed for page ordinal 0")) is FailureKind.DAMAGED
+    assert failure_kind(pa.ArrowInvalid("Parquet magic bytes not found in footer")) is FailureKind.DAMAGED
+    assert failure_kind(OSError(28, "No space left on device")) is FailureKind.LASTING
+    assert failure_kind(pa.ArrowMemoryError("malloc failed")) is FailureKind.LASTING
 
 
 @pytest.mark.parametrize(("known", "budget_s"), [(True, retry.BUDGET_S), (False, retry.NEW_BUCKET_BUDGET_S)])
@@ -263,8 +273,8 @@ def test_waits_grow_up_to_a_cap_and_end_with_the_budget(known, budget_s, monkeyp
     now, waits = [100.0], []
     monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)
-    patience = Patience(known)
-    while (wait_s := patience.wait_s(Kind.PASSING)) is not None:
+    patience = RetryBudget(known)
+    while (wait_s := patience.wait_s(FailureKind.PASSING)) is not None:
         waits.append(wait_s)
         now[0] += wait_s
     assert waits[:6] == [0.5, 1, 2, 4, 8, 10]
@@ -275,6 +285,6 @@ def test_waits_grow_up_to_a_cap_and_end_with_the_budget(known, budget_s, monkeyp
 def test_an_operation_longer_than_the_budget_is_tried_again(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
-    patience = Patience(known=True)
+    patience = RetryBudget(known=True)
     now[0] = 2 * retry.BUDGET_S
-    assert patience.wait_s(Kind.PASSING) is not None
+    assert patience.wait_s(FailureKind.PASSING) is not None

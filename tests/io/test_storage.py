@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from yolor_ray.errors import AbsentError, ConfigError, DamagedError, StorageError
+from yolor_ray.errors import ConfigError, IntegrityError, NotFoundError, StorageError
 from yolor_ray.io import filesystem, manifest, retry, storage
 
 
@@ -78,11 +78,11 @@ def test_a_published_file_that_changed_is_refused_by_name(folder):
 def test_a_listed_file_that_is_absent_is_damage_and_an_absent_manifest_is_not(folder):
     manifest.publish(folder, {"a.bin": b"1", "b.bin": b"2"})
     storage.delete(storage.join(folder, "a.bin"))
-    with pytest.raises(DamagedError, match=r"a folder/a\.bin: not found, expected it as manifest\.json lists it"):
+    with pytest.raises(IntegrityError, match=r"a folder/a\.bin: not found, expected it as manifest\.json lists it"):
         manifest.read_published(folder)
     assert manifest.read_published(folder, ["b.bin"]) == {"b.bin": b"2"}
     storage.delete(storage.join(folder, "manifest.json"))
-    with pytest.raises(AbsentError, match=r"a folder/manifest\.json: not found"):
+    with pytest.raises(NotFoundError, match=r"a folder/manifest\.json: not found"):
         manifest.read_published(folder)
 
 

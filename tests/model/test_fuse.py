@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from yolor_ray.config import Implicit as Implicits
+from yolor_ray.config import ImplicitConfig as Implicits
 from yolor_ray.config.network import TASKS
 from yolor_ray.config.presets import PRESETS
 from yolor_ray.model.fuse import fuse, is_fused

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from yolor_ray.config import Implicit as ImplicitConfig
-from yolor_ray.config import Network
+from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.errors import ConfigError
 from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.network import Yolor
@@ -25,7 +24,7 @@ FORMS = [
     ),
 ]
 forms = pytest.mark.parametrize("form", FORMS, ids=["-".join(form.values()) for form in FORMS])
-TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 24), depths=(1, 1, 1), levels=2, neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 24), depths=(1, 1, 1), levels=2, neck_depth=1)
 ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0], [60.0, 32.0], [40.0, 80.0]]])
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from yolor_ray.config import Network, presets
+from yolor_ray.config import NetworkConfig, presets
 from yolor_ray.inference.detect import predict, to_input
 from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.layers import Wavelet
@@ -82,7 +82,7 @@ GIGAFLOPS = {
 }
 
 
-def outline(config: Network, classes: int = 80) -> Yolor:
+def outline(config: NetworkConfig, classes: int = 80) -> Yolor:
     """Return a network without memory for its weights."""
     with torch.device("meta"):
         return Yolor(config, classes, torch.ones(config.levels, config.anchors_per_level, 2)).to("meta").eval()

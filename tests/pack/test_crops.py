@@ -2,7 +2,7 @@
 
 import pytest
 
-from yolor_ray.config import PackCrops
+from yolor_ray.config import PackCropsConfig
 from yolor_ray.errors import ConfigError
 from yolor_ray.pack.annotations.crops import read_crops
 from yolor_ray.pack.annotations.image_folder import ImageFolder
@@ -88,4 +88,4 @@ def test_given_classes_order_the_labels_and_others_are_left_out(folder):
 )
 def test_a_pattern_that_cannot_tell_is_refused_before_anything_is_read(pattern, message):
     with pytest.raises(ConfigError, match=message):
-        PackCrops(output="o", images="i", pattern=pattern)
+        PackCropsConfig(output="o", images="i", pattern=pattern)

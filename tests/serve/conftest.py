@@ -9,7 +9,7 @@ import uvicorn
 
 from red_engine import RedEngine, settings
 from yolor_ray.serve.http.api import create_app
-from yolor_ray.serve.metrics import Meter
+from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.service import Service
 
 with warnings.catch_warnings():
@@ -38,7 +38,7 @@ class Client:
 @contextmanager
 def served(engine, **changes):
     """Serve an engine over real HTTP in a thread, as each replica of Ray Serve does with uvicorn."""
-    service = Service(engine, settings(**changes), Meter("replica-1"))
+    service = Service(engine, settings(**changes), ServiceMetrics("replica-1"))
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -27,8 +27,8 @@ def test_the_cluster_file_is_valid_and_builds_the_same_application_as_the_flags(
     [app] = schema.applications
     assert app.import_path == "yolor_ray.serve.deployment:build"
     built = deployment(build(app.args))
-    assert built.init_args == (config.Serve(**app.args),)
-    assert built._deployment_config == deployment(application(config.Serve(**app.args)))._deployment_config
+    assert built.init_args == (config.ServeConfig(**app.args),)
+    assert built._deployment_config == deployment(application(config.ServeConfig(**app.args)))._deployment_config
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_wrong_args_are_refused_by_name(args, words):
 
 
 def test_replicas_scale_between_the_given_numbers_and_surge_on_redeploy():
-    settings = config.Serve("w", min_replicas=2, max_replicas=5, target_ongoing_requests=3.0, gpus_per_replica=0.5, threads=2)
+    settings = config.ServeConfig("w", min_replicas=2, max_replicas=5, target_ongoing_requests=3.0, gpus_per_replica=0.5, threads=2)
     built = deployment(application(settings))
     scaling = built._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3.0)
@@ -59,13 +59,13 @@ def test_replicas_scale_between_the_given_numbers_and_surge_on_redeploy():
 
 
 def test_one_fixed_number_of_replicas_needs_no_autoscaling():
-    built = deployment(application(config.Serve("w", min_replicas=3, max_replicas=3)))
+    built = deployment(application(config.ServeConfig("w", min_replicas=3, max_replicas=3)))
     assert built._deployment_config.autoscaling_config is None
     assert built.num_replicas == 3
 
 
 def test_rays_own_limit_lies_above_the_queue_so_that_probes_get_through():
-    built = deployment(application(config.Serve("w", max_queued=10, max_batch=4)))
+    built = deployment(application(config.ServeConfig("w", max_queued=10, max_batch=4)))
     assert built.max_ongoing_requests > 14
 
 
@@ -91,9 +91,11 @@ def test_a_request_that_no_replica_can_take_is_refused_in_json():
 
 def test_an_engine_that_kept_the_replicas_from_starting_is_named(tmp_path, monkeypatch):
     anchors = torch.tensor([[[12.0, 12]] * 3, [[40.0, 40]] * 3])
-    network = Yolor(config.Network(stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), neck_depth=1, levels=2), 1, anchors)
+    network = Yolor(
+        config.NetworkConfig(stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), neck_depth=1, levels=2), 1, anchors
+    )
     save_weights(str(tmp_path), network.eval(), WeightsInfo("tiny", ("thing",), 64))
-    run._explain(config.Serve(str(tmp_path)))
+    run._explain(config.ServeConfig(str(tmp_path)))
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ConfigError, match="engine: found openvino, which does not run this network"):
-        run._explain(config.Serve(str(tmp_path), engine="openvino"))
+        run._explain(config.ServeConfig(str(tmp_path), engine="openvino"))

@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from red_engine import encoded, picture, settings
-from yolor_ray.config import Network
+from yolor_ray.config import NetworkConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.data.images.decode import decode
 from yolor_ray.data.images.letterbox import Letterbox, letterbox
 from yolor_ray.errors import ImageError
 from yolor_ray.inference import detect as predict_module
 from yolor_ray.inference.detect import OF_PREDICTIONS, Detections, detect, predict
-from yolor_ray.inference.engine_choice import Form
+from yolor_ray.inference.engine_choice import RunnableModel
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights, save_weights
 from yolor_ray.serve.engine import Found, LocalEngine, Options, Prepared
 
 SIDE = 96
-TINY = Network(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
 ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]], [[50, 90], [90, 50], [90, 90]]])
 USUAL = Options(0.01, 0.5, 20)
 
@@ -147,7 +147,9 @@ def test_what_is_cut_is_cut_from_every_task_alike(weights):
         "prototypes": torch.ones(1, 1, SIDE // 4, SIDE // 4),
         "image_labels": torch.tensor([[0.3, 0.4]]),
     }
-    engine = LocalEngine(settings(weights=weights, engine="torch"), lambda *_, **__: Form("fake", lambda _: outputs, "float32", 1, 0.0))
+    engine = LocalEngine(
+        settings(weights=weights, engine="torch"), lambda *_, **__: RunnableModel("fake", lambda _: outputs, "float32", 1, 0.0)
+    )
     prepared = engine.prepare(pictures()[0])
     for options, left in ((USUAL, [0, 2, 3]), (Options(0.65, 0.5, 20), [0, 2]), (Options(0.01, 0.5, 1), [0])):
         [found] = engine.detect([(prepared, options)])
@@ -195,7 +197,7 @@ def test_the_engine_runs_what_was_chosen_for_the_weights_and_the_settings(weight
 
     def choose(network, info, **wishes):
         asked.append((info.image_px, wishes))
-        return Form("chosen", lambda _: outputs, "bfloat16", 1, 0.0)
+        return RunnableModel("chosen", lambda _: outputs, "bfloat16", 1, 0.0)
 
     chosen = LocalEngine(settings(weights=weights, engine="fastest", precision="bfloat16"), choose)
     assert asked == [(SIDE, {"engine": "fastest", "precision": "bfloat16"})]

@@ -19,7 +19,7 @@ from yolor_ray.inference.detect import Detections
 from yolor_ray.model.weights import WeightsInfo
 from yolor_ray.serve import response as describe_module
 from yolor_ray.serve.engine import Options
-from yolor_ray.serve.http.errors import Problem
+from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.response import describe
 
 JPEG = encoded()
@@ -160,7 +160,7 @@ def test_masks_of_300_objects_take_a_fraction_of_a_second_and_a_message_of_a_fra
 
 def test_more_masks_than_one_request_may_ask_for_are_refused_with_what_to_do(monkeypatch):
     monkeypatch.setattr(describe_module, "MOST_MASK_PIXELS", 10_000)
-    with pytest.raises(Problem, match=r"found 300 objects whose boxes have \d+ pixels, expected at most 10000 for masks") as caught:
+    with pytest.raises(ApiError, match=r"found 300 objects whose boxes have \d+ pixels, expected at most 10000 for masks") as caught:
         describe(INFO, many(300), PLACE, Options(0.1, 0.5, 300))
     assert caught.value.code == "masks_too_large" and "(masks=false)" in str(caught.value)
     assert len(describe(INFO, many(300), PLACE, Options(0.1, 0.5, 300, masks=False)).detections) == 300

@@ -6,14 +6,14 @@ from scipy import stats
 
 from yolor_ray.study.bootstrap import draws
 from yolor_ray.study.estimates import Estimate, differences, over_seeds
-from yolor_ray.study.results import METRICS, Trial
+from yolor_ray.study.results import METRICS, TrialResult
 
 
 def _trial(seed, values, resampled=None):
     """A trial whose METRICS are `values`, or all of them one number."""
     metrics = dict(zip(METRICS, np.broadcast_to(values, len(METRICS)).tolist(), strict=True))
     resampled = np.tile(list(metrics.values()), (50, 1)) if resampled is None else np.asarray(resampled)
-    return Trial("either", "", seed, "runs/one", metrics, resampled, (), 1.0)
+    return TrialResult("either", "", seed, "runs/one", metrics, resampled, (), 1.0)
 
 
 def _trials(values):

@@ -9,37 +9,37 @@ import pytest
 import torch
 
 from first_steps import first_steps
-from yolor_ray.config import Augment, Cluster, Data, Network, Optim, Run, Train
-from yolor_ray.config.dotted import flat
+from yolor_ray.config import AugmentConfig, ClusterConfig, DataConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
+from yolor_ray.config.dotted import flatten
 from yolor_ray.config.presets import PLAIN
-from yolor_ray.config.study import Ablation
+from yolor_ray.config.study import AblationConfig
 from yolor_ray.config.variants import BASELINE, VARIANTS
 from yolor_ray.errors import ConfigError, NonFiniteLossError
 from yolor_ray.io import storage
 from yolor_ray.model.weights import load_weights
 from yolor_ray.study.ablation.costs import costs_of, priors_of
-from yolor_ray.study.ablation.run import _planned
-from yolor_ray.study.workspace import check_start, claim_study, folder_name, with_data
+from yolor_ray.study.ablation.run import make_specs
+from yolor_ray.study.workspace import check_start, folder_name, lock_study, with_data
 from yolor_ray.train.run import train
 
-TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Train:
-    return Train(
+def run(tmp_path_factory) -> TrainConfig:
+    return TrainConfig(
         network=replace(TINY, implicit=PLAIN),
-        data=Data(train="scenes:9", val="scenes:3", image_px=64),
-        augment=Augment(mixup=0.3, multi_scale=0.3),
-        optim=Optim(epochs=2, batch=4, nominal_batch=4),
-        cluster=Cluster(threads=1),
-        run=Run(storage=str(tmp_path_factory.mktemp("studies")), name="study"),
+        data=DataConfig(train="scenes:9", val="scenes:3", image_px=64),
+        augment=AugmentConfig(mixup=0.3, multi_scale=0.3),
+        optim=OptimConfig(epochs=2, batch=4, nominal_batch=4),
+        cluster=ClusterConfig(threads=1),
+        run=RunConfig(storage=str(tmp_path_factory.mktemp("studies")), name="study"),
     )
 
 
 def test_every_variant_is_trained_with_every_seed_at_every_setting(run):
-    study = Ablation(train=run, variants=("fa-add", "pr-multiply"), seeds=2, search=("optim.lr=0.01,0.02", "loss.box=0.05,0.1"))
-    planned = _planned(study, "/studies/study")
+    study = AblationConfig(train=run, variants=("fa-add", "pr-multiply"), seeds=2, search=("optim.lr=0.01,0.02", "loss.box=0.05,0.1"))
+    planned = make_specs(study, "/studies/study")
     found = [(one.config.run.seed, one.setting, one.variant) for one in planned]
     settings = [f"optim.lr={lr} loss.box={box}" for lr in (0.01, 0.02) for box in (0.05, 0.1)]
     assert found == [(seed, s, v) for seed in (0, 1) for s in settings for v in (BASELINE, "fa-add", "pr-multiply")]
@@ -49,9 +49,9 @@ def test_every_variant_is_trained_with_every_seed_at_every_setting(run):
 
 
 def test_trials_of_a_seed_differ_in_their_implicit_knowledge_and_their_names_alone(run):
-    planned = _planned(Ablation(train=run, seeds=1), "/studies/study")
+    planned = make_specs(AblationConfig(train=run, seeds=1), "/studies/study")
     assert [one.variant for one in planned] == list(VARIANTS)
-    settings = [flat(dataclasses.asdict(one.config)) for one in planned]
+    settings = [flatten(dataclasses.asdict(one.config)) for one in planned]
     differing = {name for name in settings[0] if len({str(each[name]) for each in settings}) > 1}
     assert all(name.startswith("network.implicit.") or name == "run.name" for name in differing)
     assert [one.config.network.implicit for one in planned] == [variant.implicit for variant in VARIANTS.values()]
@@ -59,7 +59,7 @@ def test_trials_of_a_seed_differ_in_their_implicit_knowledge_and_their_names_alo
 
 
 def test_all_variants_start_from_the_same_shared_weights_and_see_the_same_images(run, monkeypatch):
-    planned = _planned(Ablation(train=with_data(run)[0], seeds=1), f"{run.run.storage}/fair")
+    planned = make_specs(AblationConfig(train=with_data(run)[0], seeds=1), f"{run.run.storage}/fair")
     baseline, expected = first_steps(planned[0].config, monkeypatch)
     for one in planned[1:]:
         weights, images = first_steps(one.config, monkeypatch)
@@ -71,32 +71,32 @@ def test_all_variants_start_from_the_same_shared_weights_and_see_the_same_images
 
 
 def test_another_seed_is_another_start_and_another_order(run, monkeypatch):
-    study = Ablation(train=with_data(run)[0], variants=(), seeds=2)
-    (one, images), (other, others) = (first_steps(each.config, monkeypatch) for each in _planned(study, f"{run.run.storage}/seeds"))
+    study = AblationConfig(train=with_data(run)[0], variants=(), seeds=2)
+    (one, images), (other, others) = (first_steps(each.config, monkeypatch) for each in make_specs(study, f"{run.run.storage}/seeds"))
     assert not torch.equal(one["head.levels.0.predict.weight"], other["head.levels.0.predict.weight"])
     assert not np.array_equal(images[0], others[0])
 
 
 def test_a_study_goes_on_with_more_seeds_but_not_with_another_recipe(run):
-    claim_study("ablation", run, ("optim.lr=0.01,0.02",))
-    claim_study("ablation", replace(run, cluster=Cluster(workers="2")), ("optim.lr=0.01,0.02",))
+    lock_study("ablation", run, ("optim.lr=0.01,0.02",))
+    lock_study("ablation", replace(run, cluster=ClusterConfig(workers="2")), ("optim.lr=0.01,0.02",))
     with pytest.raises(ConfigError, match="study: found a study of that name, expected a run or nothing"):
         train(run)
     longer = replace(run, optim=replace(run.optim, epochs=5))
     with pytest.raises(ConfigError, match=r"study\.json: .*train\.optim\.epochs was 2 and is now 5; .* new run\.name"):
-        claim_study("ablation", longer, ("optim.lr=0.01,0.02",))
+        lock_study("ablation", longer, ("optim.lr=0.01,0.02",))
     with pytest.raises(ConfigError, match=r"search was \['optim.lr=0.01,0.02'\] and is now \[\]"):
-        claim_study("ablation", run, ())
+        lock_study("ablation", run, ())
     with pytest.raises(ConfigError, match="kind was 'ablation' and is now 'search'"):
-        claim_study("search", run, ("optim.lr=0.01,0.02",))
+        lock_study("search", run, ("optim.lr=0.01,0.02",))
     with pytest.raises(ConfigError, match="seed was 0 and is now 7"):
-        claim_study("ablation", replace(run, run=replace(run.run, seed=7)), ("optim.lr=0.01,0.02",))
+        lock_study("ablation", replace(run, run=replace(run.run, seed=7)), ("optim.lr=0.01,0.02",))
 
 
 def test_a_study_is_not_put_into_the_folder_of_a_run(run):
     storage.write_bytes(f"{run.run.storage}/ran/config.json", b"{}")
     with pytest.raises(ConfigError, match=r"ran: found a run of that name, expected a study or nothing; choose a new run\.name"):
-        claim_study("ablation", replace(run, run=replace(run.run, name="ran")), ())
+        lock_study("ablation", replace(run, run=replace(run.run, name="ran")), ())
 
 
 def test_folders_are_named_by_settings_and_never_share_a_name():
@@ -117,9 +117,9 @@ def test_folders_are_named_by_settings_and_never_share_a_name():
         ({"search": ("optim.lr=1e-3..1e-1",)}, "search: found the range"),
         ({"search": ("network.implicit.std=0.1,0.2",)}, "use --variants"),
         ({"search": ("run.seed=1,2",)}, "repeats everything with --seeds"),
-        ({"train": Train()}, "network.implicit: found .*, expected the study's own: --variants says"),
+        ({"train": TrainConfig()}, "network.implicit: found .*, expected the study's own: --variants says"),
         (
-            {"train": Train(network=Network(implicit=PLAIN), run=Run(validate_every=3))},
+            {"train": TrainConfig(network=NetworkConfig(implicit=PLAIN), run=RunConfig(validate_every=3))},
             "run.validate_every: found 3, expected 10",
         ),
         ({"search": ("optim.rate=1,2",)}, "optim.rate: found no setting of that name"),
@@ -127,14 +127,14 @@ def test_folders_are_named_by_settings_and_never_share_a_name():
 )
 def test_a_study_that_makes_no_sense_is_refused_before_anything_is_trained(run, words, message):
     with pytest.raises(ConfigError, match=message):
-        Ablation(**{"train": run, **words})
+        AblationConfig(**{"train": run, **words})
 
 
 @pytest.fixture(scope="module")
 def trained(run) -> dict[str, str]:
     """Weights of three variants, by name."""
-    study = Ablation(train=with_data(run)[0], variants=("pr-multiply-size", "fa-concat"), seeds=1)
-    return {one.variant: train(one.config)["weights"] for one in _planned(study, f"{run.run.storage}/costs")}
+    study = AblationConfig(train=with_data(run)[0], variants=("pr-multiply-size", "fa-concat"), seeds=1)
+    return {one.variant: train(one.config)["weights"] for one in make_specs(study, f"{run.run.storage}/costs")}
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -172,6 +172,6 @@ def test_variants_never_start_from_weights_that_have_grown_with_one_of_them(run,
     with pytest.raises(ConfigError, match=r"optim\.pretrained: found weights with implicit knowledge \(align none, refine multiply\)"):
         check_start(trained["pr-multiply-size"])
     check_start(trained[BASELINE])
-    study = Ablation(train=replace(run, optim=replace(run.optim, pretrained="runs/base/weights")), seeds=1)
-    found = {one.config.optim.pretrained for one in _planned(study, "/s")}
+    study = AblationConfig(train=replace(run, optim=replace(run.optim, pretrained="runs/base/weights")), seeds=1)
+    found = {one.config.optim.pretrained for one in make_specs(study, "/s")}
     assert found == {str(Path.cwd() / "runs/base/weights")}, "trials run in another folder"

@@ -10,22 +10,22 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from yolor_ray.config import Optim, Run, Train
+from yolor_ray.config import OptimConfig, RunConfig, TrainConfig
 from yolor_ray.config.search_space import Choice, Range
-from yolor_ray.config.study import Search
+from yolor_ray.config.study import SearchConfig
 from yolor_ray.io import manifest, storage
 from yolor_ray.study import trials
 from yolor_ray.study.search import run as search
-from yolor_ray.study.search.unique_searcher import Distinct
-from yolor_ray.study.trials import Plan
-from yolor_ray.train.run_log import ROWS_FILE, read_rows
+from yolor_ray.study.search.unique_searcher import UniqueSearcher
+from yolor_ray.study.trials import TrialPlan
+from yolor_ray.train.run_log import METRICS_FILE, read_metrics
 
 LR = Range(1e-3, 1e-1, log=True, integer=False)
 
 
 @pytest.fixture
-def run(tmp_path) -> Train:
-    return Train(optim=Optim(epochs=27, lr=0.012345), run=Run(storage=str(tmp_path), name="found"))
+def run(tmp_path) -> TrainConfig:
+    return TrainConfig(optim=OptimConfig(epochs=27, lr=0.012345), run=RunConfig(storage=str(tmp_path), name="found"))
 
 
 def test_a_trial_is_named_by_its_settings_whatever_their_order(run):
@@ -62,8 +62,8 @@ def test_dimensions_are_drawn_from_end_to_end():
         assert (sum(value < 1e-2 for value in drawn) > 150) == log, "half of a logarithm's draws are in the lower decade, else a tenth"
 
 
-def study_of(epochs: int, scheduler: str) -> Search:
-    return Search(train=Train(optim=Optim(epochs=epochs)), scheduler=scheduler)
+def study_of(epochs: int, scheduler: str) -> SearchConfig:
+    return SearchConfig(train=TrainConfig(optim=OptimConfig(epochs=epochs)), scheduler=scheduler)
 
 
 @pytest.mark.parametrize(("epochs", "looks"), [(9, [1, 3]), (10, [1, 3]), (36, [4, 12]), (100, [11, 33]), (300, [33, 99])])
@@ -108,7 +108,7 @@ class Repeating(Searcher):
 
 def test_no_two_trials_train_the_same_settings():
     inner = Repeating()
-    distinct = Distinct(inner, lambda values: str(values["optim.lr"]))
+    distinct = UniqueSearcher(inner, lambda values: str(values["optim.lr"]))
     assert [distinct.suggest(name)["optim.lr"] for name in ("a", "b")] == [0.01, 0.02]
     assert [error for _, _, error in inner.told] == [True], "a repeat is told as one that came to nothing"
     distinct.on_trial_complete("b", {"AP": 0.5})
@@ -130,24 +130,24 @@ def test_a_finished_trial_tells_again_what_it_measured_on_its_way(run, monkeypat
     """So a scheduler that starts anew compares others at an epoch with what it was at that epoch, not with its end."""
     rows = [{"epoch": 1}, {"epoch": 2, "AP": 0.1}, {"epoch": 4, "AP": 0.3}]
     place = f"{tmp_path}/trials/a"
-    storage.write_bytes(f"{place}/{ROWS_FILE}", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    storage.write_bytes(f"{place}/{METRICS_FILE}", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
     manifest.publish(f"{place}/weights", {"config.json": b"{}"})
-    config = dataclasses.replace(run, optim=Optim(epochs=4), run=Run(storage=f"{tmp_path}/trials", name="a"))
+    config = dataclasses.replace(run, optim=OptimConfig(epochs=4), run=RunConfig(storage=f"{tmp_path}/trials", name="a"))
     told: list[dict] = []
     monkeypatch.setattr(tune, "report", told.append)
     monkeypatch.setattr(trials, "train", lambda *_, **__: {"run": place, "metrics": {"AP": 0.3}})
-    trials._trial({}, plan=Plan(lambda values: config, config.cluster, 1), source=None)
+    trials._trial({}, plan=TrialPlan(lambda values: config, config.cluster, 1), source=None)
     assert [(row["epoch"], row["AP"]) for row in told] == [(2, 0.1), (4, 0.3)]
-    assert read_rows(place) == rows
+    assert read_metrics(place) == rows
 
 
 def test_a_stopped_trial_tells_again_what_it_measured_and_trains_no_further(run, monkeypatch, tmp_path):
     place = f"{tmp_path}/trials/a"
-    storage.write_bytes(f"{place}/{ROWS_FILE}", b'{"epoch": 1}\n{"epoch": 2, "AP": 0.1}\n')
+    storage.write_bytes(f"{place}/{METRICS_FILE}", b'{"epoch": 1}\n{"epoch": 2, "AP": 0.1}\n')
     storage.write_bytes(f"{place}/{trials.STOPPED_FILE}", b"{}")
-    config = dataclasses.replace(run, optim=Optim(epochs=4), run=Run(storage=f"{tmp_path}/trials", name="a"))
+    config = dataclasses.replace(run, optim=OptimConfig(epochs=4), run=RunConfig(storage=f"{tmp_path}/trials", name="a"))
     told: list[dict] = []
     monkeypatch.setattr(tune, "report", told.append)
     monkeypatch.setattr(trials, "train", lambda *_, **__: pytest.fail("it was stopped"))
-    trials._trial({}, plan=Plan(lambda values: config, config.cluster, 1), source=None)
+    trials._trial({}, plan=TrialPlan(lambda values: config, config.cluster, 1), source=None)
     assert [(row["epoch"], row["AP"]) for row in told] == [(2, 0.1)]

@@ -10,54 +10,56 @@ import pytest
 import torch
 
 from first_steps import first_steps
-from yolor_ray.config import Cluster, Data, Implicit, Network, Optim, Run, Train
-from yolor_ray.config.dotted import flat
+from yolor_ray.config import ClusterConfig, DataConfig, ImplicitConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
+from yolor_ray.config.dotted import flatten
 from yolor_ray.config.network import TASKS
 from yolor_ray.config.presets import PLAIN, PRESETS
-from yolor_ray.config.study import STUDIES, STUDY_DESCRIPTIONS, Tasks
+from yolor_ray.config.study import STUDIES, STUDY_DESCRIPTIONS, TasksConfig
 from yolor_ray.errors import ConfigError, DataError, TrainingError
 from yolor_ray.io import storage
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
 from yolor_ray.study.run import tune
 from yolor_ray.study.tasks import run as tasks_study
-from yolor_ray.study.tasks.results import IMPLICIT, JOINT, forms_of
-from yolor_ray.study.tasks.run import _planned, _tasks_of
-from yolor_ray.study.workspace import claim_study, is_finished, run_of, with_data
+from yolor_ray.study.tasks.results import IMPLICIT, JOINT, make_arms
+from yolor_ray.study.tasks.run import _tasks_of, make_specs
+from yolor_ray.study.workspace import is_finished, lock_study, run_of, with_data
 
-TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 METRICS = {"AP": 0.5, "AP50": 0.7, "classify/mAP": 0.6, "classify/F1": -1.0, "segment/AP": 0.3, "segment/AP50": 0.4}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Train:
-    return Train(
+def run(tmp_path_factory) -> TrainConfig:
+    return TrainConfig(
         network=TINY,
-        data=Data(train="scenes:9", val="scenes:3", image_px=64),
-        optim=Optim(epochs=2, batch=4, nominal_batch=4),
-        cluster=Cluster(threads=1),
-        run=Run(storage=str(tmp_path_factory.mktemp("studies")), name="tasks"),
+        data=DataConfig(train="scenes:9", val="scenes:3", image_px=64),
+        optim=OptimConfig(epochs=2, batch=4, nominal_batch=4),
+        cluster=ClusterConfig(threads=1),
+        run=RunConfig(storage=str(tmp_path_factory.mktemp("studies")), name="tasks"),
     )
 
 
-def learning(run: Train, *tasks: str, **words) -> Tasks:
-    return Tasks(train=replace(run, network=replace(run.network, tasks=tasks)), **words)
+def learning(run: TrainConfig, *tasks: str, **words) -> TasksConfig:
+    return TasksConfig(train=replace(run, network=replace(run.network, tasks=tasks)), **words)
 
 
-def planned_of(study: Tasks, folder: str):
-    return _planned(study, forms_of(_tasks_of(study.train)), folder)
+def planned_of(study: TasksConfig, folder: str):
+    return make_specs(study, make_arms(_tasks_of(study.train)), folder)
 
 
 def test_every_form_is_trained_with_every_seed(run):
-    planned = planned_of(Tasks(train=replace(run, run=replace(run.run, seed=5)), seeds=2), "/studies/t")
+    planned = planned_of(TasksConfig(train=replace(run, run=replace(run.run, seed=5)), seeds=2), "/studies/t")
     found = [(one.config.run.seed, one.form.name) for one in planned]
     assert found == [(seed, name) for seed in (5, 6) for name in (*TASKS, JOINT, IMPLICIT)], "scenes are annotated for every task"
     assert run_of(planned[-1].config) == "/studies/t/trials/joint-implicit-seed6"
 
 
 def test_trials_of_a_seed_differ_in_what_they_learn_and_their_names_alone(run):
-    gated = replace(run, network=replace(run.network, implicit=Implicit(align="multiply")))
-    by_form = {one.form.name: flat(dataclasses.asdict(one.config)) for one in planned_of(Tasks(train=gated, seeds=1), "/studies/t")}
+    gated = replace(run, network=replace(run.network, implicit=ImplicitConfig(align="multiply")))
+    by_form = {
+        one.form.name: flatten(dataclasses.asdict(one.config)) for one in planned_of(TasksConfig(train=gated, seeds=1), "/studies/t")
+    }
     settings = list(by_form.values())
     differing = {name for name in settings[0] if len({str(each[name]) for each in settings}) > 1}
     implicit, gains = {"network.implicit.align", "network.implicit.refine"}, {"loss.box", "loss.objectness", "loss.classes"}
@@ -71,7 +73,7 @@ def test_trials_of_a_seed_differ_in_what_they_learn_and_their_names_alone(run):
 
 
 def test_forms_start_from_the_same_shared_weights_and_see_the_same_images(run, monkeypatch):
-    planned = planned_of(Tasks(train=with_data(run)[0], seeds=1), f"{run.run.storage}/fair")
+    planned = planned_of(TasksConfig(train=with_data(run)[0], seeds=1), f"{run.run.storage}/fair")
     extremes = [one for one in planned if one.form.name in ("detect", JOINT, IMPLICIT)]
     starts = {one.form.name: first_steps(one.config, monkeypatch, steps=2) for one in extremes}
     weights, expected = starts["detect"]
@@ -109,13 +111,13 @@ def test_tasks_that_cannot_be_measured_or_compared_are_refused_with_what_there_i
     [
         ({"seeds": 0}, "seeds: found 0, expected 1 or more"),
         ({"concurrent": -1}, "concurrent: found -1, expected 0 or more"),
-        ({"train": Train(network=Network(implicit=PLAIN))}, "network.implicit: found .*, expected some: one form has it"),
-        ({"train": Train(run=Run(validate_every=3))}, "run.validate_every: found 3, expected 10"),
+        ({"train": TrainConfig(network=NetworkConfig(implicit=PLAIN))}, "network.implicit: found .*, expected some: one form has it"),
+        ({"train": TrainConfig(run=RunConfig(validate_every=3))}, "run.validate_every: found 3, expected 10"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused_before_anything_is_trained(run, words, message):
     with pytest.raises(ConfigError, match=message):
-        Tasks(**{"train": run, **words})
+        TasksConfig(**{"train": run, **words})
 
 
 def test_every_preset_makes_every_kind_of_study():
@@ -128,7 +130,7 @@ def test_every_preset_makes_every_kind_of_study():
 def pretend(lost: tuple[str, ...] = ()):
     """Return what trains trials by publishing weights at once, but for those whose names are lost."""
 
-    def train_pending(_: Train, pending: list[Train], concurrent: int) -> dict[str, str]:
+    def train_pending(_: TrainConfig, pending: list[TrainConfig], concurrent: int) -> dict[str, str]:
         train_pending.asked = [one.run.name for one in pending]
         for one in pending:
             if one.run.name not in lost:
@@ -159,12 +161,12 @@ def test_a_study_trains_what_is_missing_and_reports_all_that_there_is(run, monke
     joint, implicit = (next(one for one in told["trials"] if one["form"] == name) for name in (JOINT, IMPLICIT))
     assert joint["parameters"] < implicit["parameters"] and joint["fused_parameters"] == implicit["fused_parameters"]
     with pytest.raises(ConfigError, match="kind was 'tasks' and is now 'ablation'"):
-        claim_study("ablation", study.train, ())
+        lock_study("ablation", study.train, ())
 
 
 def test_a_study_of_another_kind_is_left_alone(run):
     named = learning(replace(run, run=replace(run.run, name="theirs")), "detect", "classify", seeds=1)
-    claim_study("search", named.train, ())
+    lock_study("search", named.train, ())
     with pytest.raises(ConfigError, match="kind was 'search' and is now 'tasks'"):
         tune(named)
 

@@ -14,7 +14,7 @@ from yolor_ray.config.network import TASKS
 from yolor_ray.evaluate.metrics import FITNESS
 from yolor_ray.study.results import Failure
 from yolor_ray.study.tasks.report import tasks_files
-from yolor_ray.study.tasks.results import ALONE, IMPLICIT, JOINT, MEAN, MORE, TasksStudy, Trained, best, compare, forms_of
+from yolor_ray.study.tasks.results import ALONE, IMPLICIT, JOINT, MEAN, MORE, TasksStudy, TaskTrialResult, best, compare, make_arms
 from yolor_ray.study.tasks.verdict import verdict
 
 THREE = ("detect", "classify", "segment")
@@ -27,7 +27,7 @@ GAINS = {"detect": [-0.02, -0.02, -0.02], "classify": [0.03, 0.05, 0.04], "segme
 def trained(form, seed, size=1000, **mains):
     """A network whose main numbers are given by task, and whose second numbers are half of them."""
     metrics = {FITNESS[task]: value for task, value in mains.items()} | {MORE[task]: value / 2 for task, value in mains.items()}
-    return Trained(form, seed, f"file:///runs/{form}-{seed}", metrics, size + 8, size, 2.0 + seed)
+    return TaskTrialResult(form, seed, f"file:///runs/{form}-{seed}", metrics, size + 8, size, 2.0 + seed)
 
 
 def study(seeds=3, tasks=THREE, implicit=0.0, failures=(), **words):
@@ -36,9 +36,9 @@ def study(seeds=3, tasks=THREE, implicit=0.0, failures=(), **words):
     for seed in range(seeds):
         alone = {"detect": DETECT[seed], "classify": CLASSIFY[seed], "segment": SEGMENT[seed]}
         joint = {task: alone[task] + GAINS[task][seed] for task in tasks}
-        made += [trained(form.name, seed, **{task: alone[task] for task in form.tasks}) for form in forms_of(tasks)[:-2]]
+        made += [trained(form.name, seed, **{task: alone[task] for task in form.tasks}) for form in make_arms(tasks)[:-2]]
         made += [trained(JOINT, seed, 1500, **joint), trained(IMPLICIT, seed, 1500, **{task: x + implicit for task, x in joint.items()})]
-    return TasksStudy(forms_of(tasks), words.get("trained", tuple(made)), tuple(failures), {"study": "s3://b/tasks", "seeds": seeds})
+    return TasksStudy(make_arms(tasks), words.get("trained", tuple(made)), tuple(failures), {"study": "s3://b/tasks", "seeds": seeds})
 
 
 def report(made):
@@ -52,7 +52,7 @@ def cells(text, heading, row):
 
 
 def test_every_task_is_learned_alone_and_then_all_together_twice():
-    forms = {form.name: form.tasks for form in forms_of(TASKS[::-1])}
+    forms = {form.name: form.tasks for form in make_arms(TASKS[::-1])}
     assert list(forms) == [*TASKS, JOINT, IMPLICIT]
     assert forms["detect"] == ("detect",) and forms["classify"] == ("classify",), "labels of whole images need no boxes"
     assert all(forms[task] == ("detect", task) for task in ("embed", "segment", "pose")), "all of these are of detected boxes"
@@ -60,8 +60,8 @@ def test_every_task_is_learned_alone_and_then_all_together_twice():
 
 
 def test_nothing_is_trained_twice_when_detection_and_one_task_of_its_boxes_are_all():
-    assert [form.name for form in forms_of(("detect", "pose"))] == ["detect", JOINT, IMPLICIT]
-    assert [form.name for form in forms_of(("detect", "classify"))] == ["detect", "classify", JOINT, IMPLICIT]
+    assert [form.name for form in make_arms(("detect", "pose"))] == ["detect", JOINT, IMPLICIT]
+    assert [form.name for form in make_arms(("detect", "classify"))] == ["detect", "classify", JOINT, IMPLICIT]
 
 
 def test_differences_are_of_one_seed_and_their_interval_is_students():
@@ -160,7 +160,9 @@ def test_failures_are_told_and_leave_what_is_known():
 
 def test_a_task_that_could_not_be_measured_hides_no_other():
     blank = tuple(
-        Trained(one.form, one.seed, one.run, one.metrics | {"segment/AP": math.nan}, 1, 1, 1.0) if "segment/AP" in one.metrics else one
+        TaskTrialResult(one.form, one.seed, one.run, one.metrics | {"segment/AP": math.nan}, 1, 1, 1.0)
+        if "segment/AP" in one.metrics
+        else one
         for one in study().trained
     )
     found = compare(study(trained=blank), JOINT, ALONE).differences

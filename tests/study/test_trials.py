@@ -3,38 +3,38 @@
 import pytest
 from ray import tune
 
-from yolor_ray.config import Cluster, Train
+from yolor_ray.config import ClusterConfig, TrainConfig
 from yolor_ray.errors import ConfigError, NonFiniteLossError, StorageError, WeightsError
 from yolor_ray.study import trials
-from yolor_ray.study.trials import Plan, trial_cluster
+from yolor_ray.study.trials import TrialPlan, trial_cluster
 
 
 @pytest.mark.parametrize(
     ("cluster", "nodes", "room"),
     [
-        (Cluster(), [{"CPU": 2}], 2),
-        (Cluster(threads=2), [{"CPU": 5}], 2),
-        (Cluster(threads=3), [{"CPU": 4}, {"CPU": 5}, {"CPU": 2}], 2),
-        (Cluster(gpu=True), [{"CPU": 64, "GPU": 8}], 8),
-        (Cluster(gpu=True), [{"CPU": 3, "GPU": 8}, {"CPU": 16}], 3),
-        (Cluster(workers="1", cpus_per_worker=0.5), [{"CPU": 2}], 2),
-        (Cluster(workers="2", cpus_per_worker=0.5), [{"CPU": 2}], 1),
-        (Cluster(workers="2", cpus_per_worker=1), [{"CPU": 8}, {"CPU": 8}], 6),
-        (Cluster(workers="2-8", gpu=True), [{"CPU": 16, "GPU": 4}, {"CPU": 16, "GPU": 3}], 3),
-        (Cluster(workers="4", gpu=True), [{"CPU": 1, "GPU": 8}], 2),
+        (ClusterConfig(), [{"CPU": 2}], 2),
+        (ClusterConfig(threads=2), [{"CPU": 5}], 2),
+        (ClusterConfig(threads=3), [{"CPU": 4}, {"CPU": 5}, {"CPU": 2}], 2),
+        (ClusterConfig(gpu=True), [{"CPU": 64, "GPU": 8}], 8),
+        (ClusterConfig(gpu=True), [{"CPU": 3, "GPU": 8}, {"CPU": 16}], 3),
+        (ClusterConfig(workers="1", cpus_per_worker=0.5), [{"CPU": 2}], 2),
+        (ClusterConfig(workers="2", cpus_per_worker=0.5), [{"CPU": 2}], 1),
+        (ClusterConfig(workers="2", cpus_per_worker=1), [{"CPU": 8}, {"CPU": 8}], 6),
+        (ClusterConfig(workers="2-8", gpu=True), [{"CPU": 16, "GPU": 4}, {"CPU": 16, "GPU": 3}], 3),
+        (ClusterConfig(workers="4", gpu=True), [{"CPU": 1, "GPU": 8}], 2),
     ],
 )
 def test_as_many_trials_run_as_the_cluster_has_room_for_with_their_workers_and_readers(cluster, nodes, room):
-    assert trials._room(trial_cluster(cluster), nodes) == room
+    assert trials._schedulable_trials(trial_cluster(cluster), nodes) == room
 
 
 @pytest.mark.parametrize(
     ("cluster", "nodes", "message"),
     [
-        (Cluster(gpu=True), [{"CPU": 8}], "one trial needs 1 CPUs and 1 GPUs, found nodes of 8 CPUs and 0 GPUs"),
-        (Cluster(threads=8), [{"CPU": 4}, {"CPU": 4}], "one trial needs 8 CPUs, found nodes of 4 CPUs and 0 GPUs; 4 CPUs and 0 GPUs"),
+        (ClusterConfig(gpu=True), [{"CPU": 8}], "one trial needs 1 CPUs and 1 GPUs, found nodes of 8 CPUs and 0 GPUs"),
+        (ClusterConfig(threads=8), [{"CPU": 4}, {"CPU": 4}], "one trial needs 8 CPUs, found nodes of 4 CPUs and 0 GPUs; 4 CPUs and 0 GPUs"),
         (
-            Cluster(workers="4", cpus_per_worker=1),
+            ClusterConfig(workers="4", cpus_per_worker=1),
             [{"CPU": 4}],
             "needs 4 workers of 1 CPUs, and 0.5 CPUs to read, found nodes of 4 CPUs",
         ),
@@ -42,19 +42,19 @@ def test_as_many_trials_run_as_the_cluster_has_room_for_with_their_workers_and_r
 )
 def test_a_cluster_without_room_for_a_single_trial_is_refused_instead_of_waited_for(cluster, nodes, message):
     with pytest.raises(ConfigError, match=message):
-        trials._room(trial_cluster(cluster), nodes)
+        trials._schedulable_trials(trial_cluster(cluster), nodes)
 
 
 def test_the_process_of_a_trial_takes_nothing_that_its_workers_need():
-    assert trials._resources(Cluster(workers="2"))["CPU"] < 0.01
+    assert trials._resources(ClusterConfig(workers="2"))["CPU"] < 0.01
 
 
 def test_a_trial_without_workers_computes_on_as_many_threads_as_it_reserves():
     for threads, reserved in ((0, 1), (1, 1), (3, 3)):
-        cluster = trial_cluster(Cluster(threads=threads))
+        cluster = trial_cluster(ClusterConfig(threads=threads))
         assert trials._resources(cluster) == {"CPU": reserved}
         assert cluster.threads == reserved
-    assert trial_cluster(Cluster(workers="2")).threads == 0, "workers share their node's cores as in a single run"
+    assert trial_cluster(ClusterConfig(workers="2")).threads == 0, "workers share their node's cores as in a single run"
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def run_failing(monkeypatch, error: Exception) -> None:
         raise error
 
     monkeypatch.setattr(trials, "train", fail)
-    trials._trial({}, plan=Plan(lambda values: Train(), Cluster(), 1), source=None)
+    trials._trial({}, plan=TrialPlan(lambda values: TrainConfig(), ClusterConfig(), 1), source=None)
 
 
 @pytest.mark.parametrize("error", [NonFiniteLossError("step 9"), WeightsError("other anchors"), ConfigError("optim.lr: found 9")])

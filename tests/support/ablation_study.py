@@ -3,7 +3,7 @@
 import numpy as np
 
 from yolor_ray.config.variants import BASELINE, VARIANTS
-from yolor_ray.study.results import METRICS, Cost, Failure, Prior, Study, Trial
+from yolor_ray.study.results import METRICS, Cost, Failure, Prior, Study, TrialResult
 
 SHIFT = {"add": 0, "concat": 0, "multiply": 1, "project": 1}
 
@@ -12,7 +12,7 @@ def trial(variant, seed, ap, setting="", priors=(), **metrics):
     """A trial whose metrics are all `ap` unless given, whatever images are drawn."""
     found = {**dict.fromkeys(METRICS, ap), **metrics}
     resampled = np.tile([found[name] for name in METRICS], (20, 1))
-    return Trial(variant, setting, seed, f"file:///runs/{variant}-{seed}", found, resampled, tuple(priors), 3.5)
+    return TrialResult(variant, setting, seed, f"file:///runs/{variant}-{seed}", found, resampled, tuple(priors), 3.5)
 
 
 def study(aps, settings=("",), **words):

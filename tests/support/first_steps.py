@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolor_ray.config import Train
+from yolor_ray.config import TrainConfig
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.run import train
 
@@ -13,7 +13,7 @@ class _Seen(BaseException):
     """Ends a training after its first steps."""
 
 
-def first_steps(config: Train, monkeypatch, steps: int = 3) -> tuple[dict[str, torch.Tensor], list[np.ndarray]]:
+def first_steps(config: TrainConfig, monkeypatch, steps: int = 3) -> tuple[dict[str, torch.Tensor], list[np.ndarray]]:
     """Return the weights that a run starts with and the images of its first steps."""
     weights: dict[str, torch.Tensor] = {}
     images: list[np.ndarray] = []
@@ -29,6 +29,6 @@ def first_steps(config: Train, monkeypatch, steps: int = 3) -> tuple[dict[str, t
 
     with monkeypatch.context() as patch, pytest.raises(_Seen):
         patch.setattr(Learner, "learn", learn)
-        patch.setattr("yolor_ray.train.epoch_meter.Meter.add", lambda *_: None)
+        patch.setattr("yolor_ray.train.epoch_meter.EpochMeter.add", lambda *_: None)
         train(config)
     return weights, images

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from yolor_ray.config import Cluster, Data, Network, Optim, Run, Train
+from yolor_ray.config import ClusterConfig, DataConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.io import storage
-from yolor_ray.train.checkpoint.async_writer import Saver
-from yolor_ray.train.checkpoint.attempts import read_lives
+from yolor_ray.train.checkpoint.async_writer import AsyncCheckpointer
+from yolor_ray.train.checkpoint.attempts import read_attempts
 from yolor_ray.train.checkpoint.checkpoint import newest_checkpoint
 from yolor_ray.train.run import train
 
@@ -45,17 +45,17 @@ class Changes:
         return counted
 
 
-def run_of(folder: str, name: str) -> Train:
-    return Train(
-        network=Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1),
-        data=Data(train="scenes:12", val="scenes:4", image_px=64),
-        optim=Optim(epochs=3, batch=4, nominal_batch=4),
-        cluster=Cluster(threads=1),
-        run=Run(storage=folder, name=name, validate_every=1, checkpoint_every=100, checkpoint_steps=2),
+def run_of(folder: str, name: str) -> TrainConfig:
+    return TrainConfig(
+        network=NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1),
+        data=DataConfig(train="scenes:12", val="scenes:4", image_px=64),
+        optim=OptimConfig(epochs=3, batch=4, nominal_batch=4),
+        cluster=ClusterConfig(threads=1),
+        run=RunConfig(storage=folder, name=name, validate_every=1, checkpoint_every=100, checkpoint_steps=2),
     )
 
 
-def train_in_a_fork(config: Train, fatal: int) -> int:
+def train_in_a_fork(config: TrainConfig, fatal: int) -> int:
     """Train in a process of its own and return its exit status; what it changed is told in a file beside the run."""
     child = os.fork()
     if child:
@@ -64,14 +64,14 @@ def train_in_a_fork(config: Train, fatal: int) -> int:
     changes = Changes(fatal)
     Path.replace = changes.before("rename", Path.replace)  # type: ignore[method-assign]
     storage._remove = changes.before("remove", storage._remove)
-    save = Saver.save
+    save = AsyncCheckpointer.save
 
-    def save_and_wait(self: Saver, *args: Any) -> None:
+    def save_and_wait(self: AsyncCheckpointer, *args: Any) -> None:
         save(self, *args)
         self._settle()
 
     # Whether a checkpoint is due depends on how long the last one takes; here every run is to make the same changes.
-    Saver.save = save_and_wait  # type: ignore[method-assign]
+    AsyncCheckpointer.save = save_and_wait  # type: ignore[method-assign]
     status = 1
     try:
         train(config)
@@ -105,7 +105,7 @@ def main(folder: str, points: list[int]) -> dict[str, Any]:
             "killed": status == KILLED,
             "finished": again == 0,
             "whole_step": whole_step,
-            "from_step": read_lives(run)[-1].from_step,
+            "from_step": read_attempts(run)[-1].from_step,
             "records": [row["records"] for row in rows],
             "same": same(run, f"{folder}/whole"),
         }

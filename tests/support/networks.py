@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from yolor_ray.config import Network
+from yolor_ray.config import NetworkConfig
 from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.network import Yolor
 
@@ -23,7 +23,7 @@ def make_network() -> Callable[..., Yolor]:
         kind = {"stem": "reorg", **kind}
         stages = 3 if kind["stem"] == "reorg" else 4
         widths, depths = (8, 16, 24, 32)[:stages], (1, 2, 1, 1)[:stages]
-        config = Network(**{"stem_width": 8, "widths": widths, "depths": depths, "levels": 2, "neck_depth": 1, **kind})
+        config = NetworkConfig(**{"stem_width": 8, "widths": widths, "depths": depths, "levels": 2, "neck_depth": 1, **kind})
         torch.manual_seed(seed)
         network = Yolor(config, classes, ANCHORS, image_classes=3, keypoints=5, identities=4)
         with torch.no_grad():

@@ -82,4 +82,4 @@ def encoded(image=None, kind="JPEG", **options):
 
 
 def settings(**changes):
-    return config.Serve(**{"weights": "unused", "max_body_mb": 0.6, "max_megapixels": 1.0, "request_timeout_s": 5.0} | changes)
+    return config.ServeConfig(**{"weights": "unused", "max_body_mb": 0.6, "max_megapixels": 1.0, "request_timeout_s": 5.0} | changes)

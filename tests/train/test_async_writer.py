@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from yolor_ray.config import Network, Optim, Run, Train
+from yolor_ray.config import NetworkConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.errors import StorageError, SupersededError
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.checkpoint import checkpoint
-from yolor_ray.train.checkpoint.async_writer import Saver
-from yolor_ray.train.checkpoint.attempts import Life
+from yolor_ray.train.checkpoint.async_writer import AsyncCheckpointer
+from yolor_ray.train.checkpoint.attempts import RunAttempt
 from yolor_ray.train.checkpoint.checkpoint import Progress, newest_checkpoint
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.optim import Schedule
 
-CONFIG = Train(
-    network=Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1), optim=Optim(epochs=9)
+CONFIG = TrainConfig(
+    network=NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1),
+    optim=OptimConfig(epochs=9),
 )
 
 
@@ -36,8 +37,8 @@ def progress(epoch: int = 0, best: str = "") -> Progress:
     return Progress("digest", epoch=epoch, seen=np.array([True, False, True]), best=best)
 
 
-def saver(folder: Path, **run: object) -> Saver:
-    return Saver(str(folder), Run(**run), CONFIG.optim.epochs, Life(str(folder), 1, ""), step=0)
+def saver(folder: Path, **run: object) -> AsyncCheckpointer:
+    return AsyncCheckpointer(str(folder), RunConfig(**run), CONFIG.optim.epochs, RunAttempt(str(folder), 1, ""), step=0)
 
 
 def test_a_checkpoint_is_due_after_so_many_steps_or_so_long(tmp_path: Path) -> None:

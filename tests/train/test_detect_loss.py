@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from yolor_ray.boxes import complete_iou
-from yolor_ray.config import Loss, Network
+from yolor_ray.config import LossConfig, NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
 from yolor_ray.train.losses.assign import Targets, match_level
 from yolor_ray.train.losses.detect import detection_losses
@@ -22,11 +22,11 @@ BOXES = Targets(
 
 
 def make_head(classes: int = 3, levels: int = 2) -> DetectHead:
-    config = Network(stem="reorg", stem_width=8, widths=(8,) * (levels + 1), depths=(1,) * (levels + 1), levels=levels)
+    config = NetworkConfig(stem="reorg", stem_width=8, widths=(8,) * (levels + 1), depths=(1,) * (levels + 1), levels=levels)
     return DetectHead(config, classes, ANCHORS if levels == 2 else torch.ones(levels, 3, 2))
 
 
-def detection_loss(raw: list[torch.Tensor], targets: Targets, head: DetectHead, gains: Loss) -> dict[str, torch.Tensor]:
+def detection_loss(raw: list[torch.Tensor], targets: Targets, head: DetectHead, gains: LossConfig) -> dict[str, torch.Tensor]:
     matches = [
         match_level(targets, anchors, stride, *level.shape[2:4], anchor_ratio=gains.anchor_ratio)
         for level, anchors, stride in zip(raw, head.anchors, head.strides, strict=True)
@@ -59,7 +59,7 @@ def perfect(head: DetectHead, targets: Targets) -> list[torch.Tensor]:
 
 def objectness_targets(raw: list[torch.Tensor], targets: Targets, head: DetectHead) -> list[torch.Tensor]:
     """Return each cell's objectness target, read from the gradient: at logit 0 it is (1/2 - target) times a constant."""
-    gains = Loss(objectness=1.0)
+    gains = LossConfig(objectness=1.0)
     detection_loss(raw, targets, head, gains)["objectness"].backward()
     scale = [balance * 3 / len(raw) for balance in (4.0, 1.0)]
     assert all(level.grad is not None for level in raw)
@@ -72,7 +72,7 @@ def values(parts: dict[str, torch.Tensor]) -> tuple[float, float, float]:
 
 def test_perfect_predictions_cost_nothing():
     head = make_head()
-    parts = detection_loss(perfect(head, BOXES), BOXES, head, Loss())
+    parts = detection_loss(perfect(head, BOXES), BOXES, head, LossConfig())
     assert values(parts) == pytest.approx((0, 0, 0), abs=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_each_part_answers_to_its_own_predictions(part, channel):
     head = make_head()
     raw = perfect(head, BOXES)
     raw[0][..., channel] = -raw[0][..., channel] + 0.1
-    found = values(detection_loss(raw, BOXES, head, Loss()))
+    found = values(detection_loss(raw, BOXES, head, LossConfig()))
     assert found[part] > 1e-3
     others = [value for index, value in enumerate(found) if index != part and not (part == 0 and index == 1)]
     assert others == pytest.approx([0] * len(others), abs=1e-5)
@@ -90,7 +90,7 @@ def test_each_part_answers_to_its_own_predictions(part, channel):
 def test_a_batch_without_boxes_has_a_finite_loss_and_finite_gradients():
     head = make_head()
     raw = raw_zeros(head)
-    parts = detection_loss(raw, NOTHING, head, Loss())
+    parts = detection_loss(raw, NOTHING, head, LossConfig())
     sum(parts.values()).backward()
     assert values(parts) == pytest.approx((0, math.log(2) * (4.0 + 1.0) * 0.7 * 3 / 2, 0))
     for level in raw:
@@ -103,7 +103,7 @@ def test_a_batch_without_boxes_has_a_finite_loss_and_finite_gradients():
 @pytest.mark.parametrize(("levels", "balance", "extra"), [(2, 5.0, 1.0), (3, 5.4, 1.0), (4, 5.5, 1.4), (5, 6.0, 1.4)])
 def test_levels_are_balanced_by_the_reference_weights(levels, balance, extra):
     head = make_head(levels=levels)
-    parts = detection_loss(raw_zeros(head), NOTHING, head, Loss(objectness=0.7))
+    parts = detection_loss(raw_zeros(head), NOTHING, head, LossConfig(objectness=0.7))
     assert parts["objectness"].item() == pytest.approx(math.log(2) * balance * 0.7 * 3 / levels * extra, rel=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_a_fine_level_weighs_its_objectness_four_times_a_coarse_one():
         with torch.no_grad():
             for index, level in enumerate(raw):
                 level[..., 4] = SURE if index == wrong else -SURE
-        found.append(detection_loss(raw, NOTHING, head, Loss())["objectness"].item())
+        found.append(detection_loss(raw, NOTHING, head, LossConfig())["objectness"].item())
     assert found[0] == pytest.approx(4 * found[1], rel=1e-4)
 
 
@@ -151,9 +151,9 @@ def test_a_box_predicted_far_away_teaches_no_objectness_below_zero():
 
 def test_box_and_class_loss_are_means_over_matches():
     head = make_head()
-    once = detection_loss(raw_zeros(head), BOXES, head, Loss())
+    once = detection_loss(raw_zeros(head), BOXES, head, LossConfig())
     twice = Targets(*(torch.cat((part, part)) for part in (BOXES.images, BOXES.labels, BOXES.boxes_cxcywh)))
-    again = detection_loss(raw_zeros(head), twice, head, Loss())
+    again = detection_loss(raw_zeros(head), twice, head, LossConfig())
     assert values(again) == pytest.approx(values(once), rel=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_box_and_class_loss_are_means_over_matches():
 def test_the_class_gain_shrinks_with_the_number_of_classes_down_to_thirty(classes, counted):
     head = make_head(classes)
     boxes = Targets(BOXES.images, BOXES.labels.clamp(max=1), BOXES.boxes_cxcywh)
-    parts = detection_loss(raw_zeros(head), boxes, head, Loss())
+    parts = detection_loss(raw_zeros(head), boxes, head, LossConfig())
     assert parts["classes"].item() == pytest.approx(math.log(2) * 2 * 0.3 * 3 / 2 * counted / 80, rel=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_a_single_class_has_nothing_to_tell_apart():
     head = make_head(classes=1)
     raw = raw_zeros(head)
     boxes = Targets(BOXES.images, torch.zeros(3, dtype=torch.long), BOXES.boxes_cxcywh)
-    parts = detection_loss(raw, boxes, head, Loss())
+    parts = detection_loss(raw, boxes, head, LossConfig())
     sum(parts.values()).backward()
     assert parts["classes"].item() == 0
     assert all(level.grad is not None and (level.grad[..., 5] == 0).all() for level in raw)
@@ -177,16 +177,16 @@ def test_a_single_class_has_nothing_to_tell_apart():
 
 def test_the_gains_scale_their_parts():
     head = make_head()
-    plain = values(detection_loss(raw_zeros(head), BOXES, head, Loss(box=0.05, objectness=0.7, classes=0.3)))
-    more = values(detection_loss(raw_zeros(head), BOXES, head, Loss(box=0.1, objectness=2.1, classes=1.2)))
+    plain = values(detection_loss(raw_zeros(head), BOXES, head, LossConfig(box=0.05, objectness=0.7, classes=0.3)))
+    more = values(detection_loss(raw_zeros(head), BOXES, head, LossConfig(box=0.1, objectness=2.1, classes=1.2)))
     assert [b / a for a, b in zip(plain, more, strict=True)] == pytest.approx([2, 3, 4], rel=1e-5)
 
 
 def test_half_precision_predictions_are_scored_in_float32():
     head = make_head()
     raw = [level.detach().bfloat16().requires_grad_() for level in raw_zeros(head)]
-    parts = detection_loss(raw, BOXES, head, Loss())
+    parts = detection_loss(raw, BOXES, head, LossConfig())
     sum(parts.values()).backward()
     assert sum(parts.values()).dtype == torch.float32
-    assert values(parts) == pytest.approx(values(detection_loss(raw_zeros(head), BOXES, head, Loss())), rel=1e-5)
+    assert values(parts) == pytest.approx(values(detection_loss(raw_zeros(head), BOXES, head, LossConfig())), rel=1e-5)
     assert all(level.grad is not None and torch.isfinite(level.grad).all() for level in raw)

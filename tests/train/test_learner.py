@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from yolor_ray.config import Augment, Loss
+from yolor_ray.config import AugmentConfig, LossConfig
 from yolor_ray.errors import NonFiniteLossError
 from yolor_ray.train.learner import MAX_BAD_UPDATES, Learner
 from yolor_ray.train.losses.assign import Targets
@@ -14,7 +14,7 @@ from yolor_ray.train.losses.assign import Targets
 IMAGES = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 TARGETS = Targets(torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([[20.0, 20.0, 12.0, 14.0], [40.0, 30.0, 30.0, 28.0]]))
 NO_TARGETS = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
-ENDLESS = Loss(objectness=float("inf"))
+ENDLESS = LossConfig(objectness=float("inf"))
 
 
 def weights(learner: Learner) -> list[torch.Tensor]:
@@ -108,7 +108,7 @@ def test_too_many_gradients_in_a_row_that_are_not_finite_end_the_run(make_learne
 
 
 def test_a_huge_gradient_is_clipped(make_learner):
-    learner = make_learner(loss=Loss(box=1e6, objectness=1e6, classes=1e6), lr=0.01, clip_norm=1.0, weight_decay=0.0, momentum=0.5)
+    learner = make_learner(loss=LossConfig(box=1e6, objectness=1e6, classes=1e6), lr=0.01, clip_norm=1.0, weight_decay=0.0, momentum=0.5)
     before = weights(learner)
     learner.learn(IMAGES, TARGETS, must_update=True)
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, weights(learner), strict=True)]).norm().item()
@@ -118,7 +118,7 @@ def test_a_huge_gradient_is_clipped(make_learner):
 def test_sizes_vary_by_steps_of_the_coarsest_stride_alike_on_every_worker(make_learner):
     seen: list[list[int]] = []
     for _ in range(2):
-        learner = make_learner(augment=Augment(multi_scale=0.5))
+        learner = make_learner(augment=AugmentConfig(multi_scale=0.5))
         sides: list[int] = []
         learner.network.register_forward_pre_hook(lambda _, args, sides=sides: sides.append(args[0].shape[-1]))
         for _ in range(20):
@@ -129,7 +129,7 @@ def test_sizes_vary_by_steps_of_the_coarsest_stride_alike_on_every_worker(make_l
 
 
 def test_boxes_grow_with_the_image(make_learner, monkeypatch):
-    learner = make_learner(augment=Augment(multi_scale=0.5))
+    learner = make_learner(augment=AugmentConfig(multi_scale=0.5))
     learned: list[tuple[int, torch.Tensor]] = []
 
     def note(raw, targets, network, gains):

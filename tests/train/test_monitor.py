@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from yolor_ray.cluster.stop_signal import no_notice
-from yolor_ray.config import Cluster
+from yolor_ray.cluster.stop_signal import never_stop
+from yolor_ray.config import ClusterConfig
 from yolor_ray.train.elastic import monitor
-from yolor_ray.train.elastic.monitor import FromPost, Watch
+from yolor_ray.train.elastic.monitor import ClusterMonitor, RemoteStopSignal
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def at(monkeypatch, request) -> Callable[[float, int], str]:
     clock, free = [0.0], [0]
     monkeypatch.setattr(monitor.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(monitor, "room", lambda cluster: free[0])
-    looking = Watch(None, Cluster(workers="2-4"), 2, no_notice, getattr(request, "param", 0))
+    looking = ClusterMonitor(None, ClusterConfig(workers="2-4"), 2, never_stop, getattr(request, "param", 0))
 
     def look(second: float, room: int) -> str:
         clock[0], free[0] = second, room
@@ -53,7 +53,7 @@ def test_a_notice_is_heard_while_a_worker_computes(monkeypatch) -> None:
     answers = ["", "", "SIGTERM"]
     monkeypatch.setattr(monitor, "ASK_EVERY_S", 0.01)
     monkeypatch.setattr(monitor.ray, "get", lambda answer: answer)
-    notice = FromPost(SimpleNamespace(reason=SimpleNamespace(remote=lambda: answers.pop(0))))
+    notice = RemoteStopSignal(SimpleNamespace(reason=SimpleNamespace(remote=lambda: answers.pop(0))))
     assert notice() == ""
     time.sleep(0.5)
     assert notice() == "SIGTERM"
@@ -64,7 +64,7 @@ def test_a_worker_whose_driver_is_gone_asks_no_more(monkeypatch, caplog) -> None
         raise ray.exceptions.ActorDiedError()
 
     monkeypatch.setattr(monitor.ray, "get", gone)
-    notice = FromPost(SimpleNamespace(reason=SimpleNamespace(remote=lambda: None)))
+    notice = RemoteStopSignal(SimpleNamespace(reason=SimpleNamespace(remote=lambda: None)))
     notice()
     notice._asking.join(5)
     assert not notice._asking.is_alive() and "event=post_gone" in caplog.text

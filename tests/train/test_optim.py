@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from yolor_ray.config import Optim, presets
+from yolor_ray.config import OptimConfig, presets
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.optim import WARMUP_BIAS_LR, WARMUP_MOMENTUM, Schedule, WeightAverage, make_optimizer, parameter_groups
 
@@ -30,7 +30,7 @@ def test_only_convolution_weights_decay(make_learner):
 
 
 def test_the_learning_rate_follows_the_published_cosine():
-    schedule = Schedule(Optim(epochs=450, final_lr=0.2), steps_per_epoch=1)
+    schedule = Schedule(OptimConfig(epochs=450, final_lr=0.2), steps_per_epoch=1)
     assert schedule.decay(0) == 1.0
     assert schedule.decay(299) == pytest.approx(0.4024, abs=5e-5)
     assert schedule.decay(450) == pytest.approx(0.2)
@@ -42,13 +42,13 @@ def test_the_learning_rate_follows_the_published_cosine():
     [(300, 2000, 3.0, 6000), (300, 100, 3.0, 1000), (10, 10, 3.0, 10), (24, 40, 3.0, 96), (1, 1, 3.0, 0), (300, 100, 0.0, 0)],
 )
 def test_warm_up_is_three_epochs_or_1000_steps_but_never_over_a_tenth_of_the_run(epochs, steps_per_epoch, warmup_epochs, steps):
-    schedule = Schedule(Optim(epochs=epochs, warmup_epochs=warmup_epochs), steps_per_epoch)
+    schedule = Schedule(OptimConfig(epochs=epochs, warmup_epochs=warmup_epochs), steps_per_epoch)
     assert schedule.warmup_steps == steps
     assert schedule.warmup_steps <= schedule.total_steps / 10
 
 
 def test_accumulation_ramps_up_during_warm_up():
-    schedule = Schedule(Optim(batch=8, nominal_batch=64, epochs=100), steps_per_epoch=100)
+    schedule = Schedule(OptimConfig(batch=8, nominal_batch=64, epochs=100), steps_per_epoch=100)
     ramp = [schedule.accumulate(step) for step in range(schedule.warmup_steps)]
     assert ramp[0] == 1
     assert ramp == sorted(ramp)
@@ -58,12 +58,12 @@ def test_accumulation_ramps_up_during_warm_up():
 
 @pytest.mark.parametrize(("batch", "full"), [(1, 64), (16, 4), (24, 3), (64, 1), (500, 1)])
 def test_about_the_nominal_batch_is_accumulated(batch, full):
-    schedule = Schedule(Optim(batch=batch, nominal_batch=64, warmup_epochs=0.0), steps_per_epoch=10)
+    schedule = Schedule(OptimConfig(batch=batch, nominal_batch=64, warmup_epochs=0.0), steps_per_epoch=10)
     assert schedule.accumulate(0) == full
 
 
 def test_warm_up_raises_rate_and_momentum_and_lowers_the_rate_of_biases(make_learner):
-    optim = Optim(epochs=300, lr=0.01, momentum=0.937)
+    optim = OptimConfig(epochs=300, lr=0.01, momentum=0.937)
     schedule, optimizer = Schedule(optim, steps_per_epoch=100), make_optimizer(make_learner().network, optim)
     seen = []
     for step in (0, 500, 1000, 29_999):

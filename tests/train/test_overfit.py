@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolor_ray.config import Augment, Cluster, Data, Loss, Network, Optim, Run, Train
+from yolor_ray.config import AugmentConfig, ClusterConfig, DataConfig, LossConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.data.augment.instance_map import instance_map
 from yolor_ray.data.images.letterbox import Letterbox
@@ -14,7 +14,7 @@ from yolor_ray.data.shards.dataset import Dataset, dataset_digest, open_dataset,
 from yolor_ray.data.synthetic import scenes
 from yolor_ray.evaluate.metrics import FITNESS, measure
 from yolor_ray.inference.detect import Detections
-from yolor_ray.inference.postprocess import locate
+from yolor_ray.inference.postprocess import to_image_detections
 from yolor_ray.train.run import train
 
 SIDE = 128
@@ -38,14 +38,14 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """Return what the network reaches on the very images that it was trained on."""
     folder = tmp_path_factory.mktemp("eight")
     url = packed(folder)
-    config = Train(
-        network=Network(stem="reorg", stem_width=16, widths=(32, 48, 64), depths=(1, 1, 1), levels=2, neck_depth=1, tasks=TASKS),
-        data=Data(train=url, val=url, image_px=SIDE),
-        augment=Augment(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0),
-        loss=Loss(box=0.2, classes=2.0, segment=1.0, anchor_ratio=3.0),
-        optim=Optim(epochs=300, batch=8, nominal_batch=8, lr=0.03, final_lr=0.05, warmup_epochs=10),
-        cluster=Cluster(threads=1),
-        run=Run(storage=str(folder / "runs"), validate_every=75, checkpoint_every=1000),
+    config = TrainConfig(
+        network=NetworkConfig(stem="reorg", stem_width=16, widths=(32, 48, 64), depths=(1, 1, 1), levels=2, neck_depth=1, tasks=TASKS),
+        data=DataConfig(train=url, val=url, image_px=SIDE),
+        augment=AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0),
+        loss=LossConfig(box=0.2, classes=2.0, segment=1.0, anchor_ratio=3.0),
+        optim=OptimConfig(epochs=300, batch=8, nominal_batch=8, lr=0.03, final_lr=0.05, warmup_epochs=10),
+        cluster=ClusterConfig(threads=1),
+        run=RunConfig(storage=str(folder / "runs"), validate_every=75, checkpoint_every=1000),
     )
     threads = torch.get_num_threads()
     metrics = train(config)["metrics"]
@@ -79,5 +79,5 @@ def best_possible_mask_ap(dataset: Dataset) -> float:
             coefficients=torch.eye(len(ids)),
             prototypes=torch.from_numpy(shares - 0.5).float(),
         )
-        found.append(locate(detections, Letterbox(1.0, 0, 0, SIDE, SIDE)))
+        found.append(to_image_detections(detections, Letterbox(1.0, 0, 0, SIDE, SIDE)))
     return measure(dataset, found, ("detect", "segment")).metrics["segment/AP"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from yolor_ray.config import Loss, Network
+from yolor_ray.config import LossConfig, NetworkConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Targets, match_level
@@ -16,7 +16,7 @@ from yolor_ray.train.losses.pose import pose_loss
 from yolor_ray.train.losses.segment import segment_loss
 from yolor_ray.train.losses.total import LOSSES, loss_parts
 
-CONFIG = Network(stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), levels=2, neck_depth=1, tasks=TASKS)
+CONFIG = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), levels=2, neck_depth=1, tasks=TASKS)
 ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0], [60.0, 32.0], [40.0, 80.0]]])
 SIDE = 64
 UNSEEN = [[0.0, 0.0, 0.0]] * 2
@@ -158,7 +158,7 @@ def test_an_object_without_a_mask_teaches_none(network):
 
 @pytest.mark.parametrize("targets", [TARGETS, NOTHING], ids=["annotated", "nothing annotated"])
 def test_every_parameter_gets_a_finite_gradient_whatever_is_annotated(network, targets):
-    parts = loss_parts(network(torch.rand(2, 3, SIDE, SIDE)), targets, network, Loss())
+    parts = loss_parts(network(torch.rand(2, 3, SIDE, SIDE)), targets, network, LossConfig())
     assert list(parts) == ["box", "objectness", "classes", "classify", "embed", "segment", "pose"]
     sum(parts.values()).backward()
     for name, parameter in network.named_parameters():
@@ -170,7 +170,7 @@ def test_every_parameter_gets_a_finite_gradient_whatever_is_annotated(network, t
 @pytest.mark.parametrize("task", LOSSES)
 def test_each_task_has_its_own_gain(network, task):
     raw = network(torch.rand(2, 3, SIDE, SIDE))
-    once, twice = (loss_parts(raw, TARGETS, network, replace(Loss(), **{task: gain})) for gain in (0.2, 0.4))
+    once, twice = (loss_parts(raw, TARGETS, network, replace(LossConfig(), **{task: gain})) for gain in (0.2, 0.4))
     for name in once:
         assert twice[name].item() == pytest.approx(once[name].item() * (2 if name == task else 1), rel=1e-5)
 
@@ -179,7 +179,7 @@ def test_images_whose_objects_are_not_all_annotated_teach_no_background(network)
     raw = network(torch.rand(2, 3, SIDE, SIDE))
     for known, expected in (([True, True], None), ([True, False], 0), ([False, False], -1)):
         targets = replace(NOTHING, boxes_known=torch.tensor(known))
-        found = loss_parts(raw, targets, network, Loss())["objectness"]
+        found = loss_parts(raw, targets, network, LossConfig())["objectness"]
         [gradient] = torch.autograd.grad(found, [raw["detect"][0]], retain_graph=True)
         learned = gradient[..., 4].flatten(1).abs().amax(dim=1) > 0
         assert learned.tolist() == known, expected

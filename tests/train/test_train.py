@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from yolor_ray.config import Augment, Cluster, Data, Implicit, Network, Optim, Run, Train
+from yolor_ray.config import AugmentConfig, ClusterConfig, DataConfig, ImplicitConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.data.loading.epoch_ledger import from_json
 from yolor_ray.data.shards.dataset import open_dataset, write_dataset
 from yolor_ray.errors import ConfigError, DataError, Preempted, StorageError, WeightsError
 from yolor_ray.io import storage
 from yolor_ray.model.weights import load_weights, save_weights
 from yolor_ray.pack.run import pack_scenes
-from yolor_ray.train.checkpoint.attempts import read_lives
+from yolor_ray.train.checkpoint.attempts import read_attempts
 from yolor_ray.train.checkpoint.checkpoint import newest_checkpoint
-from yolor_ray.train.elastic.worker_group import work_here
+from yolor_ray.train.elastic.worker_group import run_in_process
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.run import open_datasets, prepare, train
-from yolor_ray.train.run_log import Board, read_rows
+from yolor_ray.train.run_log import RunLogger, read_metrics
 
-TINY = Network(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-def tiny_run(folder: Path, name: str, **run: object) -> Train:
-    return Train(
+def tiny_run(folder: Path, name: str, **run: object) -> TrainConfig:
+    return TrainConfig(
         network=TINY,
-        data=Data(train="scenes:21", val="scenes:5", image_px=64),
-        augment=Augment(mixup=0.3, multi_scale=0.3, plain_epochs=1),
-        optim=Optim(epochs=3, batch=4, nominal_batch=8),
-        cluster=Cluster(threads=1),
-        run=Run(storage=str(folder), name=name, validate_every=2, checkpoint_every=1, **run),
+        data=DataConfig(train="scenes:21", val="scenes:5", image_px=64),
+        augment=AugmentConfig(mixup=0.3, multi_scale=0.3, plain_epochs=1),
+        optim=OptimConfig(epochs=3, batch=4, nominal_batch=8),
+        cluster=ClusterConfig(threads=1),
+        run=RunConfig(storage=str(folder), name=name, validate_every=2, checkpoint_every=1, **run),
     )
 
 
@@ -77,7 +77,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(folder: Path, whol
         with pytest.raises(Killed):
             train(config)
     resumed = Path(train(config)["run"])
-    assert read_lives(str(resumed))[-1].from_step > 0
+    assert read_attempts(str(resumed))[-1].from_step > 0
     expected, expected_state = final_state(whole)
     found, state = final_state(resumed)
     assert found.keys() == expected.keys()
@@ -109,26 +109,26 @@ def test_sigterm_writes_a_checkpoint_of_the_moment_and_the_same_command_goes_on(
     train(config)
     found, expected = final_state(folder / "preempted")[0], final_state(whole)[0]
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    [first, second] = read_lives(str(folder / "preempted"))
+    [first, second] = read_attempts(str(folder / "preempted"))
     assert (second.from_step, second.lost_steps, first.lost_steps) == (8, 0, 0)
 
 
 def test_sigterm_between_epochs_of_one_step_is_heard(folder: Path, monkeypatch) -> None:
     config = tiny_run(folder, "short")
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, epochs=2, batch=21, nominal_batch=21))
-    add = Board.add
+    add = RunLogger.add
 
-    def add_and_hear(self: Board, row: dict, **kwargs: object) -> None:
+    def add_and_hear(self: RunLogger, row: dict, **kwargs: object) -> None:
         add(self, row, **kwargs)
         signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Board, "add", add_and_hear)
+        patch.setattr(RunLogger, "add", add_and_hear)
         with pytest.raises(Preempted):
             train(config)
     assert final_state(folder / "short")[1]["epoch"] == 1
     train(config)
-    assert [row["epoch"] for row in read_rows(str(folder / "short"))] == [1, 2]
+    assert [row["epoch"] for row in read_metrics(str(folder / "short"))] == [1, 2]
 
 
 @pytest.mark.parametrize("what", ["metrics.jsonl", "best/"])
@@ -145,7 +145,7 @@ def test_what_cannot_be_written_before_the_last_epoch_does_not_end_training(fold
         patch.setattr(storage, "write_bytes", fail_once)
         run = Path(train(tiny_run(folder, f"full-{len(what)}"))["run"])
     assert not failures and "No space left on device" in caplog.text
-    assert [row["epoch"] for row in read_rows(str(run))] == [1, 2, 3]
+    assert [row["epoch"] for row in read_metrics(str(run))] == [1, 2, 3]
     found, expected = final_state(run)[0], final_state(whole)[0]
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -153,11 +153,11 @@ def test_what_cannot_be_written_before_the_last_epoch_does_not_end_training(fold
 def test_a_folder_that_a_worker_does_not_see_is_told_before_training(folder: Path) -> None:
     job = prepare(tiny_run(folder, "elsewhere"), str(folder / "elsewhere"))
     with pytest.raises(ConfigError, match=r"run\.storage: found no config\.json in .*elsewhere on a worker's node, expected"):
-        work_here(job)
+        run_in_process(job)
 
 
 def test_each_epoch_tells_that_it_learned_from_every_record(whole: Path) -> None:
-    assert [row["records"] for row in read_rows(str(whole))] == [21, 21, 21]
+    assert [row["records"] for row in read_metrics(str(whole))] == [21, 21, 21]
 
 
 def test_a_run_folder_holds_what_people_look_at(whole: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_run_of_an_older_version_goes_on_though_it_lacks_newer_settings(folder
     place.write_text(json.dumps(older))
     try:
         assert train(tiny_run(folder, "whole"))["weights"] == str(whole / "weights")
-        plain = dataclasses.replace(TINY, implicit=Implicit(align="none"))
+        plain = dataclasses.replace(TINY, implicit=ImplicitConfig(align="none"))
         with pytest.raises(ConfigError, match=r"network\.implicit\.align was 'add' and is now 'none'"):
             train(dataclasses.replace(tiny_run(folder, "whole"), network=plain))
     finally:

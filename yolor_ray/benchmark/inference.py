@@ -17,45 +17,45 @@ import torch
 
 from yolor_ray.benchmark.inference_report import report
 from yolor_ray.benchmark.peak import peak_works
-from yolor_ray.config import Implicit, Serve
-from yolor_ray.config.benchmark import Inference
+from yolor_ray.config import ImplicitConfig, ServeConfig
+from yolor_ray.config.benchmark import InferenceConfig
 from yolor_ray.config.presets import PRESETS
 from yolor_ray.errors import ConfigError, check
 from yolor_ray.inference import detect, runtimes
-from yolor_ray.inference.engine_choice import Form, fastest, scene_images
+from yolor_ray.inference.engine_choice import RunnableModel, choose_engine, scene_images
 from yolor_ray.inference.runtimes import Predictor
-from yolor_ray.inference.timing import in_rounds
+from yolor_ray.inference.timing import time_interleaved
 from yolor_ray.model.flops import flops
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.network import Yolor
-from yolor_ray.model.transfer import take_over
+from yolor_ray.model.transfer import transfer_weights
 from yolor_ray.model.weights import WeightsInfo, load_weights
 from yolor_ray.report.provenance import machine
-from yolor_ray.train.elastic.worker_group import cores
+from yolor_ray.train.elastic.worker_group import available_cores
 
 logger = logging.getLogger(__name__)
 
-LIMITS: dict[str, Any] = {"confidence": Serve.confidence, "iou": Serve.iou, "max_detections": Serve.max_detections}
+LIMITS: dict[str, Any] = {"confidence": ServeConfig.confidence, "iou": ServeConfig.iou, "max_detections": ServeConfig.max_detections}
 RANDOM_CLASSES = 80
 
 
-def inference(config: Inference) -> dict[str, Any]:
+def inference(config: InferenceConfig) -> dict[str, Any]:
     """Measure all forms in turns and return latencies, ratios, the share of the peak and what limits the served form.
 
     Ratios are of speeds, medians over rounds of what was measured in the same round; spreads are (largest - smallest) / median.
     """
-    torch.set_num_threads(config.threads or cores())
+    torch.set_num_threads(config.threads or available_cores())
     device = _device(config)
     before = machine()
     network, info = _subject(config)
     network = network.to(device)
-    served = fastest(network, info, precision=config.precision)
+    served = choose_engine(network, info, precision=config.precision)
     peaks = peak_works(device)
     works = {**_works(config, network, served, info.image_px), **{name: work for name, (work, _) in peaks.items()}}
     operations = {name: count for name, (_, count) in peaks.items()}
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     with torch.inference_mode():
-        rows = in_rounds(works, config.rounds, wait=wait)
+        rows = time_interleaved(works, config.rounds, wait=wait)
     for number, row in enumerate(rows, start=1):
         logger.info("event=round number=%d %s", number, " ".join(f"{name}={seconds * 1e3:.4g}ms" for name, seconds in row.items()))
     return {
@@ -69,13 +69,13 @@ def inference(config: Inference) -> dict[str, Any]:
     }
 
 
-def _device(config: Inference) -> torch.device:
+def _device(config: InferenceConfig) -> torch.device:
     if config.gpu and not torch.cuda.is_available():
         raise ConfigError("gpu: found no CUDA device in this process, expected one; leave it out to measure on the CPU")
     return torch.device("cuda" if config.gpu else "cpu")
 
 
-def _subject(config: Inference) -> tuple[Yolor, WeightsInfo]:
+def _subject(config: InferenceConfig) -> tuple[Yolor, WeightsInfo]:
     """Return the network that is measured, not folded, and its description at the side that is measured."""
     network, info = load_weights(config.weights) if config.weights else _random(config.preset)
     if info.fused:
@@ -97,14 +97,14 @@ def _random(preset: str) -> tuple[Yolor, WeightsInfo]:
 
 def _plain(network: Yolor) -> Yolor:
     """Return the network without implicit knowledge, with all other weights that still fit."""
-    config = replace(network.config, implicit=Implicit(align="none", refine="none"))
+    config = replace(network.config, implicit=ImplicitConfig(align="none", refine="none"))
     plain = Yolor(config, anchors=network.head.anchors, **asdict(network.counts)).eval()
     names = WeightsInfo("", tuple(str(label) for label in range(network.classes)), 0)
-    take_over(plain, names, network, names)
+    transfer_weights(plain, names, network, names)
     return plain.to(network.head.anchors.device)
 
 
-def _works(config: Inference, network: Yolor, served: Form, image_px: int) -> dict[str, Callable[[], object]]:
+def _works(config: InferenceConfig, network: Yolor, served: RunnableModel, image_px: int) -> dict[str, Callable[[], object]]:
     """Return what is timed: each form from bytes to boxes, and its parts outside of the network."""
     fused, device = fuse(network), network.head.anchors.device
     as_it_is = runtimes.DecodedYolor(network)
@@ -139,7 +139,7 @@ def _with_threads(threads: int, work: Callable[[], object]) -> None:
     torch.set_num_threads(before)
 
 
-def _settings(config: Inference, network: Yolor, info: WeightsInfo) -> dict[str, Any]:
+def _settings(config: InferenceConfig, network: Yolor, info: WeightsInfo) -> dict[str, Any]:
     return {
         "weights": config.weights or "random",
         "name": info.name,

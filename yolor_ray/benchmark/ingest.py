@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from yolor_ray.benchmark.ingest_rounds import measure
-from yolor_ray.config import Train
-from yolor_ray.config.benchmark import Ingest
+from yolor_ray.config import TrainConfig
+from yolor_ray.config.benchmark import IngestConfig
 from yolor_ray.inference.timing import spread
 from yolor_ray.io import storage
-from yolor_ray.train.context import Job
-from yolor_ray.train.elastic.worker_group import work_here, work_on_cluster
+from yolor_ray.train.context import TrainContext
+from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
 from yolor_ray.train.run import prepare
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ STILL_LR = 1e-6
 """Keeps the weights where they are, so that every round does the same work."""
 
 
-def ingest(config: Ingest) -> dict[str, Any]:
+def ingest(config: IngestConfig) -> dict[str, Any]:
     """Measure the ingest alone, the step alone and the whole in turns and return their rates and ratios.
 
     `ratio` is whole / min(ingest, step): 1 when the faster of the two costs nothing. `shared_ratio` is the whole over
@@ -47,7 +47,7 @@ def ingest(config: Ingest) -> dict[str, Any]:
     }
 
 
-def _steady(config: Ingest) -> Train:
+def _steady(config: IngestConfig) -> TrainConfig:
     """Return the run in its steady state: no warm-up, whose steps cost more, and epochs enough for all rounds."""
     optim = config.train.optim
     epochs = max(optim.epochs, 2 * config.rounds + 1)
@@ -60,7 +60,7 @@ def _ratios(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "ratio_spread": spread(ratios), "shared_ratio": statistics.median(shared)}
 
 
-def _settings(job: Job, train: Train) -> dict[str, Any]:
+def _settings(job: TrainContext, train: TrainConfig) -> dict[str, Any]:
     return {
         "data": train.data.train,
         "images": job.train.images,
@@ -72,12 +72,12 @@ def _settings(job: Job, train: Train) -> dict[str, Any]:
     }
 
 
-def _measure(job: Job, config: Ingest) -> dict[str, Any]:
+def _measure(job: TrainContext, config: IngestConfig) -> dict[str, Any]:
     """Measure on the workers that training would run on."""
     work = functools.partial(measure, rounds=config.rounds, limit=config.steps)
     if config.train.cluster.worker_range[1] == 0:
-        return work_here(job, work)
+        return run_in_process(job, work)
     try:
-        return work_on_cluster(job, work)
+        return run_on_workers(job, work)
     finally:
         storage.delete(job.run)

@@ -17,8 +17,8 @@ from torch import Tensor
 from yolor_ray.data.loading.epoch_plan import steps_of
 from yolor_ray.data.loading.loader import Batch, Loader
 from yolor_ray.report.provenance import machine
-from yolor_ray.train.context import Job, Report, make_learner, make_loader, targets_of, windows_of
-from yolor_ray.train.distributed import Team
+from yolor_ray.train.context import Report, TrainContext, make_learner, make_loader, targets_of, windows_of
+from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.losses.assign import Targets
 
@@ -30,8 +30,8 @@ KEPT_BATCHES = 8
 class Bench:
     """Hold what the measures share."""
 
-    job: Job
-    team: Team
+    job: TrainContext
+    team: DistContext
     learner: Learner
     loader: Loader
     limit: int
@@ -98,7 +98,7 @@ class Bench:
         return sum(self.team.gather(images)) / max(self.team.gather(seconds))
 
 
-def measure(job: Job, team: Team, report: Report, *, rounds: int, limit: int) -> dict[str, Any]:
+def measure(job: TrainContext, team: DistContext, report: Report, *, rounds: int, limit: int) -> dict[str, Any]:
     """Return the rates of every round, in images/s over all workers, and the machine of this worker."""
     learner = make_learner(job, team)
     loader = make_loader(job)

@@ -6,16 +6,16 @@ from typing import Any
 
 from yolor_ray.benchmark.inference import inference
 from yolor_ray.benchmark.ingest import ingest
-from yolor_ray.config.benchmark import Inference, Ingest
+from yolor_ray.config.benchmark import InferenceConfig, IngestConfig
 from yolor_ray.report.provenance import command, commit
 
 MEASURES: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
-    Ingest: ("ingest", ingest),
-    Inference: ("inference", inference),
+    IngestConfig: ("ingest", ingest),
+    InferenceConfig: ("inference", inference),
 }
 
 
-def benchmark(config: Ingest | Inference) -> dict[str, Any]:
+def benchmark(config: IngestConfig | InferenceConfig) -> dict[str, Any]:
     """Return what the benchmark found, `machine` and `settings` among it, and what it was run with."""
     started = time.monotonic()
     name, measure = MEASURES[type(config)]

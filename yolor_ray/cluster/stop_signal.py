@@ -6,16 +6,16 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-Notice = Callable[[], str]
+StopSignal = Callable[[], str]
 """Returns why training is to end after a checkpoint; empty while it may go on."""
 
 
-def no_notice() -> str:
+def never_stop() -> str:
     """Never ask training to end."""
     return ""
 
 
-class Sigterm:
+class SigtermStopSignal:
     """Take SIGTERM for a notice while the block runs, in the main thread; a second one ends the process at once."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Sigterm:
         """Return why training is to end; empty while it may go on."""
         return "SIGTERM" if self._heard.is_set() else ""
 
-    def __enter__(self) -> "Sigterm":
+    def __enter__(self) -> "SigtermStopSignal":
         """Begin to listen; elsewhere than in the main thread, where Python allows no handlers, hear nothing."""
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._hear)

@@ -4,31 +4,39 @@ The dotted name of a field is its command-line flag, its Tune key, the logged pa
 Values are checked when a configuration is made, so nothing is built from a bad one.
 """
 
-from yolor_ray.config.evaluate import Evaluate
-from yolor_ray.config.export import Export
-from yolor_ray.config.network import Implicit, Network
-from yolor_ray.config.pack import Pack, PackCoco, PackCrops, Packing, PackScenes, PackVoc, PackYolo
-from yolor_ray.config.serve import Serve
-from yolor_ray.config.train import Augment, Cluster, Data, Loss, Optim, Run, Train
+from yolor_ray.config.evaluate import EvaluateConfig
+from yolor_ray.config.export import ExportConfig
+from yolor_ray.config.network import ImplicitConfig, NetworkConfig
+from yolor_ray.config.pack import (
+    AnyPackConfig,
+    PackCocoConfig,
+    PackConfig,
+    PackCropsConfig,
+    PackScenesConfig,
+    PackVocConfig,
+    PackYoloConfig,
+)
+from yolor_ray.config.serve import ServeConfig
+from yolor_ray.config.train import AugmentConfig, ClusterConfig, DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
 
 __all__ = [
-    "Augment",
-    "Cluster",
-    "Data",
-    "Evaluate",
-    "Export",
-    "Implicit",
-    "Loss",
-    "Network",
-    "Optim",
-    "Pack",
-    "PackCoco",
-    "PackCrops",
-    "PackScenes",
-    "PackVoc",
-    "PackYolo",
-    "Packing",
-    "Run",
-    "Serve",
-    "Train",
+    "AnyPackConfig",
+    "AugmentConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "ImplicitConfig",
+    "LossConfig",
+    "NetworkConfig",
+    "OptimConfig",
+    "PackCocoConfig",
+    "PackConfig",
+    "PackCropsConfig",
+    "PackScenesConfig",
+    "PackVocConfig",
+    "PackYoloConfig",
+    "RunConfig",
+    "ServeConfig",
+    "TrainConfig",
 ]

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from yolor_ray.config import Train
+from yolor_ray.config import TrainConfig
 from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
 from yolor_ray.errors import ConfigError, check
 
 if TYPE_CHECKING:
-    Preset = Train
+    Preset = TrainConfig
     PresetName = str
 else:
     PresetName = Literal[tuple(PRESETS)]
@@ -18,7 +18,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Ingest:
+class IngestConfig:
     """Compare the ingest alone, the training step alone and both together, in turns."""
 
     train: Preset = PRESETS["nano"]
@@ -38,7 +38,7 @@ class Ingest:
 
 
 @dataclass(frozen=True)
-class Inference:
+class InferenceConfig:
     """Compare the served form of a network with the network as the ancestor runs it, in turns."""
 
     weights: str = ""
@@ -65,7 +65,7 @@ class Inference:
             check(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
 
 
-BENCHMARKS = {"ingest": Ingest(), "inference": Inference()}
+BENCHMARKS = {"ingest": IngestConfig(), "inference": InferenceConfig()}
 BENCHMARK_DESCRIPTIONS = {
     "ingest": "Images/s of the ingest alone, of the training step alone, and of both together.",
     "inference": "Latency of the served network against the plain, unfolded one, and the share of this machine's peak that it reaches.",

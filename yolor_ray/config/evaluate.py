@@ -7,7 +7,7 @@ from yolor_ray.errors import check
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class EvaluateConfig:
     """Measure weights on a packed data set, every task that both know, or a results file against an annotation file."""
 
     weights: str = ""

@@ -7,7 +7,7 @@ from yolor_ray.errors import check
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportConfig:
     """Write a network in a format: trained weights with implicit vectors and batch norm folded away, or a published checkpoint."""
 
     weights: str = ""

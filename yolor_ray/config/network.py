@@ -11,7 +11,7 @@ TASKS: tuple[Task, ...] = ("detect", "classify", "embed", "segment", "pose")
 
 
 @dataclass(frozen=True)
-class Implicit:
+class ImplicitConfig:
     """Say which implicit knowledge a task has on each level: learned constants that fold away (YOLOR sections 3 to 5).
 
     The defaults are the published networks' (+FA and xPR by vectors). Nothing changes at step 0, whatever is chosen.
@@ -47,7 +47,7 @@ class Implicit:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkConfig:
     """Describe one member of the YOLOR family; levels run from fine to coarse, stride 8 first."""
 
     stem: Literal["conv", "csp", "reorg", "s2d", "dwt"] = "conv"
@@ -80,7 +80,7 @@ class Network:
     """What follows each batch norm."""
     tasks: tuple[Task, ...] = ("detect",)
     """What is learned on the shared features. `detect` is always among them: masks, keypoints and identities are those of its boxes."""
-    implicit: Implicit = field(default_factory=Implicit)
+    implicit: ImplicitConfig = field(default_factory=ImplicitConfig)
     """What each prediction level of each task has learned beside what it sees."""
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from yolor_ray.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packing:
+class PackConfig:
     """Say where a data set goes and how strict to be."""
 
     output: str
@@ -27,7 +27,7 @@ class Packing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackAnnotated(Packing):
+class PackAnnotatedConfig(PackConfig):
     """Say where annotated images are, and what their image labels are."""
 
     images: str
@@ -37,7 +37,7 @@ class PackAnnotated(Packing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackVoc(PackAnnotated):
+class PackVocConfig(PackAnnotatedConfig):
     """Pack images with PASCAL VOC XML annotations."""
 
     annotations: str
@@ -49,7 +49,7 @@ class PackVoc(PackAnnotated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackCoco(PackAnnotated):
+class PackCocoConfig(PackAnnotatedConfig):
     """Pack images with COCO JSON annotations: boxes, masks, keypoints, identities, image labels."""
 
     annotations: str
@@ -59,7 +59,7 @@ class PackCoco(PackAnnotated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackYolo(PackAnnotated):
+class PackYoloConfig(PackAnnotatedConfig):
     """Pack images with YOLO text annotations; images without a text file are backgrounds."""
 
     annotations: str
@@ -69,7 +69,7 @@ class PackYolo(PackAnnotated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackCrops(PackAnnotated):
+class PackCropsConfig(PackAnnotatedConfig):
     """Pack images of one object each, whose file names tell who it is and which camera saw it: re-identification sets."""
 
     pattern: str
@@ -92,7 +92,7 @@ class PackCrops(PackAnnotated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackScenes(Packing):
+class PackScenesConfig(PackConfig):
     """Pack scenes of the built-in data set."""
 
     count: int = 320
@@ -109,10 +109,10 @@ class PackScenes(Packing):
             raise ConfigError(f"count, size_px: found {self.count}, {self.size_px}, expected 1 or more and 32 or more")
 
 
-Pack = (
-    Annotated[PackVoc, tyro.conf.subcommand("voc")]
-    | Annotated[PackCoco, tyro.conf.subcommand("coco")]
-    | Annotated[PackYolo, tyro.conf.subcommand("yolo")]
-    | Annotated[PackCrops, tyro.conf.subcommand("crops")]
-    | Annotated[PackScenes, tyro.conf.subcommand("scenes")]
+AnyPackConfig = (
+    Annotated[PackVocConfig, tyro.conf.subcommand("voc")]
+    | Annotated[PackCocoConfig, tyro.conf.subcommand("coco")]
+    | Annotated[PackYoloConfig, tyro.conf.subcommand("yolo")]
+    | Annotated[PackCropsConfig, tyro.conf.subcommand("crops")]
+    | Annotated[PackScenesConfig, tyro.conf.subcommand("scenes")]
 )

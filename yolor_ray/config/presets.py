@@ -8,16 +8,16 @@ edge devices.
 
 from dataclasses import replace
 
-from yolor_ray.config import Augment, Data, Implicit, Loss, Network, Optim, Run, Train
+from yolor_ray.config import AugmentConfig, DataConfig, ImplicitConfig, LossConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
 
-NANO = Network(stem="reorg", stem_width=16, widths=(32, 48, 96, 160), depths=(1, 2, 2, 1), neck_depth=1)
-SMALL = Network(stem="reorg", stem_width=32, widths=(64, 128, 256, 448), depths=(1, 2, 3, 2), neck_depth=1)
-CSP = Network(norm_eps=1e-4)
+NANO = NetworkConfig(stem="reorg", stem_width=16, widths=(32, 48, 96, 160), depths=(1, 2, 2, 1), neck_depth=1)
+SMALL = NetworkConfig(stem="reorg", stem_width=32, widths=(64, 128, 256, 448), depths=(1, 2, 3, 2), neck_depth=1)
+CSP = NetworkConfig(norm_eps=1e-4)
 CSP_X = replace(CSP, widths=(80, 160, 320, 640, 1280), depths=(1, 3, 10, 10, 5), neck_depth=3, spp_pairs=2)
-PLAIN = Implicit(align="none", refine="none")
+PLAIN = ImplicitConfig(align="none", refine="none")
 V4_CSP = replace(CSP, implicit=PLAIN)
 V4_CSP_X = replace(CSP_X, implicit=PLAIN)
-P6 = Network(
+P6 = NetworkConfig(
     stem="reorg",
     stem_width=64,
     widths=(128, 256, 384, 512, 640),
@@ -28,7 +28,7 @@ P6 = Network(
     norm_eps=1e-4,
 )
 W6 = replace(P6, widths=(128, 256, 512, 768, 1024))
-V4_P6 = Network(
+V4_P6 = NetworkConfig(
     stem="csp",
     widths=(64, 128, 256, 512, 1024, 1024),
     depths=(1, 3, 15, 15, 7, 7),
@@ -40,44 +40,44 @@ V4_P6 = Network(
     implicit=PLAIN,
 )
 V4_P7 = replace(V4_P6, stem_width=40, widths=(80, 160, 320, 640, 1280, 1280, 1280), depths=(1, 3, 15, 15, 7, 7, 7), levels=5)
-S4_S2D = Network(stem="s2d", widths=(128, 256, 512), depths=(3, 3, 1), joint_norm=True, neck_depth=1)
+S4_S2D = NetworkConfig(stem="s2d", widths=(128, 256, 512), depths=(3, 3, 1), joint_norm=True, neck_depth=1)
 S4_DWT = replace(S4_S2D, stem="dwt")
 P6_PAPER = replace(P6, joint_norm=True, norm_eps=1e-3)
 W6_PAPER = replace(W6, joint_norm=True, norm_eps=1e-3)
 E6 = replace(P6_PAPER, stem_width=80, widths=(160, 320, 640, 960, 1280), down="downc")
 D6 = replace(E6, depths=(3, 15, 15, 7, 7))
 
-AUGMENT_640 = Augment(scale=0.9, multi_scale=0.5)
-AUGMENT_1280 = Augment(translate=0.5, scale=0.5, multi_scale=0.5)
-LOSS_1280 = Loss(classes=0.5, objectness=1.0)
+AUGMENT_640 = AugmentConfig(scale=0.9, multi_scale=0.5)
+AUGMENT_1280 = AugmentConfig(translate=0.5, scale=0.5, multi_scale=0.5)
+LOSS_1280 = LossConfig(classes=0.5, objectness=1.0)
 
 
-def _large(network: Network) -> Train:
+def _large(network: NetworkConfig) -> TrainConfig:
     """Return a run of a four-level network at 1280 px by the published recipe."""
-    return Train(network=network, data=Data(image_px=1280), augment=AUGMENT_1280, loss=LOSS_1280, optim=Optim(batch=64))
+    return TrainConfig(network=network, data=DataConfig(image_px=1280), augment=AUGMENT_1280, loss=LOSS_1280, optim=OptimConfig(batch=64))
 
 
 PRESETS = {
-    "demo": Train(
+    "demo": TrainConfig(
         network=NANO,
-        data=Data(train="scenes:320", val="scenes:80", image_px=256),
-        optim=Optim(epochs=36, batch=8, nominal_batch=8),
-        run=Run(name="demo", validate_every=9),
+        data=DataConfig(train="scenes:320", val="scenes:80", image_px=256),
+        optim=OptimConfig(epochs=36, batch=8, nominal_batch=8),
+        run=RunConfig(name="demo", validate_every=9),
     ),
-    "demo-tasks": Train(
+    "demo-tasks": TrainConfig(
         network=replace(NANO, tasks=("detect", "classify", "embed", "segment", "pose")),
-        data=Data(train="scenes:320", val="scenes:80", image_px=256),
-        optim=Optim(epochs=36, batch=8, nominal_batch=8),
-        run=Run(name="demo-tasks", validate_every=9),
+        data=DataConfig(train="scenes:320", val="scenes:80", image_px=256),
+        optim=OptimConfig(epochs=36, batch=8, nominal_batch=8),
+        run=RunConfig(name="demo-tasks", validate_every=9),
     ),
-    "nano": Train(network=NANO, data=Data(image_px=416), optim=Optim(nominal_batch=16)),
-    "small": Train(network=SMALL, data=Data(image_px=640)),
-    "csp": Train(network=CSP, augment=AUGMENT_640),
-    "csp-x": Train(network=CSP_X, augment=AUGMENT_640),
-    "v4-csp": Train(network=V4_CSP, augment=AUGMENT_640),
-    "v4-csp-x": Train(network=V4_CSP_X, augment=AUGMENT_640),
-    "s4-s2d": Train(network=S4_S2D),
-    "s4-dwt": Train(network=S4_DWT),
+    "nano": TrainConfig(network=NANO, data=DataConfig(image_px=416), optim=OptimConfig(nominal_batch=16)),
+    "small": TrainConfig(network=SMALL, data=DataConfig(image_px=640)),
+    "csp": TrainConfig(network=CSP, augment=AUGMENT_640),
+    "csp-x": TrainConfig(network=CSP_X, augment=AUGMENT_640),
+    "v4-csp": TrainConfig(network=V4_CSP, augment=AUGMENT_640),
+    "v4-csp-x": TrainConfig(network=V4_CSP_X, augment=AUGMENT_640),
+    "s4-s2d": TrainConfig(network=S4_S2D),
+    "s4-dwt": TrainConfig(network=S4_DWT),
     "p6": _large(P6),
     "w6": _large(W6),
     "p6-paper": _large(P6_PAPER),
@@ -85,7 +85,7 @@ PRESETS = {
     "e6": _large(E6),
     "d6": _large(D6),
     "v4-p6": _large(V4_P6),
-    "v4-p7": replace(_large(V4_P7), data=Data(image_px=1536)),
+    "v4-p7": replace(_large(V4_P7), data=DataConfig(image_px=1536)),
 }
 """Complete runs by name: what to type after `jobs/train.py`."""
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from yolor_ray.config.dotted import flat, kind, replaced, typed
-from yolor_ray.config.train import Train
+from yolor_ray.config.dotted import field_type, flatten, parse_value, replace_fields
+from yolor_ray.config.train import TrainConfig
 from yolor_ray.errors import ConfigError, check
 
 RECIPE = (
@@ -71,7 +71,7 @@ class Choice:
     values: tuple[Any, ...]
 
 
-def choices(train: Train, words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+def ablation_choices(train: TrainConfig, words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Return the values of each further dimension of an ablation by name.
 
     Raises:
@@ -89,7 +89,7 @@ def choices(train: Train, words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-def space(train: Train, words: Sequence[str]) -> dict[str, Choice | Range]:
+def search_space(train: TrainConfig, words: Sequence[str]) -> dict[str, Choice | Range]:
     """Return what a search varies by name: the recipe, where `words` say nothing else, around the values of `train`.
 
     Raises:
@@ -97,7 +97,7 @@ def space(train: Train, words: Sequence[str]) -> dict[str, Choice | Range]:
 
     """
     given = _texts(words, REFUSED_IN_SEARCHES)
-    start = flat(dataclasses.asdict(train))
+    start = flatten(dataclasses.asdict(train))
     # Pretrained weights are those of as many anchors.
     recipe = [word for word in RECIPE if not (train.optim.pretrained and word.startswith("network."))]
     found = {name: _around(name, _dimension(name, text), start[name]) for name, text in _texts(recipe, {}).items()}
@@ -107,14 +107,14 @@ def space(train: Train, words: Sequence[str]) -> dict[str, Choice | Range]:
     return found
 
 
-def _check_values(train: Train, name: str, values: Sequence[Any]) -> None:
+def _check_values(train: TrainConfig, name: str, values: Sequence[Any]) -> None:
     for value in values:
-        replaced(train, {name: value})
+        replace_fields(train, {name: value})
 
 
-def start_values(train: Train, dimensions: Mapping[str, Choice | Range]) -> dict[str, Any]:
+def start_values(train: TrainConfig, dimensions: Mapping[str, Choice | Range]) -> dict[str, Any]:
     """Return where a search starts: at the run's own values, or as near to them as the dimensions allow."""
-    own = flat(dataclasses.asdict(train))
+    own = flatten(dataclasses.asdict(train))
     return {name: _nearest(dimension, own[name]) for name, dimension in dimensions.items()}
 
 
@@ -130,7 +130,7 @@ def _texts(words: Sequence[str], refused: Mapping[str, str]) -> dict[str, str]:
     for word in words:
         name, separator, text = word.partition("=")
         check(separator == "=", "search", word, "NAME=VALUE,VALUE or NAME=LOW..HIGH")
-        kind(name)
+        field_type(name)
         check(name not in found, "search", word, f"{name} once")
         reason = next((why for start, why in refused.items() if name.startswith(start)), "")
         if reason:
@@ -141,16 +141,16 @@ def _texts(words: Sequence[str], refused: Mapping[str, str]) -> dict[str, str]:
 
 def _dimension(name: str, text: str) -> Choice | Range:
     low, dots, high = text.partition("..")
-    if dots and kind(name) in (int, float):
-        return _range(name, typed(name, low), typed(name, high))
-    values = tuple(typed(name, part) for part in text.split(","))
+    if dots and field_type(name) in (int, float):
+        return _range(name, parse_value(name, low), parse_value(name, high))
+    values = tuple(parse_value(name, part) for part in text.split(","))
     check(len(set(values)) == len(values), "search", f"{name}={text}", "each value once")
     return Choice(values)
 
 
 def _range(name: str, low: float, high: float) -> Range:
     check(low < high, "search", f"{name}={low}..{high}", "a low end under the high end")
-    return Range(low, high, low > 0 and high / low > DECADE, kind(name) is int)
+    return Range(low, high, low > 0 and high / low > DECADE, field_type(name) is int)
 
 
 def _around(name: str, dimension: Choice | Range, start: Any) -> Choice | Range:

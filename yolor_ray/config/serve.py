@@ -7,7 +7,7 @@ from yolor_ray.errors import check
 
 
 @dataclass(frozen=True)
-class Serve:
+class ServeConfig:
     """Serve weights over HTTP on autoscaling replicas."""
 
     weights: str

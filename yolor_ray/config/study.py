@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from yolor_ray.config import Implicit, Run, Train
+from yolor_ray.config import ImplicitConfig, RunConfig, TrainConfig
 from yolor_ray.config.presets import PLAIN
-from yolor_ray.config.search_space import choices, space
+from yolor_ray.config.search_space import ablation_choices, search_space
 from yolor_ray.config.variants import BASELINE, VARIANTS
 from yolor_ray.errors import check
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 else:
     VariantName = Literal[tuple(VARIANTS)]
 
-Words = tyro.conf.UseAppendAction[tuple[str, ...]]
+SearchArguments = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Ablation:
+class AblationConfig:
     """Train every form of implicit knowledge alike, over several seeds, and compare each with the baseline without any."""
 
-    train: Annotated[Train, tyro.conf.arg(name="")]
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The run that all trials vary: a preset, with the flags of `jobs/train.py`; run.name names the study."""
     variants: tuple[VariantName, ...] = tuple(VARIANTS)
     """Forms of implicit knowledge; the baseline is always among them."""
     seeds: int = 3
     """Repeats of each, with run.seed and the numbers after it; 1 or more, and 2 or more to know the noise. More may be added later."""
-    search: Words = ()
+    search: SearchArguments = ()
     """One more dimension, such as `optim.lr=1e-2,2e-2`; may be given several times. Each combination has a baseline of its own."""
     concurrent: int = 0
     """Most trials at a time; 0 takes as many as the cluster has room for at the start."""
@@ -43,7 +43,7 @@ class Ablation:
         check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
         check(self.concurrent >= 0, "concurrent", self.concurrent, "0 or more")
         check(len(set(self.variants)) == len(self.variants), "variants", self.variants, "each name once")
-        choices(self.train, self.search)
+        ablation_choices(self.train, self.search)
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -52,16 +52,16 @@ class Ablation:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchConfig:
     """Look for the settings of the recipe that give the highest AP, with Optuna; bad trials are stopped early."""
 
-    train: Annotated[Train, tyro.conf.arg(name="")]
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The run that all trials vary: a preset, with the flags of `jobs/train.py`; run.name names the study."""
     trials: int = 30
     """Trainings in all, 1 or more; more may be added later."""
     scheduler: Literal["asha", "median", "none"] = "asha"
     """What stops trials: `asha` keeps the best third at 1/9 and 1/3 of the epochs, `median` stops what is under the others' median."""
-    search: Words = ()
+    search: SearchArguments = ()
     """Further or other dimensions: a range `optim.lr=1e-3..1e-1`, a choice `optim.batch=8,16`, or one value, which is then fixed."""
     concurrent: int = 0
     """Most trials at a time; 0 takes as many as the cluster has room for at the start."""
@@ -71,14 +71,14 @@ class Search:
         _check_free(self.train)
         check(self.trials >= 1, "trials", self.trials, "1 or more")
         check(self.concurrent >= 0, "concurrent", self.concurrent, "0 or more")
-        space(self.train, self.search)
+        search_space(self.train, self.search)
 
 
 @dataclass(frozen=True)
-class Tasks:
+class TasksConfig:
     """Train each task alone, all tasks together, and all together with implicit knowledge, and compare them: the paper's table 3."""
 
-    train: Annotated[Train, tyro.conf.arg(name="")]
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The run that all trials vary: a preset, with the flags of `jobs/train.py`; run.name names the study. network.tasks are the tasks,
     or if it names detect alone, all that both data sets are annotated for; network.implicit is the implicit knowledge that is tried."""
     seeds: int = 3
@@ -95,31 +95,31 @@ class Tasks:
         check(self.concurrent >= 0, "concurrent", self.concurrent, "0 or more")
 
 
-def _check_free(train: Train) -> None:
-    expected = f"{Run.validate_every}: a study says itself when its trials are validated"
-    check(train.run.validate_every == Run.validate_every, "run.validate_every", train.run.validate_every, expected)
+def _check_free(train: TrainConfig) -> None:
+    expected = f"{RunConfig.validate_every}: a study says itself when its trials are validated"
+    check(train.run.validate_every == RunConfig.validate_every, "run.validate_every", train.run.validate_every, expected)
 
 
-def _of_preset(kind: str, preset: Train) -> Train:
+def _of_preset(kind: str, preset: TrainConfig) -> TrainConfig:
     """Return a preset as what a study varies, named after the study."""
-    return replace(preset, run=replace(preset.run, name=kind, validate_every=Run.validate_every))
+    return replace(preset, run=replace(preset.run, name=kind, validate_every=RunConfig.validate_every))
 
 
-def _ablation(preset: Train) -> Ablation:
+def _ablation(preset: TrainConfig) -> AblationConfig:
     train = _of_preset("ablation", preset)
-    return Ablation(train=replace(train, network=replace(train.network, implicit=PLAIN)))
+    return AblationConfig(train=replace(train, network=replace(train.network, implicit=PLAIN)))
 
 
-def _tasks(preset: Train) -> Tasks:
+def _tasks(preset: TrainConfig) -> TasksConfig:
     train = _of_preset("tasks", preset)
     # A preset without implicit knowledge would leave nothing to try.
-    implicit = Implicit() if train.network.implicit == PLAIN else train.network.implicit
-    return Tasks(train=replace(train, network=replace(train.network, implicit=implicit)))
+    implicit = ImplicitConfig() if train.network.implicit == PLAIN else train.network.implicit
+    return TasksConfig(train=replace(train, network=replace(train.network, implicit=implicit)))
 
 
-STUDIES: dict[str, Callable[[Train], Ablation | Search | Tasks]] = {
+STUDIES: dict[str, Callable[[TrainConfig], AblationConfig | SearchConfig | TasksConfig]] = {
     "ablation": _ablation,
-    "search": lambda preset: Search(train=_of_preset("search", preset)),
+    "search": lambda preset: SearchConfig(train=_of_preset("search", preset)),
     "tasks": _tasks,
 }
 """Make a study of a preset."""

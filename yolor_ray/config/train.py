@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from yolor_ray.config.network import Network
+from yolor_ray.config.network import NetworkConfig
 from yolor_ray.errors import check
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """Say what to learn from."""
 
     train: str = "scenes:320"
@@ -26,7 +26,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Augment:
+class AugmentConfig:
     """Say how training images are varied; the validation set never is."""
 
     mosaic: float = 1.0
@@ -65,7 +65,7 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Loss:
+class LossConfig:
     """Weigh the parts of the loss (reference recipe, 640 px from scratch)."""
 
     box: float = 0.05
@@ -93,7 +93,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Optim:
+class OptimConfig:
     """Say how to descend, and from where."""
 
     pretrained: str = ""
@@ -133,7 +133,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterConfig:
     """Say what the workers run on."""
 
     workers: str = "0"
@@ -165,7 +165,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """Name the run and say what it keeps."""
 
     storage: str = "runs"
@@ -193,16 +193,16 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainConfig:
     """Train one network."""
 
-    network: Network = field(default_factory=Network)
-    data: Data = field(default_factory=Data)
-    augment: Augment = field(default_factory=Augment)
-    loss: Loss = field(default_factory=Loss)
-    optim: Optim = field(default_factory=Optim)
-    cluster: Cluster = field(default_factory=Cluster)
-    run: Run = field(default_factory=Run)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         """Check what concerns more than one part."""

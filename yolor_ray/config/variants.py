@@ -6,7 +6,7 @@ is the finer form of table 5.
 
 from dataclasses import dataclass
 
-from yolor_ray.config import Implicit
+from yolor_ray.config import ImplicitConfig
 from yolor_ray.config.presets import PLAIN
 
 
@@ -16,7 +16,7 @@ class Variant:
 
     title: str
     """What tables and plots call it."""
-    implicit: Implicit
+    implicit: ImplicitConfig
     paper: str = ""
     """The paper's own row, see `evaluate.paper`; empty where it has none."""
 
@@ -25,12 +25,12 @@ BASELINE = "baseline"
 """The variant that all others are compared with."""
 
 
-def _aligned(**words: object) -> Implicit:
-    return Implicit(**{"refine": "none", **words})  # type: ignore[arg-type]
+def _aligned(**words: object) -> ImplicitConfig:
+    return ImplicitConfig(**{"refine": "none", **words})  # type: ignore[arg-type]
 
 
-def _refined(**words: object) -> Implicit:
-    return Implicit(**{"align": "none", **words})  # type: ignore[arg-type]
+def _refined(**words: object) -> ImplicitConfig:
+    return ImplicitConfig(**{"align": "none", **words})  # type: ignore[arg-type]
 
 
 VARIANTS = {
@@ -47,6 +47,6 @@ VARIANTS = {
     "pr-add": Variant("+PR", _refined(refine="add"), "+iPR"),
     "pr-multiply": Variant("×PR", _refined(), "×iPR"),
     "pr-multiply-size": Variant("×PR*", _refined(refine_what="size"), "×iPR*"),
-    "fa-add-pr-multiply": Variant("+FA ×PR", Implicit()),
+    "fa-add-pr-multiply": Variant("+FA ×PR", ImplicitConfig()),
 }
 """Every variant by name, the baseline first. Priors start with a standard deviation of 0.02 unless the title says otherwise."""

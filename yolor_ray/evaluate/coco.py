@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from yolor_ray.data.shards.records import Objects
 from yolor_ray.errors import DataError
-from yolor_ray.inference.postprocess import Located
+from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.io import storage
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -47,7 +47,7 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
-class Measured:
+class CocoResult:
     """What one comparison of detections with annotations yields; K classes, 101 recalls from 0 to 1."""
 
     metrics: dict[str, float]
@@ -93,7 +93,7 @@ def _annotation(objects: Objects, index: int, width: int, height: int) -> Row:
     return annotation
 
 
-def detection_rows(image_id: int, located: Located, width: int, height: int, kind: Kind = "bbox") -> list[Row]:
+def detection_rows(image_id: int, located: ImageDetections, width: int, height: int, kind: Kind = "bbox") -> list[Row]:
     """Make COCO result rows of what was found in an image of so many pixels; category ids are the labels."""
     columns = located.labels.tolist(), located.confidences.tolist(), _compared(located, width, height, kind)
     return [
@@ -102,7 +102,7 @@ def detection_rows(image_id: int, located: Located, width: int, height: int, kin
     ]
 
 
-def _compared(located: Located, width: int, height: int, kind: Kind) -> list[Any]:
+def _compared(located: ImageDetections, width: int, height: int, kind: Kind) -> list[Any]:
     """Return each object's box as x, y, width and height, or its mask, or its joints, in COCO's JSON."""
     if kind == "segm":
         assert located.masks is not None
@@ -124,7 +124,7 @@ def per_class_ap(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") ->
     return {name: found.AP for name, found in measure(truth, rows, kind).classes.items()}
 
 
-def measure(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") -> Measured:
+def measure(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") -> CocoResult:
     """Compare detections with annotations; neither argument is changed.
 
     By COCO's rules for keypoints an object without labelled ones is ignored, and there is no number for small objects. Joints are
@@ -141,7 +141,7 @@ def measure(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") -> Meas
     metrics = dict(zip(names, scorer.stats.tolist(), strict=True))
     precision = scorer.eval["precision"][:, :, :, 0, -1]
     precision = np.where(precision < 0, np.nan, precision)
-    return Measured(metrics, _classes(truth, scorer), precision50=precision[0], precision=precision.mean(axis=0))
+    return CocoResult(metrics, _classes(truth, scorer), precision50=precision[0], precision=precision.mean(axis=0))
 
 
 def matched(truth: dict[str, Any], rows: list[Row], kind: Kind = "bbox") -> COCOeval:

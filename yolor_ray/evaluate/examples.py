@@ -10,7 +10,7 @@ from yolor_ray.data.shards.records import Objects, Record
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.multilabel import THRESHOLD
 from yolor_ray.inference.dataset_images import pixels_of
-from yolor_ray.inference.postprocess import Located, chosen
+from yolor_ray.inference.postprocess import ImageDetections, select_detections
 
 LEAST_CONFIDENCE = 0.25
 """Least confidence shown where no better one was measured."""
@@ -22,13 +22,13 @@ class Picture:
 
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
-    found: Located
+    found: ImageDetections
     truth: Objects
     caption: str = ""
     """What was found of the image as a whole."""
 
 
-def pictures(dataset: Dataset, found: Sequence[Located], boxes: coco.Measured, count: int = 9) -> list[Picture]:
+def pictures(dataset: Dataset, found: Sequence[ImageDetections], boxes: coco.CocoResult, count: int = 9) -> list[Picture]:
     """Return images from all over the data set with their detections of at least the best confidence of each class."""
     least = np.array([c.confidence if c.confidence > 0 else LEAST_CONFIDENCE for c in boxes.classes.values()])
     shown = np.linspace(0, dataset.images - 1, min(count, dataset.images)).round().astype(int).tolist()
@@ -38,13 +38,13 @@ def pictures(dataset: Dataset, found: Sequence[Located], boxes: coco.Measured, c
         neighbours = records(read_row_group(dataset, group)) if inside else []
         for image_id in inside:
             located, record = found[image_id], neighbours[image_id - group.first_record]
-            confident = chosen(located, located.confidences >= least[located.labels])
+            confident = select_detections(located, located.confidences >= least[located.labels])
             caption = _caption(dataset.image_classes, located, record)
             made.append(Picture(pixels_of(record, dataset.url), confident, record.objects, caption))
     return made
 
 
-def _caption(names: Sequence[str], located: Located, record: Record) -> str:
+def _caption(names: Sequence[str], located: ImageDetections, record: Record) -> str:
     """Return the labels of the whole image: those found, with their probabilities, and those annotated."""
     if located.image_labels is None:
         return ""

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Stroke, withStroke
 
 from yolor_ray.evaluate.examples import Picture
-from yolor_ray.inference.postprocess import Located, mask_pixels
+from yolor_ray.inference.postprocess import ImageDetections, mask_pixels
 from yolor_ray.report.plots import COLOURS, INK, colour, new_figure, png_bytes
 
 MASK_OPACITY = 0.45
@@ -72,7 +72,7 @@ def _draw_truth(axes: Axes, picture: Picture) -> None:
         _dots(axes, picture.truth.keypoints[picture.truth.keypoints[..., 2] > 0], "white", 5)
 
 
-def _with_masks(image: np.ndarray, found: Located) -> np.ndarray:
+def _with_masks(image: np.ndarray, found: ImageDetections) -> np.ndarray:
     """Return the image with each mask laid over it in the colour of its class, the most confident on top."""
     if not found.masks:
         return image

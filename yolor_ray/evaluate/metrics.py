@@ -14,7 +14,7 @@ from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.multilabel import LabelScore, label_metrics
 from yolor_ray.evaluate.predict import annotations_of, truth_among
 from yolor_ray.evaluate.retrieval import Views, represent, retrieval_metrics
-from yolor_ray.inference.postprocess import Located
+from yolor_ray.inference.postprocess import ImageDetections
 
 FITNESS = {"detect": "AP", "classify": "classify/mAP", "embed": "embed/mAP", "segment": "segment/AP", "pose": "pose/AP"}
 """The number of each task that says most: by these the best epoch is chosen."""
@@ -23,14 +23,14 @@ KINDS: dict[str, coco.Kind] = {"detect": "bbox", "segment": "segm", "pose": "key
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvalResult:
     """What one comparison of a network with a data set yields; None for a task that one of the two lacks."""
 
     metrics: dict[str, float]
     """Numbers of all tasks by name: COCO's for boxes, and of another task `TASK/NAME`; -1 where there is nothing to measure on."""
-    boxes: coco.Measured
-    masks: coco.Measured | None
-    keypoints: coco.Measured | None
+    boxes: coco.CocoResult
+    masks: coco.CocoResult | None
+    keypoints: coco.CocoResult | None
     labels: dict[str, LabelScore] | None
     """Of each label of whole images, in the data set's order."""
     rows: list[coco.Row]
@@ -43,7 +43,7 @@ class _Image:
     record: Record
     member: int
     """Which data set of a union it belongs to."""
-    found: Located
+    found: ImageDetections
 
 
 def fitness(metrics: Mapping[str, float], tasks: Collection[str]) -> float:
@@ -53,7 +53,7 @@ def fitness(metrics: Mapping[str, float], tasks: Collection[str]) -> float:
     return float(np.mean(known)) if known else -1.0
 
 
-def measure(dataset: Dataset, found: Sequence[Located], tasks: Collection[str]) -> Measured:
+def measure(dataset: Dataset, found: Sequence[ImageDetections], tasks: Collection[str]) -> EvalResult:
     """Return all numbers of what was found, by image id, for those of `tasks` that images are annotated for; of boxes always.
 
     Raises:
@@ -72,15 +72,15 @@ def measure(dataset: Dataset, found: Sequence[Located], tasks: Collection[str]) 
         "pose": keypoints.metrics if keypoints else {},
     }
     named = {f"{task}/{name}": value for task, one in numbers.items() for name, value in one.items()}
-    return Measured({**boxes.metrics, **named}, boxes, masks, keypoints, labels, rows)
+    return EvalResult({**boxes.metrics, **named}, boxes, masks, keypoints, labels, rows)
 
 
-def _images(dataset: Dataset, found: Sequence[Located]) -> list[_Image]:
+def _images(dataset: Dataset, found: Sequence[ImageDetections]) -> list[_Image]:
     members = [group.member for group in dataset.row_groups for _ in range(group.rows)]
     return [_Image(*one) for one in zip(range(dataset.images), annotations_of(dataset), members, found, strict=True)]
 
 
-def _compared(dataset: Dataset, images: Sequence[_Image], task: str) -> tuple[coco.Measured, list[coco.Row]]:
+def _compared(dataset: Dataset, images: Sequence[_Image], task: str) -> tuple[coco.CocoResult, list[coco.Row]]:
     """Compare by COCO's rules what its annotations can judge: in a union, of each image the classes that its own data set names."""
     kind, classes = KINDS[task], dataset.classes
     known = [{classes.index(name) for name in one.classes} for one in dataset.members or (dataset,)]

@@ -16,7 +16,7 @@ from yolor_ray.data.shards.records import Record
 from yolor_ray.evaluate import coco
 from yolor_ray.inference.dataset_images import images_of
 from yolor_ray.inference.detect import Detections
-from yolor_ray.inference.postprocess import Located, locate
+from yolor_ray.inference.postprocess import ImageDetections, to_image_detections
 
 CONFIDENCE = 0.001
 """Precision is measured down to nearly every prediction."""
@@ -41,17 +41,17 @@ def shares(groups: Sequence[RowGroup], workers: int) -> list[list[RowGroup]]:
 
 def predict_groups(
     detect: Detect, dataset: Dataset, groups: Sequence[RowGroup], image_px: int, batch: int, threads: int = 1
-) -> Iterator[tuple[int, Located]]:
+) -> Iterator[tuple[int, ImageDetections]]:
     """Yield (image id, what was found) for every image of the row groups."""
     for found in images_of(dataset, groups, image_px, batch, threads):
         detections = detect(torch.from_numpy(found.images), confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
         for index, (one, place, record) in enumerate(zip(detections, found.letterboxes, found.records, strict=True)):
             # Masks take time and embeddings memory; nobody can say whether they are right where they are not annotated.
             known = one if "embed" in record.tasks else replace(one, embeddings=None)
-            yield found.first_id + index, locate(known, place, masks="segment" in record.tasks)
+            yield found.first_id + index, to_image_detections(known, place, masks="segment" in record.tasks)
 
 
-def merge(parts: Sequence[Mapping[int, Located]], images: int) -> list[Located]:
+def merge(parts: Sequence[Mapping[int, ImageDetections]], images: int) -> list[ImageDetections]:
     """Return what was found, in the order of the image ids; every image must have been predicted exactly once."""
     found = {image_id: one for part in parts for image_id, one in part.items()}
     predicted = sum(len(part) for part in parts)

@@ -7,10 +7,10 @@ from typing import Any
 
 from yolor_ray.evaluate.detections import DETECTIONS_FILE, to_parquet
 from yolor_ray.evaluate.examples import Picture
-from yolor_ray.evaluate.metrics import Measured
+from yolor_ray.evaluate.metrics import EvalResult
 
 
-def report_files(measured: Measured, pictures: Sequence[Picture], summary: Mapping[str, Any]) -> dict[str, bytes]:
+def report_files(measured: EvalResult, pictures: Sequence[Picture], summary: Mapping[str, Any]) -> dict[str, bytes]:
     """Return metrics.json, detections.parquet, precision_recall.png and predictions.png; `summary` says what was evaluated on what.
 
     In metrics.json a number is null where the data set has nothing that it could be measured on.
@@ -31,7 +31,7 @@ def report_files(measured: Measured, pictures: Sequence[Picture], summary: Mappi
     }
 
 
-def _of_class(measured: Measured, name: str) -> dict[str, float | None]:
+def _of_class(measured: EvalResult, name: str) -> dict[str, float | None]:
     """Return a class's numbers: those of its boxes, and AP and AP50 of its masks and keypoints where there are any."""
     others = {"segment": measured.masks, "pose": measured.keypoints}
     numbers = {f"{task}/{key}": getattr(one.classes[name], key) for task, one in others.items() if one for key in ("AP", "AP50")}

@@ -10,7 +10,7 @@ import torch
 
 from yolor_ray.boxes import pairwise_iou
 from yolor_ray.data.shards.records import Objects
-from yolor_ray.inference.postprocess import Located
+from yolor_ray.inference.postprocess import ImageDetections
 
 LEAST_IOU = 0.5
 """A detection speaks for an object that it overlaps at least so much."""
@@ -33,7 +33,7 @@ class Views:
     """(N, E) of length 1; zeros for an object that no detection overlaps."""
 
 
-def represent(objects: Objects, located: Located) -> tuple[np.ndarray, np.ndarray]:
+def represent(objects: Objects, located: ImageDetections) -> tuple[np.ndarray, np.ndarray]:
     """Return identities (N,) and embeddings (N, E) of an image's known individuals, crowd regions apart.
 
     Detections choose from the most confident down, each at most one object: the free one that it overlaps most.

@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from yolor_ray.config import Export
+from yolor_ray.config import ExportConfig
 from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.errors import ConfigError, WeightsError
-from yolor_ray.export.upstream import published_weights
+from yolor_ray.export.upstream import upstream_weights
 from yolor_ray.inference import runtimes
 from yolor_ray.inference.parity import Parity, compare, rounding
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights, weights_files
-from yolor_ray.pack.scenes_url import packed
+from yolor_ray.pack.scenes_url import resolve_dataset_urls
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ PUBLISHED_CHECK = 4, 256
 Files = Mapping[str, bytes]
 
 
-def export(config: Export) -> dict[str, Any]:
+def export(config: ExportConfig) -> dict[str, Any]:
     """Publish the network and return `output`, `format`, `max_error`, its parts, and `parameters`; see `published_weights` for more.
 
     Scores and boxes of what was written, read back, are compared with those of the weights as they were found.
@@ -47,7 +47,7 @@ def export(config: Export) -> dict[str, Any]:
         WeightsError: the predictions differ by more than `TOLERANCE`; nothing is published.
     """
     _check(config)
-    network, info, about = published_weights(config.published, config.names) if config.published else (*load_weights(config.weights), {})
+    network, info, about = upstream_weights(config.published, config.names) if config.published else (*load_weights(config.weights), {})
     info = replace(info, image_px=_fitting(config, network, "image_px", config.image_px or info.image_px))
     images, largest_px = PUBLISHED_CHECK if config.published else (CHECK_IMAGES, info.image_px)
     check_px = _fitting(config, network, "check_px", config.check_px or min(info.image_px, largest_px))
@@ -56,7 +56,7 @@ def export(config: Export) -> dict[str, Any]:
     write, read = FORMATS[config.format]
     files = write(written, info)
     images = config.check_images or images
-    with packed(config.data) as data_url:
+    with resolve_dataset_urls(config.data) as data_url:
         dataset = open_dataset(data_url)
         found = compare(network, written, read(files), dataset, image_px=check_px, images=images)
         # What a network's own arithmetic loses takes long to measure, and hardly any network needs it.
@@ -79,11 +79,11 @@ def export(config: Export) -> dict[str, Any]:
     }
 
 
-def _source(config: Export) -> str:
+def _source(config: ExportConfig) -> str:
     return config.published or config.weights
 
 
-def _check(config: Export) -> None:
+def _check(config: ExportConfig) -> None:
     """Refuse before any work what cannot end well."""
     if storage.absolute(config.output).rstrip("/") == storage.absolute(_source(config)).rstrip("/"):
         raise ConfigError(f"output: found the place of the weights, {config.output}, expected another one")
@@ -91,7 +91,7 @@ def _check(config: Export) -> None:
         runtimes.require_packages(config.format)
 
 
-def _fitting(config: Export, network: Yolor, name: str, side: int) -> int:
+def _fitting(config: ExportConfig, network: Yolor, name: str, side: int) -> int:
     """Return a side of the input if the network can take it: it has to be a multiple of the coarsest stride."""
     stride = network.config.strides[-1]
     if side % stride:
@@ -99,14 +99,14 @@ def _fitting(config: Export, network: Yolor, name: str, side: int) -> int:
     return side
 
 
-def _fused(config: Export, network: Yolor) -> Yolor:
+def _fused(config: ExportConfig, network: Yolor) -> Yolor:
     fused = fuse(network)
     if not is_fused(fused):
         raise WeightsError(f"{_source(config)}: found batch norm or implicit tensors after fusing, expected none")
     return fused
 
 
-def _judge(config: Export, found: Parity, own_rounding: float) -> None:
+def _judge(config: ExportConfig, found: Parity, own_rounding: float) -> None:
     """Log the differences; raise WeightsError if they are too large or not numbers.
 
     A network that amplifies rounding errors cannot be held to more than its own float32 arithmetic gives.

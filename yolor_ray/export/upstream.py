@@ -6,14 +6,14 @@ from typing import Any
 from yolor_ray.errors import ConfigError
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.upstream.coco_names import COCO
-from yolor_ray.model.upstream.importer import Published, load_published
+from yolor_ray.model.upstream.importer import UpstreamModel, load_upstream
 from yolor_ray.model.weights import WeightsInfo
 from yolor_ray.pack.annotations.yolo import read_names
 
 logger = logging.getLogger(__name__)
 
 
-def published_weights(url: str, names: str = "") -> tuple[Yolor, WeightsInfo, dict[str, Any]]:
+def upstream_weights(url: str, names: str = "") -> tuple[Yolor, WeightsInfo, dict[str, Any]]:
     """Return the network of a published file, what it is, and `network`, `layout` and number of `classes` for the job's result.
 
     Classes are called as the file `names` says, or else as the checkpoint does, or else as COCO's where there are 80.
@@ -22,7 +22,7 @@ def published_weights(url: str, names: str = "") -> tuple[Yolor, WeightsInfo, di
         ConfigError: `names` has another number of names than the network has classes.
         WeightsError: the file cannot be used; see `load_published`.
     """
-    found = load_published(url)
+    found = load_upstream(url)
     classes = _classes(found, names)
     return (
         found.network,
@@ -35,7 +35,7 @@ def published_weights(url: str, names: str = "") -> tuple[Yolor, WeightsInfo, di
     )
 
 
-def _classes(found: Published, names: str) -> tuple[str, ...]:
+def _classes(found: UpstreamModel, names: str) -> tuple[str, ...]:
     count = found.network.classes
     if names:
         given = read_names(names)

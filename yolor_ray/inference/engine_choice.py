@@ -44,7 +44,7 @@ Builders = Mapping[str, Callable[[], Predictor]]
 
 
 @dataclass(frozen=True)
-class Form:
+class RunnableModel:
     """A network ready to run."""
 
     engine: str
@@ -58,7 +58,7 @@ class Form:
     """Largest difference from the network as it was found: see `parity.Parity.max_error`."""
 
 
-def fastest(network: Yolor, info: WeightsInfo, *, engine: str = FASTEST, precision: Precision = "float32") -> Form:
+def choose_engine(network: Yolor, info: WeightsInfo, *, engine: str = FASTEST, precision: Precision = "float32") -> RunnableModel:
     """Return the fastest form of a network among those that predict the same on built-in scenes.
 
     Args:
@@ -80,11 +80,11 @@ def fastest(network: Yolor, info: WeightsInfo, *, engine: str = FASTEST, precisi
     built = [_build(name, build, precision, pixels, expected) for name, build in wanted.items()]
     forms = [form for form in built if form and _sound(form, TOLERANCES[precision])]
     if forms:
-        return _choose(forms, pixels[:1])
+        return _fastest(forms, pixels[:1])
     if engine not in (FASTEST, "torch"):
         raise ConfigError(f"engine: found {engine}, which does not run this network (its log line says why), expected another one")
     logger.warning("event=no_engine_passed serving=torch precision=float32")
-    return Form("torch", runtimes.torch_predictor(fused), "float32", torch.get_num_threads(), math.nan)
+    return RunnableModel("torch", runtimes.torch_predictor(fused), "float32", torch.get_num_threads(), math.nan)
 
 
 def scene_images(image_px: int, count: int) -> np.ndarray:
@@ -111,7 +111,7 @@ def _builders(fused: Yolor, info: WeightsInfo, precision: Precision) -> Builders
 
 def _build(
     engine: str, build: Callable[[], Predictor], precision: Precision, pixels: Tensor, expected: Mapping[str, Tensor]
-) -> Form | None:
+) -> RunnableModel | None:
     """Return a form and its error, or nothing if it cannot be built or run here."""
     try:
         predict = build()
@@ -120,20 +120,20 @@ def _build(
         logger.warning("event=engine_failed engine=%s error=%s: %s", engine, type(error).__name__, error)
         return None
     threads = torch.get_num_threads() if engine == "torch" else 1
-    return Form(engine, predict, PRECISIONS.get(engine, precision), threads, difference(expected, found, pixels.shape[-1]))
+    return RunnableModel(engine, predict, PRECISIONS.get(engine, precision), threads, difference(expected, found, pixels.shape[-1]))
 
 
-def _sound(form: Form, tolerance: float) -> bool:
+def _sound(form: RunnableModel, tolerance: float) -> bool:
     if not form.error <= tolerance:
         logger.warning("event=engine_refused engine=%s error=%.3g expected=%g", form.engine, form.error, tolerance)
     return form.error <= tolerance
 
 
-def _choose(forms: Sequence[Form], pixels: Tensor) -> Form:
+def _fastest(forms: Sequence[RunnableModel], pixels: Tensor) -> RunnableModel:
     """Return the form that answers one image soonest, and log how long each takes."""
     if len(forms) == 1:
         return forms[0]
-    seconds = time_in_turns({form.engine: functools.partial(form.predict, pixels) for form in forms})
+    seconds = time_interleaved({form.engine: functools.partial(form.predict, pixels) for form in forms})
     slowest = max(seconds.values())
     for form in forms:
         taken = seconds[form.engine]
@@ -141,7 +141,7 @@ def _choose(forms: Sequence[Form], pixels: Tensor) -> Form:
     return min(forms, key=lambda form: seconds[form.engine])
 
 
-def time_in_turns(works: Mapping[str, Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+def time_interleaved(works: Mapping[str, Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Return each work's median seconds over rounds that go on for `BUDGET_S`, so that a slow moment meets all of them."""
     rounds: list[dict[str, float]] = []
     deadline = clock() + BUDGET_S

@@ -19,7 +19,7 @@ CELL_PX = 4
 
 
 @dataclass(frozen=True)
-class Located:
+class ImageDetections:
     """Hold what was found in one image, best first, in pixels of the displayed image; None where the network lacks the task."""
 
     boxes_xyxy: np.ndarray
@@ -38,11 +38,11 @@ class Located:
     """(M,) float64: probabilities."""
 
 
-def locate(detections: Detections, place: Letterbox, *, masks: bool = True) -> Located:
+def to_image_detections(detections: Detections, place: Letterbox, *, masks: bool = True) -> ImageDetections:
     """Return what was found in an image that lies at `place` in the network's input; without `masks` none are made."""
     boxes_xyxy = place.to_image(detections.boxes_xyxy.double().numpy())
     embeddings, image_labels = detections.embeddings, detections.image_labels
-    return Located(
+    return ImageDetections(
         boxes_xyxy=boxes_xyxy,
         confidences=detections.confidences.double().numpy(),
         labels=detections.labels.numpy(),
@@ -53,7 +53,7 @@ def locate(detections: Detections, place: Letterbox, *, masks: bool = True) -> L
     )
 
 
-def chosen(located: Located, which: np.ndarray) -> Located:
+def select_detections(located: ImageDetections, which: np.ndarray) -> ImageDetections:
     """Return the objects of an image that `which` (D,) bool marks; what is said of the image as a whole stays."""
     arrays = {name: getattr(located, name) for name in ("boxes_xyxy", "confidences", "labels", "keypoints", "embeddings")}
     kept: dict[str, Any] = {name: None if values is None else values[which] for name, values in arrays.items()}

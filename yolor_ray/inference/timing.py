@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 LEAST_S = 0.3
 """Time that each work gets per round: one that is over sooner is called again."""
 
-Works = Mapping[str, Callable[[], object]]
+TimedFunctions = Mapping[str, Callable[[], object]]
 Rows = Sequence[Mapping[str, float]]
 
 
-def in_rounds(
-    works: Works, rounds: int, *, wait: Callable[[], object] = lambda: None, clock: Callable[[], float] = time.perf_counter
+def time_interleaved(
+    works: TimedFunctions, rounds: int, *, wait: Callable[[], object] = lambda: None, clock: Callable[[], float] = time.perf_counter
 ) -> list[dict[str, float]]:
     """Return the seconds per call of each work, round by round, after a warm-up.
 

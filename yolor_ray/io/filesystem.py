@@ -13,9 +13,9 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from yolor_ray.errors import AbsentError, ConfigError, DamagedError, StorageError
+from yolor_ray.errors import ConfigError, IntegrityError, NotFoundError, StorageError
 from yolor_ray.io.redact import redacted
-from yolor_ray.io.retry import Kind, Patience, advice, kind_of
+from yolor_ray.io.retry import FailureKind, RetryBudget, advice, failure_kind
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -24,20 +24,20 @@ REQUEST_TIMEOUT_S = 30.0
 """Silence after which a request is given up."""
 
 
-ATTEMPTS_OF_SDK = 3
+SDK_ATTEMPTS = 3
 """Few, as `attempt` tries again with more patience."""
 
 
-SHOWN_REASON = 200
+LOGGED_REASON_LENGTH = 200
 
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 log = logging.getLogger(__name__)
 
 
-_answered: set[str] = set()
+_reachable_buckets: set[str] = set()
 
 
 def filesystem(url: str, delayed_open: bool = True) -> tuple[fs.FileSystem, str]:
@@ -84,7 +84,7 @@ def _s3(endpoint: str, region: str, bucket: str, delayed_open: bool) -> fs.S3Fil
     common = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "request_timeout": REQUEST_TIMEOUT_S,
-        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS_OF_SDK),
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=SDK_ATTEMPTS),
         "allow_delayed_open": delayed_open,
     }
     if endpoint:
@@ -95,42 +95,42 @@ def _s3(endpoint: str, region: str, bucket: str, delayed_open: bool) -> fs.S3Fil
     return fs.S3FileSystem(region=region, **common)
 
 
-def _place(url: str) -> str:
+def _bucket_of(url: str) -> str:
     """Return scheme and bucket of a URL: what answers, or does not."""
     return "/".join(url.split("/", 3)[:3])
 
 
-def vouch_for(url: str) -> None:
+def mark_reachable(url: str) -> None:
     """Count the bucket of a URL as one that answered before: another process of the job has been there."""
-    _answered.add(_place(url))
+    _reachable_buckets.add(_bucket_of(url))
 
 
-def attempt(url: str, verb: str, action: Callable[[], Answer]) -> Answer:
+def attempt(url: str, verb: str, action: Callable[[], Result]) -> Result:
     """Return what `action` returns; pyarrow's failures become StorageError "URL: cannot VERB it: …".
 
     Failures of S3 that may pass are tried again, for how long `retries` says; those of local files are not. `action` gets its
     filesystem anew each time, as renewed credentials come with another one.
     """
-    patience = Patience(known=_place(url) in _answered)
+    patience = RetryBudget(known=_bucket_of(url) in _reachable_buckets)
     while True:
         try:
             answer = action()
         except FileNotFoundError as error:
-            vouch_for(url)
-            raise AbsentError(f"{url}: not found") from error
-        except (OSError, pa.ArrowException, DamagedError) as error:
-            kind = kind_of(error) if url.startswith("s3://") else Kind.LASTING
+            mark_reachable(url)
+            raise NotFoundError(f"{url}: not found") from error
+        except (OSError, pa.ArrowException, IntegrityError) as error:
+            kind = failure_kind(error) if url.startswith("s3://") else FailureKind.LASTING
             wait_s = patience.wait_s(kind)
             reason = redacted(" ".join(str(error).split()))
-            if wait_s is None and isinstance(error, DamagedError):
-                raise DamagedError(f"{url}: {reason}") from None
+            if wait_s is None and isinstance(error, IntegrityError):
+                raise IntegrityError(f"{url}: {reason}") from None
             if wait_s is None:
                 raise StorageError(f"{url}: cannot {verb} it{patience.told()}: {reason}{advice(error)}") from None
-            if kind in (Kind.EXPIRED, Kind.REFUSED):
+            if kind in (FailureKind.EXPIRED, FailureKind.REFUSED):
                 _s3.cache_clear()
             shown = "event=storage_retry url=%s attempt=%d wait_s=%.1f reason=%s"
-            log.warning(shown, url, patience.failures.total(), wait_s, reason[:SHOWN_REASON])
+            log.warning(shown, url, patience.failures.total(), wait_s, reason[:LOGGED_REASON_LENGTH])
             time.sleep(wait_s)
         else:
-            vouch_for(url)
+            mark_reachable(url)
             return answer

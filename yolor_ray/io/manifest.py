@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 
-from yolor_ray.errors import AbsentError, DamagedError, StorageError
+from yolor_ray.errors import IntegrityError, NotFoundError, StorageError
 from yolor_ray.io.filesystem import attempt
 from yolor_ray.io.storage import _read, delete, exists, join, read_bytes, write_bytes
 
@@ -34,7 +34,7 @@ def read_published(url: str, names: Collection[str] | None = None) -> dict[str, 
     listed = _manifest(join(url, MANIFEST))
     absent = sorted(set(names or ()) - set(listed))
     if absent:
-        raise DamagedError(f"{url}: found {', '.join(sorted(listed))} in {MANIFEST}, expected also {', '.join(absent)}")
+        raise IntegrityError(f"{url}: found {', '.join(sorted(listed))} in {MANIFEST}, expected also {', '.join(absent)}")
     return {name: _verified(join(url, name), listed[name]) for name in (listed if names is None else names)}
 
 
@@ -43,7 +43,7 @@ def _manifest(url: str) -> dict[str, tuple[int, str]]:
         files = json.loads(read_bytes(url))["files"]
         return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedError(f'{url}: found no manifest, expected {{"files": {{name: {{"bytes", "sha256"}}}}}}') from error
+        raise IntegrityError(f'{url}: found no manifest, expected {{"files": {{name: {{"bytes", "sha256"}}}}}}') from error
 
 
 def _verified(url: str, expected: tuple[int, str]) -> bytes:
@@ -51,10 +51,10 @@ def _verified(url: str, expected: tuple[int, str]) -> bytes:
         data = _read(url)
         found = len(data), hashlib.sha256(data).hexdigest()
         if found != expected:
-            raise DamagedError(f"found {found[0]} bytes with SHA-256 {found[1]}, expected {expected[0]} and {expected[1]}")
+            raise IntegrityError(f"found {found[0]} bytes with SHA-256 {found[1]}, expected {expected[0]} and {expected[1]}")
         return data
 
     try:
         return attempt(url, "read", read)
-    except AbsentError as error:
-        raise DamagedError(f"{url}: not found, expected it as {MANIFEST} lists it") from error
+    except NotFoundError as error:
+        raise IntegrityError(f"{url}: not found, expected it as {MANIFEST} lists it") from error

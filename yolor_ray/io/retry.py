@@ -12,7 +12,7 @@ from enum import Enum
 
 import pyarrow as pa
 
-from yolor_ray.errors import DamagedError
+from yolor_ray.errors import IntegrityError
 
 BUDGET_S = 300.0
 """Time since the first failure for which a bucket that answered before is waited for."""
@@ -21,11 +21,11 @@ NEW_BUCKET_BUDGET_S = 60.0
 FIRST_WAIT_S = 0.5
 WAIT_CAP_S = 10.0
 FEW_ATTEMPTS = 4
-READINGS = 3
+READ_ATTEMPTS = 3
 """Of content that does not verify: the transfer may have damaged it."""
 
 
-class Kind(Enum):
+class FailureKind(Enum):
     """What a failure asks for."""
 
     PASSING = "wait until the store is back"
@@ -49,50 +49,52 @@ _EXPIRED = re.compile(
 )
 
 
-def kind_of(error: Exception) -> Kind:
+def failure_kind(error: Exception) -> FailureKind:
     """Return what a failure of an operation on S3 asks for."""
     # Before these words stands the object's key, which may be anything.
     said = str(error).partition("AWS Error ")[2]
     if not said:
         from_disk = isinstance(error, OSError) and error.errno is not None
-        return Kind.DAMAGED if isinstance(error, DamagedError | OSError | pa.ArrowInvalid) and not from_disk else Kind.LASTING
+        return (
+            FailureKind.DAMAGED if isinstance(error, IntegrityError | OSError | pa.ArrowInvalid) and not from_disk else FailureKind.LASTING
+        )
     if _EXPIRED.search(said) or _SAYS_400_ONLY.match(said):
-        return Kind.EXPIRED
+        return FailureKind.EXPIRED
     if said.startswith("ACCESS_DENIED"):
-        return Kind.REFUSED
-    return Kind.PASSING if _PASSING.search(said) and not _CERTIFICATE.search(said) else Kind.LASTING
+        return FailureKind.REFUSED
+    return FailureKind.PASSING if _PASSING.search(said) and not _CERTIFICATE.search(said) else FailureKind.LASTING
 
 
 def advice(error: Exception) -> str:
     """Return what the caller can do about a failure that stayed, to be put after its message."""
-    if kind_of(error) is not Kind.EXPIRED:
+    if failure_kind(error) is not FailureKind.EXPIRED:
         return ""
     unsure = " (or the region is wrong: S3 said no more than 400)" if _SAYS_400_ONLY.search(str(error)) else ""
     return f"; the credentials have expired or are unknown{unsure}: renew them and give the same command again, it goes on"
 
 
-class Patience:
+class RetryBudget:
     """Decide for one operation whether and when it is tried again."""
 
     def __init__(self, known: bool) -> None:
         self.known = known
         """Whether the bucket answered before, in this process or another of the job."""
-        self.failures: Counter[Kind] = Counter()
+        self.failures: Counter[FailureKind] = Counter()
         self.started_s = time.monotonic()
         self._failed_s: float | None = None
 
-    def wait_s(self, kind: Kind) -> float | None:
+    def wait_s(self, kind: FailureKind) -> float | None:
         """Note a failure and return how many seconds to wait before the next try; None when it is enough."""
         now = time.monotonic()
         # Since the first failure, so that what takes longer than the budget by itself is tried twice too.
         self._failed_s = now if self._failed_s is None else self._failed_s
         self.failures[kind] += 1
         wait_s = random.uniform(0, min(WAIT_CAP_S, FIRST_WAIT_S * 2 ** (self.failures.total() - 1)))
-        if kind is Kind.PASSING:
+        if kind is FailureKind.PASSING:
             budget_s = BUDGET_S if self.known else NEW_BUCKET_BUDGET_S
             return wait_s if now - self._failed_s + wait_s < budget_s else None
         few = FEW_ATTEMPTS if self.known else 1
-        allowed = {Kind.REFUSED: few, Kind.EXPIRED: few, Kind.DAMAGED: READINGS, Kind.LASTING: 1}[kind]
+        allowed = {FailureKind.REFUSED: few, FailureKind.EXPIRED: few, FailureKind.DAMAGED: READ_ATTEMPTS, FailureKind.LASTING: 1}[kind]
         return wait_s if self.failures[kind] < allowed else None
 
     def told(self) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from yolor_ray.errors import AbsentError, DamagedError, StorageError
-from yolor_ray.io.filesystem import Answer, attempt, filesystem
+from yolor_ray.errors import IntegrityError, NotFoundError, StorageError
+from yolor_ray.io.filesystem import Result, attempt, filesystem
 
 MULTIPART_BYTES = 10 * 2**20
 """From here on pyarrow's delayed open uploads in parts, and leaves an empty object if the store refuses to begin: it must not delay."""
@@ -47,7 +47,7 @@ def _read(url: str) -> bytes:
     with system.open_input_file(path) as file:
         data = file.read()
         if len(data) != file.size():
-            raise DamagedError(f"found {len(data)} bytes, expected {file.size()}")
+            raise IntegrityError(f"found {len(data)} bytes, expected {file.size()}")
         return data
 
 
@@ -96,11 +96,11 @@ def _remove_one_by_one(url: str, path: str) -> None:
     _step(url, fs.FileSystem.delete_dir, path)
 
 
-def _step(url: str, act: Callable[..., Answer], what: str | fs.FileSelector) -> Answer | None:
+def _step(url: str, act: Callable[..., Result], what: str | fs.FileSelector) -> Result | None:
     """Try one step of a removal until it is done: a store that refuses many requests never lets all of them through in a row."""
     try:
         return attempt(url, "delete", lambda: act(filesystem(url)[0], what))
-    except AbsentError:
+    except NotFoundError:
         # An earlier try has done it, and only the rest of it failed.
         return None
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import NetworkConfig
 
 Image = Float[Tensor, "B _ _ _"]
 """Features of a batch: images, channels, rows, columns; each block says what it does to the last three."""
@@ -20,7 +20,7 @@ ACTIVATIONS = {"silu": nn.SiLU, "mish": nn.Mish}
 
 
 @dataclass(frozen=True)
-class Style:
+class ConvSettings:
     """Say what all convolutions of a network share."""
 
     eps: float
@@ -29,15 +29,15 @@ class Style:
     """What follows each batch norm."""
 
 
-def style_of(config: NetworkConfig) -> Style:
+def conv_settings(config: NetworkConfig) -> ConvSettings:
     """Return what all convolutions of a network share."""
-    return Style(config.norm_eps, config.activation)
+    return ConvSettings(config.norm_eps, config.activation)
 
 
 class Conv(nn.Module):
     """Convolve without bias, normalise, activate."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, *, style: Style) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, *, style: ConvSettings) -> None:
         super().__init__()
         self.conv: nn.Module = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=style.eps, momentum=NORM_MOMENTUM)
@@ -51,7 +51,7 @@ class Conv(nn.Module):
 class Bottleneck(nn.Module):
     """Squeeze (1x1), convolve (3x3) and, in the backbone, add the input."""
 
-    def __init__(self, channels: int, hidden: int, *, shortcut: bool, style: Style) -> None:
+    def __init__(self, channels: int, hidden: int, *, shortcut: bool, style: ConvSettings) -> None:
         super().__init__()
         self.squeeze = Conv(channels, hidden, style=style)
         self.expand = Conv(hidden, channels, 3, style=style)
@@ -69,7 +69,7 @@ class Merge(nn.Module):
     With `joint_norm` the side convolution is bare, and one batch norm and activation act on both halves (the paper branch).
     """
 
-    def __init__(self, c_side: int, hidden: int, c_out: int, *, joint_norm: bool, style: Style) -> None:
+    def __init__(self, c_side: int, hidden: int, c_out: int, *, joint_norm: bool, style: ConvSettings) -> None:
         super().__init__()
         self.side: nn.Module = nn.Conv2d(c_side, hidden, 1, bias=False) if joint_norm else Conv(c_side, hidden, style=style)
         self.joint: nn.Module = (
@@ -91,7 +91,7 @@ class CspBlock(nn.Module):
     first") blocks.
     """
 
-    def __init__(self, c_in: int, channels: int, depth: int, *, fusion_first: bool, joint_norm: bool, style: Style) -> None:
+    def __init__(self, c_in: int, channels: int, depth: int, *, fusion_first: bool, joint_norm: bool, style: ConvSettings) -> None:
         super().__init__()
         hidden = channels // 2
         self.first = Conv(c_in, hidden, style=style)
@@ -109,7 +109,7 @@ class CspBlock(nn.Module):
 class NeckBlock(nn.Module):
     """Squeeze, then split into bottlenecks without shortcut and a 1x1 side path (CSP2)."""
 
-    def __init__(self, c_in: int, c_out: int, depth: int, *, joint_norm: bool, style: Style) -> None:
+    def __init__(self, c_in: int, c_out: int, depth: int, *, joint_norm: bool, style: ConvSettings) -> None:
         super().__init__()
         self.first = Conv(c_in, c_out, style=style)
         self.bottlenecks = nn.Sequential(*(Bottleneck(c_out, c_out, shortcut=False, style=style) for _ in range(depth)))
@@ -124,7 +124,7 @@ class NeckBlock(nn.Module):
 class SppCsp(nn.Module):
     """Pool over 5, 9 and 13 cells inside a CSP block, so that the coarsest level sees the whole image."""
 
-    def __init__(self, c_in: int, c_out: int, pairs: int, *, joint_norm: bool, style: Style) -> None:
+    def __init__(self, c_in: int, c_out: int, pairs: int, *, joint_norm: bool, style: ConvSettings) -> None:
         super().__init__()
         self.before = nn.Sequential(Conv(c_in, c_out, style=style), Conv(c_out, c_out, 3, style=style), Conv(c_out, c_out, style=style))
         self.pool = nn.MaxPool2d(5, stride=1, padding=2)
@@ -146,7 +146,7 @@ class SppCsp(nn.Module):
 class DownC(nn.Module):
     """Halve the resolution by a strided convolution beside max pooling (E6, D6)."""
 
-    def __init__(self, c_in: int, c_out: int, *, style: Style) -> None:
+    def __init__(self, c_in: int, c_out: int, *, style: ConvSettings) -> None:
         super().__init__()
         self.conv = nn.Sequential(Conv(c_in, c_in, style=style), Conv(c_in, c_out // 2, 3, 2, style=style))
         self.pool = nn.Sequential(nn.MaxPool2d(2), Conv(c_in, c_out // 2, style=style))

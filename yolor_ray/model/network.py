@@ -10,22 +10,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from yolor_ray.boxes import xyxy_from_cxcywh
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
-from yolor_ray.model.heads.prediction_level import Counts, PredictionLevel
+from yolor_ray.model.heads.prediction_level import OutputCounts, PredictionLevel
 from yolor_ray.model.heads.registry import HEADS
-from yolor_ray.model.layers import Bottleneck, Conv, CspBlock, DownC, NeckBlock, ReOrg, SppCsp, Wavelet, style_of
+from yolor_ray.model.layers import Bottleneck, Conv, CspBlock, DownC, NeckBlock, ReOrg, SppCsp, Wavelet, conv_settings
 
 
 def _down(config: NetworkConfig, c_in: int, c_out: int) -> nn.Module:
     if config.down == "downc":
-        return DownC(c_in, c_out, style=style_of(config))
-    return Conv(c_in, c_out, 3, 2, style=style_of(config))
+        return DownC(c_in, c_out, style=conv_settings(config))
+    return Conv(c_in, c_out, 3, 2, style=conv_settings(config))
 
 
 def _stem(config: NetworkConfig) -> tuple[nn.Sequential, int]:
     """Return the stem and its channels out: at stride 2 for conv stems and reorg, at stride 8 for those without a convolution."""
-    style, width, first = style_of(config), config.stem_width, config.widths[0]
+    style, width, first = conv_settings(config), config.stem_width, config.widths[0]
     if config.stem == "reorg":
         return nn.Sequential(ReOrg(), Conv(12, width, 3, style=style)), width
     if config.stem in ("s2d", "dwt"):
@@ -39,7 +39,7 @@ def _stem(config: NetworkConfig) -> tuple[nn.Sequential, int]:
 
 
 def _block(config: NetworkConfig, c_in: int, width: int, depth: int) -> CspBlock:
-    return CspBlock(c_in, width, depth, fusion_first=config.block == "cspf", joint_norm=config.joint_norm, style=style_of(config))
+    return CspBlock(c_in, width, depth, fusion_first=config.block == "cspf", joint_norm=config.joint_norm, style=conv_settings(config))
 
 
 class Backbone(nn.Module):
@@ -74,7 +74,7 @@ class Neck(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        style = style_of(config)
+        style = conv_settings(config)
         backbone = config.widths[-config.levels :]
         widths = [w // 2 for w in backbone]
 
@@ -119,7 +119,7 @@ class Yolor(nn.Module):
         """Take the anchors in pixels, level by level, and from the data set how many of each there are to tell apart."""
         super().__init__()
         self.config = config
-        self.counts = counts = Counts(classes, image_classes, keypoints, identities)
+        self.counts = counts = OutputCounts(classes, image_classes, keypoints, identities)
         self.backbone = Backbone(config)
         self.neck = Neck(config)
         self.head = DetectHead(config, classes, anchors)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yolor_ray.class_names import Names
-from yolor_ray.config import Implicit
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.class_names import ClassNames
+from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.fuse import is_fused
 from yolor_ray.model.network import Yolor
@@ -26,7 +25,7 @@ NOT_EXPLICIT = ("implicit", "tasks")
 
 
 @dataclass(frozen=True)
-class TakenOver:
+class TransferReport:
     """Say what was taken over and what starts fresh."""
 
     tensors: int
@@ -58,7 +57,7 @@ def load_trainable(url: str, config: NetworkConfig) -> tuple[Yolor, WeightsInfo]
 
 
 @torch.no_grad()
-def take_over(network: Yolor, names: Names, source: Yolor, source_names: Names) -> TakenOver:
+def transfer_weights(network: Yolor, names: ClassNames, source: Yolor, source_names: ClassNames) -> TransferReport:
     """Copy into `network` all that fits of `source`, and say what did not; the network keeps its anchors.
 
     Outputs are matched by what they predict: boxes and objectness always, classes by name, image labels and keypoints if all names are
@@ -81,7 +80,7 @@ def take_over(network: Yolor, names: Names, source: Yolor, source_names: Names) 
         else:
             copied[name] = _copy_whole(mine, theirs[name])
     known = tuple(name for name in classes if name in source_classes)
-    return TakenOver(
+    return TransferReport(
         tensors=sum(share == 1 for share in copied.values()),
         partial=tuple(name for name, share in copied.items() if 0 < share < 1),
         fresh=tuple(name for name, share in copied.items() if share == 0),
@@ -89,7 +88,7 @@ def take_over(network: Yolor, names: Names, source: Yolor, source_names: Names) 
     )
 
 
-def _foreign_outputs(mine: Names, theirs: Names) -> tuple[str, ...]:
+def _foreign_outputs(mine: ClassNames, theirs: ClassNames) -> tuple[str, ...]:
     """Return how the names of tensors go on whose outputs mean other things in the two networks."""
     found = [PROXIES]
     found += [] if mine.image_classes == theirs.image_classes else ["tasks.classify."]
@@ -97,7 +96,7 @@ def _foreign_outputs(mine: Names, theirs: Names) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _foreign_priors(mine: Implicit, theirs: Implicit) -> tuple[str, ...]:
+def _foreign_priors(mine: ImplicitConfig, theirs: ImplicitConfig) -> tuple[str, ...]:
     """Return how the names of priors go on that have another form in the two networks."""
     forms = {
         (".pyramid.", ".align."): ("align", "align_at", "align_by", "align_per"),

@@ -14,8 +14,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from yolor_ray.config import Implicit
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.errors import ConfigError, WeightsError
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.fuse import fuse, is_fused
@@ -27,7 +26,7 @@ PROXIES = "tasks.embed.proxies"
 """A direction for each identity that was told apart while training; only unfused weights have them."""
 FILE_ENDINGS = (".pt", ".pth", ".weights")
 
-SENSIBLE: dict[str, tuple[Callable[[Any], bool], str]] = {
+CONFIG_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda v: isinstance(v, str), "text"),
     "classes": (lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(c, str) for c in v), "a list of at least one name"),
     "image_px": (lambda v: type(v) is int and v > 0 and v % 32 == 0, "a positive multiple of 32"),
@@ -132,7 +131,7 @@ def _read_config(url: str, data: bytes) -> dict[str, Any]:
     missing = {"name", "classes", "image_px", "metrics", "fused", "network"} - config.keys()
     if missing:
         raise WeightsError(f"{place}: keys {sorted(missing)} are missing")
-    for key, (sensible, expected) in SENSIBLE.items():
+    for key, (sensible, expected) in CONFIG_CHECKS.items():
         if not sensible(config[key]):
             raise WeightsError(f"{place}: {key}: found {config[key]!r}, expected {expected}")
     return config
@@ -140,9 +139,9 @@ def _read_config(url: str, data: bytes) -> dict[str, Any]:
 
 def network_config(values: dict[str, Any]) -> NetworkConfig:
     """Rebuild a network configuration from its JSON form."""
-    implicit = _known_fields("network.implicit", Implicit, values.get("implicit", {}))
+    implicit = _known_fields("network.implicit", ImplicitConfig, values.get("implicit", {}))
     fields = _known_fields("network", NetworkConfig, values)
-    return NetworkConfig(**{**fields, "implicit": Implicit(**implicit)})
+    return NetworkConfig(**{**fields, "implicit": ImplicitConfig(**implicit)})
 
 
 def _known_fields(place: str, kind: type, values: Any) -> dict[str, Any]:

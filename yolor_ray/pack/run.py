@@ -18,7 +18,7 @@ import ray
 from tqdm import tqdm
 
 from yolor_ray.cluster.connect import as_they_finish, start_ray
-from yolor_ray.config import PackCoco, PackCrops, Packing, PackScenes, PackVoc, PackYolo
+from yolor_ray.config import PackCocoConfig, PackConfig, PackCropsConfig, PackScenesConfig, PackVocConfig, PackYoloConfig
 from yolor_ray.data.shards.dataset import MANIFEST, Dataset, dataset_digest, open_dataset, write_dataset
 from yolor_ray.data.synthetic import scenes
 from yolor_ray.errors import DataError
@@ -30,7 +30,7 @@ from yolor_ray.pack.annotations.image_folder import ImageFolder
 from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations, with_labels_of_objects
 from yolor_ray.pack.annotations.voc import read_voc
 from yolor_ray.pack.annotations.yolo import read_yolo
-from yolor_ray.pack.shard_builder import NOTES, AnnotatedImages, BuiltPart, Part, Scenes, build_part
+from yolor_ray.pack.shard_builder import PROGRESS_DIR, AnnotatedImages, Scenes, ShardResult, ShardTask, build_shard
 
 FAULTS = "faults.jsonl"
 SHOWN_FAULTS = 5
@@ -40,11 +40,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackPlan:
     """A data set before it is built."""
 
     output: str
-    parts: tuple[Part, ...]
+    parts: tuple[ShardTask, ...]
     classes: tuple[str, ...]
     image_classes: tuple[str, ...] = ()
     keypoint_names: tuple[str, ...] = ()
@@ -53,14 +53,14 @@ class Plan:
     parallel: bool = True
 
 
-def pack(config: PackVoc | PackCoco | PackYolo | PackCrops | PackScenes) -> dict:
+def pack(config: PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConfig | PackScenesConfig) -> dict:
     """Pack what the configuration names and return `images`, `boxes`, `faults` by code and `output`.
 
     Raises:
         DataError: no usable image, a fault with `strict`, or another finished data set at the output.
 
     """
-    if isinstance(config, PackScenes):
+    if isinstance(config, PackScenesConfig):
         return _finish(_plan_scenes(config, parallel=True))
     folder = ImageFolder(absolute(config.images))
     found = _read(config, folder)
@@ -69,36 +69,36 @@ def pack(config: PackVoc | PackCoco | PackYolo | PackCrops | PackScenes) -> dict
     return _finish(_plan(config, folder, found))
 
 
-def _read(config: PackVoc | PackCoco | PackYolo | PackCrops, folder: ImageFolder) -> Annotations:
-    if isinstance(config, PackCrops):
+def _read(config: PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConfig, folder: ImageFolder) -> Annotations:
+    if isinstance(config, PackCropsConfig):
         return read_crops(folder, config.pattern, _split_file(config), _list(config.classes))
     annotations = absolute(config.annotations)
-    if isinstance(config, PackVoc):
+    if isinstance(config, PackVocConfig):
         return read_voc(folder, annotations, _split_file(config), _list(config.classes))
-    if isinstance(config, PackCoco):
+    if isinstance(config, PackCocoConfig):
         return read_coco(folder, annotations, _list(config.image_classes))
     return read_yolo(folder, annotations, absolute(config.names))
 
 
-def _split_file(config: PackVoc | PackCrops) -> str:
+def _split_file(config: PackVocConfig | PackCropsConfig) -> str:
     return absolute(config.split_file) if config.split_file else ""
 
 
 def pack_scenes(url: str, count: int, seed: int, size_px: int = 320, parallel: bool = False) -> dict:
     """Pack `count` built-in scenes and return what `pack` does; without `parallel` no Ray is started."""
-    return _finish(_plan_scenes(PackScenes(output=url, count=count, seed=seed, size_px=size_px), parallel))
+    return _finish(_plan_scenes(PackScenesConfig(output=url, count=count, seed=seed, size_px=size_px), parallel))
 
 
 def _list(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _plan(config: Packing, folder: ImageFolder, found: Annotations) -> Plan:
+def _plan(config: PackConfig, folder: ImageFolder, found: Annotations) -> PackPlan:
     output = absolute(config.output)
     mixed = sorted(found.images, key=lambda image: hashlib.sha256(image.name.encode()).digest())
     groups = _cut(mixed, folder, config.shard_mb * 1e6)
     parts = tuple(
-        Part(
+        ShardTask(
             index,
             AnnotatedImages(
                 folder.url, group, tuple(folder.files[image.name] for image in group), len(found.keypoint_names), found.has_identities
@@ -107,7 +107,7 @@ def _plan(config: Packing, folder: ImageFolder, found: Annotations) -> Plan:
         )
         for index, group in enumerate(groups)
     )
-    return Plan(output, parts, found.classes, found.image_classes, found.keypoint_names, found.faults, config.strict)
+    return PackPlan(output, parts, found.classes, found.image_classes, found.keypoint_names, found.faults, config.strict)
 
 
 def _cut(images: Sequence[AnnotatedImage], folder: ImageFolder, size: float) -> list[tuple[AnnotatedImage, ...]]:
@@ -117,15 +117,15 @@ def _cut(images: Sequence[AnnotatedImage], folder: ImageFolder, size: float) -> 
     return [tuple(image for _, image in run) for _, run in itertools.groupby(numbered, key=lambda pair: pair[0])]
 
 
-def _plan_scenes(config: PackScenes, parallel: bool) -> Plan:
+def _plan_scenes(config: PackScenesConfig, parallel: bool) -> PackPlan:
     output = absolute(config.output)
     starts = range(0, config.count, SCENES_PER_PART)
     sources = [Scenes(start, min(start + SCENES_PER_PART, config.count), config.seed, config.size_px) for start in starts]
-    parts = tuple(Part(index, source, output) for index, source in enumerate(sources))
-    return Plan(output, parts, scenes.CLASSES, scenes.IMAGE_CLASSES, scenes.KEYPOINT_NAMES, strict=config.strict, parallel=parallel)
+    parts = tuple(ShardTask(index, source, output) for index, source in enumerate(sources))
+    return PackPlan(output, parts, scenes.CLASSES, scenes.IMAGE_CLASSES, scenes.KEYPOINT_NAMES, strict=config.strict, parallel=parallel)
 
 
-def _finish(plan: Plan) -> dict:
+def _finish(plan: PackPlan) -> dict:
     """Build the parts of a plan and make them count."""
     if plan.strict and plan.faults:
         raise _refusal(plan.faults)
@@ -151,22 +151,22 @@ def _finish(plan: Plan) -> dict:
     return {"images": dataset.images, "boxes": dataset.boxes, "faults": dataset.faults, "output": plan.output}
 
 
-def _build(plan: Plan, write: bool) -> Iterator[BuiltPart]:
+def _build(plan: PackPlan, write: bool) -> Iterator[ShardResult]:
     """Yield parts as they get ready, with a progress bar; a single one is not worth starting Ray for."""
     with tqdm(total=sum(part.images for part in plan.parts), desc="packing", unit="image", mininterval=1) as bar:
         parallel = plan.parallel and len(plan.parts) > 1
-        for part in _by_ray(plan.parts, write) if parallel else (build_part(part, write) for part in plan.parts):
+        for part in _by_ray(plan.parts, write) if parallel else (build_shard(part, write) for part in plan.parts):
             bar.update(plan.parts[part.index].images)
             yield part
 
 
-def _by_ray(parts: Iterable[Part], write: bool) -> Iterator[BuiltPart]:
+def _by_ray(parts: Iterable[ShardTask], write: bool) -> Iterator[ShardResult]:
     start_ray(allow_open=True)
-    build: Any = ray.remote(num_cpus=1, max_retries=3)(build_part)
+    build: Any = ray.remote(num_cpus=1, max_retries=3)(build_shard)
     return as_they_finish([build.remote(part, write) for part in parts])
 
 
-def _repeats(built: Sequence[BuiltPart], plan: Plan) -> list[Fault]:
+def _repeats(built: Sequence[ShardResult], plan: PackPlan) -> list[Fault]:
     """Return a fault for each image that is in the data set under an earlier name too; all of them stay."""
     first: dict[str, str] = {}
     folders = {part.index: part.source.folder for part in plan.parts if isinstance(part.source, AnnotatedImages)}
@@ -180,7 +180,7 @@ def _repeats(built: Sequence[BuiltPart], plan: Plan) -> list[Fault]:
     return faults
 
 
-def _describe(plan: Plan, built: Sequence[BuiltPart], faults: Sequence[Fault]) -> Dataset:
+def _describe(plan: PackPlan, built: Sequence[ShardResult], faults: Sequence[Fault]) -> Dataset:
     shards = tuple(part.shard for part in built if part.shard)
     boxes: Counter[int] = Counter()
     for part in built:
@@ -200,7 +200,7 @@ def _describe(plan: Plan, built: Sequence[BuiltPart], faults: Sequence[Fault]) -
     )
 
 
-def _check(plan: Plan, dataset: Dataset, faults: Sequence[Fault]) -> None:
+def _check(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
     if plan.strict and faults:
         raise _refusal(faults)
     if dataset.images == 0:
@@ -219,7 +219,7 @@ def _clear(output: str, keep: Sequence[str]) -> None:
     for name in list_names(output):
         if re.fullmatch(r"part-\d{5}-[0-9a-f]{12}\.parquet", name) and name not in keep:
             delete(join(output, name))
-    delete(join(output, NOTES))
+    delete(join(output, PROGRESS_DIR))
 
 
 def _report(faults: Sequence[Fault], output: str) -> None:

@@ -16,7 +16,7 @@ VALIDATION_SEED = 1
 
 
 @contextmanager
-def packed(url: str, seed: int = VALIDATION_SEED) -> Iterator[str]:
+def resolve_dataset_urls(url: str, seed: int = VALIDATION_SEED) -> Iterator[str]:
     """Give the URL of a packed data set, or of several; `scenes:N` is packed into a folder that goes afterwards."""
     with tempfile.TemporaryDirectory(prefix="yolor_ray_scenes_") as folder:
         yield ",".join(_packed(one.strip(), f"{folder}/{number}", seed) for number, one in enumerate(url.split(",")))

@@ -25,7 +25,7 @@ from yolor_ray.pack.annotations.image_folder import ImageFile, read_many
 from yolor_ray.pack.annotations.normalize import fit
 from yolor_ray.pack.annotations.schema import AnnotatedImage
 
-NOTES = "unfinished"
+PROGRESS_DIR = "unfinished"
 """Folder of the notes inside an unfinished data set."""
 CHECK_PX = 64
 
@@ -88,7 +88,7 @@ class Scenes:
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardTask:
     """What becomes one shard."""
 
     index: int
@@ -105,7 +105,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class BuiltPart:
+class ShardResult:
     """What came of a part."""
 
     index: int
@@ -122,14 +122,14 @@ class BuiltPart:
     """What was wrong."""
 
 
-def build_part(part: Part, write: bool = True) -> BuiltPart:
+def build_shard(part: ShardTask, write: bool = True) -> ShardResult:
     """Return what comes of a part, from its note when it was finished before.
 
     Args:
         part: what to build.
         write: write the shard and the note; otherwise only tell what they would be.
     """
-    note = join(part.output, NOTES, f"part-{part.index:05d}.json")
+    note = join(part.output, PROGRESS_DIR, f"part-{part.index:05d}.json")
     key = hashlib.sha256(repr((__version__, VERSION, part.source)).encode()).hexdigest()
     if write and (known := _noted(note, key, part.output)):
         return known
@@ -146,7 +146,7 @@ def build_part(part: Part, write: bool = True) -> BuiltPart:
             yield record
 
     data, shard = shard_bytes(counted(), part.index)
-    built = BuiltPart(part.index, shard if shard.rows else None, dict(boxes), tuple(sorted(tasks)), hashes, tuple(faults))
+    built = ShardResult(part.index, shard if shard.rows else None, dict(boxes), tuple(sorted(tasks)), hashes, tuple(faults))
     if write:
         if shard.rows:
             write_bytes(join(part.output, shard.name), data)
@@ -154,7 +154,7 @@ def build_part(part: Part, write: bool = True) -> BuiltPart:
     return built
 
 
-def _noted(note: str, key: str, output: str) -> BuiltPart | None:
+def _noted(note: str, key: str, output: str) -> ShardResult | None:
     """Return what an earlier run noted about the same work, if its shard is there."""
     content = json.loads(read_bytes(note)) if exists(note) else {}
     if content.pop("key", None) != key:
@@ -162,7 +162,7 @@ def _noted(note: str, key: str, output: str) -> BuiltPart | None:
     shard = content["shard"] and shard_from_json(content["shard"])
     if shard and not exists(join(output, shard.name)):
         return None
-    built = BuiltPart(**{**content, "shard": shard})
+    built = ShardResult(**{**content, "shard": shard})
     return replace(
         built,
         boxes_per_label={int(label): boxes for label, boxes in built.boxes_per_label.items()},

@@ -16,7 +16,7 @@ from yolor_ray.errors import ConfigError
 from yolor_ray.io.redact import hide_secrets
 from yolor_ray.serve.engine import LocalEngine
 from yolor_ray.serve.http.api import create_app
-from yolor_ray.serve.metrics import Meter
+from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.service import Service
 
 PAGES = 32
@@ -27,12 +27,12 @@ PAGES = 32
 class Detector:
     """Answer HTTP with one network in one process."""
 
-    def __init__(self, settings: config.Serve) -> None:
+    def __init__(self, settings: config.ServeConfig) -> None:
         """Load the weights; the replica counts as ready when this returns."""
         # `serve deploy` starts replicas without a job of ours that would have told their processes to.
         hide_secrets()
         replica = serve.get_replica_context().replica_id.unique_id
-        self._service = Service(LocalEngine(settings), settings, Meter(replica, to_ray=True))
+        self._service = Service(LocalEngine(settings), settings, ServiceMetrics(replica, to_ray=True))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application for this replica's HTTP server."""
@@ -44,7 +44,7 @@ class Detector:
             raise RuntimeError("the network failed several times in a row")
 
 
-def application(settings: config.Serve) -> Application:
+def application(settings: config.ServeConfig) -> Application:
     """Return the application that Ray Serve runs for these settings."""
     scaling: dict[str, Any] = {"num_replicas": settings.min_replicas}
     if settings.max_replicas > settings.min_replicas:
@@ -82,18 +82,18 @@ def build(args: dict[str, Any]) -> Application:
         ConfigError: a key is unknown or missing, or a value has the wrong type or range.
     """
     # Where to listen is the cluster's `http_options`, not the application's.
-    known = sorted(set(config.Serve.__dataclass_fields__) - {"host", "port"})
+    known = sorted(set(config.ServeConfig.__dataclass_fields__) - {"host", "port"})
     unknown = sorted(set(args) - set(known))
     if unknown:
         raise ConfigError(f"args: found {', '.join(unknown)}, expected only {', '.join(known)}")
     try:
-        return application(pydantic.TypeAdapter(config.Serve).validate_python(args))
+        return application(pydantic.TypeAdapter(config.ServeConfig).validate_python(args))
     except pydantic.ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: found {fault['input']!r}, {fault['msg']}" for fault in error.errors())
         raise ConfigError(f"args: {faults}") from error
 
 
-def _environment(settings: config.Serve) -> dict[str, str]:
+def _environment(settings: config.ServeConfig) -> dict[str, str]:
     """Keep freed image buffers in the process, and keep libraries from starting a thread per core."""
     return {
         **KEEP_MEMORY,

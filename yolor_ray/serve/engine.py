@@ -18,12 +18,12 @@ from yolor_ray.data.images.header import read_header
 from yolor_ray.data.images.letterbox import Letterbox, letterbox
 from yolor_ray.inference import detect
 from yolor_ray.inference.detect import Detections
-from yolor_ray.inference.engine_choice import Form, fastest
+from yolor_ray.inference.engine_choice import RunnableModel, choose_engine
 from yolor_ray.model.weights import WeightsInfo, load_weights
 
 log = logging.getLogger(__name__)
 
-Choose = Callable[..., Form]
+Choose = Callable[..., RunnableModel]
 """Takes what `fastest` takes."""
 
 
@@ -84,7 +84,7 @@ class Engine(Protocol):
 class LocalEngine:
     """Hold one folded network in this process, on a GPU if this replica has one."""
 
-    def __init__(self, settings: config.Serve, choose: Choose = fastest) -> None:
+    def __init__(self, settings: config.ServeConfig, choose: Choose = choose_engine) -> None:
         """Load the weights, have the form that runs them chosen, and warm it up; raises WeightsError, StorageError or ConfigError."""
         torch.set_num_threads(settings.threads)
         network, info = load_weights(settings.weights)

@@ -32,7 +32,7 @@ KINDS: Mapping[str, _Kind] = {
 }
 
 
-class Meter:
+class ServiceMetrics:
     """Hold the metrics of one replica."""
 
     def __init__(self, replica: str = "", to_ray: bool = False) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from yolor_ray.data.images.letterbox import Letterbox
 from yolor_ray.inference.detect import Detections
-from yolor_ray.inference.postprocess import Located, locate
+from yolor_ray.inference.postprocess import ImageDetections, to_image_detections
 from yolor_ray.model.heads.embed import EMBEDDING
 from yolor_ray.model.weights import WeightsInfo
 from yolor_ray.serve.engine import Options
@@ -41,7 +41,7 @@ def describe(info: WeightsInfo, detections: Detections, place: Letterbox, option
     masks = options.masks and detections.coefficients is not None
     if masks:
         _check_mask_pixels(place.to_image(detections.boxes_xyxy.numpy()))
-    located = locate(detections, place, masks=masks)
+    located = to_image_detections(detections, place, masks=masks)
     found = _boxes(info, located)
     if located.masks is not None:
         _add(found, "mask", [_mask(counts, place) for counts in located.masks])
@@ -68,14 +68,14 @@ def describe_model(info: WeightsInfo) -> Json:
 def _check_mask_pixels(boxes_xyxy: np.ndarray) -> None:
     pixels = int((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1).sum())
     if pixels > MOST_MASK_PIXELS:
-        raise errors.Problem(
+        raise errors.ApiError(
             "masks_too_large",
             f"found {len(boxes_xyxy)} objects whose boxes have {pixels} pixels, expected at most {MOST_MASK_PIXELS} for masks: "
             "send a smaller image, ask for fewer objects (confidence, iou, max_detections) or for none of their masks (masks=false)",
         )
 
 
-def _boxes(info: WeightsInfo, located: Located) -> list[Json]:
+def _boxes(info: WeightsInfo, located: ImageDetections) -> list[Json]:
     rows = zip(located.boxes_xyxy.tolist(), located.labels.tolist(), located.confidences.tolist(), strict=True)
     return [
         {

@@ -40,7 +40,7 @@ class _Stopped(BaseException):
     """SIGINT or SIGTERM came."""
 
 
-def serve(settings: config.Serve) -> dict[str, Any]:
+def serve(settings: config.ServeConfig) -> dict[str, Any]:
     """Serve until a signal comes, then shut down; returns what was served and for how long.
 
     Raises:
@@ -65,7 +65,7 @@ def serve(settings: config.Serve) -> dict[str, Any]:
     return {"url": url, "weights": settings.weights, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _serve_alone(settings: config.Serve, url: str) -> NoReturn:
+def _serve_alone(settings: config.ServeConfig, url: str) -> NoReturn:
     _check_port(settings)
     # Not TMPDIR: HAProxy refuses socket paths over 97 characters, and Ray adds 70 to this one.
     with tempfile.TemporaryDirectory(prefix="yolor-", dir="/tmp") as folder:
@@ -87,7 +87,7 @@ def _serve_alone(settings: config.Serve, url: str) -> NoReturn:
             ray.shutdown()
 
 
-def _serve_in_cluster(settings: config.Serve, url: str) -> NoReturn:
+def _serve_in_cluster(settings: config.ServeConfig, url: str) -> NoReturn:
     import ray
     from ray import serve
 
@@ -106,7 +106,7 @@ def _serve_in_cluster(settings: config.Serve, url: str) -> NoReturn:
         ray.shutdown()
 
 
-def _deploy_and_wait(settings: config.Serve, url: str) -> NoReturn:
+def _deploy_and_wait(settings: config.ServeConfig, url: str) -> NoReturn:
     from ray import serve
 
     from yolor_ray.serve.deployment import application
@@ -122,17 +122,17 @@ def _deploy_and_wait(settings: config.Serve, url: str) -> NoReturn:
         signal.pause()
 
 
-def _explain(settings: config.Serve) -> None:
+def _explain(settings: config.ServeConfig) -> None:
     """Raise WeightsError or ConfigError if weights or engine kept the replicas from starting: Ray only says that they did not."""
-    from yolor_ray.inference.engine_choice import FASTEST, fastest
+    from yolor_ray.inference.engine_choice import FASTEST, choose_engine
     from yolor_ray.model.weights import load_weights
 
     network, info = load_weights(settings.weights)
     if settings.engine != FASTEST:
-        fastest(network, info, engine=settings.engine, precision=settings.precision)
+        choose_engine(network, info, engine=settings.engine, precision=settings.precision)
 
 
-def _check_port(settings: config.Serve) -> None:
+def _check_port(settings: config.ServeConfig) -> None:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -143,7 +143,7 @@ def _check_port(settings: config.Serve) -> None:
             raise ConfigError(f"host, port: {fault}, expected a free port of this machine") from None
 
 
-def _check_resources(settings: config.Serve, there: dict[str, float]) -> None:
+def _check_resources(settings: config.ServeConfig, there: dict[str, float]) -> None:
     wanted = (("CPU", "cpus_per_replica", settings.cpus_per_replica), ("GPU", "gpus_per_replica", settings.gpus_per_replica))
     for name, flag, each in wanted:
         found = there.get(name, 0.0)

@@ -16,8 +16,8 @@ from yolor_ray import config
 from yolor_ray.serve.batcher import Batcher
 from yolor_ray.serve.engine import Engine, Found, Options, Prepared
 from yolor_ray.serve.http.body import image_bytes, read_body
-from yolor_ray.serve.http.errors import Problem
-from yolor_ray.serve.metrics import Meter
+from yolor_ray.serve.http.errors import ApiError
+from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.response import Described, describe
 
 RETRY_AFTER_S = 1
@@ -39,7 +39,7 @@ class Detected:
 class Service:
     """Own the engine, its queue and its metrics."""
 
-    def __init__(self, engine: Engine, settings: config.Serve, meter: Meter) -> None:
+    def __init__(self, engine: Engine, settings: config.ServeConfig, meter: ServiceMetrics) -> None:
         self.settings = settings
         self.meter = meter
         self.info = engine.info
@@ -65,13 +65,15 @@ class Service:
                 with self._slot():
                     return await self._detect(request, options, started)
         except TimeoutError:
-            raise Problem("timeout", f"no answer within {self.settings.request_timeout_s:g} s; the service is slow or overloaded") from None
+            raise ApiError(
+                "timeout", f"no answer within {self.settings.request_timeout_s:g} s; the service is slow or overloaded"
+            ) from None
 
     @contextmanager
     def _slot(self) -> Iterator[None]:
         most = self.settings.max_queued + self.settings.max_batch
         if self._in_work >= most:
-            raise Problem("overloaded", f"{most} requests are in work already; try again later", {"Retry-After": str(RETRY_AFTER_S)})
+            raise ApiError("overloaded", f"{most} requests are in work already; try again later", {"Retry-After": str(RETRY_AFTER_S)})
         self._in_work += 1
         try:
             yield

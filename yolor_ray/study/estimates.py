@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from yolor_ray.study.results import METRICS, Trial
+from yolor_ray.study.results import METRICS, TrialResult
 
 CONFIDENCE = 0.95
 
@@ -40,7 +40,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return _interval(np.array(values), of_images=0.0) if len(values) > 1 else Estimate(values[0], np.nan, np.nan)
 
 
-def differences(variant: Sequence[Trial], baseline: Sequence[Trial]) -> dict[str, Estimate]:
+def differences(variant: Sequence[TrialResult], baseline: Sequence[TrialResult]) -> dict[str, Estimate]:
     """Return variant - baseline of each metric, paired by seed; seeds that only one of them finished are left out.
 
     The interval is Student's t with two variances added: that of the mean between seeds, and that of the mean over seeds when images are

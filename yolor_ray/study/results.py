@@ -27,7 +27,7 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialResult:
     """One network that was trained to its end."""
 
     variant: str
@@ -82,7 +82,7 @@ class Study:
     """Names in `variants.VARIANTS`, the baseline first."""
     settings: tuple[str, ...]
     """Each has a baseline of its own; `("",)` where there are no further dimensions."""
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialResult, ...]
     failures: tuple[Failure, ...]
     costs: dict[str, Cost]
     """By variant, of the first setting; a variant without a finished trial has none."""

@@ -24,16 +24,16 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 
 from yolor_ray.cluster.block_source import StreamedSource, cluster_source
-from yolor_ray.cluster.capacity import SPARE_CPUS, times
+from yolor_ray.cluster.capacity import READER_CPUS, count_fitting
 from yolor_ray.cluster.connect import start_ray
-from yolor_ray.config import Cluster, Train
+from yolor_ray.config import ClusterConfig, TrainConfig
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import ConfigError, LedgerError, NonFiniteLossError, StorageError, SupersededError, UserError
 from yolor_ray.io import manifest, storage
 from yolor_ray.train.checkpoint.checkpoint import CHECKPOINTS
 from yolor_ray.train.run import train
-from yolor_ray.train.run_log import read_rows
+from yolor_ray.train.run_log import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What became of a trial."""
 
     values: dict[str, Any]
@@ -67,12 +67,12 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """Say what a study's trials have in common."""
 
-    config_of: Callable[[Values], Train]
+    config_of: Callable[[Values], TrainConfig]
     """Returns the run that a trial's values stand for; its name is the trial's."""
-    cluster: Cluster
+    cluster: ClusterConfig
     """What the study was told that each trial trains on."""
     count: int
     """Trials in all, for the time left."""
@@ -80,7 +80,7 @@ class Plan:
     """Most at a time; 0 takes as many as there is room for."""
 
 
-def start_cluster(cluster: Cluster) -> None:
+def start_cluster(cluster: ClusterConfig) -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray here, as trials need it."""
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -90,7 +90,7 @@ def start_cluster(cluster: Cluster) -> None:
     start_ray(log_to_driver=True, dashboard=cluster.worker_range[1] > 0, allow_open=cluster.allow_open)
 
 
-def trial_cluster(cluster: Cluster) -> Cluster:
+def trial_cluster(cluster: ClusterConfig) -> ClusterConfig:
     """Return the cluster settings of one trial: without workers, it computes on one thread unless told otherwise.
 
     It keeps to the fewest workers, as the room for more is other trials'. It is retried as a whole, from its checkpoint: were its
@@ -100,7 +100,7 @@ def trial_cluster(cluster: Cluster) -> Cluster:
     return replace(cluster, workers=str(cluster.worker_range[0]), threads=threads, max_failures=0)
 
 
-def shared_source(dataset: Dataset, cluster: Cluster) -> Source | None:
+def shared_source(dataset: Dataset, cluster: ClusterConfig) -> Source | None:
     """Return the training set in Ray's object store, where all trials of a node share it, or None if each must read it itself.
 
     What is shared is encoded: a trial decodes an image once and keeps it. A data set too large for the store is streamed by
@@ -111,21 +111,21 @@ def shared_source(dataset: Dataset, cluster: Cluster) -> Source | None:
 
 
 def run_trials(
-    plan: Plan,
+    plan: TrialPlan,
     space: dict[str, Any],
     source: Source | None,
     *,
     samples: int = 1,
     scheduler: TrialScheduler | None = None,
     searcher: tune.search.Searcher | None = None,
-) -> list[Outcome]:
+) -> list[TrialOutcome]:
     """Train all trials of the space and return what became of them; one that fails again and again does not stop the others."""
     cluster = trial_cluster(plan.cluster)
-    room = _room(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    room = _schedulable_trials(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     at_a_time = min(room, plan.concurrent or room, plan.count)
     logger.info("event=trials count=%d at_a_time=%d room=%d each='%s'", plan.count, at_a_time, room, _resources(cluster))
     trainable = tune.with_parameters(_trial, plan=plan, source=source)
-    ledger = _Ledger(plan, at_a_time)
+    ledger = TrialLogger(plan, at_a_time)
     with tempfile.TemporaryDirectory(prefix="yolor-tune-") as folder:
         tune.Tuner(
             tune.with_resources(trainable, _resources(cluster)),
@@ -151,14 +151,14 @@ def run_trials(
     return ledger.outcomes
 
 
-def _trial(values: dict[str, Any], *, plan: Plan, source: Source | None) -> None:
+def _trial(values: dict[str, Any], *, plan: TrialPlan, source: Source | None) -> None:
     """Train one run in a process of its own, and report each validation to Tune."""
     config = plan.config_of(values)
     logging.getLogger("yolor_ray").setLevel(logging.WARNING)
     run = storage.join(config.run.storage, config.run.name)
     stopped = storage.exists(storage.join(run, STOPPED_FILE))
     if stopped or manifest.is_published(storage.join(run, "weights")):
-        _tell_again(run, config.optim.epochs)
+        _report_again(run, config.optim.epochs)
     if stopped:
         return
     try:
@@ -174,57 +174,57 @@ def _trial(values: dict[str, Any], *, plan: Plan, source: Source | None) -> None
     tune.report({"epoch": config.optim.epochs, **metrics})
 
 
-def _metrics(config: Train, source: Source | None) -> dict[str, float]:
+def _metrics(config: TrainConfig, source: Source | None) -> dict[str, float]:
     """Train and return the numbers of the weights."""
     if config.cluster.worker_range[1] > 0:
         return train(config, source=source, callbacks=[TuneReportCallback()])["metrics"]
     return train(config, source=source, report=tune.report)["metrics"]
 
 
-def _tell_again(run: str, epochs: int) -> None:
+def _report_again(run: str, epochs: int) -> None:
     """Report what a run measured before its end, so that a scheduler judges others at each epoch by what it was then."""
-    for row in read_rows(run):
+    for row in read_metrics(run):
         if "AP" in row and row["epoch"] < epochs:
             tune.report(row)
 
 
-def _resources(cluster: Cluster) -> dict[str, float]:
+def _resources(cluster: ClusterConfig) -> dict[str, float]:
     """Return what one trial's own process takes."""
     if cluster.worker_range[1] > 0:
         return {"CPU": DRIVER_CPUS}
     return {"CPU": float(cluster.threads), **({"GPU": 1.0} if cluster.gpu else {})}
 
 
-def _room(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> int:
+def _schedulable_trials(cluster: ClusterConfig, nodes: Sequence[Mapping[str, float]]) -> int:
     """Return how many trials fit the nodes, or raise ConfigError if not a single one does: Ray would wait for ever."""
     workers = cluster.worker_range[0]
     each = _resources(cluster) if workers == 0 else {"GPU": 1.0} if cluster.gpu else {"CPU": cluster.cpus_per_worker}
-    places = sum(times(node, each) for node in nodes)
+    places = sum(count_fitting(node, each) for node in nodes)
     room = places // max(workers, 1)
     needed = " and ".join(f"{amount:g} {kind}s" for kind, amount in each.items())
     what = (
-        f"one trial needs {needed}" if workers == 0 else f"one trial needs {workers} workers of {needed}, and {SPARE_CPUS:g} CPUs to read"
+        f"one trial needs {needed}" if workers == 0 else f"one trial needs {workers} workers of {needed}, and {READER_CPUS:g} CPUs to read"
     )
     if workers > 0:
-        cpus = workers * each.get("CPU", 0) + SPARE_CPUS
-        room = min(room, times({"CPU": sum(node.get("CPU", 0) for node in nodes)}, {"CPU": cpus}))
+        cpus = workers * each.get("CPU", 0) + READER_CPUS
+        room = min(room, count_fitting({"CPU": sum(node.get("CPU", 0) for node in nodes)}, {"CPU": cpus}))
     if room < 1:
         has = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ConfigError(f"cluster: {what}, found nodes of {has}")
     return room
 
 
-class _Ledger(tune.Callback):
+class TrialLogger(tune.Callback):
     """Write down what becomes of each trial, and say so, with the time that the rest will take."""
 
-    def __init__(self, plan: Plan, at_a_time: int) -> None:
-        self._outcomes: dict[str, Outcome] = {}
+    def __init__(self, plan: TrialPlan, at_a_time: int) -> None:
+        self._outcomes: dict[str, TrialOutcome] = {}
         self._plan, self._at_a_time = plan, at_a_time
         self._began: dict[str, float] = {}
         self._spent_s = 0.0
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[TrialOutcome]:
         """In the order in which the trials began."""
         order = list(self._began)
         return [outcome for _, outcome in sorted(self._outcomes.items(), key=lambda item: order.index(item[0]))]
@@ -245,7 +245,7 @@ class _Ledger(tune.Callback):
     def _add(self, trial: Any, reason: str) -> None:
         metrics = dict(trial.last_result or {})
         stopped = not reason and metrics.get("epoch", 0) < self._plan.config_of(trial.config).optim.epochs
-        self._outcomes[trial.trial_id] = Outcome(dict(trial.config), metrics, reason)
+        self._outcomes[trial.trial_id] = TrialOutcome(dict(trial.config), metrics, reason)
         if stopped:
             self._mark(trial, metrics)
         now = time.monotonic()

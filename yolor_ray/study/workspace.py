@@ -11,18 +11,18 @@ from typing import Any
 
 from ray import tune
 
-from yolor_ray.config import Train
-from yolor_ray.config.dotted import as_typed
+from yolor_ray.config import TrainConfig
+from yolor_ray.config.dotted import format_value
 from yolor_ray.config.presets import PLAIN
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.weights import load_weights
 from yolor_ray.report.provenance import command, commit
-from yolor_ray.study.trials import Plan, run_trials, shared_source, trial_cluster
-from yolor_ray.train.run import MAY_CHANGE, open_datasets
-from yolor_ray.train.run_log import read_rows
-from yolor_ray.train.settings_lock import STUDY_FILE, claim
+from yolor_ray.study.trials import TrialPlan, run_trials, shared_source, trial_cluster
+from yolor_ray.train.run import MUTABLE_SETTINGS, open_datasets
+from yolor_ray.train.run_log import read_metrics
+from yolor_ray.train.settings_lock import STUDY_FILE, lock_settings
 
 logger = logging.getLogger(__name__)
 
@@ -30,22 +30,22 @@ TRIALS = "trials"
 """Folder of a study that holds the runs of its trials."""
 LONGEST_NAME = 120
 """Characters of a folder's name."""
-FREE = tuple(f"train.{name}" for name in MAY_CHANGE)
+FREE = tuple(f"train.{name}" for name in MUTABLE_SETTINGS)
 
 
-def folder_of(train: Train) -> str:
+def folder_of(train: TrainConfig) -> str:
     """Return the URL of the study's folder."""
     return storage.absolute(storage.join(train.run.storage, train.run.name))
 
 
-def claim_study(kind: str, train: Train, words: Sequence[str]) -> None:
+def lock_study(kind: str, train: TrainConfig, words: Sequence[str]) -> None:
     """Write down what the study is, or raise ConfigError if another one, or a run, is in its folder."""
     settings = {"kind": kind, "search": list(words), "seed": train.run.seed, "train": dataclasses.asdict(train)}
-    claim(folder_of(train), STUDY_FILE, settings, may_change=FREE, older={"train": dataclasses.asdict(Train())})
+    lock_settings(folder_of(train), STUDY_FILE, settings, may_change=FREE, older={"train": dataclasses.asdict(TrainConfig())})
 
 
 @functools.cache
-def with_data(train: Train) -> tuple[Train, Dataset, Dataset]:
+def with_data(train: TrainConfig) -> tuple[TrainConfig, Dataset, Dataset]:
     """Return the run with absolute URLs, as trials run in other folders, beside its data sets; built-in scenes are packed first."""
     train_set, val_set = open_datasets(train)
     data = replace(train.data, train=train_set.url, val=val_set.url)
@@ -53,18 +53,18 @@ def with_data(train: Train) -> tuple[Train, Dataset, Dataset]:
     return replace(train, data=data, optim=replace(train.optim, pretrained=pretrained)), train_set, val_set
 
 
-def as_trial(train: Train, folder: str, name: str) -> Train:
+def as_trial(train: TrainConfig, folder: str, name: str) -> TrainConfig:
     """Return a run as a trial of the study in `folder`."""
     run = replace(train.run, storage=storage.join(folder, TRIALS), name=name)
     return replace(train, run=run, cluster=trial_cluster(train.cluster))
 
 
-def run_of(trial: Train) -> str:
+def run_of(trial: TrainConfig) -> str:
     """Return the URL of a trial's run folder."""
     return storage.join(trial.run.storage, trial.run.name)
 
 
-def is_finished(trial: Train) -> bool:
+def is_finished(trial: TrainConfig) -> bool:
     """Tell whether a trial was trained to its end."""
     return manifest.is_published(storage.join(run_of(trial), "weights"))
 
@@ -81,7 +81,7 @@ def check_start(pretrained: str) -> None:
         )
 
 
-def train_pending(train: Train, pending: Sequence[Train], concurrent: int) -> dict[str, str]:
+def train_pending(train: TrainConfig, pending: Sequence[TrainConfig], concurrent: int) -> dict[str, str]:
     """Train what is left of the trials that vary `train`, and return why some failed, by the names of their runs."""
     if not pending:
         return {}
@@ -90,14 +90,14 @@ def train_pending(train: Train, pending: Sequence[Train], concurrent: int) -> di
     # With training sets as a dimension, each trial reads its own.
     same = all(one.data.train == shared.data.train for one in pending)
     source = shared_source(train_set, train.cluster) if same else None
-    plan = Plan(lambda values: configs[values["trial"]], train.cluster, len(configs), concurrent)
+    plan = TrialPlan(lambda values: configs[values["trial"]], train.cluster, len(configs), concurrent)
     outcomes = run_trials(plan, {"trial": tune.grid_search(list(configs))}, source)
     return {outcome.values["trial"]: outcome.reason for outcome in outcomes if outcome.reason}
 
 
 def typed_words(values: Mapping[str, Any]) -> str:
     """Return settings as they are typed: `optim.lr=0.01 loss.box=0.1`."""
-    return " ".join(f"{name}={as_typed(value)}" for name, value in values.items())
+    return " ".join(f"{name}={format_value(value)}" for name, value in values.items())
 
 
 def folder_name(text: str) -> str:
@@ -108,10 +108,10 @@ def folder_name(text: str) -> str:
 
 def minutes_of(run: str) -> float:
     """Return how long the epochs of a run took; 0 if it has none."""
-    return sum(row["seconds"] for row in read_rows(run)) / 60
+    return sum(row["seconds"] for row in read_metrics(run)) / 60
 
 
-def done_on(train: Train) -> dict[str, tuple[str, Any]]:
+def done_on(train: TrainConfig) -> dict[str, tuple[str, Any]]:
     """Return what a report says of the run that trials vary, by setting: what it is called, and its value."""
     train, train_set, val_set = with_data(train)
     return {
@@ -123,7 +123,7 @@ def done_on(train: Train) -> dict[str, tuple[str, Any]]:
     }
 
 
-def circumstances() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Return with which command and code a study was done."""
     return {"command": command(), "commit": commit()}
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from yolor_ray.boxes import cxcywh_from_xyxy
-from yolor_ray.cluster.stop_signal import Notice, no_notice
-from yolor_ray.config import Train
-from yolor_ray.data.augment.label_spec import Wanted
+from yolor_ray.cluster.stop_signal import StopSignal, never_stop
+from yolor_ray.config import TrainConfig
+from yolor_ray.data.augment.label_spec import LabelSpec
 from yolor_ray.data.loading.epoch_plan import Window, epoch_windows
 from yolor_ray.data.loading.loader import Batch, Loader, Source, records_per_window
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.model.network import Yolor
-from yolor_ray.train.distributed import Team
+from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.optim import Schedule
@@ -27,10 +27,10 @@ Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainContext:
     """Hold all that a worker needs; small enough to send, for pixels and weights travel otherwise."""
 
-    config: Train
+    config: TrainConfig
     run: str
     """Folder of the run."""
     train: Dataset
@@ -42,17 +42,17 @@ class Job:
     """Individuals of the training set, ascending, if the network is to tell them apart."""
     pretrained: str = ""
     """URL of the weights to start from, if any."""
-    notice: Notice = no_notice
+    notice: StopSignal = never_stop
     """Tells the leading worker, or a process that trains alone, that training is to end."""
     after: str = ""
     """Why the life before this one ended, if that is known."""
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> LabelSpec:
         """What training needs to know beside boxes."""
         tasks, train = self.config.network.tasks, self.train
         members = range(max(len(train.members), 1))
-        return Wanted(
+        return LabelSpec(
             masks="segment" in tasks,
             keypoint_names=train.keypoint_names if "pose" in tasks else (),
             identities=self.identities if "embed" in tasks else None,
@@ -60,7 +60,7 @@ class Job:
         )
 
 
-def make_learner(job: Job, team: Team) -> Learner:
+def make_learner(job: TrainContext, team: DistContext) -> Learner:
     """Build the network alike on every worker, and what trains it."""
     config = job.config
     cv2.setNumThreads(0)
@@ -81,7 +81,7 @@ def make_learner(job: Job, team: Team) -> Learner:
     return Learner(network, config, Schedule(config.optim, steps), team.wrap(network))
 
 
-def make_loader(job: Job) -> Loader:
+def make_loader(job: TrainContext) -> Loader:
     """Return what makes the batches of a worker."""
     config = job.config
     return Loader(
@@ -94,7 +94,7 @@ def make_loader(job: Job) -> Loader:
     )
 
 
-def windows_of(job: Job, epoch: int) -> list[Window]:
+def windows_of(job: TrainContext, epoch: int) -> list[Window]:
     """Return the windows of an epoch."""
     size = records_per_window(job.config.data.image_px, job.wanted)
     return epoch_windows(job.train.row_groups, records_per_window=size, seed=job.config.run.seed, epoch=epoch)

@@ -19,7 +19,7 @@ COLLECTIVE_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
-class Team:
+class DistContext:
     """Say who this worker is among all workers."""
 
     rank: int
@@ -62,11 +62,11 @@ class Team:
                 dist.broadcast(tensor, src=0)
 
 
-def this_team(device: torch.device) -> Team:
+def make_dist_context(device: torch.device) -> DistContext:
     """Return the team of the process group, or a team of one, with this worker on `device`."""
     if not dist.is_initialized():
-        return Team(0, 1, device)
+        return DistContext(0, 1, device)
     # Asking each other after every update must not wait for the GPU.
     patience = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
     talk = dist.new_group(backend="gloo", timeout=patience) if dist.get_backend() == "nccl" else None
-    return Team(dist.get_rank(), dist.get_world_size(), device, talk)
+    return DistContext(dist.get_rank(), dist.get_world_size(), device, talk)

@@ -11,7 +11,7 @@ from yolor_ray.data.loading.loader import Batch
 
 
 @dataclass
-class Meter:
+class EpochMeter:
     """Add up losses on the device; read them only when asked."""
 
     images: int = 0

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from yolor_ray.config import Train
+from yolor_ray.config import TrainConfig
 from yolor_ray.errors import NonFiniteLossError
 from yolor_ray.inference.detect import to_input
 from yolor_ray.model.network import Yolor
@@ -37,7 +37,7 @@ class Learner:
     """Hold all that training changes, and change it batch by batch."""
 
     network: Yolor
-    config: Train
+    config: TrainConfig
     schedule: Schedule
     replica: nn.Module
     """The network, or its distributed wrapper."""

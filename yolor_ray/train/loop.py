@@ -18,14 +18,14 @@ from yolor_ray.data.loading.epoch_plan import Step, Window, steps_of
 from yolor_ray.data.loading.loader import Loader
 from yolor_ray.errors import ConfigError, StorageError
 from yolor_ray.io import storage
-from yolor_ray.train.checkpoint.async_writer import Saver
-from yolor_ray.train.checkpoint.attempts import Life
+from yolor_ray.train.checkpoint.async_writer import AsyncCheckpointer
+from yolor_ray.train.checkpoint.attempts import RunAttempt
 from yolor_ray.train.checkpoint.checkpoint import Progress, resume
-from yolor_ray.train.context import Job, Report, make_learner, make_loader, targets_of, windows_of
-from yolor_ray.train.distributed import Team
-from yolor_ray.train.epoch_meter import Meter
+from yolor_ray.train.context import Report, TrainContext, make_learner, make_loader, targets_of, windows_of
+from yolor_ray.train.distributed import DistContext
+from yolor_ray.train.epoch_meter import EpochMeter
 from yolor_ray.train.learner import Learner
-from yolor_ray.train.run_log import Board
+from yolor_ray.train.run_log import RunLogger
 from yolor_ray.train.settings_lock import RUN_FILE
 from yolor_ray.train.validation import Validation, keep_best, validate
 from yolor_ray.train.warm_start import start_from
@@ -33,7 +33,7 @@ from yolor_ray.train.warm_start import start_from
 logger = logging.getLogger(__name__)
 
 
-class Ending(enum.Enum):
+class TrainOutcome(enum.Enum):
     """Say how a life ended."""
 
     DONE = "done"
@@ -41,7 +41,7 @@ class Ending(enum.Enum):
     """It was asked to, and wrote a checkpoint."""
 
 
-class _Word(enum.IntEnum):
+class StepDecision(enum.IntEnum):
     """Say what is to be done after an update; the highest of all workers' words counts."""
 
     GO_ON = 0
@@ -50,32 +50,32 @@ class _Word(enum.IntEnum):
 
 
 @dataclass
-class _Leader:
+class RankZeroState:
     """Hold what the leading worker alone has: it writes the run's files."""
 
-    life: Life
-    board: Board
-    saver: Saver
+    life: RunAttempt
+    board: RunLogger
+    saver: AsyncCheckpointer
 
 
 @dataclass
 class _Training:
     """Hold what a worker trains with."""
 
-    job: Job
-    team: Team
+    job: TrainContext
+    team: DistContext
     learner: Learner
     loader: Loader
     progress: Progress
-    leader: _Leader | None
+    leader: RankZeroState | None
 
 
-def train_loop(job: Job, team: Team, report: Report) -> Ending:
+def train_loop(job: TrainContext, team: DistContext, report: Report) -> TrainOutcome:
     """Train from the newest checkpoint, or from the start, to the last epoch, or until the job's notice asks to end."""
     config = job.config
     _check_folder(job.run)
     with ExitStack() as stack:
-        life = stack.enter_context(Life(job.run, team.world, job.after)) if team.leads else None
+        life = stack.enter_context(RunAttempt(job.run, team.world, job.after)) if team.leads else None
         learner = make_learner(job, team)
         progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)), team)
         _report_again(progress, config.optim.epochs, report)
@@ -83,16 +83,16 @@ def train_loop(job: Job, team: Team, report: Report) -> Ending:
             start_from(job.pretrained, learner, job.train)
         loader = make_loader(job)
         stack.callback(loader.close)
-        training = _Training(job, team, learner, loader, progress, _leader(job, life, learner, progress, stack))
+        training = _Training(job, team, learner, loader, progress, _make_rank_zero_state(job, life, learner, progress, stack))
         while progress.epoch < config.optim.epochs:
             row = _learn_epoch(training)
             if row is None:
-                return Ending.STOPPED
+                return TrainOutcome.STOPPED
             progress.epoch, progress.seen = progress.epoch + 1, np.zeros(job.train.images, bool)
             _end_epoch(training, row, report)
             if progress.epoch < config.optim.epochs and _stop_between_epochs(training):
-                return Ending.STOPPED
-    return Ending.DONE
+                return TrainOutcome.STOPPED
+    return TrainOutcome.DONE
 
 
 def _check_folder(run: str) -> None:
@@ -102,13 +102,15 @@ def _check_folder(run: str) -> None:
         raise ConfigError(f"run.storage: found no {RUN_FILE} in {run} on a worker's node, {expected}")
 
 
-def _leader(job: Job, life: Life | None, learner: Learner, progress: Progress, stack: ExitStack) -> _Leader | None:
+def _make_rank_zero_state(
+    job: TrainContext, life: RunAttempt | None, learner: Learner, progress: Progress, stack: ExitStack
+) -> RankZeroState | None:
     if life is None:
         return None
     epochs = job.config.optim.epochs
-    saver = Saver(job.run, job.config.run, epochs, life, learner.step)
+    saver = AsyncCheckpointer(job.run, job.config.run, epochs, life, learner.step)
     stack.callback(saver.close)
-    return _Leader(life, stack.enter_context(Board(job.run, progress.rows, epochs)), saver)
+    return RankZeroState(life, stack.enter_context(RunLogger(job.run, progress.rows, epochs)), saver)
 
 
 def _report_again(progress: Progress, epochs: int, report: Report) -> None:
@@ -137,7 +139,7 @@ def _end_epoch(training: _Training, row: dict[str, Any], report: Report) -> None
         report(row)
 
 
-def _keep_best(training: _Training, leader: _Leader, found: Validation, *, needed: bool) -> None:
+def _keep_best(training: _Training, leader: RankZeroState, found: Validation, *, needed: bool) -> None:
     """Publish the weights if they are the best; if that cannot be done now and another validation follows, those before stay."""
     try:
         keep_best(training.job, leader.life.row.life, training.learner, training.progress, found)
@@ -152,7 +154,7 @@ def _learn_epoch(training: _Training) -> dict[str, Any] | None:
     job, team, learner, progress = training.job, training.team, training.learner, training.progress
     windows = windows_of(job, progress.epoch)
     steps = steps_of(windows, progress.seen, rank=team.rank, world=team.world, batch=job.config.optim.batch)
-    meter, ledger = Meter(), Ledger(progress.seen)
+    meter, ledger = EpochMeter(), Ledger(progress.seen)
     for number, (step, batch) in enumerate(zip(steps, _batches(training, windows, steps, meter), strict=True), start=1):
         is_last = number == len(steps)
         parts = learner.learn(torch.from_numpy(batch.images), targets_of(batch), must_update=is_last, weight=step.weight)
@@ -160,48 +162,48 @@ def _learn_epoch(training: _Training) -> dict[str, Any] | None:
         if step.weight > 0:
             ledger.take(step.records)
         _show(training, progress.epoch + number / len(steps), meter)
-        if learner.settled and not is_last and _save_or_stop(training, ledger) is _Word.STOP:
+        if learner.settled and not is_last and _save_or_stop(training, ledger) is StepDecision.STOP:
             return None
     ledger.merge(team.gather(ledger.own))
     lr = learner.optimizer.param_groups[0]["lr"]
     return {"epoch": progress.epoch + 1, "lr": lr, "records": ledger.close(), **meter.rates(), **meter.means()}
 
 
-def _batches(training: _Training, windows: list[Window], steps: list[Step], meter: Meter) -> Any:
+def _batches(training: _Training, windows: list[Window], steps: list[Step], meter: EpochMeter) -> Any:
     job, epoch = training.job, training.progress.epoch
     plain = epoch >= job.config.optim.epochs - job.config.augment.plain_epochs
     return meter.timed(training.loader.epoch(windows, steps, epoch=epoch, plain=plain))
 
 
-def _show(training: _Training, epoch: float, meter: Meter) -> None:
+def _show(training: _Training, epoch: float, meter: EpochMeter) -> None:
     if leader := training.leader:
         leader.life.took(training.learner.step)
         if leader.board.due:
             leader.board.beat(epoch, meter.means()["loss"], meter.images_per_s)
 
 
-def _save_or_stop(training: _Training, ledger: Ledger) -> _Word:
+def _save_or_stop(training: _Training, ledger: Ledger) -> StepDecision:
     """Let all workers agree on what to do now; if it is to save or to stop, write what all have seen into a checkpoint."""
     job, team, learner, progress, leader = training.job, training.team, training.learner, training.progress, training.leader
-    own = _Word.GO_ON
+    own = StepDecision.GO_ON
     if leader and leader.saver.due(learner.step):
-        own = _Word.SAVE
+        own = StepDecision.SAVE
     if leader and job.notice():
-        own = _Word.STOP
-    agreed = _Word(team.highest(own))
-    if agreed is not _Word.GO_ON:
+        own = StepDecision.STOP
+    agreed = StepDecision(team.highest(own))
+    if agreed is not StepDecision.GO_ON:
         ledger.merge(team.gather(ledger.own))
         progress.seen = ledger.seen
         if leader:
-            (leader.saver.finish if agreed is _Word.STOP else leader.saver.save)(learner, progress)
+            (leader.saver.finish if agreed is StepDecision.STOP else leader.saver.save)(learner, progress)
     return agreed
 
 
 def _stop_between_epochs(training: _Training) -> bool:
     """Let all workers agree whether to end after a whole epoch: one of a single update has no other moment to be asked."""
     leader = training.leader
-    own = _Word.STOP if leader and training.job.notice() else _Word.GO_ON
-    if training.team.highest(own) < _Word.STOP:
+    own = StepDecision.STOP if leader and training.job.notice() else StepDecision.GO_ON
+    if training.team.highest(own) < StepDecision.STOP:
         return False
     if leader:
         leader.saver.finish(training.learner, training.progress)

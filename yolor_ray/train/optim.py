@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from yolor_ray.config import Optim as OptimConfig
+from yolor_ray.config import OptimConfig
 from yolor_ray.model.implicit import Implicit
 
 WARMUP_MIN_STEPS = 1000

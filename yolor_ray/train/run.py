@@ -9,7 +9,7 @@ import numpy as np
 import ray.train
 
 from yolor_ray.cluster.block_source import direct_source
-from yolor_ray.config import Train
+from yolor_ray.config import TrainConfig
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards import union
 from yolor_ray.data.shards.dataset import MANIFEST, VERSION, Dataset, read_row_group
@@ -19,23 +19,23 @@ from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, WeightsInfo, load
 from yolor_ray.pack.run import pack_scenes
 from yolor_ray.pack.scenes_url import SCENES, VALIDATION_SEED, scene_count
 from yolor_ray.train.anchors import best_possible_recall, fit_anchors
-from yolor_ray.train.checkpoint.checkpoint import newest_checkpoint, whole_checkpoints
-from yolor_ray.train.context import Job, Report
-from yolor_ray.train.elastic.worker_group import work_here, work_on_cluster
-from yolor_ray.train.loop import Ending
-from yolor_ray.train.settings_lock import RUN_FILE, claim
+from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints, newest_checkpoint
+from yolor_ray.train.context import Report, TrainContext
+from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
+from yolor_ray.train.loop import TrainOutcome
+from yolor_ray.train.settings_lock import RUN_FILE, lock_settings
 from yolor_ray.train.warm_start import pretrained_anchors
 
 logger = logging.getLogger(__name__)
 
-MAY_CHANGE = ("cluster.", "run.storage", "run.name", "run.checkpoint_", "run.validate_every", "data.threads")
+MUTABLE_SETTINGS = ("cluster.", "run.storage", "run.name", "run.checkpoint_", "run.validate_every", "data.threads")
 """Settings that a resumed run may change: they do not change what is learned."""
 LOW_RECALL = 0.98
 TRAINING_SEED = 0
 
 
 def train(
-    config: Train,
+    config: TrainConfig,
     *,
     source: Source | None = None,
     report: Report | None = None,
@@ -56,16 +56,16 @@ def train(
 
     """
     run = storage.absolute(storage.join(config.run.storage, config.run.name))
-    mine, older = dataclasses.asdict(config), dataclasses.asdict(Train())
-    claim(run, RUN_FILE, mine, may_change=MAY_CHANGE, older=older)
+    mine, older = dataclasses.asdict(config), dataclasses.asdict(TrainConfig())
+    lock_settings(run, RUN_FILE, mine, may_change=MUTABLE_SETTINGS, older=older)
     weights = storage.join(run, "weights")
     if not manifest.is_published(weights):
         job = prepare(config, run)
         if config.cluster.worker_range[1] == 0:
-            ended = work_here(dataclasses.replace(job, source=source or job.source), report=report)
+            ended = run_in_process(dataclasses.replace(job, source=source or job.source), report=report)
         else:
-            ended = work_on_cluster(job, source=source, callbacks=callbacks)
-        if ended is Ending.STOPPED:
+            ended = run_on_workers(job, source=source, callbacks=callbacks)
+        if ended is TrainOutcome.STOPPED:
             raise Preempted(f"{run}: training was asked to end; the same command goes on from its newest checkpoint")
         _publish_best(run)
     _, info = load_weights(weights)
@@ -73,17 +73,17 @@ def train(
     return {"run": run, "weights": weights, "metrics": info.metrics}
 
 
-def prepare(config: Train, run: str) -> Job:
+def prepare(config: TrainConfig, run: str) -> TrainContext:
     """Open the data sets and fit the anchors."""
     train_set, val_set = open_datasets(config)
     pretrained = storage.absolute(config.optim.pretrained) if config.optim.pretrained else ""
     # A run that goes on has its anchors in its checkpoint, and does not ask for the weights that it started from again.
-    begun = bool(whole_checkpoints(run))
+    begun = bool(complete_checkpoints(run))
     anchors = _anchors(config, train_set, "" if begun else pretrained)
     identities = _identities(train_set) if "embed" in config.network.tasks else np.zeros(0, np.int64)
     if "embed" in config.network.tasks and len(identities) == 0:
         raise DataError(f"{train_set.url}: found no identity, expected some for network.tasks: embed")
-    return Job(config, run, train_set, val_set, anchors, direct_source(train_set), identities, pretrained)
+    return TrainContext(config, run, train_set, val_set, anchors, direct_source(train_set), identities, pretrained)
 
 
 def _identities(dataset: Dataset) -> np.ndarray:
@@ -93,7 +93,7 @@ def _identities(dataset: Dataset) -> np.ndarray:
     return found[found >= 0].astype(np.int64)
 
 
-def open_datasets(config: Train) -> tuple[Dataset, Dataset]:
+def open_datasets(config: TrainConfig) -> tuple[Dataset, Dataset]:
     """Return the training set and, in its names, the validation set; built-in scenes are packed first.
 
     Raises:
@@ -105,7 +105,7 @@ def open_datasets(config: Train) -> tuple[Dataset, Dataset]:
     image_classes = train_set.image_classes if "classify" in tasks else ()
     keypoint_names = train_set.keypoint_names if "pose" in tasks else ()
     learned = WeightsInfo("", train_set.classes, config.data.image_px, image_classes=image_classes, keypoint_names=keypoint_names)
-    val_set = union.told_in(union.open_datasets(_packed(config.data.val, config.run.storage, VALIDATION_SEED)), learned)
+    val_set = union.relabel_to(union.open_datasets(_packed(config.data.val, config.run.storage, VALIDATION_SEED)), learned)
     empty = {"classify": not train_set.image_classes, "pose": not train_set.keypoint_names}
     missing = [task for task in tasks if task not in train_set.tasks or empty.get(task)]
     if missing:
@@ -128,7 +128,7 @@ def _packed_one(url: str, folder: str, seed: int) -> str:
     return output
 
 
-def _anchors(config: Train, dataset: Dataset, pretrained: str) -> np.ndarray:
+def _anchors(config: TrainConfig, dataset: Dataset, pretrained: str) -> np.ndarray:
     """Return the anchors of the pretrained weights if they cover the training boxes, else fit new ones; say how well they do."""
     sides = _box_sides(dataset, config.data.image_px)
     network = config.network

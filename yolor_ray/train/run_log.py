@@ -14,16 +14,16 @@ from yolor_ray.io import storage
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 20.0
-ROWS_FILE = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
-def read_rows(run: str) -> list[dict[str, Any]]:
+def read_metrics(run: str) -> list[dict[str, Any]]:
     """Return the metrics of each finished epoch of a run, in order; none where there is no such run."""
-    place = storage.join(run, ROWS_FILE)
+    place = storage.join(run, METRICS_FILE)
     return [json.loads(line) for line in storage.read_bytes(place).splitlines()] if storage.exists(place) else []
 
 
-class Board:
+class RunLogger:
     """Report progress of the leading worker; times are of this process alone."""
 
     def __init__(self, run: str, rows: list[dict[str, Any]], epochs: int) -> None:
@@ -69,7 +69,7 @@ class Board:
 
     def _save(self, draw: bool) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in self._rows)
-        storage.write_bytes(storage.join(self._run, ROWS_FILE), lines.encode())
+        storage.write_bytes(storage.join(self._run, METRICS_FILE), lines.encode())
         if draw:
             self._draw()
 
@@ -86,7 +86,7 @@ class Board:
         for events in Path(self._folder.name).iterdir():
             storage.write_bytes(storage.join(self._run, "tensorboard", events.name), events.read_bytes())
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "RunLogger":
         """Return the board; all that is added is saved at once, so leaving only frees what it holds."""
         return self
 

@@ -4,17 +4,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from yolor_ray.config.dotted import flat
+from yolor_ray.config.dotted import flatten
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import storage
 from yolor_ray.io.redact import refuse_credentials
 
 RUN_FILE, STUDY_FILE = "config.json", "study.json"
-WHAT = {RUN_FILE: "a run", STUDY_FILE: "a study"}
+FOLDER_KINDS = {RUN_FILE: "a run", STUDY_FILE: "a study"}
 """What a folder is, by the file that holds its settings."""
 
 
-def claim(folder: str, file: str, settings: Mapping[str, Any], *, may_change: tuple[str, ...], older: Mapping[str, Any]) -> None:
+def lock_settings(folder: str, file: str, settings: Mapping[str, Any], *, may_change: tuple[str, ...], older: Mapping[str, Any]) -> None:
     """Write nested settings into a run's or a study's folder, or raise ConfigError if another run or study is in it already,
     or if a URL in them holds credentials.
 
@@ -26,20 +26,22 @@ def claim(folder: str, file: str, settings: Mapping[str, Any], *, may_change: tu
         older: what settings mean that the file does not name, because an older version did not know them.
     """
     refuse_credentials("", settings)
-    for other, what in WHAT.items():
+    for other, what in FOLDER_KINDS.items():
         if other != file and storage.exists(storage.join(folder, other)):
-            raise ConfigError(f"{folder}: found {what} of that name, expected {WHAT[file]} or nothing; choose a new run.name")
+            raise ConfigError(f"{folder}: found {what} of that name, expected {FOLDER_KINDS[file]} or nothing; choose a new run.name")
     place = storage.join(folder, file)
     if not storage.exists(place):
         storage.write_bytes(place, json.dumps(settings, indent=1).encode())
         return
-    mine, theirs = _flat_json(settings), _flat_json(older) | flat(json.loads(storage.read_bytes(place)))
+    mine, theirs = _flat_json(settings), _flat_json(older) | flatten(json.loads(storage.read_bytes(place)))
     changed = {key: (theirs.get(key), value) for key, value in mine.items() if theirs.get(key) != value and not key.startswith(may_change)}
     if changed:
         shown = ", ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in changed.items())
-        raise ConfigError(f"{place}: {WHAT[file]} was started with other settings: {shown}; go on with those or choose a new run.name")
+        raise ConfigError(
+            f"{place}: {FOLDER_KINDS[file]} was started with other settings: {shown}; go on with those or choose a new run.name"
+        )
 
 
 def _flat_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings by dotted name as a file holds them: with lists for tuples."""
-    return flat(json.loads(json.dumps(values)))
+    return flatten(json.loads(json.dumps(values)))

@@ -4,19 +4,19 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from yolor_ray.config import Train
+from yolor_ray.config import TrainConfig
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.evaluate.examples import pictures
-from yolor_ray.evaluate.metrics import Measured, fitness, measure
+from yolor_ray.evaluate.metrics import EvalResult, fitness, measure
 from yolor_ray.evaluate.predict import merge, predict_groups, shares
 from yolor_ray.evaluate.report import report_files
 from yolor_ray.inference.detect import predict
-from yolor_ray.inference.postprocess import Located
+from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.weights import WeightsInfo, save_weights
 from yolor_ray.train.checkpoint.checkpoint import BEST, Progress
-from yolor_ray.train.context import Job
-from yolor_ray.train.distributed import Team
+from yolor_ray.train.context import TrainContext
+from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 
 
@@ -24,12 +24,12 @@ from yolor_ray.train.learner import Learner
 class Validation:
     """Hold what the leading worker knows after a validation."""
 
-    measured: Measured
-    found: list[Located]
+    measured: EvalResult
+    found: list[ImageDetections]
     """By image id."""
 
 
-def validate(learner: Learner, dataset: Dataset, config: Train, team: Team) -> Validation | None:
+def validate(learner: Learner, dataset: Dataset, config: TrainConfig, team: DistContext) -> Validation | None:
     """Return the numbers of all tasks on the leading worker and None on the others; every worker must call it."""
     network = learner.average.network
     team.share(network)
@@ -44,7 +44,7 @@ def validate(learner: Learner, dataset: Dataset, config: Train, team: Team) -> V
     return Validation(measure(dataset, found, config.network.tasks), found)
 
 
-def keep_best(job: Job, life: int, learner: Learner, progress: Progress, found: Validation) -> None:
+def keep_best(job: TrainContext, life: int, learner: Learner, progress: Progress, found: Validation) -> None:
     """Publish the averaged weights and their report as the run's best, if no earlier epoch did better; see `fitness`."""
     run, config, dataset = job.run, job.config, job.val
     metrics, tasks = found.measured.metrics, config.network.tasks

@@ -4,24 +4,24 @@ import logging
 
 import numpy as np
 
-from yolor_ray.class_names import Names
-from yolor_ray.config import Network
-from yolor_ray.model.transfer import load_trainable, take_over
+from yolor_ray.class_names import ClassNames
+from yolor_ray.config import NetworkConfig
+from yolor_ray.model.transfer import load_trainable, transfer_weights
 from yolor_ray.train.learner import Learner
 
 logger = logging.getLogger(__name__)
 
 
-def pretrained_anchors(url: str, config: Network) -> np.ndarray:
+def pretrained_anchors(url: str, config: NetworkConfig) -> np.ndarray:
     """Return the (L, A, 2) anchors, pixels, of weights that fit the network; raises WeightsError where they do not."""
     network, _ = load_trainable(url, config)
     return network.head.anchors.numpy()
 
 
-def start_from(url: str, learner: Learner, names: Names) -> None:
+def start_from(url: str, learner: Learner, names: ClassNames) -> None:
     """Take the weights over into the network and its average, and log what starts fresh."""
     source, info = load_trainable(url, learner.network.config)
-    taken = take_over(learner.network, names, source, info)
+    taken = transfer_weights(learner.network, names, source, info)
     learner.average.network.load_state_dict(learner.network.state_dict())
     logger.info(
         "event=pretrained url=%s tensors=%d partly=%d fresh=%d classes_kept='%s' classes_fresh='%s'",

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from coded import OBJECTS, cells_seen, coded_record
-from yolor_ray.config import Augment
-from yolor_ray.data.augment.geometry import moved, placed
-from yolor_ray.data.augment.label_spec import Wanted
-from yolor_ray.data.augment.labels import Labelled
+from yolor_ray.config import AugmentConfig
+from yolor_ray.data.augment.geometry import place_tile, transform_labels
+from yolor_ray.data.augment.label_spec import LabelSpec
+from yolor_ray.data.augment.labels import SampleLabels
 from yolor_ray.data.augment.tile import Tile, make_tile
 from yolor_ray.data.augment.transforms import FILL, training_sample
 
 SIDE = 128
-STILL = Augment(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
+STILL = AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
 MOVES = {
     "nothing": STILL,
     "zoom": replace(STILL, scale=0.6),
@@ -30,10 +30,12 @@ MOVES = {
 }
 SIZES = ((128, 128), (128, 90), (70, 128), (128, 128), (128, 111))
 """Width and height of each tile."""
-CODED = [make_tile(coded_record(number, *size), SIDE, Wanted(masks=True)) for number, size in enumerate(SIZES)]
+CODED = [make_tile(coded_record(number, *size), SIDE, LabelSpec(masks=True)) for number, size in enumerate(SIZES)]
 
 
-def sample(tiles: list[Tile], augment: Augment, seed: int, mirror: np.ndarray | None = None) -> tuple[np.ndarray, Labelled, list[int]]:
+def sample(
+    tiles: list[Tile], augment: AugmentConfig, seed: int, mirror: np.ndarray | None = None
+) -> tuple[np.ndarray, SampleLabels, list[int]]:
     """Return a sample, what is known of it, and the numbers of the tiles in it."""
     taken = []
 
@@ -79,7 +81,7 @@ def test_maps_are_mirrored_to_the_pixel(name, rows, columns):
     cells = np.arange(SIDE**2).reshape(SIDE, SIDE)
     instances = (cells + 1).astype(np.uint16)
     boxes = np.tile(np.array((0, 0, SIDE, SIDE), np.float32), (cells.size, 1))
-    known = Labelled(boxes, cells.ravel(), has_mask=np.ones(cells.size, bool), instances=instances)
+    known = SampleLabels(boxes, cells.ravel(), has_mask=np.ones(cells.size, bool), instances=instances)
     _, found, _ = sample([Tile(np.zeros((SIDE, SIDE, 3), np.uint8), known)], MOVES[name], seed=0)
     assert np.array_equal(found.labels[found.instances - 1], cells[::rows, ::columns])
 
@@ -100,14 +102,14 @@ def dotted(number: int, *, drawn: bool = True) -> Tile:
         image[np.hypot(columns - points[i, j, 0], rows - points[i, j, 1]) < DOT_PX, i] = (255, 0)[j]
     boxes = np.tile(np.array((0, 0, width, height), np.float32), (3, 1))
     keypoints = np.concatenate((points, rng.integers(1, 3, (3, 2, 1))), axis=2).astype(np.float32)
-    return Tile(image, Labelled(boxes, np.arange(3) + 3 * number, keypoints=keypoints))
+    return Tile(image, SampleLabels(boxes, np.arange(3) + 3 * number, keypoints=keypoints))
 
 
 DOTTED = [dotted(number) for number in range(len(SIZES))]
 GREY = [dotted(number, drawn=False) for number in range(len(SIZES))]
 
 
-def dotted_samples(augment: Augment) -> Iterator[tuple[int, np.ndarray, Labelled]]:
+def dotted_samples(augment: AugmentConfig) -> Iterator[tuple[int, np.ndarray, SampleLabels]]:
     """Yield the number of the one tile that is drawn, the picture and what is known of it; one that comes twice is never drawn."""
     for seed in range(25):
         *_, taken = sample(DOTTED, augment, seed, SWAP)
@@ -142,7 +144,7 @@ def test_keypoints_are_where_their_dots_are_and_left_is_right_in_a_mirror(name):
 def test_what_is_not_known_of_keypoints_stays_so():
     points = np.array([[[5, 5, -1], [SIDE + 9, 5, -1], [5, 5, 0], [5, SIDE + 9, 0], [SIDE, 0, 1], [-1, 5, 2]]], np.float32)
     box = np.array([[0, 0, SIDE, SIDE]], np.float32)
-    tile = Tile(np.zeros((SIDE, SIDE, 3), np.uint8), Labelled(box, np.zeros(1, np.int64), keypoints=points))
+    tile = Tile(np.zeros((SIDE, SIDE, 3), np.uint8), SampleLabels(box, np.zeros(1, np.int64), keypoints=points))
     for name in ("nothing", "mirror", "upside down"):
         _, known, _ = sample([tile], MOVES[name], 0, np.arange(6))
         assert known.keypoints[0, :, 2].tolist() == [-1, -1, 0, 0, 1, 0]
@@ -159,7 +161,7 @@ def test_identities_stay_with_their_objects(augment):
 def test_in_a_mosaic_what_is_unknown_of_a_tile_is_unknown_of_the_whole_if_it_is_seen():
     # Labels tell the tiles apart, and the last tile of which nothing is known has a level in the picture that nothing else has.
     blank = np.full((SIDE, SIDE, 3), 20, np.uint8)
-    nothing = Labelled(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    nothing = SampleLabels(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
     known = [replace(nothing, image_labels=np.array([label, 0], np.float32)) for label in (0, 0, 0, 1)]
     tiles = [Tile(blank, one) for one in known]
     tiles.append(Tile(blank + 100, replace(nothing, boxes_known=False, image_labels=np.full(2, np.nan, np.float32))))
@@ -176,7 +178,7 @@ def test_in_a_mosaic_what_is_unknown_of_a_tile_is_unknown_of_the_whole_if_it_is_
 
 @pytest.mark.parametrize(("x", "label"), [(0, 1), (-96, 1), (-98, np.nan), (-127, np.nan), (-128, 0)])
 def test_a_label_is_proved_by_a_quarter_of_the_whole_tile_even_if_the_canvas_cuts_it(x, label):
-    known = Labelled(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), image_labels=np.ones(1, np.float32))
-    part = placed(Tile(np.zeros((SIDE, SIDE, 3), np.uint8), known), x, 0, 2 * SIDE, 2 * SIDE)
+    known = SampleLabels(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), image_labels=np.ones(1, np.float32))
+    part = place_tile(Tile(np.zeros((SIDE, SIDE, 3), np.uint8), known), x, 0, 2 * SIDE, 2 * SIDE)
     halved = np.array(((0.5, 0, 0), (0, 0.5, 0)))
-    assert np.array_equal(moved([part], (2 * SIDE, 2 * SIDE), halved, SIDE).image_labels, [label], equal_nan=True)
+    assert np.array_equal(transform_labels([part], (2 * SIDE, 2 * SIDE), halved, SIDE).image_labels, [label], equal_nan=True)

@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from coded import run_lengths
-from yolor_ray.data.augment.instance_map import instance_map, renumbered, shown, warped
+from yolor_ray.data.augment.instance_map import instance_map, renumber_instances, shown, warp_instances
 
 # pycocotools itself is older than NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -72,8 +72,8 @@ def test_a_map_of_another_size_holds_what_lies_at_its_pixels_centres(size):
 def test_a_pixel_shows_the_object_at_its_centre():
     instances = np.arange(1, 17, dtype=np.uint16).reshape(4, 4)
     still, shifted = (np.array(((1.0, 0, x), (0, 1, y))) for x, y in ((0, 0), (1, -2)))
-    assert np.array_equal(warped(instances, still, 4), instances)
-    assert np.array_equal(warped(instances, shifted, 4), [[0, 9, 10, 11], [0, 13, 14, 15], [0] * 4, [0] * 4])
+    assert np.array_equal(warp_instances(instances, still, 4), instances)
+    assert np.array_equal(warp_instances(instances, shifted, 4), [[0, 9, 10, 11], [0, 13, 14, 15], [0] * 4, [0] * 4])
 
 
 @pytest.mark.parametrize(("border", "expected"), [(0, 2), (1, 1), (2, 1)])
@@ -81,11 +81,11 @@ def test_the_centre_of_a_pixel_is_found_when_two_become_one(border, expected):
     # After a shift by a quarter and half the size, the one centre shows what lay at 0.75 of 2: the first pixel.
     halves = np.full((2, 2), 2, np.uint16)
     halves[:, :border] = 1
-    assert warped(halves, np.array(((0.5, 0, 0.125), (0, 0.5, 0.125))), 1).item() == expected
+    assert warp_instances(halves, np.array(((0.5, 0, 0.125), (0, 0.5, 0.125))), 1).item() == expected
 
 
 def test_objects_that_are_left_out_leave_the_map_and_the_others_move_up():
     instances = np.array([[0, 1, 2], [3, 4, 4]])
-    found = renumbered(instances, np.array([False, True, False, True]))
+    found = renumber_instances(instances, np.array([False, True, False, True]))
     assert np.array_equal(found, [[0, 0, 1], [0, 2, 2]])
     assert shown(found, 3).tolist() == [True, True, False]

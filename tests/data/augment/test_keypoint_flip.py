@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from yolor_ray.data.augment.keypoint_flip import mirrored_joints
+from yolor_ray.data.augment.keypoint_flip import flipped_keypoint_order
 
 COCO = (
     *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow"),
@@ -16,8 +16,8 @@ FLY = (
 
 
 def test_the_keypoints_of_persons_and_of_flies_change_sides():
-    assert mirrored_joints(COCO).tolist() == [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
-    assert mirrored_joints(FLY).tolist() == [0, 2, 1, 3, 4, 6, 5, 8, 7, 10, 9, 12, 11]
+    assert flipped_keypoint_order(COCO).tolist() == [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
+    assert flipped_keypoint_order(FLY).tolist() == [0, 2, 1, 3, 4, 6, 5, 8, 7, 10, 9, 12, 11]
 
 
 @pytest.mark.parametrize(
@@ -39,15 +39,15 @@ def test_the_keypoints_of_persons_and_of_flies_change_sides():
     ],
 )
 def test_a_left_name_and_a_right_name_are_a_pair(left, right):
-    assert mirrored_joints((left, "middle", right)).tolist() == [2, 1, 0]
+    assert flipped_keypoint_order((left, "middle", right)).tolist() == [2, 1, 0]
 
 
 @pytest.mark.parametrize("names", [("left_eye", "left_ear"), ("Leg", "Reg"), ("ball", "barr"), ("tail", "tair"), ("eyeL", "eyer"), ()])
 def test_a_name_without_its_other_side_stays(names):
-    assert mirrored_joints(names).tolist() == list(range(len(names)))
+    assert flipped_keypoint_order(names).tolist() == list(range(len(names)))
 
 
 def test_two_mirrors_leave_everything():
     names = (*FLY, *COCO, "left", "LEFT", "R", "xR", "leftL", "rightR")
-    joints = mirrored_joints(names)
+    joints = flipped_keypoint_order(names)
     assert np.array_equal(joints[joints], np.arange(len(names)))

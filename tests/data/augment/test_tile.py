@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from coded import ALL_TASKS, OBJECTS, cells_seen, coded_record
-from yolor_ray.data.augment.label_spec import Wanted
+from yolor_ray.data.augment.label_spec import LabelSpec
 from yolor_ray.data.augment.tile import Tile, TileCache, make_tile
 from yolor_ray.data.synthetic.scenes import IMAGE_CLASSES, KEYPOINT_NAMES, scene
 
 KNOWS = np.array([[True, True, True, False], [False, True, True, True]])
-EVERYTHING = Wanted(masks=True, keypoint_names=KEYPOINT_NAMES, identities=np.array([2, 3, 5, 30]), image_classes=KNOWS)
+EVERYTHING = LabelSpec(masks=True, keypoint_names=KEYPOINT_NAMES, identities=np.array([2, 3, 5, 30]), image_classes=KNOWS)
 RECORD = scene(3, size_px=64)
 
 
@@ -124,7 +124,7 @@ def test_a_background_has_empty_arrays(joints):
 
 
 def test_the_cache_counts_pictures_and_maps():
-    plain, mapped = (make_tile(coded_record(0, 64, 64), 64, wanted) for wanted in (Wanted(), EVERYTHING))
+    plain, mapped = (make_tile(coded_record(0, 64, 64), 64, wanted) for wanted in (LabelSpec(), EVERYTHING))
     assert plain.nbytes == 3 * 64 * 64
     assert mapped.nbytes == 5 * 64 * 64
     for tile, kept in ((plain, 5), (mapped, 3)):

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from yolor_ray.config import Augment
-from yolor_ray.data.augment.labels import Labelled
+from yolor_ray.config import AugmentConfig
+from yolor_ray.data.augment.labels import SampleLabels
 from yolor_ray.data.augment.tile import Tile, make_tile
 from yolor_ray.data.augment.transforms import FILL, training_sample
 from yolor_ray.data.synthetic.scenes import scene
 
 SIDE = 160
-STILL = Augment(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
+STILL = AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
 MOVES = {
     "nothing": STILL,
     "zoom": replace(STILL, scale=0.6),
@@ -42,20 +42,20 @@ def painted(number: int, *, shown: bool = True) -> Tile:
         if shown:
             image[top:bottom, left:right, place] = 255
         boxes.append((left, top, right, bottom))
-    return Tile(image, Labelled(np.array(boxes, np.float32), np.arange(3 * number, 3 * number + 3)))
+    return Tile(image, SampleLabels(np.array(boxes, np.float32), np.arange(3 * number, 3 * number + 3)))
 
 
 TILES = [painted(number) for number in range(len(SIZES))]
 GREY_TILES = [painted(number, shown=False) for number in range(len(SIZES))]
 
 
-def sample(augment: Augment, seed: int, index: int = 0, tiles: list[Tile] = TILES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sample(augment: AugmentConfig, seed: int, index: int = 0, tiles: list[Tile] = TILES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     out = np.full((SIDE, SIDE, 3), 7, np.uint8)
     known = training_sample(index, np.arange(len(tiles)), lambda i: tiles[i], np.random.default_rng(seed), augment, out)
     return out, known.boxes_xyxy, known.labels
 
 
-def sample_by_label(augment: Augment, seed: int, index: int = 0) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+def sample_by_label(augment: AugmentConfig, seed: int, index: int = 0) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     """Return the pixels that show each label, and the boxes of each: the same sample again and again, with one tile painted each time.
 
     A tile that a mosaic holds twice is left out, for then two places share a label.
@@ -161,7 +161,7 @@ def test_colour_variation_changes_pixels_and_no_box(knob):
 
 
 def test_brighter_means_every_channel_is_scaled():
-    grey = Tile(np.full((SIDE, SIDE, 3), 100, np.uint8), Labelled(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)))
+    grey = Tile(np.full((SIDE, SIDE, 3), 100, np.uint8), SampleLabels(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)))
     out = np.empty((SIDE, SIDE, 3), np.uint8)
     seen = set()
     for seed in range(30):
@@ -202,11 +202,11 @@ def test_boxes_stay_inside_and_specks_are_left_out():
 
 
 def test_a_tile_without_objects_gives_an_image_without_boxes():
-    empty = Tile(np.full((SIDE, SIDE, 3), 50, np.uint8), Labelled(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)))
+    empty = Tile(np.full((SIDE, SIDE, 3), 50, np.uint8), SampleLabels(np.zeros((0, 4), np.float32), np.zeros(0, np.int64)))
     out = np.empty((SIDE, SIDE, 3), np.uint8)
     for seed in range(10):
         known = training_sample(
-            0, np.zeros(1, np.int64), lambda _: empty, np.random.default_rng(seed), Augment(mixup=0.5, flip_vertical=0.5), out
+            0, np.zeros(1, np.int64), lambda _: empty, np.random.default_rng(seed), AugmentConfig(mixup=0.5, flip_vertical=0.5), out
         )
         assert known.boxes_xyxy.shape == (0, 4)
         assert known.labels.shape == (0,)

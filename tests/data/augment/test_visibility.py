@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from yolor_ray.data.augment.labels import Labelled, blended
+from yolor_ray.data.augment.labels import SampleLabels, mixup_labels
 from yolor_ray.data.augment.visibility import labels_of_all, visible_share
 
 NAN = math.nan
@@ -69,8 +69,8 @@ def test_a_label_of_many_pictures(labels, shares, expected):
     assert np.array_equal(found, [expected], equal_nan=True)
 
 
-def known(**changes) -> Labelled:
-    return Labelled(np.zeros((2, 4), np.float32), np.arange(2), **changes)
+def known(**changes) -> SampleLabels:
+    return SampleLabels(np.zeros((2, 4), np.float32), np.arange(2), **changes)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def known(**changes) -> Labelled:
 )
 def test_a_label_of_two_pictures_seen_through_each_other(first, second, expected):
     one, other = (known(image_labels=np.array([label], np.float32)) for label in (first, second))
-    found = blended(one, other).image_labels
+    found = mixup_labels(one, other).image_labels
     assert found is not None
     assert found.dtype == np.float32
     assert np.array_equal(found, [expected], equal_nan=True)
@@ -88,7 +88,9 @@ def test_a_label_of_two_pictures_seen_through_each_other(first, second, expected
 def test_of_two_pictures_seen_through_each_other_the_first_keeps_its_masks():
     maps = np.array([[1, 2]]), np.array([[2, 0]])
     has_mask = np.array([True, True]), np.array([False, True])
-    found = blended(*(known(has_mask=has, instances=numbers, identities=np.arange(2)) for has, numbers in zip(has_mask, maps, strict=True)))
+    found = mixup_labels(
+        *(known(has_mask=has, instances=numbers, identities=np.arange(2)) for has, numbers in zip(has_mask, maps, strict=True))
+    )
     assert found.has_mask.tolist() == [True, True, False, False]
     assert found.instances.tolist() == [[1, 2]]
     assert found.identities.tolist() == [0, 1, 0, 1]
@@ -97,4 +99,4 @@ def test_of_two_pictures_seen_through_each_other_the_first_keeps_its_masks():
 
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
 def test_boxes_are_known_only_where_those_of_both_are(first, second):
-    assert blended(known(boxes_known=first), known(boxes_known=second)).boxes_known == (first and second)
+    assert mixup_labels(known(boxes_known=first), known(boxes_known=second)).boxes_known == (first and second)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from yolor_ray.config import Augment
+from yolor_ray.config import AugmentConfig
 from yolor_ray.data.augment.tile import make_tile
 from yolor_ray.data.loading import loader as loader_module
 from yolor_ray.data.loading.epoch_plan import Step, Window, epoch_windows, steps_of
@@ -20,7 +20,7 @@ from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.errors import ImageError
 
 IMAGES, ROWS, SIDE = 23, 4, 64
-AUGMENT = Augment(mosaic=0.7, mixup=0.3, degrees=5, flip_vertical=0.3)
+AUGMENT = AugmentConfig(mosaic=0.7, mixup=0.3, degrees=5, flip_vertical=0.3)
 GROUPS = [RowGroup("part", index, first, min(ROWS, IMAGES - first)) for index, first in enumerate(range(0, IMAGES, ROWS))]
 
 
@@ -53,7 +53,13 @@ def kept(batch: Batch) -> Batch:
 
 
 def epoch_of(
-    records: list[Record], windows: list[Window], steps: list[Step], *, threads: int = 1, augment: Augment = AUGMENT, plain: bool = False
+    records: list[Record],
+    windows: list[Window],
+    steps: list[Step],
+    *,
+    threads: int = 1,
+    augment: AugmentConfig = AUGMENT,
+    plain: bool = False,
 ) -> list[Batch]:
     with closing(Loader(Source(records), image_px=SIDE, augment=augment, seed=0, threads=threads)) as loader:
         return [kept(batch) for batch in loader.epoch(windows, steps, epoch=0, plain=plain)]
@@ -87,7 +93,7 @@ def test_batches_have_the_promised_shapes_and_types(scenes_64):
 
 def test_without_variation_each_record_comes_as_it_is(scenes_64):
     windows, steps = plan()
-    still = Augment(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
+    still = AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
     for step, batch in zip(steps, epoch_of(scenes_64, windows, steps, augment=still), strict=True):
         for position, record in enumerate(step.records):
             mine = batch.positions == position
@@ -144,7 +150,7 @@ def test_another_epoch_or_seed_varies_the_same_records_differently(scenes_64):
 
 def test_equal_records_are_each_varied_in_their_own_way(scenes_64):
     windows, steps = plan()
-    augment = Augment(mosaic=0, hue=0, saturation=0, value=0, flip_horizontal=0, translate=0.3)
+    augment = AugmentConfig(mosaic=0, hue=0, saturation=0, value=0, flip_horizontal=0, translate=0.3)
     images = np.concatenate([batch.images for batch in epoch_of([scenes_64[0]] * IMAGES, windows, steps, augment=augment)])
     assert len({image.tobytes() for image in images}) == IMAGES
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from coded import OBJECTS, cells_seen, coded_record
-from yolor_ray.config import Augment
-from yolor_ray.data.augment.label_spec import Wanted
+from yolor_ray.config import AugmentConfig
+from yolor_ray.data.augment.label_spec import LabelSpec
 from yolor_ray.data.loading.epoch_plan import epoch_windows, steps_of
 from yolor_ray.data.loading.loader import Batch, Loader, records_per_window
 from yolor_ray.data.shards.arrow import table
@@ -20,10 +20,10 @@ from yolor_ray.data.synthetic.scenes import IMAGE_CLASSES, KEYPOINT_NAMES, scene
 
 IMAGES, ROWS, SIDE = 11, 4, 64
 GROUPS = [RowGroup("part", n, first, min(ROWS, IMAGES - first), member=n % 2) for n, first in enumerate(range(0, IMAGES, ROWS))]
-STILL = Augment(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
-MOVING = Augment(mosaic=0.5, mixup=0.3, degrees=20, flip_vertical=0.3, hue=0, saturation=0, value=0)
+STILL = AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
+MOVING = AugmentConfig(mosaic=0.5, mixup=0.3, degrees=20, flip_vertical=0.3, hue=0, saturation=0, value=0)
 KNOWS = np.array([[True] * len(IMAGE_CLASSES), [False] * len(IMAGE_CLASSES)])
-EVERYTHING = Wanted(masks=True, keypoint_names=KEYPOINT_NAMES, identities=np.arange(0, 48, 2), image_classes=KNOWS)
+EVERYTHING = LabelSpec(masks=True, keypoint_names=KEYPOINT_NAMES, identities=np.arange(0, 48, 2), image_classes=KNOWS)
 ARRAYS = ("positions", "labels", "boxes_xyxy", "boxes_known", "keypoints", "identities", "has_mask", "instances", "image_labels")
 
 
@@ -36,7 +36,7 @@ def scenes_64() -> list[Record]:
     return [replace(record, image_labels=unlabelled) if GROUPS[n // ROWS].member else record for n, record in enumerate(found)]
 
 
-def batches(records: list[Record], augment: Augment, wanted: Wanted, *, threads: int = 1) -> list[tuple[np.ndarray, Batch]]:
+def batches(records: list[Record], augment: AugmentConfig, wanted: LabelSpec, *, threads: int = 1) -> list[tuple[np.ndarray, Batch]]:
     """Return the record numbers and the content of each batch of an epoch."""
 
     def source(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
@@ -51,7 +51,7 @@ def batches(records: list[Record], augment: Augment, wanted: Wanted, *, threads:
 
 
 def test_what_is_not_wanted_is_none(scenes_64):
-    for records, batch in batches(scenes_64, MOVING, Wanted()):
+    for records, batch in batches(scenes_64, MOVING, LabelSpec()):
         assert [getattr(batch, name) for name in ARRAYS[4:]] == [None] * 5
         assert batch.boxes_known.tolist() == [True] * len(records)
 
@@ -85,7 +85,7 @@ def test_without_variation_each_record_says_what_it_knows(scenes_64):
 def test_instances_are_numbered_by_the_objects_of_the_batch():
     records = [coded_record(number, 64, 64) for number in range(IMAGES)]
     compared = 0
-    for _, batch in batches(records, replace(MOVING, mixup=0), Wanted(masks=True)):
+    for _, batch in batches(records, replace(MOVING, mixup=0), LabelSpec(masks=True)):
         for position, image in enumerate(batch.images):
             numbers = batch.instances[position]
             mine = np.flatnonzero(batch.positions == position)
@@ -107,7 +107,7 @@ def test_batches_are_equal_whatever_the_number_of_threads(scenes_64, threads):
 
 
 def test_wishes_change_no_picture_and_no_box(scenes_64):
-    plain, full = (batches(scenes_64, MOVING, wanted) for wanted in (Wanted(), EVERYTHING))
+    plain, full = (batches(scenes_64, MOVING, wanted) for wanted in (LabelSpec(), EVERYTHING))
     for (_, expected), (_, found) in zip(plain, full, strict=True):
         for name in ("images", *ARRAYS[:4]):
             assert getattr(found, name).tobytes() == getattr(expected, name).tobytes(), name
@@ -115,4 +115,4 @@ def test_wishes_change_no_picture_and_no_box(scenes_64):
 
 def test_windows_leave_room_for_maps():
     assert records_per_window(640) == 436
-    assert records_per_window(640, Wanted(masks=True)) == 262
+    assert records_per_window(640, LabelSpec(masks=True)) == 262

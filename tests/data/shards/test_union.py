@@ -8,8 +8,8 @@ import pytest
 
 from yolor_ray.data.shards.dataset import Dataset, dataset_digest, open_dataset, read_row_group, records, shard_bytes, write_dataset
 from yolor_ray.data.shards.records import Objects, Record
-from yolor_ray.data.shards.relabel import translated
-from yolor_ray.data.shards.union import open_datasets, told_in, united
+from yolor_ray.data.shards.relabel import apply_mapping
+from yolor_ray.data.shards.union import open_datasets, relabel_to, unite
 from yolor_ray.errors import DataError
 from yolor_ray.io import storage
 
@@ -126,11 +126,11 @@ def test_some_columns_of_a_union_can_be_read(union):
 def test_translated_tables_keep_their_schema_and_share_the_encoded_images(union):
     group = union.row_groups[3]
     own = read_row_group(union.members[1], group)
-    found = translated(own, union.translation_of(1))
+    found = apply_mapping(own, union.translation_of(1))
     assert found.schema.equals(own.schema)
     found.validate(full=True)
     assert [b.address for b in found["image"].chunk(0).buffers() if b] == [b.address for b in own["image"].chunk(0).buffers() if b]
-    assert translated(own.slice(3, 4), union.translation_of(1)).equals(found.slice(3, 4))
+    assert apply_mapping(own.slice(3, 4), union.translation_of(1)).equals(found.slice(3, 4))
 
 
 def test_a_union_tells_which_image_classes_each_member_annotates(union):
@@ -148,7 +148,7 @@ def test_one_url_is_the_data_set_itself_and_a_union_can_be_sent_to_workers(union
 
 def test_the_digest_tells_other_members_and_another_order_apart(union):
     one, two, three = union.members
-    digests = {united(members).digest for members in ([one, two, three], [two, one, three], [one, two], [one, three])}
+    digests = {unite(members).digest for members in ([one, two, three], [two, one, three], [one, two], [one, three])}
     assert len(digests) == 4
     assert union.digest in digests
 
@@ -165,13 +165,13 @@ def test_a_member_named_twice_or_not_at_all_is_refused(folders):
 
 def test_a_data_set_is_told_in_the_names_of_weights_that_know_more(folders):
     dogs, names = open_dataset(folders["dogs"]), open_datasets(f"{folders['cats']},{folders['dogs']}")
-    told = told_in(dogs, names)
+    told = relabel_to(dogs, names)
     assert (told.classes, told.image_classes, told.keypoint_names) == (names.classes, names.image_classes, names.keypoint_names)
     for group in dogs.row_groups:
         for own, other in zip(records(read_row_group(dogs, group)), records(read_row_group(told, group)), strict=True):
             named = [dogs.classes[label] for label in own.objects.labels]
             assert [told.classes[label] for label in other.objects.labels] == named
             assert [told.image_classes[label] for label in other.image_labels] == [dogs.image_classes[label] for label in own.image_labels]
-    assert told_in(dogs, dogs) is dogs
+    assert relabel_to(dogs, dogs) is dogs
     with pytest.raises(DataError, match=r"found classes dog, ant, expected some of cat|found classes .*ant.*, expected some of cat, dog"):
-        told_in(dogs, open_dataset(folders["cats"]))
+        relabel_to(dogs, open_dataset(folders["cats"]))

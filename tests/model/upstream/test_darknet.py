@@ -12,7 +12,7 @@ from yolor_ray.config import presets
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.upstream.darknet import read_darknet
 from yolor_ray.model.upstream.family import published_anchors
-from yolor_ray.model.upstream.importer import assemble, load_published
+from yolor_ray.model.upstream.importer import assemble, load_upstream
 
 WIDTHS, DEPTHS = (8, 16, 24, 32, 40), (1, 1, 1, 1, 1)
 SMALL = {"stem_width": 8, "widths": WIDTHS, "depths": DEPTHS, "neck_depth": 1}
@@ -107,4 +107,4 @@ def test_only_the_published_sizes_are_taken_from_a_file(tmp_path):
     _, data = written(conv_stem=False)
     (tmp_path / "last.weights").write_bytes(data)
     with pytest.raises(WeightsError, match=r"expected YOLOR-CSP 52988762 at 80 classes .*YOLOR-P6 37329400 at 80 classes"):
-        load_published(str(tmp_path / "last.weights"))
+        load_upstream(str(tmp_path / "last.weights"))

@@ -15,7 +15,7 @@ import torch
 
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.upstream.family import published_anchors, title_of
-from yolor_ray.model.upstream.importer import assemble, load_published
+from yolor_ray.model.upstream.importer import assemble, load_upstream
 from yolor_ray.model.upstream.recognise import recognise
 
 NARROW = "YOLOR-P6 with other widths: stem 8, stages 16, 32, 48, 64, 80"
@@ -103,7 +103,7 @@ def test_an_imported_network_answers_as_the_published_one(name, shared):
 
 
 def test_a_real_file_of_the_main_branch_answers_as_the_published_network(shared):
-    found = load_published(str(shared / "parity/main_p6_narrow.pt"))
+    found = load_upstream(str(shared / "parity/main_p6_narrow.pt"))
     assert (found.title, found.layout, found.network.classes, found.image_px) == (NARROW, "main", 3, 1280)
     assert_golden(found.network, read(shared / "parity", "main_p6_narrow")[0])
 
@@ -111,7 +111,7 @@ def test_a_real_file_of_the_main_branch_answers_as_the_published_network(shared)
 def test_a_real_file_of_the_paper_branch_holds_the_published_numbers_in_half_precision(shared):
     """Its predictions are no measure: rounding weights to float16 moves those of this random network by whole deviations."""
     golden, keys = read(shared / "parity", "paper_p6_narrow")
-    found = load_published(str(shared / "parity/paper_p6_narrow.pt"))
+    found = load_upstream(str(shared / "parity/paper_p6_narrow.pt"))
     assert (found.title, found.layout, found.network.classes) == (NARROW, "paper", 3)
     exact = imported("paper_p6_narrow", golden, keys).state_dict()
     for name, tensor in found.network.state_dict().items():

@@ -18,7 +18,7 @@ from yolor_ray.errors import WeightsError
 from yolor_ray.io.storage import join, write_bytes
 from yolor_ray.model.upstream.checkpoint import find_network
 from yolor_ray.model.upstream.family import FAMILY, outline
-from yolor_ray.model.upstream.importer import load_published
+from yolor_ray.model.upstream.importer import load_upstream
 from yolor_ray.model.upstream.layouts import own_names
 from yolor_ray.model.upstream.pickles import TENSOR, Made, Named, Stored
 
@@ -80,7 +80,7 @@ def assert_same_predictions(network, published):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_dict_of_the_main_branch_predicts_the_same(kind, tmp_path):
     published = main_network(kind)
-    found = load_published(saved(tmp_path / "last.pt", {"epoch": -1, "model": published.state_dict()}))
+    found = load_upstream(saved(tmp_path / "last.pt", {"epoch": -1, "model": published.state_dict()}))
     assert_same_predictions(found.network, published)
     config = KINDS[kind][0]
     assert found.network.config == replace(config, stem_width=8, widths=widths_of(config))
@@ -88,7 +88,7 @@ def test_a_state_dict_of_the_main_branch_predicts_the_same(kind, tmp_path):
 
 
 def test_a_pickled_module_of_the_paper_branch_predicts_the_same(paper_p6, tmp_path):
-    found = load_published(saved(tmp_path / "last.pt", {"epoch": -1, "model": paper_p6}))
+    found = load_upstream(saved(tmp_path / "last.pt", {"epoch": -1, "model": paper_p6}))
     assert not {"models", "models.yolo", "models.common"} & sys.modules.keys()
     assert_same_predictions(found.network, paper_p6)
     assert found.network.config == replace(presets.P6_PAPER, stem_width=8, widths=WIDTHS)
@@ -99,38 +99,38 @@ def test_a_pickled_module_of_the_paper_branch_predicts_the_same(paper_p6, tmp_pa
 def test_a_network_without_a_stem_predicts_the_same_and_its_modules_tell_which(stem, config, tmp_path):
     torch.manual_seed(3)
     published = Model(3, (16, 24, 32), config.depths, ANCHORS[:3], config.neck_depth, stem)
-    found = load_published(saved(tmp_path / "last.pt", {"model": published}))
+    found = load_upstream(saved(tmp_path / "last.pt", {"model": published}))
     assert_same_predictions(found.network, published)
     assert found.network.config == replace(config, widths=(16, 24, 32))
 
 
 def test_tensors_alone_do_not_tell_which_stem_it_was_and_the_log_says_what_is_assumed(tmp_path, caplog):
     published = Model(3, (16, 24, 32), presets.S4_DWT.depths, ANCHORS[:3], presets.S4_DWT.neck_depth, DWT)
-    found = load_published(saved(tmp_path / "last.pt", {"model": published.state_dict()}))
+    found = load_upstream(saved(tmp_path / "last.pt", {"model": published.state_dict()}))
     assert found.network.config.stem == "dwt"
     assert "no tensor tells wavelets from space to depth; wavelets are assumed" in caplog.text
 
 
 def test_the_same_names_in_another_branch_are_another_network(p6, paper_p6, tmp_path):
-    main = load_published(saved(tmp_path / "main.pt", p6.state_dict()))
-    paper = load_published(saved(tmp_path / "paper.pt", paper_p6.state_dict()))
+    main = load_upstream(saved(tmp_path / "main.pt", p6.state_dict()))
+    paper = load_upstream(saved(tmp_path / "paper.pt", paper_p6.state_dict()))
     assert main.title == paper.title == "YOLOR-P6 with other widths: stem 8, stages 8, 16, 24, 32, 40"
     assert (main.network.config.norm_eps, main.network.config.joint_norm) == (1e-4, False)
     assert (paper.network.config.norm_eps, paper.network.config.joint_norm) == (1e-3, True)
 
 
 def test_anchors_come_from_the_file_in_pixels_where_it_has_them(p6, paper_p6, tmp_path):
-    found = load_published(saved(tmp_path / "paper.pt", paper_p6.state_dict()))
+    found = load_upstream(saved(tmp_path / "paper.pt", paper_p6.state_dict()))
     assert torch.equal(found.network.head.anchors, ANCHORS)
-    known = load_published(saved(tmp_path / "main.pt", p6.state_dict())).network.head.anchors
+    known = load_upstream(saved(tmp_path / "main.pt", p6.state_dict())).network.head.anchors
     assert known[0].tolist() == [[19, 27], [44, 40], [38, 94]]
     assert known[3].tolist() == [[436, 615], [739, 380], [925, 792]]
 
 
 def test_half_precision_is_read_as_it_was_rounded(paper_p6, tmp_path):
-    whole = load_published(saved(tmp_path / "whole.pt", paper_p6.state_dict())).network.state_dict()
+    whole = load_upstream(saved(tmp_path / "whole.pt", paper_p6.state_dict())).network.state_dict()
     halves = OrderedDict((name, tensor.half() if tensor.is_floating_point() else tensor) for name, tensor in paper_p6.state_dict().items())
-    found = load_published(saved(tmp_path / "half.pt", {"model": halves})).network.state_dict()
+    found = load_upstream(saved(tmp_path / "half.pt", {"model": halves})).network.state_dict()
     for name, tensor in whole.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor.to(torch.float16).to(tensor.dtype)), name
@@ -139,17 +139,17 @@ def test_half_precision_is_read_as_it_was_rounded(paper_p6, tmp_path):
 def test_brain_floats_and_doubles_are_read_too(paper_p6, tmp_path):
     for dtype in (torch.bfloat16, torch.float64):
         kept = {n: t.to(dtype) if t.is_floating_point() else t for n, t in paper_p6.state_dict().items()}
-        found = load_published(saved(tmp_path / "last.pt", kept)).network
+        found = load_upstream(saved(tmp_path / "last.pt", kept)).network
         stem = paper_p6.model[1].conv.weight
         assert torch.equal(found.backbone.stem[1].conv.weight, stem.to(dtype).float())
 
 
 def test_parallel_training_leaves_a_prefix_that_is_dropped(p6, paper_p6, tmp_path):
     prefixed = OrderedDict((f"module.{name}", tensor) for name, tensor in p6.state_dict().items())
-    assert_same_predictions(load_published(saved(tmp_path / "last.pt", {"model": prefixed})).network, p6)
+    assert_same_predictions(load_upstream(saved(tmp_path / "last.pt", {"model": prefixed})).network, p6)
     wrapped = torch.nn.Module()
     wrapped.module = paper_p6
-    assert_same_predictions(load_published(saved(tmp_path / "whole.pt", {"model": wrapped})).network, paper_p6)
+    assert_same_predictions(load_upstream(saved(tmp_path / "whole.pt", {"model": wrapped})).network, paper_p6)
 
 
 def test_averaged_weights_are_preferred(p6, tmp_path):
@@ -160,18 +160,18 @@ def test_averaged_weights_are_preferred(p6, tmp_path):
         "optimizer": {"state": {0: {"momentum": torch.ones(3)}}},
         "best_fitness": np.array([0.5]),
     }
-    assert_same_predictions(load_published(saved(tmp_path / "last.pt", content)).network, p6)
+    assert_same_predictions(load_upstream(saved(tmp_path / "last.pt", content)).network, p6)
 
 
 @pytest.mark.parametrize("names", [["cat", "dog", "cow"], {0: "cat", 1: "dog", 2: "cow"}], ids=["list", "dict"])
 def test_class_names_of_a_module_are_kept(names, paper_p6, tmp_path):
     paper_p6.names = names
-    assert load_published(saved(tmp_path / "last.pt", {"model": paper_p6})).classes == ("cat", "dog", "cow")
+    assert load_upstream(saved(tmp_path / "last.pt", {"model": paper_p6})).classes == ("cat", "dog", "cow")
 
 
 def test_names_that_do_not_fit_are_left_out(paper_p6, tmp_path):
     paper_p6.names = ["cat"]
-    assert load_published(saved(tmp_path / "last.pt", {"model": paper_p6})).classes == ()
+    assert load_upstream(saved(tmp_path / "last.pt", {"model": paper_p6})).classes == ()
 
 
 @pytest.mark.parametrize("names", ["cat", {"a": "cat"}, {1: "cat"}, [1, 2, 3], None, {}, [None]])
@@ -211,7 +211,7 @@ def test_a_tensor_of_another_shape_is_named(p6, tmp_path):
     tensors["module_list.20.Conv2d.weight"] = torch.zeros(9, 16, 1, 1)
     message = r"'module_list\.20\.Conv2d\.weight' has shape \(9, 16, 1, 1\), expected \(8, 16, 1, 1\) in YOLOR-P6 with other widths"
     with pytest.raises(WeightsError, match=message):
-        load_published(saved(tmp_path / "last.pt", tensors))
+        load_upstream(saved(tmp_path / "last.pt", tensors))
 
 
 def test_a_tensor_too_few_or_too_many_is_an_error(p6, tmp_path):
@@ -222,28 +222,28 @@ def test_a_tensor_too_few_or_too_many_is_an_error(p6, tmp_path):
         with pytest.raises(
             WeightsError, match=rf"names like YOLOR's in the main layout, but with {convolutions} convolutions .* YOLOR-P6 \(145\)"
         ):
-            load_published(saved(tmp_path / "last.pt", tensors))
+            load_upstream(saved(tmp_path / "last.pt", tensors))
 
 
 def test_tensors_in_another_order_are_not_guessed(p6, tmp_path):
     with pytest.raises(WeightsError, match=r"expected a .*; tensors must be in the order in which the network was saved"):
-        load_published(saved(tmp_path / "last.pt", dict(sorted(p6.state_dict().items()))))
+        load_upstream(saved(tmp_path / "last.pt", dict(sorted(p6.state_dict().items()))))
 
 
 def test_other_networks_are_told_by_their_tensors(tmp_path):
     resnet = {"conv1.weight": torch.zeros(64, 3, 7, 7), "bn1.weight": torch.zeros(64), "fc.bias": torch.zeros(10)}
     with pytest.raises(WeightsError, match=r"found 3 tensors, first conv1\.weight, bn1\.weight, fc\.bias, expected names of a YOLOR"):
-        load_published(saved(tmp_path / "resnet.pt", resnet))
+        load_upstream(saved(tmp_path / "resnet.pt", resnet))
     v5 = {"model.0.conv.weight": torch.zeros(32, 3, 6, 6), "model.0.bn.weight": torch.zeros(32)}
     with pytest.raises(
         WeightsError, match=r"with 1 convolutions in 2 tensors, .*expected YOLOR-S4-DWT \(67\).*YOLOR-E6 \(161\), YOLOR-D6 \(209\)"
     ):
-        load_published(saved(tmp_path / "v5.pt", {"model": v5}))
+        load_upstream(saved(tmp_path / "v5.pt", {"model": v5}))
 
 
 def test_a_checkpoint_without_a_network_is_told_by_its_keys(tmp_path):
     with pytest.raises(WeightsError, match=r"found no tensors in a pickle of epoch, optimizer, expected a state dict or a module"):
-        load_published(saved(tmp_path / "last.pt", {"epoch": 3, "optimizer": {}}))
+        load_upstream(saved(tmp_path / "last.pt", {"epoch": 3, "optimizer": {}}))
 
 
 def test_numbers_that_no_network_has_are_refused(p6, tmp_path):
@@ -251,23 +251,23 @@ def test_numbers_that_no_network_has_are_refused(p6, tmp_path):
     tensors = {key: tensor.clone() for key, tensor in p6.state_dict().items()}
     tensors[name][0, 0] = float("nan")
     with pytest.raises(WeightsError, match=rf"'{name}': found NaN or infinite numbers"):
-        load_published(saved(tmp_path / "last.pt", tensors))
+        load_upstream(saved(tmp_path / "last.pt", tensors))
     variances = "module_list.20.BatchNorm2d.running_var"
     with pytest.raises(WeightsError, match=rf"'{variances}': found a negative variance"):
-        load_published(saved(tmp_path / "last.pt", p6.state_dict() | {variances: -torch.ones(8)}))
+        load_upstream(saved(tmp_path / "last.pt", p6.state_dict() | {variances: -torch.ones(8)}))
 
 
 def test_anchors_that_do_not_fit_are_refused(paper_p6, tmp_path):
     with pytest.raises(WeightsError, match=r"'model.41.anchor_grid': found anchors \[1.0, 1.0.*expected 4 · 3 positive sizes"):
-        load_published(saved(tmp_path / "last.pt", paper_p6.state_dict() | {"model.41.anchor_grid": torch.ones(4, 1, 2, 1, 1, 2)}))
+        load_upstream(saved(tmp_path / "last.pt", paper_p6.state_dict() | {"model.41.anchor_grid": torch.ones(4, 1, 2, 1, 1, 2)}))
 
 
 def test_the_file_is_known_by_its_content_and_not_by_its_name(p6, tmp_path):
-    assert load_published(saved(tmp_path / "photo.jpg", p6.state_dict())).layout == "main"
+    assert load_upstream(saved(tmp_path / "photo.jpg", p6.state_dict())).layout == "main"
 
 
 def test_a_checkpoint_is_read_from_a_bucket(p6, tmp_path, s3):
     url, path = join(s3(), "last.pt"), tmp_path / "last.pt"
     saved(path, p6.state_dict())
     write_bytes(url, path.read_bytes())
-    assert load_published(url).network.classes == 3
+    assert load_upstream(url).network.classes == 3

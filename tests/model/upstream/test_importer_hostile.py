@@ -13,12 +13,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from yolor_ray.config import Network
+from yolor_ray.config import NetworkConfig
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.upstream.archive import open_archive, stored_tensor
 from yolor_ray.model.upstream.checkpoint import find_network
-from yolor_ray.model.upstream.importer import load_published
+from yolor_ray.model.upstream.importer import load_upstream
 from yolor_ray.model.upstream.pickles import TENSOR, Made, Named, Stored
 from yolor_ray.model.weights import WeightsInfo, save_weights
 
@@ -53,7 +53,7 @@ def load(tmp_path):
     def run(data):
         path = tmp_path / "last.pt"
         path.write_bytes(data)
-        return load_published(str(path))
+        return load_upstream(str(path))
 
     return run
 
@@ -196,10 +196,10 @@ def test_what_is_no_checkpoint_is_told_by_its_content(data, found, load):
 
 
 def test_a_weights_folder_is_sent_to_its_own_flag(tmp_path):
-    config = Network(stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), neck_depth=1, levels=2)
+    config = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), neck_depth=1, levels=2)
     save_weights(str(tmp_path), Yolor(config, 1, torch.rand(2, 3, 2)), WeightsInfo("own", ("a",), 64))
     with pytest.raises(WeightsError, match=r"found a weights folder of this project, .* by --weights"):
-        load_published(str(tmp_path))
+        load_upstream(str(tmp_path))
 
 
 def rebuilt(size, stride, offset=0, count=4, key="0"):

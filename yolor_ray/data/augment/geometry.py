@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from yolor_ray.data.augment.instance_map import renumbered, shown, warped
-from yolor_ray.data.augment.labels import Labelled, joined
+from yolor_ray.data.augment.instance_map import renumber_instances, shown, warp_instances
+from yolor_ray.data.augment.labels import SampleLabels, concatenate_labels
 from yolor_ray.data.augment.tile import Tile
 from yolor_ray.data.augment.visibility import labels_of_all, visible_share
 
@@ -17,7 +17,7 @@ MIN_SIDE_PX, MIN_AREA_SHARE, MAX_ASPECT = 2.0, 0.1, 20.0
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedTile:
     """Hold a tile that lies on a canvas, which may cut it."""
 
     tile: Tile
@@ -39,13 +39,13 @@ class Placed:
         return pixels[self.top - self.y : self.bottom - self.y, self.left - self.x : self.right - self.x]
 
 
-def placed(tile: Tile, x: int, y: int, width: int, height: int) -> Placed:
+def place_tile(tile: Tile, x: int, y: int, width: int, height: int) -> PlacedTile:
     """Return a tile with its upper left corner at x, y of a canvas."""
     h, w = tile.image.shape[:2]
-    return Placed(tile, x, y, max(x, 0), max(y, 0), min(x + w, width), min(y + h, height))
+    return PlacedTile(tile, x, y, max(x, 0), max(y, 0), min(x + w, width), min(y + h, height))
 
 
-def moved(parts: list[Placed], canvas_px: tuple[int, int], matrix: np.ndarray, side: int) -> Labelled:
+def transform_labels(parts: list[PlacedTile], canvas_px: tuple[int, int], matrix: np.ndarray, side: int) -> SampleLabels:
     """Return what is known of the S window that shows a canvas of tiles through `matrix` (2, 3), from edges to edges."""
     known = [part.tile.known for part in parts]
     corners = [np.array((part.x, part.y, part.x, part.y), np.float32) for part in parts]
@@ -53,10 +53,10 @@ def moved(parts: list[Placed], canvas_px: tuple[int, int], matrix: np.ndarray, s
     painted = boxes.clip(0, np.tile(canvas_px, 2))
     clipped = _move_boxes(painted, matrix).clip(0, side)
     keep = _still_there(_move_boxes(boxes, matrix), clipped)
-    keypoints, identities = joined([_on_canvas(part) for part in parts]), joined([one.identities for one in known])
+    keypoints, identities = concatenate_labels([_on_canvas(part) for part in parts]), concatenate_labels([one.identities for one in known])
     has_mask, instances = _move_instances(parts, matrix, side, keep)
     boxes_known, image_labels = _of_the_whole(parts, matrix, side)
-    return Labelled(
+    return SampleLabels(
         boxes_xyxy=clipped[keep],
         labels=np.concatenate([one.labels for one in known])[keep],
         boxes_known=boxes_known,
@@ -81,7 +81,7 @@ def _still_there(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return (sides.min(axis=1) > MIN_SIDE_PX) & (share > MIN_AREA_SHARE) & (aspect < MAX_ASPECT)
 
 
-def _on_canvas(part: Placed) -> np.ndarray | None:
+def _on_canvas(part: PlacedTile) -> np.ndarray | None:
     keypoints = part.tile.known.keypoints
     return None if keypoints is None else keypoints + np.array((part.x, part.y, 0), np.float32)
 
@@ -96,10 +96,10 @@ def _move_keypoints(keypoints: np.ndarray, canvas_px: tuple[int, int], matrix: n
 
 
 def _move_instances(
-    parts: list[Placed], matrix: np.ndarray, side: int, keep: np.ndarray
+    parts: list[PlacedTile], matrix: np.ndarray, side: int, keep: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
     """Return which kept objects have a mask of at least one pixel, and the (S, S) map."""
-    has_mask = joined([part.tile.known.has_mask for part in parts])
+    has_mask = concatenate_labels([part.tile.known.has_mask for part in parts])
     if has_mask is None:
         return None, None
     whole = np.zeros((side, side), np.int32)
@@ -108,14 +108,14 @@ def _move_instances(
         if part.tile.known.instances is not None:
             to_window = matrix.copy()
             to_window[:, 2] += matrix[:, :2] @ (part.left, part.top)
-            cells = warped(part.cut(part.tile.known.instances), to_window, side)
+            cells = warp_instances(part.cut(part.tile.known.instances), to_window, side)
             np.copyto(whole, cells.astype(np.int32) + count, where=cells > 0)
         count += len(part.tile.known.labels)
-    instances = renumbered(whole, keep)
+    instances = renumber_instances(whole, keep)
     return has_mask[keep] & shown(instances, int(keep.sum())), instances
 
 
-def _of_the_whole(parts: list[Placed], matrix: np.ndarray, side: int) -> tuple[bool, np.ndarray | None]:
+def _of_the_whole(parts: list[PlacedTile], matrix: np.ndarray, side: int) -> tuple[bool, np.ndarray | None]:
     """Return whether all boxes are known, and the image labels."""
     known = [part.tile.known for part in parts]
     labels = [one.image_labels for one in known if one.image_labels is not None]
@@ -126,7 +126,7 @@ def _of_the_whole(parts: list[Placed], matrix: np.ndarray, side: int) -> tuple[b
     return boxes_known, labels_of_all(np.stack(labels), shares) if labels else None
 
 
-def _share(part: Placed, matrix: np.ndarray, side: int) -> float:
+def _share(part: PlacedTile, matrix: np.ndarray, side: int) -> float:
     """Return how much of a tile the S window shows."""
     height, width = part.tile.image.shape[:2]
     corners = np.array(((part.left, part.top), (part.right, part.top), (part.right, part.bottom), (part.left, part.bottom)))
@@ -134,7 +134,7 @@ def _share(part: Placed, matrix: np.ndarray, side: int) -> float:
     return visible_share((corners @ matrix[:, :2].T + matrix[:, 2]).tolist(), area, side)
 
 
-def mirrored(known: Labelled, side: int, *, across: bool, down: bool, joints: np.ndarray) -> Labelled:
+def flip_labels(known: SampleLabels, side: int, *, across: bool, down: bool, joints: np.ndarray) -> SampleLabels:
     """Return what is known of an S picture that was flipped left to right (`across`), top to bottom (`down`), or both.
 
     A mirror makes left ones of right keypoints, which `joints` (J,) tells; two mirrors turn the picture and leave them.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-MOST_OBJECTS = 2**16 - 1
+MAX_OBJECTS = 2**16 - 1
 """Objects that an uint16 map can tell apart; those after them have no mask."""
 
 
@@ -23,7 +23,7 @@ def instance_map(masks: Sequence[bytes], width: int, height: int, size: tuple[in
         height: pixels of the image.
         size: width and height of the map.
     """
-    mask_of, starts, ends = _spans(masks[:MOST_OBJECTS])
+    mask_of, starts, ends = _spans(masks[:MAX_OBJECTS])
     areas = np.bincount(mask_of, ends - starts, minlength=len(masks))
     turns = np.argsort(-areas[mask_of], kind="stable")
     flat = np.zeros(width * height, np.uint16)
@@ -73,7 +73,7 @@ def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return sums[1:] - np.repeat(sums[np.cumsum(counts) - counts], counts)
 
 
-def warped(instances: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
+def warp_instances(instances: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     """Return the (S, S) map of what `matrix` (2, 3) shows of a map: each pixel holds what lies at its centre.
 
     `matrix` leads from the map's pixels to those of the input, both as edges.
@@ -88,7 +88,7 @@ def at_centres(matrix: np.ndarray) -> np.ndarray:
     return centred
 
 
-def renumbered(instances: np.ndarray, keep: np.ndarray) -> np.ndarray:
+def renumber_instances(instances: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Return the map without the objects that are not kept ((N,) bool), the others numbered through."""
     numbers = np.zeros(len(keep) + 1, np.int32)
     numbers[1:][keep] = np.arange(1, keep.sum() + 1)

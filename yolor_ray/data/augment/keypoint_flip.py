@@ -16,7 +16,7 @@ OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "L": "R", "l": 
 OTHER_SIDE |= {right: left for left, right in OTHER_SIDE.items()}
 
 
-def mirrored_joints(names: Sequence[str]) -> np.ndarray:
+def flipped_keypoint_order(names: Sequence[str]) -> np.ndarray:
     """Return (J,) int64: whose place each keypoint takes in a mirror; itself when no name among `names` is its other side."""
     number = {name: at for at, name in enumerate(names)}
     others = [SIDES.sub(lambda found: OTHER_SIDE[found[0]], name) for name in names]

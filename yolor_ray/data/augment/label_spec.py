@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LabelSpec:
     """Name what samples carry besides boxes; what is not wanted costs nothing."""
 
     masks: bool = False
@@ -22,4 +22,4 @@ class Wanted:
     """(members, M) bool: for each data set of a union, the image classes that its images are annotated with."""
 
 
-BOXES_ALONE = Wanted()
+BOXES_ONLY = LabelSpec()

@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Labelled:
+class SampleLabels:
     """Hold what is known of one picture, in its pixels; what is not wanted is None."""
 
     boxes_xyxy: np.ndarray
@@ -31,26 +31,26 @@ class Labelled:
     """(M,) float32: 1 yes, 0 no, NaN unknown."""
 
 
-def joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+def concatenate_labels(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
     """Return arrays one after another; None where they are not wanted."""
     known = [array for array in arrays if array is not None]
     return np.concatenate(known) if len(known) == len(arrays) else None
 
 
-def blended(first: Labelled, second: Labelled) -> Labelled:
+def mixup_labels(first: SampleLabels, second: SampleLabels) -> SampleLabels:
     """Return what is known of a picture that shows two through each other.
 
     A pixel then shows two objects, and the map has room for one: it stays the first's, and the second's masks become unknown.
     """
     both = first, second
     no_mask = None if second.has_mask is None else np.zeros_like(second.has_mask)
-    return Labelled(
+    return SampleLabels(
         boxes_xyxy=np.concatenate([known.boxes_xyxy for known in both]),
         labels=np.concatenate([known.labels for known in both]),
         boxes_known=first.boxes_known and second.boxes_known,
-        keypoints=joined([known.keypoints for known in both]),
-        identities=joined([known.identities for known in both]),
-        has_mask=joined([first.has_mask, no_mask]),
+        keypoints=concatenate_labels([known.keypoints for known in both]),
+        identities=concatenate_labels([known.identities for known in both]),
+        has_mask=concatenate_labels([first.has_mask, no_mask]),
         instances=first.instances,
         image_labels=_either(first.image_labels, second.image_labels),
     )

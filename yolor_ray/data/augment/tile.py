@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from yolor_ray.data.augment.instance_map import instance_map
-from yolor_ray.data.augment.label_spec import BOXES_ALONE, Wanted
-from yolor_ray.data.augment.labels import Labelled
+from yolor_ray.data.augment.label_spec import BOXES_ONLY, LabelSpec
+from yolor_ray.data.augment.labels import SampleLabels
 from yolor_ray.data.images.decode import decode
 from yolor_ray.data.shards.records import Record
 from yolor_ray.errors import ImageError
@@ -25,7 +25,7 @@ class Tile:
 
     image: np.ndarray
     """(h, w, 3) uint8 RGB."""
-    known: Labelled
+    known: SampleLabels
     """In pixels of the tile."""
 
     @property
@@ -34,7 +34,7 @@ class Tile:
         return self.image.nbytes + (0 if self.known.instances is None else self.known.instances.nbytes)
 
 
-def make_tile(record: Record, image_px: int, wanted: Wanted = BOXES_ALONE, member: int = 0) -> Tile:
+def make_tile(record: Record, image_px: int, wanted: LabelSpec = BOXES_ONLY, member: int = 0) -> Tile:
     """Decode a record so that its longer side is `image_px`; crowd regions are left out.
 
     Args:
@@ -53,7 +53,7 @@ def make_tile(record: Record, image_px: int, wanted: Wanted = BOXES_ALONE, membe
         image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     single = ~record.objects.crowd
     has_mask, instances = _instances(record, single, size) if wanted.masks else (None, None)
-    known = Labelled(
+    known = SampleLabels(
         boxes_xyxy=record.objects.boxes_xyxy[single] * np.float32(scale),
         labels=record.objects.labels[single],
         boxes_known="detect" in record.tasks,

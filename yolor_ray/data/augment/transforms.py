@@ -10,10 +10,10 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from yolor_ray.config import Augment
-from yolor_ray.data.augment.geometry import Placed, mirrored, moved, placed
+from yolor_ray.config import AugmentConfig
+from yolor_ray.data.augment.geometry import PlacedTile, flip_labels, place_tile, transform_labels
 from yolor_ray.data.augment.instance_map import at_centres
-from yolor_ray.data.augment.labels import Labelled, blended
+from yolor_ray.data.augment.labels import SampleLabels, mixup_labels
 from yolor_ray.data.augment.tile import Tile
 
 FILL = 114
@@ -26,17 +26,17 @@ def training_sample(
     partners: np.ndarray,
     tile_of: Callable[[int], Tile],
     rng: np.random.Generator,
-    augment: Augment,
+    augment: AugmentConfig,
     out: np.ndarray,
     mirror: np.ndarray = NO_JOINTS,
-) -> Labelled:
+) -> SampleLabels:
     """Write one training image into `out` (S, S, 3) and return what is known of it.
 
     `partners` (M,) are the numbers of the records that may join `index` in mosaics and mixup; `mirror` (J,) tells which keypoint
     takes the place of each in a mirror.
     """
 
-    def compose(first: int, target: np.ndarray) -> Labelled:
+    def compose(first: int, target: np.ndarray) -> SampleLabels:
         if rng.random() < augment.mosaic:
             others = rng.choice(len(partners), 3)
             return _mosaic([tile_of(i) for i in (first, *partners[others].tolist())], rng, augment, target)
@@ -48,12 +48,12 @@ def training_sample(
         other_known = compose(int(partners[rng.integers(len(partners))]), other)
         share = rng.beta(MIXUP_BETA, MIXUP_BETA)
         cv2.addWeighted(out, share, other, 1 - share, 0, dst=out)
-        known = blended(known, other_known)
+        known = mixup_labels(known, other_known)
     _shift_colours(out, rng, augment)
     return _flip(out, known, rng, augment, mirror)
 
 
-def _mosaic(tiles: list[Tile], rng: np.random.Generator, augment: Augment, out: np.ndarray) -> Labelled:
+def _mosaic(tiles: list[Tile], rng: np.random.Generator, augment: AugmentConfig, out: np.ndarray) -> SampleLabels:
     """Lay four tiles around a random centre of a 2S canvas, then cut a varied S window from it."""
     side = out.shape[0]
     canvas = np.full((2 * side, 2 * side, 3), FILL, np.uint8)
@@ -61,18 +61,18 @@ def _mosaic(tiles: list[Tile], rng: np.random.Generator, augment: Augment, out: 
     parts = []
     for place, tile in enumerate(tiles):
         h, w = tile.image.shape[:2]
-        part = placed(tile, cx - w if place % 2 == 0 else cx, cy - h if place < 2 else cy, 2 * side, 2 * side)
+        part = place_tile(tile, cx - w if place % 2 == 0 else cx, cy - h if place < 2 else cy, 2 * side, 2 * side)
         canvas[part.top : part.bottom, part.left : part.right] = part.cut(tile.image)
         parts.append(part)
     return _affine(canvas, parts, rng, augment, out)
 
 
-def _single(tile: Tile, rng: np.random.Generator, augment: Augment, out: np.ndarray) -> Labelled:
+def _single(tile: Tile, rng: np.random.Generator, augment: AugmentConfig, out: np.ndarray) -> SampleLabels:
     height, width = tile.image.shape[:2]
-    return _affine(tile.image, [placed(tile, 0, 0, width, height)], rng, augment, out)
+    return _affine(tile.image, [place_tile(tile, 0, 0, width, height)], rng, augment, out)
 
 
-def _affine(canvas: np.ndarray, parts: list[Placed], rng: np.random.Generator, augment: Augment, out: np.ndarray) -> Labelled:
+def _affine(canvas: np.ndarray, parts: list[PlacedTile], rng: np.random.Generator, augment: AugmentConfig, out: np.ndarray) -> SampleLabels:
     """Zoom and rotate about the centre of `canvas`, shift, and write the S window around it into `out`."""
     side = out.shape[0]
     zoom = rng.uniform(1 - augment.scale, 1 + augment.scale)
@@ -83,10 +83,10 @@ def _affine(canvas: np.ndarray, parts: list[Placed], rng: np.random.Generator, a
     matrix = np.column_stack((linear, shift - linear @ (np.array(size) / 2)))
     window, grey = at_centres(matrix), (FILL,) * 3
     cv2.warpAffine(canvas, window, (side, side), dst=out, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=grey)
-    return moved(parts, size, matrix, side)
+    return transform_labels(parts, size, matrix, side)
 
 
-def _shift_colours(image: np.ndarray, rng: np.random.Generator, augment: Augment) -> None:
+def _shift_colours(image: np.ndarray, rng: np.random.Generator, augment: AugmentConfig) -> None:
     """Scale hue, saturation and value in place by random factors."""
     gains = 1 + rng.uniform(-1, 1, 3) * (augment.hue, augment.saturation, augment.value)
     if np.allclose(gains, 1):
@@ -97,11 +97,11 @@ def _shift_colours(image: np.ndarray, rng: np.random.Generator, augment: Augment
     cv2.cvtColor(cv2.LUT(hsv, table.astype(np.uint8)[None]), cv2.COLOR_HSV2RGB, dst=image)
 
 
-def _flip(image: np.ndarray, known: Labelled, rng: np.random.Generator, augment: Augment, mirror: np.ndarray) -> Labelled:
+def _flip(image: np.ndarray, known: SampleLabels, rng: np.random.Generator, augment: AugmentConfig, mirror: np.ndarray) -> SampleLabels:
     """Mirror the image in place and return what is known of the mirrored one."""
     across, down = bool(rng.random() < augment.flip_horizontal), bool(rng.random() < augment.flip_vertical)
     if across:
         cv2.flip(image, 1, dst=image)
     if down:
         cv2.flip(image, 0, dst=image)
-    return mirrored(known, image.shape[0], across=across, down=down, joints=mirror)
+    return flip_labels(known, image.shape[0], across=across, down=down, joints=mirror)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from yolor_ray.config import Augment
-from yolor_ray.data.augment.keypoint_flip import mirrored_joints
-from yolor_ray.data.augment.label_spec import BOXES_ALONE, Wanted
-from yolor_ray.data.augment.labels import Labelled, joined
+from yolor_ray.config import AugmentConfig
+from yolor_ray.data.augment.keypoint_flip import flipped_keypoint_order
+from yolor_ray.data.augment.label_spec import BOXES_ONLY, LabelSpec
+from yolor_ray.data.augment.labels import SampleLabels, concatenate_labels
 from yolor_ray.data.augment.tile import Tile, TileCache, make_tile
 from yolor_ray.data.augment.transforms import training_sample
 from yolor_ray.data.loading.epoch_plan import Step, Window
@@ -62,7 +62,7 @@ class Batch:
     """(B, M) float32: 1 yes, 0 no, NaN unknown."""
 
 
-def records_per_window(image_px: int, wanted: Wanted = BOXES_ALONE) -> int:
+def records_per_window(image_px: int, wanted: LabelSpec = BOXES_ONLY) -> int:
     """Return how many records are shuffled together: as many as fit the tile cache, 64 to 1024."""
     bytes_per_px = 5 if wanted.masks else 3
     return int(np.clip(TILE_CACHE_BYTES // (bytes_per_px * image_px**2), 64, 1024))
@@ -71,7 +71,7 @@ def records_per_window(image_px: int, wanted: Wanted = BOXES_ALONE) -> int:
 @dataclass(frozen=True)
 class _Pending:
     images: np.ndarray
-    samples: list[Future[Labelled]]
+    samples: list[Future[SampleLabels]]
 
     def batch(self) -> Batch:
         """Wait for the samples and gather what is known of them."""
@@ -83,17 +83,17 @@ class _Pending:
             labels=np.concatenate([one.labels for one in known]),
             boxes_xyxy=np.concatenate([one.boxes_xyxy for one in known]).astype(np.float32),
             boxes_known=np.array([one.boxes_known for one in known], np.bool_),
-            keypoints=joined([one.keypoints for one in known]),
-            identities=joined([one.identities for one in known]),
-            has_mask=joined([one.has_mask for one in known]),
+            keypoints=concatenate_labels([one.keypoints for one in known]),
+            identities=concatenate_labels([one.identities for one in known]),
+            has_mask=concatenate_labels([one.has_mask for one in known]),
             instances=_numbered_through([one.instances for one in known], counts),
-            image_labels=joined([None if one.image_labels is None else one.image_labels[None] for one in known]),
+            image_labels=concatenate_labels([None if one.image_labels is None else one.image_labels[None] for one in known]),
         )
 
 
 def _numbered_through(maps: list[np.ndarray | None], counts: list[int]) -> np.ndarray | None:
     """Return the samples' instance maps with the numbers that their objects have in the batch."""
-    stacked = joined([None if one is None else one[None] for one in maps])
+    stacked = concatenate_labels([None if one is None else one[None] for one in maps])
     if stacked is None:
         return None
     earlier = np.cumsum([0, *counts[:-1]], dtype=np.int32)
@@ -103,9 +103,11 @@ def _numbered_through(maps: list[np.ndarray | None], counts: list[int]) -> np.nd
 class Loader:
     """Make training batches for one worker; keep it over epochs, for its tiles and threads."""
 
-    def __init__(self, source: Source, *, image_px: int, augment: Augment, seed: int, threads: int, wanted: Wanted = BOXES_ALONE) -> None:
+    def __init__(
+        self, source: Source, *, image_px: int, augment: AugmentConfig, seed: int, threads: int, wanted: LabelSpec = BOXES_ONLY
+    ) -> None:
         self._source, self._image_px, self._augment, self._seed, self._wanted = source, image_px, augment, seed, wanted
-        self._mirror = mirrored_joints(wanted.keypoint_names)
+        self._mirror = flipped_keypoint_order(wanted.keypoint_names)
         self._tiles = TileCache(TILE_CACHE_BYTES)
         self._makers = ThreadPoolExecutor(threads, thread_name_prefix="yolor-augment")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="yolor-read")
@@ -154,8 +156,8 @@ class Loader:
         return contents
 
     def _sample(
-        self, record: int, partners: np.ndarray, window: Future[Records], epoch: int, augment: Augment, out: np.ndarray
-    ) -> Labelled:
+        self, record: int, partners: np.ndarray, window: Future[Records], epoch: int, augment: AugmentConfig, out: np.ndarray
+    ) -> SampleLabels:
         known = window.result()
 
         def tile_of(number: int) -> Tile:

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from yolor_ray.data.shards import shard_file
 from yolor_ray.data.shards.arrow import SCHEMA, records, table
 from yolor_ray.data.shards.records import Record
-from yolor_ray.data.shards.relabel import Translation, translated
-from yolor_ray.data.shards.shard_file import Shard, describe, shard_from_json
+from yolor_ray.data.shards.relabel import LabelMapping, apply_mapping
+from yolor_ray.data.shards.shard_file import Shard, describe_shard, shard_from_json
 from yolor_ray.errors import DataError
-from yolor_ray.io.filesystem import attempt, filesystem, vouch_for
+from yolor_ray.io.filesystem import attempt, filesystem, mark_reachable
 from yolor_ray.io.storage import exists, join, read_bytes, write_bytes
 
 __all__ = ["SCHEMA", "Dataset", "RowGroup", "Shard", "dataset_digest", "open_dataset", "read_row_group", "records", "shard_bytes"]
@@ -104,10 +104,10 @@ class Dataset:
         known = (self.members or (self,))[member].image_classes
         return np.array([name in known for name in self.image_classes], np.bool_)
 
-    def translation_of(self, member: int) -> Translation:
+    def translation_of(self, member: int) -> LabelMapping:
         """Return how tables of this member are brought to the names of the union."""
         own = self.members[member]
-        return Translation(
+        return LabelMapping(
             labels=_places(own.classes, self.classes),
             image_labels=_places(own.image_classes, self.image_classes),
             joints=_places(own.keypoint_names, self.keypoint_names),
@@ -182,7 +182,7 @@ def shard_bytes(records: Iterable[Record], part: int) -> tuple[pa.Buffer, Shard]
             writer.write_table(rows, row_group_size=len(group))
         writer.add_key_value_metadata({CONTENT_KEY: content.hexdigest()})
     data = sink.getvalue()
-    return data, describe(data, part)
+    return data, describe_shard(data, part)
 
 
 def _content(rows: pa.Table) -> Iterator[pa.Buffer | bytes]:
@@ -223,12 +223,12 @@ def read_row_group(dataset: Dataset, group: RowGroup, columns: list[str] | None 
     """
     if dataset.members:
         found = read_row_group(dataset.members[group.member], group, columns)
-        return translated(found, dataset.translation_of(group.member))
+        return apply_mapping(found, dataset.translation_of(group.member))
     place = join(dataset.url, group.shard)
     where = f"{place}, row group {group.index}"
     shard = dataset.shards_by_name[group.shard]
     # Whoever has a Dataset has read its dataset.json there, if only in another process.
-    vouch_for(place)
+    mark_reachable(place)
 
     def read() -> pa.Table:
         system, path = filesystem(place)

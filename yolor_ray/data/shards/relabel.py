@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 
 MEMBER_BITS = 40
 """Individuals of a member are numbered below 2 to this power; above it comes the number of the member."""
-UNKNOWN_JOINT = (0.0, 0.0, -1.0)
+UNKNOWN_KEYPOINT = (0.0, 0.0, -1.0)
 """x, y and visibility of a joint that a member's annotators were not asked for."""
 
 
-class Translation(NamedTuple):
+class LabelMapping(NamedTuple):
     """Say where the names of a member stand among those of the union. Legend: K classes, M image classes, J joints."""
 
     labels: np.ndarray
@@ -31,7 +31,7 @@ class Translation(NamedTuple):
     """Number of the member."""
 
 
-def translated(table: pa.Table, translation: Translation) -> pa.Table:
+def apply_mapping(table: pa.Table, translation: LabelMapping) -> pa.Table:
     """Return a table of a member, which may hold only some of the columns, in the names of the union."""
     changes: dict[str, Callable[[pa.Array], pa.Array]] = {
         "labels": lambda values: pa.array(translation.labels[np.asarray(values)]),
@@ -60,11 +60,11 @@ def _numbered(values: np.ndarray, member: int) -> np.ndarray:
     return np.where(values >= 0, values + (member << MEMBER_BITS), values)
 
 
-def _keypoints(points: pa.ListArray, translation: Translation) -> pa.ListArray:
+def _keypoints(points: pa.ListArray, translation: LabelMapping) -> pa.ListArray:
     """Return one list of 3 numbers per joint of the union for each object; `points` has those of the member."""
     own = np.asarray(points.flatten(), np.float32).reshape(len(points), len(translation.joints), 3)
     spread = np.empty((len(points), translation.all_joints, 3), np.float32)
-    spread[:] = UNKNOWN_JOINT
+    spread[:] = UNKNOWN_KEYPOINT
     spread[:, translation.joints] = own
     ends = np.arange(len(points) + 1, dtype=np.int32) * 3 * translation.all_joints
     return pa.ListArray.from_arrays(pa.array(ends), pa.array(spread.ravel()))

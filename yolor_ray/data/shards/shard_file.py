@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yolor_ray.errors import DamagedError
+from yolor_ray.errors import IntegrityError
 
 TRAILER_BYTES = 8
 """After the footer: its length and the magic."""
@@ -39,7 +39,7 @@ class Shard:
     """Hex digest of the byte range of each row group."""
 
 
-def describe(data: pa.Buffer, part: int) -> Shard:
+def describe_shard(data: pa.Buffer, part: int) -> Shard:
     """Return the description of a Parquet file that was just written."""
     footer = pq.read_metadata(pa.BufferReader(data))
     groups = range(footer.num_row_groups)
@@ -115,9 +115,9 @@ def _verified(file: pa.NativeFile, start: int, end: int, shard: Shard, expected:
     return data
 
 
-def _overwritten(found: str, expected: str) -> DamagedError:
+def _overwritten(found: str, expected: str) -> IntegrityError:
     what = "the object was overwritten or damaged; pack again into another folder"
-    return DamagedError(f"found {found}, expected {expected} as in dataset.json: {what}")
+    return IntegrityError(f"found {found}, expected {expected} as in dataset.json: {what}")
 
 
 def _sha256(data: pa.Buffer) -> str:

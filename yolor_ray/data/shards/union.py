@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from yolor_ray.class_names import Names
+from yolor_ray.class_names import ClassNames
 from yolor_ray.data.shards.dataset import Dataset, open_dataset
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import absolute
@@ -31,10 +31,10 @@ def open_datasets(urls: str) -> Dataset:
     repeated = [url for url, times in Counter(member.url for member in members).items() if times > 1]
     if repeated:
         raise DataError(f"{urls}: found {', '.join(repeated)} more than once, expected each data set once")
-    return united(members)
+    return unite(members)
 
 
-def united(members: Sequence[Dataset]) -> Dataset:
+def unite(members: Sequence[Dataset]) -> Dataset:
     """Return the union of data sets; its records are numbered through in the order of the members."""
     digests = "\n".join(member.digest for member in members)
     classes = _first_seen(member.classes for member in members)
@@ -59,7 +59,7 @@ def united(members: Sequence[Dataset]) -> Dataset:
     )
 
 
-def told_in(dataset: Dataset, names: Names) -> Dataset:
+def relabel_to(dataset: Dataset, names: ClassNames) -> Dataset:
     """Return a data set in the names of weights, or of another data set, which may know more of them.
 
     Raises:

@@ -6,17 +6,17 @@ Legend: B images, M image classes.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
-from yolor_ray.model.heads.prediction_level import LEAST_WIDTH, Counts, PredictionLevel, channels_of
+from yolor_ray.model.heads.prediction_level import MIN_WIDTH, OutputCounts, PredictionLevel, channels_of
 
 
 class ClassifyHead(nn.Module):
     """Pool each level and add up what the levels say."""
 
-    def __init__(self, config: NetworkConfig, counts: Counts) -> None:
+    def __init__(self, config: NetworkConfig, counts: OutputCounts) -> None:
         super().__init__()
-        levels = (PredictionLevel(c, max(c, LEAST_WIDTH), counts.image_classes, config, pooled=True) for c in channels_of(config))
+        levels = (PredictionLevel(c, max(c, MIN_WIDTH), counts.image_classes, config, pooled=True) for c in channels_of(config))
         self.levels = nn.ModuleList(levels)
 
     def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B M"]]:

@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from yolor_ray.config import Implicit as ImplicitConfig
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.model.heads.prediction_level import PredictionLevel, cells_of, channels_of, over_levels, predict_levels
 
 OBJECTS_PER_IMAGE_PRIOR = 8

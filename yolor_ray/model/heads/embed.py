@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
-from yolor_ray.model.heads.prediction_level import Counts, anchor_levels, over_levels, predict_levels
+from yolor_ray.model.heads.prediction_level import OutputCounts, anchor_levels, over_levels, predict_levels
 
 EMBEDDING = 64
 """Numbers of an embedding."""
@@ -19,7 +19,7 @@ EMBEDDING = 64
 class EmbedHead(nn.Module):
     """Predict an embedding per anchor; `proxies` hold a direction for each identity while training, and fusing drops them."""
 
-    def __init__(self, config: NetworkConfig, counts: Counts) -> None:
+    def __init__(self, config: NetworkConfig, counts: OutputCounts) -> None:
         super().__init__()
         self._anchors = config.anchors_per_level
         # What all embeddings share says nothing, and would leave hardly any angle between them.

@@ -7,15 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
-from yolor_ray.model.heads.prediction_level import Counts, anchor_levels, cells_of, over_levels, predict_levels
+from yolor_ray.model.heads.prediction_level import OutputCounts, anchor_levels, cells_of, over_levels, predict_levels
 
 
 class PoseHead(nn.Module):
     """Predict x, y and visibility of each keypoint per anchor."""
 
-    def __init__(self, config: NetworkConfig, counts: Counts) -> None:
+    def __init__(self, config: NetworkConfig, counts: OutputCounts) -> None:
         super().__init__()
         self._anchors = config.anchors_per_level
         self.levels = anchor_levels(config, 3 * counts.keypoints)

@@ -10,17 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from yolor_ray.config import Implicit as ImplicitConfig
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.model.implicit import Implicit
-from yolor_ray.model.layers import NORM_MOMENTUM, Conv, style_of
+from yolor_ray.model.layers import NORM_MOMENTUM, Conv, conv_settings
 
-LEAST_WIDTH = 64
+MIN_WIDTH = 64
 """Fewest channels of a task's 3x3 convolution: narrow pyramids need more room for the many numbers of a task."""
 
 
 @dataclass(frozen=True)
-class Counts:
+class OutputCounts:
     """Say how many of each the data names."""
 
     classes: int
@@ -49,7 +48,7 @@ class PredictionLevel(nn.Module):
         self._groups = anchors if config.implicit.align_per == "anchor" else 1
         self._c_in, self._width, self._pooled = c_in, width, pooled
         self.pyramid: nn.Module = nn.Identity()
-        self.conv = Conv(c_in, width, 3, style=style_of(config))
+        self.conv = Conv(c_in, width, 3, style=conv_settings(config))
         self.align: nn.Module = nn.Identity()
         self.predict = nn.Conv2d(width * self._groups, outputs, 1, groups=self._groups)
         self.norm: nn.Module = nn.BatchNorm2d(outputs, eps=config.norm_eps, momentum=NORM_MOMENTUM) if normed else nn.Identity()
@@ -100,7 +99,7 @@ def anchor_levels(config: NetworkConfig, numbers: int, *, normed: bool = False) 
     """Return a prediction level for each map of the neck, with so many numbers for each anchor."""
     anchors = config.anchors_per_level
     return nn.ModuleList(
-        PredictionLevel(c, max(c, LEAST_WIDTH), anchors * numbers, config, anchors=anchors, normed=normed) for c in channels_of(config)
+        PredictionLevel(c, max(c, MIN_WIDTH), anchors * numbers, config, anchors=anchors, normed=normed) for c in channels_of(config)
     )
 
 

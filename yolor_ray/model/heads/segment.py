@@ -6,10 +6,10 @@ After YOLACT (arXiv 1904.02689). Legend: B images, H W sides of the input in pix
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
-from yolor_ray.model.heads.prediction_level import Counts, PredictionLevel, anchor_levels, channels_of, over_levels, predict_levels
-from yolor_ray.model.layers import Conv, style_of
+from yolor_ray.model.heads.prediction_level import OutputCounts, PredictionLevel, anchor_levels, channels_of, over_levels, predict_levels
+from yolor_ray.model.layers import Conv, conv_settings
 
 PROTOTYPES = 32
 """Prototype masks of an image, each a quarter of the input's sides."""
@@ -18,13 +18,13 @@ PROTOTYPES = 32
 class SegmentHead(nn.Module):
     """Predict coefficients per anchor and, from the finest level, the prototypes."""
 
-    def __init__(self, config: NetworkConfig, _: Counts) -> None:
+    def __init__(self, config: NetworkConfig, _: OutputCounts) -> None:
         super().__init__()
         self._anchors = config.anchors_per_level
         self.levels = anchor_levels(config, PROTOTYPES)
         finest = channels_of(config)[0]
         width = max(finest, PROTOTYPES)
-        self.coarse = Conv(finest, width, 3, style=style_of(config))
+        self.coarse = Conv(finest, width, 3, style=conv_settings(config))
         self.fine = PredictionLevel(width, width, PROTOTYPES, config)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:

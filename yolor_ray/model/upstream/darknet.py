@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import NetworkConfig
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.implicit import NEUTRAL, Implicit
 from yolor_ray.model.layers import Conv

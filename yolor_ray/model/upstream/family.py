@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from yolor_ray.config import Network as NetworkConfig
-from yolor_ray.config import presets
+from yolor_ray.config import NetworkConfig, presets
 from yolor_ray.model.network import Yolor
 
 MAIN = {

@@ -14,7 +14,7 @@ AGAIN = "load it in an environment that you trust and save its state dict again 
 MOST_PICKLED = 8 * 2**20
 
 
-def kind_of(place: str, data: bytes) -> str:
+def file_kind(place: str, data: bytes) -> str:
     """Return `torch` or `darknet`.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import NetworkConfig
 from yolor_ray.errors import WeightsError
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.network import Yolor
@@ -19,7 +19,7 @@ from yolor_ray.model.upstream.archive import Archive, open_archive
 from yolor_ray.model.upstream.checkpoint import Checkpoint, find_network
 from yolor_ray.model.upstream.darknet import read_darknet
 from yolor_ray.model.upstream.family import IMAGE_PX, outline, published_anchors, title_of
-from yolor_ray.model.upstream.file_kind import kind_of
+from yolor_ray.model.upstream.file_kind import file_kind
 from yolor_ray.model.upstream.layouts import POOLED, Layout, pools_reversed
 from yolor_ray.model.upstream.recognise import ANCHOR_GRID, Recognised, recognise
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Published:
+class UpstreamModel:
     """Hold an imported network and what the file was."""
 
     network: Yolor
@@ -42,7 +42,7 @@ class Published:
     """Side of the input that the published network was trained for, pixels."""
 
 
-def load_published(url: str) -> Published:
+def load_upstream(url: str) -> UpstreamModel:
     """Return the network in a published file: `.pt` of either layout, or darknet `.weights`.
 
     Raises:
@@ -52,7 +52,7 @@ def load_published(url: str) -> Published:
     if manifest.is_published(url):
         raise WeightsError(f"{url}: found a weights folder of this project, expected a published file; give the folder by --weights")
     data = storage.read_bytes(url)
-    published = _from_darknet(url, data) if kind_of(url, data) == "darknet" else _from_torch(url, data)
+    published = _from_darknet(url, data) if file_kind(url, data) == "darknet" else _from_torch(url, data)
     log.info(
         "event=published file=%s network=%r layout=%s classes=%d names=%s image_px=%d",
         *(url, published.title, published.layout, published.network.classes),
@@ -61,13 +61,13 @@ def load_published(url: str) -> Published:
     return published
 
 
-def _from_darknet(url: str, data: bytes) -> Published:
+def _from_darknet(url: str, data: bytes) -> UpstreamModel:
     fit, tensors = read_darknet(url, data)
     network = assemble(fit.config, fit.classes, fit.layout, _known_anchors(url, fit.config), tensors)
-    return Published(network, title_of(fit.config), "darknet", (), IMAGE_PX[fit.config.levels])
+    return UpstreamModel(network, title_of(fit.config), "darknet", (), IMAGE_PX[fit.config.levels])
 
 
-def _from_torch(url: str, data: bytes) -> Published:
+def _from_torch(url: str, data: bytes) -> UpstreamModel:
     archive = open_archive(url, data)
     checkpoint = find_network(url, archive.read_pickle())
     archive.check(checkpoint.tensors)
@@ -80,7 +80,7 @@ def _from_torch(url: str, data: bytes) -> Published:
     names = checkpoint.classes if len(checkpoint.classes) == found.classes else ()
     if checkpoint.classes and not names:
         log.warning("event=names_unfit file=%s names=%d classes=%d", url, len(checkpoint.classes), found.classes)
-    return Published(network, title_of(found.config), found.layout, names, IMAGE_PX[found.config.levels])
+    return UpstreamModel(network, title_of(found.config), found.layout, names, IMAGE_PX[found.config.levels])
 
 
 def assemble(config: NetworkConfig, classes: int, layout: Layout, anchors: Float[Tensor, "L A 2"], tensors: Mapping[str, Tensor]) -> Yolor:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from yolor_ray.config import Network as NetworkConfig
+from yolor_ray.config import NetworkConfig
 from yolor_ray.errors import ConfigError, WeightsError
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.upstream.family import FAMILY, outline, title_of

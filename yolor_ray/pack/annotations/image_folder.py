@@ -38,7 +38,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-class Names:
+class FileIndex:
     """Find file names by what other files call them.
 
     Names pair up exactly, or else without regard to case and Unicode composition where that leaves one file.
@@ -62,7 +62,7 @@ class Names:
         return _only([name for name in names if stem(name) == wanted]) or _only(names)
 
 
-class ImageFolder(Names):
+class ImageFolder(FileIndex):
     """Know the image files in a folder."""
 
     def __init__(self, url: str) -> None:

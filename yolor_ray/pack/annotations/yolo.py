@@ -12,7 +12,7 @@ import yaml
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import join, read_bytes
 from yolor_ray.pack.annotations.faults import Fault
-from yolor_ray.pack.annotations.image_folder import ImageFolder, Names, files_ending, read_many, stem
+from yolor_ray.pack.annotations.image_folder import FileIndex, ImageFolder, files_ending, read_many, stem
 from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations, DrawnObject
 
 SLACK = 0.01
@@ -29,7 +29,7 @@ def read_yolo(folder: ImageFolder, annotations: str, names: str) -> Annotations:
     """
     classes = read_names(names)
     files = [file for file in files_ending(annotations, ".txt") if file != "classes.txt" and join(annotations, file) != names]
-    labels = Names(files)
+    labels = FileIndex(files)
     holders = {name: file for name in folder.files if (file := labels.find_stem(stem(name)))}
     images = [AnnotatedImage(name, (), join(folder.url, name), fractions=True) for name in folder.files if name not in holders]
     faults = [_stray(join(annotations, file), folder.url) for file in sorted(set(files) - set(holders.values()))]

@@ -19,7 +19,7 @@ import yolor_ray
 from yolor_ray import config
 from yolor_ray.serve.engine import Options
 from yolor_ray.serve.http import errors
-from yolor_ray.serve.http.schemas import Answer, ModelCard, Refusal
+from yolor_ray.serve.http.schemas import Answer, ErrorBody, ModelCard
 from yolor_ray.serve.response import describe_model
 from yolor_ray.serve.service import Detected, Service
 
@@ -37,7 +37,7 @@ FILLED = ("confidence", "iou", "max_detections")
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 
 
-class Asked(BaseModel):
+class DetectParams(BaseModel):
     """The query parameters of a detection."""
 
     model_config = ConfigDict(extra="forbid")
@@ -49,7 +49,7 @@ class Asked(BaseModel):
     labels: bool = Field(True, description="Whether to answer the labels of the whole image.")
     embeddings: bool = Field(True, description="Whether to answer the embedding of each object.")
 
-    def options(self, settings: config.Serve) -> Options:
+    def options(self, settings: config.ServeConfig) -> Options:
         """Fill what was not asked for from the service's settings."""
         asked = self.model_dump(exclude_none=True)
         usual = {name: getattr(settings, name) for name in FILLED}
@@ -67,13 +67,13 @@ BODY = {
         },
     },
 }
-REFUSALS: dict[int | str, dict[str, Any]] = {code: {"model": Refusal} for code in (400, 408, 413, 415, 422, 429, 500, 504)}
+REFUSALS: dict[int | str, dict[str, Any]] = {code: {"model": ErrorBody} for code in (400, 408, 413, 415, 422, 429, 500, 504)}
 
 router = APIRouter()
 
 
 @router.post("/v1/detect", response_model=Answer, responses=REFUSALS, openapi_extra={"requestBody": BODY})
-async def detect(request: Request, asked: Annotated[Asked, Query()]) -> Response:
+async def detect(request: Request, asked: Annotated[DetectParams, Query()]) -> Response:
     """Find what the network has learned in one image, all tasks at once: raw bytes (fastest), multipart `file`, or JSON with base64."""
     service: Service = request.app.state.service
     detected = await service.detect(request, asked.options(service.settings))
@@ -99,11 +99,11 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses={503: {"model": Refusal}})
+@router.get("/readyz", responses={503: {"model": ErrorBody}})
 async def readyz(request: Request) -> dict[str, str]:
     """Answer 200 while the weights are loaded and the network works."""
     if not request.app.state.service.ready:
-        raise errors.Problem("not_ready", "the network failed several times in a row; this replica is being replaced")
+        raise errors.ApiError("not_ready", "the network failed several times in a row; this replica is being replaced")
     return {"status": "ready"}
 
 
@@ -137,11 +137,11 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     app.state.service = service
     app.include_router(router)
     errors.install(app, RANGES)
-    app.add_middleware(Identify, service=service, echo=echo_request_id)
+    app.add_middleware(RequestIdMiddleware, service=service, echo=echo_request_id)
     return app
 
 
-class Identify:
+class RequestIdMiddleware:
     """Give each request an id, and count its answer by route and code."""
 
     def __init__(self, app: ASGIApp, service: Service, echo: bool) -> None:

@@ -43,7 +43,7 @@ STATUS: Mapping[str, int] = {
 log = logging.getLogger(__name__)
 
 
-class Problem(YolorError):
+class ApiError(YolorError):
     """Something to answer the client with; `code` is a key of STATUS."""
 
     def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -70,7 +70,7 @@ def install(app: FastAPI, ranges: Mapping[str, str]) -> None:
         return _answer(request, "bad_parameter", "; ".join(_sentence(fault, ranges) for fault in error.errors()))
 
     app.add_exception_handler(RequestValidationError, refuse_parameters)
-    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(ApiError, _on_problem)
     app.add_exception_handler(ImageError, _on_problem)
     app.add_exception_handler(HTTPException, _on_framework_refusal)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
@@ -90,7 +90,7 @@ def _sentence(fault: Mapping[str, Any], ranges: Mapping[str, str]) -> str:
 
 
 def _on_problem(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Problem | ImageError)
+    assert isinstance(error, ApiError | ImageError)
     return _answer(request, error.code, str(error), getattr(error, "headers", None))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from yolor_ray.serve.http.errors import Problem
+from yolor_ray.serve.http.errors import ApiError
 
 MOST_PARTS = 8
 
@@ -44,7 +44,7 @@ class _Reader:
 
     def _begin(self) -> None:
         if len(self.parts) == MOST_PARTS:
-            raise Problem("bad_multipart", f"found more than {MOST_PARTS} parts, expected one named 'file'")
+            raise ApiError("bad_multipart", f"found more than {MOST_PARTS} parts, expected one named 'file'")
         self.parts.append(_Part())
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
@@ -68,17 +68,17 @@ def file_part(content_type: str, body: bytes) -> bytes:
     """Return the content of the part `file`; raises Problem when there is not exactly one, with a file name."""
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
-        raise Problem("bad_multipart", "found no boundary in Content-Type, expected multipart/form-data; boundary=…")
+        raise ApiError("bad_multipart", "found no boundary in Content-Type, expected multipart/form-data; boundary=…")
     reader = _Reader()
     try:
         parser = MultipartParser(boundary, reader.callbacks())
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise Problem("bad_multipart", f"found a malformed multipart body ({str(error)[:200]})") from error
+        raise ApiError("bad_multipart", f"found a malformed multipart body ({str(error)[:200]})") from error
     if not reader.complete:
-        raise Problem("bad_multipart", "found a multipart body without its closing boundary")
+        raise ApiError("bad_multipart", "found a multipart body without its closing boundary")
     files = [part for part in reader.parts if part.disposition.get(b"name") == b"file" and b"filename" in part.disposition]
     if len(files) != 1:
-        raise Problem("bad_multipart", f"found {len(files)} parts named 'file' with a file name, expected one")
+        raise ApiError("bad_multipart", f"found {len(files)} parts named 'file' with a file name, expected one")
     return b"".join(files[0].chunks)

@@ -114,7 +114,7 @@ class Answer(BaseModel):
     )
 
 
-class Refusal(BaseModel):
+class ErrorBody(BaseModel):
     """Why there is no answer."""
 
     code: str = Field(description="Stable; one of " + ", ".join(errors.STATUS) + ".")

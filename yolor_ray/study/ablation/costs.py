@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from yolor_ray.inference import detect, runtimes
-from yolor_ray.inference.timing import in_rounds, median
+from yolor_ray.inference.timing import median, time_interleaved
 from yolor_ray.model.flops import flops
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.implicit import Implicit
@@ -15,7 +15,7 @@ from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights
 from yolor_ray.report.provenance import machine
 from yolor_ray.study.results import Cost, Prior
-from yolor_ray.train.elastic.worker_group import cores
+from yolor_ray.train.elastic.worker_group import available_cores
 
 ROUNDS = 5
 
@@ -26,7 +26,7 @@ def costs_of(weights: Mapping[str, str], baseline: str, gpu: bool) -> tuple[dict
     Each network takes turns with the baseline, one image at a time, so that ratios to it are of the same moments and only two
     networks are in memory; latencies are told as if the baseline had always been as fast as the first time.
     """
-    torch.set_num_threads(cores())
+    torch.set_num_threads(available_cores())
     known, _ = load_weights(weights[baseline])
     first: float | None = None
     found = {}
@@ -48,7 +48,7 @@ def _latencies(networks: Mapping[str, Yolor], image_px: int, gpu: bool) -> dict[
     for name, network in networks.items():
         for form, one in (("unfused", copy.deepcopy(network)), ("fused", fuse(network))):
             works[f"{name} {form}"] = functools.partial(runtimes.torch_predictor(one.to(device)), pixels)
-    rows = in_rounds(works, ROUNDS, wait=torch.cuda.synchronize if gpu else lambda: None)
+    rows = time_interleaved(works, ROUNDS, wait=torch.cuda.synchronize if gpu else lambda: None)
     return {name: median(rows, name) * 1e3 for name in works}
 
 

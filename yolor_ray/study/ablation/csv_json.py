@@ -11,7 +11,7 @@ from yolor_ray.config.variants import VARIANTS
 from yolor_ray.report.csv_json import csv_text, json_text
 from yolor_ray.study.ablation.summary import Row, Summary, trials_of
 from yolor_ray.study.paper_results import ROWS, SOURCE
-from yolor_ray.study.results import METRICS, Cost, Study, Trial
+from yolor_ray.study.results import METRICS, Cost, Study, TrialResult
 
 ESTIMATES = (
     "setting",
@@ -96,5 +96,5 @@ def _row(summary: Summary, row: Row) -> dict[str, Any]:
     }
 
 
-def _trial(trial: Trial) -> dict[str, Any]:
+def _trial(trial: TrialResult) -> dict[str, Any]:
     return {name: getattr(trial, name) for name in ("variant", "setting", "seed", "run", "minutes")}

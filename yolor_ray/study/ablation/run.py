@@ -14,10 +14,10 @@ import numpy as np
 import ray
 
 from yolor_ray.cluster.connect import as_they_finish
-from yolor_ray.config import Train
-from yolor_ray.config.dotted import replaced
-from yolor_ray.config.search_space import choices
-from yolor_ray.config.study import Ablation
+from yolor_ray.config import TrainConfig
+from yolor_ray.config.dotted import replace_fields
+from yolor_ray.config.search_space import ablation_choices
+from yolor_ray.config.study import AblationConfig
 from yolor_ray.config.variants import BASELINE, VARIANTS
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import DataError, TrainingError
@@ -28,18 +28,18 @@ from yolor_ray.model.weights import load_weights
 from yolor_ray.study.ablation.costs import costs_of, priors_of
 from yolor_ray.study.ablation.report import ablation_files, best
 from yolor_ray.study.bootstrap import draws, resampled
-from yolor_ray.study.results import METRICS, Cost, Failure, Study, Trial
+from yolor_ray.study.results import METRICS, Cost, Failure, Study, TrialResult
 from yolor_ray.study.trials import start_cluster
 from yolor_ray.study.workspace import (
     as_trial,
     check_start,
-    circumstances,
-    claim_study,
     done_on,
     folder_name,
     folder_of,
     is_finished,
+    lock_study,
     minutes_of,
+    provenance,
     publish_study,
     run_of,
     train_pending,
@@ -56,12 +56,12 @@ DETECTION_BYTES = 1500
 
 
 @dataclass(frozen=True)
-class _Planned:
+class TrialSpec:
     """One network to train."""
 
     variant: str
     setting: str
-    config: Train
+    config: TrainConfig
 
     @property
     def run(self) -> str:
@@ -72,18 +72,18 @@ class _Planned:
         return is_finished(self.config)
 
 
-def ablation(study: Ablation) -> dict[str, Any]:
+def ablation(study: AblationConfig) -> dict[str, Any]:
     """Train what is not trained yet, write the report and return `report`, `best`, `study` and the numbers of trials.
 
     Raises:
         TrainingError: not a single trial of the baseline came to its end, so that nothing can be compared.
     """
     folder = folder_of(study.train)
-    planned = _planned(study, folder)
+    planned = make_specs(study, folder)
     for pretrained in sorted({one.config.optim.pretrained for one in planned}):
         check_start(pretrained)
     val_set = with_data(study.train)[2]
-    claim_study("ablation", study.train, study.search)
+    lock_study("ablation", study.train, study.search)
     start_cluster(study.train.cluster)
     reasons = train_pending(study.train, [one.config for one in planned if not one.finished], study.concurrent)
     finished = [one for one in planned if one.finished]
@@ -103,33 +103,33 @@ def ablation(study: Ablation) -> dict[str, Any]:
     return publish_study(folder, ablation_files(found), result)
 
 
-def _planned(study: Ablation, folder: str) -> list[_Planned]:
+def make_specs(study: AblationConfig, folder: str) -> list[TrialSpec]:
     """Return all trials, seed by seed, so that an unfinished study has whole comparisons."""
-    dimensions = choices(study.train, study.search)
+    dimensions = ablation_choices(study.train, study.search)
     combinations = [dict(zip(dimensions, values, strict=True)) for values in itertools.product(*dimensions.values())]
     first = study.train.run.seed
     return [
-        _one(study.train, folder, variant, values, seed)
+        make_spec(study.train, folder, variant, values, seed)
         for seed in range(first, first + study.seeds)
         for values in combinations
         for variant in study.compared
     ]
 
 
-def _one(train: Train, folder: str, variant: str, values: dict[str, Any], seed: int) -> _Planned:
+def make_spec(train: TrainConfig, folder: str, variant: str, values: dict[str, Any], seed: int) -> TrialSpec:
     setting = typed_words(values)
-    config, _, _ = with_data(replaced(train, values))
+    config, _, _ = with_data(replace_fields(train, values))
     network = replace(config.network, implicit=VARIANTS[variant].implicit)
     run = replace(config.run, seed=seed, validate_every=config.optim.epochs)
     name = folder_name(" ".join(part for part in (variant, setting, f"seed{seed}") if part).replace(" ", "-"))
-    return _Planned(variant, setting, as_trial(replace(config, network=network, run=run), folder, name))
+    return TrialSpec(variant, setting, as_trial(replace(config, network=network, run=run), folder, name))
 
 
-def _failure(planned: _Planned, reason: str) -> Failure:
+def _failure(planned: TrialSpec, reason: str) -> Failure:
     return Failure(planned.variant, planned.setting, planned.config.run.seed, planned.run, reason or "it did not finish")
 
 
-def _measured(finished: Sequence[_Planned], val_set: Dataset) -> list[Trial]:
+def _measured(finished: Sequence[TrialSpec], val_set: Dataset) -> list[TrialResult]:
     """Return the trials with their numbers over resampled validation images, computed wherever there is room."""
     truth = ray.put(truth_of(val_set))
     # What no node had, Ray would wait for without end.
@@ -139,9 +139,9 @@ def _measured(finished: Sequence[_Planned], val_set: Dataset) -> list[Trial]:
     return [numbers[index] for index in range(len(finished))]
 
 
-def _measure(index: int, planned: _Planned, truth: dict[str, Any]) -> tuple[int, Trial]:
+def _measure(index: int, planned: TrialSpec, truth: dict[str, Any]) -> tuple[int, TrialResult]:
     network, info = load_weights(storage.join(planned.run, "weights"))
-    trial = Trial(
+    trial = TrialResult(
         variant=planned.variant,
         setting=planned.setting,
         seed=planned.config.run.seed,
@@ -168,7 +168,7 @@ def _resampled(run: str, truth: dict[str, Any]) -> np.ndarray:
     return resampled(truth, rows, draws(images, RESAMPLES, RESAMPLING_SEED))
 
 
-def _costs(finished: Sequence[_Planned], train: Train) -> tuple[dict[str, Cost], str]:
+def _costs(finished: Sequence[TrialSpec], train: TrainConfig) -> tuple[dict[str, Cost], str]:
     """Return what each variant costs and on which machine, measured when all trials are over; a report must not fail for it."""
     weights = {one.variant: storage.join(one.run, "weights") for one in reversed(finished)}
     if BASELINE not in weights:
@@ -181,13 +181,13 @@ def _costs(finished: Sequence[_Planned], train: Train) -> tuple[dict[str, Cost],
         return {}, "not measured"
 
 
-def _summary(study: Ablation, folder: str) -> dict[str, Any]:
+def _summary(study: AblationConfig, folder: str) -> dict[str, Any]:
     """Return what was done; what a further dimension says is told with its tables."""
-    varied = choices(study.train, study.search)
+    varied = ablation_choices(study.train, study.search)
     return {
         "study": folder,
         **{what: value for name, (what, value) in done_on(study.train).items() if name not in varied},
         "seeds": study.seeds,
         "resamples of the validation images": RESAMPLES,
-        **circumstances(),
+        **provenance(),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolor_ray.study.estimates import Estimate, differences, over_seeds
-from yolor_ray.study.results import METRICS, Study, Trial
+from yolor_ray.study.results import METRICS, Study, TrialResult
 from yolor_ray.study.wording import decimals
 
 
@@ -72,7 +72,7 @@ def best(study: Study) -> str | None:
     return " ".join(filter(None, (first.variant, first.setting))) if first else None
 
 
-def trials_of(study: Study, setting: str, variant: str) -> list[Trial]:
+def trials_of(study: Study, setting: str, variant: str) -> list[TrialResult]:
     """Return a variant's trials under a setting, by seed."""
     found = [trial for trial in study.trials if (trial.setting, trial.variant) == (setting, variant)]
     return sorted(found, key=lambda trial: trial.seed)

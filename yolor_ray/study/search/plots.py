@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from yolor_ray.config.dotted import as_typed
+from yolor_ray.config.dotted import format_value
 from yolor_ray.config.search_space import Choice, Range
 from yolor_ray.report.plots import COLOURS, INK, new_figure, plain_axes, png_bytes
-from yolor_ray.study.search.results import Tried, measured
+from yolor_ray.study.search.results import SearchTrialResult, measured
 
 ACROSS = 4
 EDGE = 0.05
@@ -24,7 +24,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def parameters_png(tried: Sequence[Tried], space: Mapping[str, Choice | Range]) -> bytes:
+def parameters_png(tried: Sequence[SearchTrialResult], space: Mapping[str, Choice | Range]) -> bytes:
     """Draw AP over each setting, in points: finished trials as dots, stopped ones as rings, the best finished one as a star.
 
     Rings that would leave no room for the dots stand on the lower edge.
@@ -45,7 +45,7 @@ def parameters_png(tried: Sequence[Tried], space: Mapping[str, Choice | Range]) 
     return png_bytes(figure)
 
 
-def _panel(axes: Axes, name: str, dimension: Choice | Range, tried: Sequence[Tried]) -> None:
+def _panel(axes: Axes, name: str, dimension: Choice | Range, tried: Sequence[SearchTrialResult]) -> None:
     plain_axes(axes, name, "")
     axes.title.set_fontsize(10)
     axes.margins(y=0.08)
@@ -86,5 +86,5 @@ def _floor(scores: Sequence[float]) -> float:
 
 
 def _word(value: Any) -> str:
-    word = as_typed(value)
+    word = format_value(value)
     return word if len(word) <= LONGEST else f"…{word[1 - LONGEST :]}"

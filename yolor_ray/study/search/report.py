@@ -7,16 +7,20 @@ from typing import Any
 from yolor_ray.config.search_space import Choice, Range
 from yolor_ray.report.csv_json import csv_text, json_text
 from yolor_ray.study.search.plots import parameters_png
-from yolor_ray.study.search.results import Tried, best, rank_correlations
+from yolor_ray.study.search.results import SearchTrialResult, best, rank_correlations
 from yolor_ray.study.search.text import report
 
 PRESET_FILE, REPORT_FILE = "preset.json", "report.md"
 COLUMNS = ("state", "AP", "epochs", "minutes", "run", "reason")
-__all__ = ["PRESET_FILE", "REPORT_FILE", "Tried", "best", "search_files"]
+__all__ = ["PRESET_FILE", "REPORT_FILE", "SearchTrialResult", "best", "search_files"]
 
 
 def search_files(
-    tried: Sequence[Tried], space: Mapping[str, Choice | Range], start: Mapping[str, Any], preset: bytes, summary: Mapping[str, Any]
+    tried: Sequence[SearchTrialResult],
+    space: Mapping[str, Choice | Range],
+    start: Mapping[str, Any],
+    preset: bytes,
+    summary: Mapping[str, Any],
 ) -> dict[str, bytes]:
     """Return report.md, report.json, trials.csv, parameters.png and preset.json.
 
@@ -36,7 +40,9 @@ def search_files(
     }
 
 
-def _json(tried: Sequence[Tried], space: Mapping[str, Choice | Range], start: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def _json(
+    tried: Sequence[SearchTrialResult], space: Mapping[str, Choice | Range], start: Mapping[str, Any], summary: Mapping[str, Any]
+) -> str:
     found = best(tried)
     content = {
         "summary": summary,
@@ -49,7 +55,7 @@ def _json(tried: Sequence[Tried], space: Mapping[str, Choice | Range], start: Ma
     return json_text(content)
 
 
-def _csv(tried: Sequence[Tried], names: Sequence[str]) -> str:
+def _csv(tried: Sequence[SearchTrialResult], names: Sequence[str]) -> str:
     rows = [asdict(trial) | {name: trial.values[name] for name in names} for trial in tried]
     columns = (*COLUMNS, *names)
     return csv_text(columns, [{column: row[column] for column in columns} for row in rows])

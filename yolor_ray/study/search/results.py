@@ -17,7 +17,7 @@ LEAST_TRIALS = 8
 
 
 @dataclass(frozen=True)
-class Tried:
+class SearchTrialResult:
     """One trial of a search."""
 
     values: dict[str, Any]
@@ -34,19 +34,19 @@ class Tried:
     minutes: float
 
 
-def measured(tried: Sequence[Tried], state: str) -> list[tuple[float, Tried]]:
+def measured(tried: Sequence[SearchTrialResult], state: str) -> list[tuple[float, SearchTrialResult]]:
     """Return the trials in a state that have an AP, with it, the best first and of equals the earliest."""
     found = [(trial.AP, trial) for trial in tried if trial.state == state and trial.AP is not None and math.isfinite(trial.AP)]
     return sorted(found, key=lambda pair: -pair[0])
 
 
-def best(tried: Sequence[Tried]) -> Tried | None:
+def best(tried: Sequence[SearchTrialResult]) -> SearchTrialResult | None:
     """Return the trial with the highest AP of those that finished, or of those that were stopped if none did."""
     found = measured(tried, "finished") or measured(tried, "stopped")
     return found[0][1] if found else None
 
 
-def rank_correlations(tried: Sequence[Tried], space: Mapping[str, Choice | Range]) -> dict[str, float]:
+def rank_correlations(tried: Sequence[SearchTrialResult], space: Mapping[str, Choice | Range]) -> dict[str, float]:
     """Return Spearman's correlation with AP of every range over the finished trials, the strongest first.
 
     There is none where fewer than LEAST_TRIALS finished, or where all have the same value or the same AP.

@@ -16,18 +16,18 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from yolor_ray.config import Train
-from yolor_ray.config.dotted import fitted, flat, replaced
-from yolor_ray.config.search_space import Choice, Range, space, start_values
-from yolor_ray.config.study import Search
+from yolor_ray.config import TrainConfig
+from yolor_ray.config.dotted import coerce, flatten, replace_fields
+from yolor_ray.config.search_space import Choice, Range, search_space, start_values
+from yolor_ray.config.study import SearchConfig
 from yolor_ray.errors import TrainingError
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.weights import load_weights
-from yolor_ray.study.search.report import PRESET_FILE, REPORT_FILE, Tried, best, search_files
-from yolor_ray.study.search.unique_searcher import Distinct
-from yolor_ray.study.trials import Outcome, Plan, Values, run_trials, shared_source, start_cluster
-from yolor_ray.study.workspace import TRIALS, as_trial, circumstances, claim_study, folder_of, minutes_of, typed_words, with_data
-from yolor_ray.train.run_log import read_rows
+from yolor_ray.study.search.report import PRESET_FILE, REPORT_FILE, SearchTrialResult, best, search_files
+from yolor_ray.study.search.unique_searcher import UniqueSearcher
+from yolor_ray.study.trials import TrialOutcome, TrialPlan, Values, run_trials, shared_source, start_cluster
+from yolor_ray.study.workspace import TRIALS, as_trial, folder_of, lock_study, minutes_of, provenance, typed_words, with_data
+from yolor_ray.train.run_log import read_metrics
 from yolor_ray.train.settings_lock import RUN_FILE
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ DIGITS = 3
 """Significant digits of what is proposed: more would only be hard to read."""
 
 
-def search(study: Search) -> dict[str, Any]:
+def search(study: SearchConfig) -> dict[str, Any]:
     """Train `trials` proposals and return `report`, `best` (a preset file), `study`, the best `AP` and the numbers of trials.
 
     Raises:
@@ -48,22 +48,22 @@ def search(study: Search) -> dict[str, Any]:
     """
     folder = folder_of(study.train)
     train, train_set, val_set = with_data(study.train)
-    dimensions = space(train, study.search)
-    claim_study("search", study.train, study.search)
+    dimensions = search_space(train, study.search)
+    lock_study("search", study.train, study.search)
     known = _begun(folder, dimensions)
     # The preset's own settings come first: what is found must be better.
     start = start_values(train, dimensions)
     first = [start, *(values for values in known if values != start)]
     start_cluster(train.cluster)
     config_of = _config_of(train, folder, dimensions)
-    plan = Plan(config_of, train.cluster, max(study.trials, len(first)), study.concurrent)
+    plan = TrialPlan(config_of, train.cluster, max(study.trials, len(first)), study.concurrent)
     outcomes = run_trials(
         plan,
         {name: _domain(dimension) for name, dimension in dimensions.items()},
         shared_source(train_set, train.cluster),
         samples=plan.count,
         scheduler=_scheduler(study),
-        searcher=Distinct(
+        searcher=UniqueSearcher(
             # Earlier proposals are given, so Optuna must draw others than it did then.
             OptunaSearch(metric="AP", mode="max", points_to_evaluate=first, seed=train.run.seed + len(known)),
             lambda values: config_of(values).run.name,
@@ -76,7 +76,7 @@ def search(study: Search) -> dict[str, Any]:
         "validation set": f"{val_set.url}, {val_set.images} images",
         "epochs": train.optim.epochs,
         "scheduler": study.scheduler,
-        **circumstances(),
+        **provenance(),
     }
     return _publish(folder, study.train, tried, dimensions, summary)
 
@@ -89,19 +89,19 @@ def _begun(folder: str, dimensions: Mapping[str, Choice | Range]) -> list[dict[s
     trials = storage.join(folder, TRIALS)
     names = sorted(storage.list_names(trials), key=lambda name: not manifest.is_published(storage.join(trials, name, "weights")))
     places = [storage.join(trials, name, RUN_FILE) for name in names]
-    settings = [flat(json.loads(storage.read_bytes(place))) for place in places if storage.exists(place)]
-    return [{name: fitted(name, found[name]) for name in dimensions} for found in settings]
+    settings = [flatten(json.loads(storage.read_bytes(place))) for place in places if storage.exists(place)]
+    return [{name: coerce(name, found[name]) for name in dimensions} for found in settings]
 
 
-def _config_of(train: Train, folder: str, dimensions: Mapping[str, Choice | Range]) -> Callable[[Values], Train]:
+def _config_of(train: TrainConfig, folder: str, dimensions: Mapping[str, Choice | Range]) -> Callable[[Values], TrainConfig]:
     """Return a function that makes the run of a trial from what Optuna proposes, named by a digest of it."""
     train = replace(train, run=replace(train.run, validate_every=_look_every(train)))
-    own = flat(dataclasses.asdict(train))
+    own = flatten(dataclasses.asdict(train))
 
-    def config_of(values: Values) -> Train:
+    def config_of(values: Values) -> TrainConfig:
         chosen = {name: _rounded(values[name], dimensions[name], own[name]) for name in dimensions}
         name = hashlib.sha256(typed_words(dict(sorted(chosen.items()))).encode()).hexdigest()[:12]
-        return as_trial(replaced(train, chosen), folder, name)
+        return as_trial(replace_fields(train, chosen), folder, name)
 
     return config_of
 
@@ -113,7 +113,7 @@ def _rounded(value: Any, dimension: Choice | Range, own: Any) -> Any:
     return min(max(float(f"{value:.{DIGITS}g}"), dimension.low), dimension.high)
 
 
-def _look_every(train: Train) -> int:
+def _look_every(train: TrainConfig) -> int:
     return max(1, train.optim.epochs // LOOKS)
 
 
@@ -128,7 +128,7 @@ def _domain(dimension: Choice | Range) -> Any:
     return tune.loguniform(low, high) if dimension.log else tune.uniform(low, high)
 
 
-def _scheduler(study: Search) -> TrialScheduler:
+def _scheduler(study: SearchConfig) -> TrialScheduler:
     first = _look_every(study.train)
     words: dict[str, Any] = {"time_attr": "epoch", "metric": "AP", "mode": "max"}
     if study.scheduler == "asha":
@@ -140,16 +140,16 @@ def _scheduler(study: Search) -> TrialScheduler:
     return FIFOScheduler()
 
 
-def _tried(outcome: Outcome, plan: Plan) -> Tried:
+def _tried(outcome: TrialOutcome, plan: TrialPlan) -> SearchTrialResult:
     config = plan.config_of(outcome.values)
-    settings, run = flat(dataclasses.asdict(config)), storage.join(config.run.storage, config.run.name)
+    settings, run = flatten(dataclasses.asdict(config)), storage.join(config.run.storage, config.run.name)
     weights = storage.join(run, "weights")
     # A finished trial that a scheduler stopped when it was told again is finished all the same.
     done = manifest.is_published(weights)
-    return Tried(
+    return SearchTrialResult(
         values={name: settings[name] for name in outcome.values},
         AP=_known(load_weights(weights)[1].metrics["AP"] if done else outcome.metrics.get("AP")),
-        epochs=len(read_rows(run)),
+        epochs=len(read_metrics(run)),
         state="finished" if done else "failed" if outcome.reason else "stopped",
         run=run,
         reason="" if done else outcome.reason,
@@ -163,13 +163,13 @@ def _known(ap: float | None) -> float | None:
 
 
 def _publish(
-    folder: str, train: Train, tried: Sequence[Tried], dimensions: Mapping[str, Choice | Range], summary: dict[str, Any]
+    folder: str, train: TrainConfig, tried: Sequence[SearchTrialResult], dimensions: Mapping[str, Choice | Range], summary: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the report, and the settings of the best trial as a preset."""
     winner = best(tried)
     if winner is None:
         raise TrainingError(f"{folder}: no trial was measured: {next((one.reason for one in tried if one.reason), 'no reason known')}")
-    config = replaced(train, winner.values)
+    config = replace_fields(train, winner.values)
     config = replace(config, run=replace(config.run, name=f"{train.run.name}-best"))
     preset, report = storage.join(folder, PRESET_FILE), storage.join(folder, REPORT_FILE)
     data = json.dumps(dataclasses.asdict(config), indent=1).encode()

@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from yolor_ray.config.dotted import as_typed
+from yolor_ray.config.dotted import format_value
 from yolor_ray.config.search_space import Choice, Range
 from yolor_ray.report.markdown import UNKNOWN, code, escape, points, table
-from yolor_ray.study.search.results import Tried, best, measured, rank_correlations
+from yolor_ray.study.search.results import SearchTrialResult, best, measured, rank_correlations
 
 SHOWN = 20
 """Trials in the table; trials.csv has all."""
@@ -34,7 +34,7 @@ settings act together, and where the best value lies in the middle of the range 
 Space = Mapping[str, Choice | Range]
 
 
-def report(tried: Sequence[Tried], space: Space, start: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def report(tried: Sequence[SearchTrialResult], space: Space, start: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """Return the report; see `search_files`."""
     found = best(tried)
     sections = [
@@ -51,7 +51,7 @@ def report(tried: Sequence[Tried], space: Space, start: Mapping[str, Any], summa
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _verdict(tried: Sequence[Tried], found: Tried | None, start: Mapping[str, Any]) -> str:
+def _verdict(tried: Sequence[SearchTrialResult], found: SearchTrialResult | None, start: Mapping[str, Any]) -> str:
     count = {state: sum(trial.state == state for trial in tried) for state in ("finished", "stopped", "failed")}
     trials = "1 trial" if len(tried) == 1 else f"{len(tried)} trials"
     all_of_them = f"{trials}: {count['finished']} finished, {count['stopped']} were stopped early, {count['failed']} failed."
@@ -64,7 +64,7 @@ def _verdict(tried: Sequence[Tried], found: Tried | None, start: Mapping[str, An
     return f"The best trial reached **{_points(found)}** points of AP. {_gain(tried, found, start)} {all_of_them} {where}"
 
 
-def _gain(tried: Sequence[Tried], found: Tried, start: Mapping[str, Any]) -> str:
+def _gain(tried: Sequence[SearchTrialResult], found: SearchTrialResult, start: Mapping[str, Any]) -> str:
     """Say what the start values themselves reached, if a finished trial had them."""
     own = next((trial for _, trial in measured(tried, "finished") if trial.values == start), None)
     if own is None:
@@ -74,7 +74,7 @@ def _gain(tried: Sequence[Tried], found: Tried, start: Mapping[str, Any]) -> str
     return f"The start values reached {_points(own)}: {points((found.AP or 0) - (own.AP or 0), PLACES)} less, with one seed each."
 
 
-def _points(trial: Tried) -> str:
+def _points(trial: SearchTrialResult) -> str:
     return UNKNOWN if trial.AP is None else points(trial.AP, PLACES)
 
 
@@ -85,7 +85,7 @@ def _run_it(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _settings(found: Tried, space: Space, start: Mapping[str, Any]) -> str:
+def _settings(found: SearchTrialResult, space: Space, start: Mapping[str, Any]) -> str:
     rows = [[code(name), _searched(dimension), _typed(start[name]), _typed(found.values[name])] for name, dimension in space.items()]
     return f"## Best settings\n\n{table(('setting', 'searched', 'start', 'best'), rows, words=2)}"
 
@@ -96,7 +96,7 @@ def _searched(dimension: Choice | Range) -> str:
     return f"{_typed(dimension.low)} to {_typed(dimension.high)}{', log' if dimension.log else ''}"
 
 
-def _table(tried: Sequence[Tried], space: Space) -> str:
+def _table(tried: Sequence[SearchTrialResult], space: Space) -> str:
     stopped = sorted(measured(tried, "stopped"), key=lambda pair: -pair[1].epochs)
     ranked = [trial for _, trial in (*measured(tried, "finished"), *stopped)]
     if not ranked:
@@ -123,7 +123,7 @@ def _short(names: Sequence[str]) -> list[str]:
     return [word if last.count(word) == 1 else name for word, name in zip(last, names, strict=True)]
 
 
-def _ranks(tried: Sequence[Tried], space: Space) -> str:
+def _ranks(tried: Sequence[SearchTrialResult], space: Space) -> str:
     rows = [[code(name), f"{value:+.2f}".replace("-", "−")] for name, value in rank_correlations(tried, space).items()]
     if not rows:
         return ""
@@ -132,11 +132,11 @@ def _ranks(tried: Sequence[Tried], space: Space) -> str:
     return f"## What goes with AP\n\n{what}\n\n{table(('setting', 'ρ'), rows)}"
 
 
-def _failures(tried: Sequence[Tried]) -> str:
+def _failures(tried: Sequence[SearchTrialResult]) -> str:
     rows = [[escape(trial.reason), code(trial.run)] for trial in tried if trial.state == "failed"]
     return f"## Failures\n\n{table(('reason', 'run'), rows, words=2)}" if rows else ""
 
 
 def _typed(value: Any) -> str:
     """Return a value as it is typed, numbers with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else escape(as_typed(value))
+    return f"{value:.4g}" if isinstance(value, float) else escape(format_value(value))

@@ -5,11 +5,11 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-MOST_REPEATS = 100
+MAX_REPEATS = 100
 """Proposals in a row that are known already, after which the space is taken to be used up."""
 
 
-class Distinct(Searcher):
+class UniqueSearcher(Searcher):
     """Pass on what another searcher proposes, but for what it has proposed before."""
 
     def __init__(self, searcher: Searcher, name_of: Callable[[Mapping[str, Any]], str]) -> None:
@@ -25,7 +25,7 @@ class Distinct(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next proposal that is new, or that there is none any more."""
-        for attempt in range(MOST_REPEATS):
+        for attempt in range(MAX_REPEATS):
             inner = f"{trial_id}-{attempt}"
             values = self._searcher.suggest(inner)
             if not isinstance(values, dict):

@@ -9,7 +9,7 @@ from yolor_ray.report.csv_json import csv_text, json_text
 from yolor_ray.report.markdown import code, escape, table
 from yolor_ray.study.estimates import Estimate
 from yolor_ray.study.paper_results import JOINT, SOURCE
-from yolor_ray.study.tasks.results import MEAN, Comparison, Form, TasksStudy, best, columns_of, overall, reached, trained_of
+from yolor_ray.study.tasks.results import MEAN, Comparison, StudyArm, TasksStudy, best, columns_of, overall, reached, trials_of_arm
 from yolor_ray.study.tasks.tables import comparisons_of, costs, differences, numbers, paper, title
 from yolor_ray.study.tasks.verdict import verdict
 from yolor_ray.study.workspace import REPORT_FILE
@@ -63,7 +63,7 @@ def _failures(study: TasksStudy) -> str:
 def _estimates(study: TasksStudy) -> Iterator[dict[str, Any]]:
     """Yield a row for each number of each form, then one for each difference; `against` is empty for the former."""
     for form in study.forms:
-        seeds = len(trained_of(study, form.name))
+        seeds = len(trials_of_arm(study, form.name))
         for task in form.tasks:
             for metric in columns_of(task):
                 yield _row(form.name, "", task, metric, seeds, reached(study, form, metric))
@@ -95,9 +95,9 @@ def _json(study: TasksStudy) -> str:
     return json_text(content)
 
 
-def _form(study: TasksStudy, form: Form) -> dict[str, Any]:
+def _form(study: TasksStudy, form: StudyArm) -> dict[str, Any]:
     metrics = {metric: asdict(reached(study, form, metric)) for task in form.tasks for metric in columns_of(task)}
-    seeds = [one.seed for one in trained_of(study, form.name)]
+    seeds = [one.seed for one in trials_of_arm(study, form.name)]
     return {**asdict(form), "seeds": seeds, "metrics": metrics, "mean": asdict(overall(study, form))}
 
 
@@ -121,6 +121,6 @@ def _trials(study: TasksStudy) -> str:
     rows = [
         {name: getattr(one, name) for name in costs} | {"state": "finished"} | {m: one.metrics[m] for m in metrics if m in one.metrics}
         for form in study.forms
-        for one in trained_of(study, form.name)
+        for one in trials_of_arm(study, form.name)
     ]
     return csv_text(columns, rows + [_failure(one) | {"state": "failed"} for one in study.failures])

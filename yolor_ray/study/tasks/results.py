@@ -25,7 +25,7 @@ MEAN = "mean"
 
 
 @dataclass(frozen=True)
-class Form:
+class StudyArm:
     """One way to share tasks out among networks."""
 
     name: str
@@ -35,7 +35,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TaskTrialResult:
     """One network that was trained to its end."""
 
     form: str
@@ -56,9 +56,9 @@ class Trained:
 class TasksStudy:
     """Everything that the report of a study of tasks tells."""
 
-    forms: tuple[Form, ...]
+    forms: tuple[StudyArm, ...]
     """Those of single tasks, then JOINT and IMPLICIT."""
-    trained: tuple[Trained, ...]
+    trained: tuple[TaskTrialResult, ...]
     failures: tuple[Failure, ...]
     """Their variant is a form's name."""
     summary: dict[str, Any]
@@ -87,7 +87,7 @@ class Comparison:
         return [task for task, found in self.differences.items() if task != MEAN and not np.isnan(found.low)]
 
 
-def forms_of(tasks: Sequence[str]) -> tuple[Form, ...]:
+def make_arms(tasks: Sequence[str]) -> tuple[StudyArm, ...]:
     """Return the forms that are to be compared.
 
     A mask, keypoints or an embedding is that of a detected box, so detection is learned along; a task whose form is the joint one for
@@ -95,8 +95,8 @@ def forms_of(tasks: Sequence[str]) -> tuple[Form, ...]:
     """
     every = tuple(task for task in TASKS if task in tasks)
     alone = {task: (task,) if task in ("detect", "classify") else ("detect", task) for task in every}
-    own = (Form(task, learned) for task, learned in alone.items() if learned != every)
-    return (*own, Form(JOINT, every), Form(IMPLICIT, every))
+    own = (StudyArm(task, learned) for task, learned in alone.items() if learned != every)
+    return (*own, StudyArm(JOINT, every), StudyArm(IMPLICIT, every))
 
 
 def columns_of(task: str) -> tuple[str, str]:
@@ -104,19 +104,19 @@ def columns_of(task: str) -> tuple[str, str]:
     return FITNESS[task], MORE[task]
 
 
-def trained_of(study: TasksStudy, form: str) -> list[Trained]:
+def trials_of_arm(study: TasksStudy, form: str) -> list[TaskTrialResult]:
     """Return the networks of a form, by seed."""
     return sorted((one for one in study.trained if one.form == form), key=lambda one: one.seed)
 
 
-def reached(study: TasksStudy, form: Form, metric: str) -> Estimate:
+def reached(study: TasksStudy, form: StudyArm, metric: str) -> Estimate:
     """Return a number of a form over its seeds."""
-    return over_seeds([one.metrics.get(metric, np.nan) for one in trained_of(study, form.name)])
+    return over_seeds([one.metrics.get(metric, np.nan) for one in trials_of_arm(study, form.name)])
 
 
-def overall(study: TasksStudy, form: Form) -> Estimate:
+def overall(study: TasksStudy, form: StudyArm) -> Estimate:
     """Return the mean of a form's main numbers, over its seeds."""
-    found = [fitness(one.metrics, form.tasks) for one in trained_of(study, form.name)]
+    found = [fitness(one.metrics, form.tasks) for one in trials_of_arm(study, form.name)]
     return over_seeds([number if number >= 0 else np.nan for number in found])
 
 
@@ -136,7 +136,7 @@ def best(study: TasksStudy) -> str | None:
 
     Of forms with fewer seeds than the other it is never one: a mean over fewer would win by the seeds that it lacks.
     """
-    rows = [(form.name, len(trained_of(study, form.name)), overall(study, form).mean) for form in study.forms[-2:]]
+    rows = [(form.name, len(trials_of_arm(study, form.name)), overall(study, form).mean) for form in study.forms[-2:]]
     most = max(seeds for _, seeds, _ in rows)
     known = {name: mean for name, seeds, mean in rows if seeds == most and np.isfinite(mean)}
     return max(known, key=lambda name: known[name], default=None)
@@ -150,4 +150,4 @@ def _paired(study: TasksStudy, form: str, against: str, task: str) -> dict[int, 
 def _main_numbers(study: TasksStudy, who: str, task: str) -> dict[int, float]:
     """Return the main number of a task by seed, of a form or of whichever learns the task alone."""
     form = task if who == ALONE else who
-    return {one.seed: one.metrics.get(FITNESS[task], np.nan) for one in trained_of(study, form)}
+    return {one.seed: one.metrics.get(FITNESS[task], np.nan) for one in trials_of_arm(study, form)}

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from yolor_ray.config import Train
+from yolor_ray.config import TrainConfig
 from yolor_ray.config.network import TASKS, Task
 from yolor_ray.config.presets import PLAIN
-from yolor_ray.config.study import Tasks
+from yolor_ray.config.study import TasksConfig
 from yolor_ray.errors import DataError, TrainingError
 from yolor_ray.io import storage
 from yolor_ray.model.fuse import fuse
@@ -19,17 +19,17 @@ from yolor_ray.model.weights import load_weights
 from yolor_ray.study.ablation.costs import parameters
 from yolor_ray.study.results import Failure
 from yolor_ray.study.tasks.report import tasks_files
-from yolor_ray.study.tasks.results import IMPLICIT, Form, TasksStudy, Trained, best, forms_of
+from yolor_ray.study.tasks.results import IMPLICIT, StudyArm, TasksStudy, TaskTrialResult, best, make_arms
 from yolor_ray.study.trials import start_cluster
 from yolor_ray.study.workspace import (
     as_trial,
     check_start,
-    circumstances,
-    claim_study,
     done_on,
     folder_of,
     is_finished,
+    lock_study,
     minutes_of,
+    provenance,
     publish_study,
     run_of,
     train_pending,
@@ -38,14 +38,14 @@ from yolor_ray.study.workspace import (
 
 
 @dataclass(frozen=True)
-class _Planned:
+class TrialSpec:
     """One network to train."""
 
-    form: Form
-    config: Train
+    form: StudyArm
+    config: TrainConfig
 
 
-def tasks_study(study: Tasks) -> dict[str, Any]:
+def tasks_study(study: TasksConfig) -> dict[str, Any]:
     """Train what is not trained yet, write the report and return `report`, `best`, `study` and the numbers of trials.
 
     Raises:
@@ -53,10 +53,10 @@ def tasks_study(study: Tasks) -> dict[str, Any]:
         TrainingError: not a single trial came to its end.
     """
     folder = folder_of(study.train)
-    forms = forms_of(_tasks_of(study.train))
+    forms = make_arms(_tasks_of(study.train))
     check_start(with_data(study.train)[0].optim.pretrained)
-    claim_study("tasks", study.train, ())
-    planned = _planned(study, forms, folder)
+    lock_study("tasks", study.train, ())
+    planned = make_specs(study, forms, folder)
     pending = [one.config for one in planned if not is_finished(one.config)]
     if pending:
         start_cluster(study.train.cluster)
@@ -74,7 +74,7 @@ def tasks_study(study: Tasks) -> dict[str, Any]:
     return publish_study(folder, tasks_files(found), result)
 
 
-def _tasks_of(train: Train) -> tuple[Task, ...]:
+def _tasks_of(train: TrainConfig) -> tuple[Task, ...]:
     """Return the tasks of the study, in the order of TASKS."""
     _, train_set, val_set = with_data(train)
     measured = [task for task in TASKS if task in val_set.tasks]
@@ -90,13 +90,13 @@ def _tasks_of(train: Train) -> tuple[Task, ...]:
     return tasks
 
 
-def _planned(study: Tasks, forms: Sequence[Form], folder: str) -> list[_Planned]:
+def make_specs(study: TasksConfig, forms: Sequence[StudyArm], folder: str) -> list[TrialSpec]:
     """Return all trials, seed by seed, so that an unfinished study has whole comparisons."""
     first = study.train.run.seed
-    return [_one(study.train, folder, form, seed) for seed in range(first, first + study.seeds) for form in forms]
+    return [make_spec(study.train, folder, form, seed) for seed in range(first, first + study.seeds) for form in forms]
 
 
-def _one(train: Train, folder: str, form: Form, seed: int) -> _Planned:
+def make_spec(train: TrainConfig, folder: str, form: StudyArm, seed: int) -> TrialSpec:
     config, _, _ = with_data(train)
     tasks = tuple(task for task in TASKS if task in ("detect", *form.tasks))
     network = replace(config.network, tasks=tasks, implicit=config.network.implicit if form.name == IMPLICIT else PLAIN)
@@ -104,13 +104,13 @@ def _one(train: Train, folder: str, form: Form, seed: int) -> _Planned:
     loss = config.loss if "detect" in form.tasks else replace(config.loss, box=0.0, objectness=0.0, classes=0.0)
     run = replace(config.run, seed=seed, validate_every=config.optim.epochs)
     varied = replace(config, network=network, loss=loss, run=run)
-    return _Planned(form, as_trial(varied, folder, f"{form.name}-seed{seed}"))
+    return TrialSpec(form, as_trial(varied, folder, f"{form.name}-seed{seed}"))
 
 
-def _trained(planned: _Planned) -> Trained:
+def _trained(planned: TrialSpec) -> TaskTrialResult:
     run = run_of(planned.config)
     network, info = load_weights(storage.join(run, "weights"))
-    return Trained(
+    return TaskTrialResult(
         form=planned.form.name,
         seed=planned.config.run.seed,
         run=run,
@@ -128,11 +128,11 @@ def _learned(metrics: dict[str, float], tasks: Sequence[str]) -> dict[str, float
     return {name: value if value >= 0 else float("nan") for name, value in metrics.items() if owners[name] in tasks}
 
 
-def _failure(planned: _Planned, reason: str) -> Failure:
+def _failure(planned: TrialSpec, reason: str) -> Failure:
     return Failure(planned.form.name, "", planned.config.run.seed, run_of(planned.config), reason or "it did not finish")
 
 
-def _summary(study: Tasks, forms: Sequence[Form], folder: str) -> dict[str, Any]:
+def _summary(study: TasksConfig, forms: Sequence[StudyArm], folder: str) -> dict[str, Any]:
     implicit = study.train.network.implicit
     return {
         "study": folder,
@@ -140,5 +140,5 @@ def _summary(study: Tasks, forms: Sequence[Form], folder: str) -> dict[str, Any]
         "tasks": ", ".join(forms[-1].tasks),
         "implicit knowledge": f"align {implicit.align}, refine {implicit.refine}",
         "seeds": study.seeds,
-        **circumstances(),
+        **provenance(),
     }

@@ -12,13 +12,13 @@ from yolor_ray.study.tasks.results import (
     JOINT,
     MEAN,
     Comparison,
-    Form,
+    StudyArm,
     TasksStudy,
     columns_of,
     compare,
     overall,
     reached,
-    trained_of,
+    trials_of_arm,
 )
 from yolor_ray.study.wording import decimals, difference_text, joint, spread_text
 
@@ -59,7 +59,7 @@ def numbers(study: TasksStudy) -> str:
     for form, estimates in found.items():
         mean = spread_text(overall(study, form), places) if form in study.forms[-2:] else UNKNOWN
         cells = [spread_text(estimate, places) for estimate in estimates]
-        rows.append([title(form.name), ", ".join(form.tasks), str(len(trained_of(study, form.name))), *cells, mean])
+        rows.append([title(form.name), ", ".join(form.tasks), str(len(trials_of_arm(study, form.name))), *cells, mean])
     heads = ("form", "learns", "seeds", *(number_title(*column) for column in columns), main_title(MEAN))
     return (
         "## Numbers\n\nMeans over seeds, in points ± half of the 95 % interval. The first number of each task is its main one, and the "
@@ -105,8 +105,8 @@ def costs(study: TasksStudy) -> str:
     )
 
 
-def _cost_cells(study: TasksStudy, form: Form) -> list[str]:
-    found = trained_of(study, form.name)
+def _cost_cells(study: TasksStudy, form: StudyArm) -> list[str]:
+    found = trials_of_arm(study, form.name)
     if not found:
         return [UNKNOWN] * 3
     return [f"{found[0].parameters:,}", f"{found[0].fused_parameters:,}", f"{np.mean([one.minutes for one in found]):.1f}"]
@@ -114,7 +114,7 @@ def _cost_cells(study: TasksStudy, form: Form) -> list[str]:
 
 def _instead(study: TasksStudy) -> str:
     """Say what one network saves, if every form was trained."""
-    first = [next(iter(trained_of(study, form.name)), None) for form in study.forms]
+    first = [next(iter(trials_of_arm(study, form.name)), None) for form in study.forms]
     sizes = [one.fused_parameters for one in first if one]
     if len(sizes) < len(study.forms) or len(sizes) < 4:
         return ""

@@ -4,19 +4,19 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from yolor_ray.config import Run
+from yolor_ray.config import RunConfig
 from yolor_ray.errors import StorageError
-from yolor_ray.train.checkpoint.attempts import Life
-from yolor_ray.train.checkpoint.checkpoint import Checkpoint, Progress, drop_old, take_checkpoint, write_checkpoint
+from yolor_ray.train.checkpoint.attempts import RunAttempt
+from yolor_ray.train.checkpoint.checkpoint import Checkpoint, Progress, prune_checkpoints, take_checkpoint, write_checkpoint
 from yolor_ray.train.learner import Learner
 
 logger = logging.getLogger(__name__)
 
 
-class Saver:
+class AsyncCheckpointer:
     """Know when a checkpoint is due, and write it in a thread of its own; one at a time."""
 
-    def __init__(self, run: str, config: Run, epochs: int, life: Life, step: int) -> None:
+    def __init__(self, run: str, config: RunConfig, epochs: int, life: RunAttempt, step: int) -> None:
         """Begin at a step that is saved already; what earlier lives left unfinished is dropped."""
         self._run, self._config, self._epochs, self._life = run, config, epochs, life
         self._last, self._last_step = time.monotonic(), step
@@ -92,6 +92,6 @@ class Saver:
 
     def _drop_old(self) -> None:
         try:
-            drop_old(self._run, self._life.row.life)
+            prune_checkpoints(self._run, self._life.row.life)
         except StorageError as error:
             logger.warning("event=old_checkpoints_stay error='%s'", error)

@@ -12,19 +12,19 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
-from yolor_ray.errors import AbsentError, StorageError, SupersededError
+from yolor_ray.errors import NotFoundError, StorageError, SupersededError
 from yolor_ray.io import storage
 
 logger = logging.getLogger(__name__)
 
-LIVES_FILE, BEAT_FILE = "lives.jsonl", "beat.json"
-BEAT_S = 3.0
+ATTEMPTS_FILE, HEARTBEAT_FILE = "lives.jsonl", "beat.json"
+HEARTBEAT_S = 3.0
 """Seconds between beats: about how much an outage's length and the steps that it cost may be off."""
-LAST_BEAT_TIMEOUT_S = 10.0
+LAST_HEARTBEAT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
-class Row:
+class AttemptRecord:
     """Say how a life began."""
 
     life: int
@@ -45,26 +45,26 @@ class Row:
     """Tells lives apart that begin at once and so count alike."""
 
 
-def read_lives(run: str) -> list[Row]:
+def read_attempts(run: str) -> list[AttemptRecord]:
     """Return the lives of a run so far."""
     try:
-        lines = storage.read_bytes(storage.join(run, LIVES_FILE)).splitlines()
-    except AbsentError:
+        lines = storage.read_bytes(storage.join(run, ATTEMPTS_FILE)).splitlines()
+    except NotFoundError:
         return []
-    return [Row(**json.loads(line)) for line in lines]
+    return [AttemptRecord(**json.loads(line)) for line in lines]
 
 
-class Life:
+class RunAttempt:
     """Be one life of a run, in the process that writes its files."""
 
     def __init__(self, run: str, workers: int, after: str) -> None:
         """Add the life's row, from which on no earlier life may write; raises SupersededError if another one begins at once."""
         self._run = run
-        self._earlier = read_lives(run)
+        self._earlier = read_attempts(run)
         self._before = self._last_beat()
         why = (after or "the job was gone") if self._earlier else ""
         began = datetime.now(UTC).isoformat(timespec="seconds")
-        self.row = Row(len(self._earlier) + 1, began, workers, why, token=uuid.uuid4().hex)
+        self.row = AttemptRecord(len(self._earlier) + 1, began, workers, why, token=uuid.uuid4().hex)
         self._write()
         self.check()
         self._step = self._written = -1
@@ -74,7 +74,7 @@ class Life:
     def check(self) -> None:
         """Raise SupersededError if another life of this run has begun since; storage that is out of reach does not tell."""
         try:
-            rows = read_lives(self._run)
+            rows = read_attempts(self._run)
         except StorageError as error:
             logger.warning("event=lives_unread error='%s'", error)
             return
@@ -105,7 +105,7 @@ class Life:
     def _write(self) -> None:
         rows = [*self._earlier, self.row]
         lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
-        storage.write_bytes(storage.join(self._run, LIVES_FILE), lines.encode())
+        storage.write_bytes(storage.join(self._run, ATTEMPTS_FILE), lines.encode())
 
     def _last_beat(self) -> tuple[int, float] | None:
         """Return step and time of the last beat of the life before this one, or of its beginning if it had none; None for the first."""
@@ -113,8 +113,8 @@ class Life:
             return None
         before = self._earlier[-1]
         try:
-            beat = json.loads(storage.read_bytes(storage.join(self._run, BEAT_FILE)))
-        except AbsentError:
+            beat = json.loads(storage.read_bytes(storage.join(self._run, HEARTBEAT_FILE)))
+        except NotFoundError:
             beat = {}
         # One that was cut off may have gone on beating after the life that took its place had taken steps.
         if not beat or (beat["life"] < before.life and before.from_step > 0):
@@ -122,7 +122,7 @@ class Life:
         return int(beat["step"]), float(beat["at"])
 
     def _beat_on(self) -> None:
-        while not self._stop.wait(BEAT_S):
+        while not self._stop.wait(HEARTBEAT_S):
             self._beat()
         self._beat()
 
@@ -132,12 +132,12 @@ class Life:
             return
         beat = json.dumps({"life": self.row.life, "step": step, "at": time.time()})
         try:
-            storage.write_bytes(storage.join(self._run, BEAT_FILE), beat.encode())
+            storage.write_bytes(storage.join(self._run, HEARTBEAT_FILE), beat.encode())
             self._written = step
         except StorageError as error:
             logger.warning("event=beat_failed error='%s'", error)
 
-    def __enter__(self) -> "Life":
+    def __enter__(self) -> "RunAttempt":
         """Begin to beat."""
         self._pulse.start()
         return self
@@ -145,4 +145,4 @@ class Life:
     def __exit__(self, *_: object) -> None:
         """End with a last beat, unless storage is out of reach."""
         self._stop.set()
-        self._pulse.join(LAST_BEAT_TIMEOUT_S)
+        self._pulse.join(LAST_HEARTBEAT_TIMEOUT_S)

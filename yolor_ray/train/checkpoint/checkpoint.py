@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from yolor_ray.data.loading import epoch_ledger
-from yolor_ray.errors import DamagedError, StorageError, WeightsError
+from yolor_ray.errors import IntegrityError, StorageError, WeightsError
 from yolor_ray.io import manifest, storage
-from yolor_ray.train.distributed import Team
+from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 
 logger = logging.getLogger(__name__)
@@ -96,31 +96,31 @@ def write_checkpoint(run: str, checkpoint: Checkpoint, life: int) -> None:
         raise
 
 
-def whole_checkpoints(run: str) -> list[str]:
+def complete_checkpoints(run: str) -> list[str]:
     """Return the names of the published checkpoints of a run, the newest last."""
-    return _whole(run, storage.list_names(storage.join(run, CHECKPOINTS)))
+    return _is_complete(run, storage.list_names(storage.join(run, CHECKPOINTS)))
 
 
-def _whole(run: str, names: list[str]) -> list[str]:
+def _is_complete(run: str, names: list[str]) -> list[str]:
     return [name for name in names if manifest.is_published(storage.join(run, CHECKPOINTS, name))]
 
 
-def drop_old(run: str, life: int) -> None:
+def prune_checkpoints(run: str, life: int) -> None:
     """Drop what no longer serves: all but the newest whole checkpoints, and best weights that none names.
 
     What a later life is writing stays: whoever drops may have been cut off. Names have fixed widths, so that they compare as numbers do.
     """
     names = storage.list_names(storage.join(run, CHECKPOINTS))
-    kept = _whole(run, names)[-KEPT:]
+    kept = _is_complete(run, names)[-KEPT:]
     for name in names:
         if name not in kept and name.partition("-")[2] <= f"{life:04d}":
             storage.delete(storage.join(run, CHECKPOINTS, name))
     bests = storage.list_names(storage.join(run, BEST))
     if kept and len(bests) > 1:
-        _drop_unnamed(run, kept, bests)
+        _prune_best_weights(run, kept, bests)
 
 
-def _drop_unnamed(run: str, kept: list[str], bests: list[str]) -> None:
+def _prune_best_weights(run: str, kept: list[str], bests: list[str]) -> None:
     """Delete best weights that are older than all which the kept checkpoints name; newer ones are still to be named."""
     states = (storage.read_bytes(storage.join(run, CHECKPOINTS, name, STATE_FILE)) for name in kept)
     named = {json.loads(state)["best"] for state in states}
@@ -146,7 +146,7 @@ def _newest(run: str) -> tuple[str, Checkpoint] | None:
             continue
         try:
             return url, _read(url)
-        except DamagedError as error:
+        except IntegrityError as error:
             logger.warning("event=checkpoint_damaged url=%s error=%s", url, error)
     return None
 
@@ -156,7 +156,7 @@ def _read(url: str) -> Checkpoint:
     return Checkpoint(safetensors.torch.load(files[TENSORS_FILE]), json.loads(files[STATE_FILE]))
 
 
-def resume(run: str, learner: Learner, progress: Progress, team: Team) -> Progress:
+def resume(run: str, learner: Learner, progress: Progress, team: DistContext) -> Progress:
     """Load the newest checkpoint into every worker's learner and return its progress; without one, return `progress` as it is.
 
     The leading worker chooses, so that all go on from the same one.

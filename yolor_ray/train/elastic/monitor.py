@@ -13,22 +13,22 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from yolor_ray.cluster.capacity import draining, room
-from yolor_ray.cluster.stop_signal import Notice
-from yolor_ray.config import Cluster
+from yolor_ray.cluster.capacity import draining_nodes, schedulable_workers
+from yolor_ray.cluster.stop_signal import StopSignal
+from yolor_ray.config import ClusterConfig
 
 logger = logging.getLogger(__name__)
 
-ASK_EVERY_S = 1.0
-GROW_AFTER_S = 30.0
+POLL_EVERY_S = 1.0
+SCALE_UP_DELAY_S = 30.0
 """Seconds that a life lasts at least before it makes way for one with more workers, so that nodes that come together count together."""
-DOUBLINGS = 4
+MAX_DELAY_DOUBLINGS = 4
 """How often that is doubled, once for each growth before: where nodes come and go, a run is to train more than it starts."""
-STAYS_S = 10.0
+STABLE_CAPACITY_S = 10.0
 """Seconds that room for more workers stays free before it counts: on a cluster with other jobs some comes and goes."""
 
 
-class Post:
+class StopSignalActor:
     """Hold what workers and driver tell each other; runs as an actor on the driver's node."""
 
     def __init__(self) -> None:
@@ -52,13 +52,13 @@ class Post:
         return self._reason
 
 
-def open_post() -> Any:
+def start_stop_signal_actor() -> Any:
     """Return a new post on this node, for one life."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Post).options(scheduling_strategy=here).remote()
+    return ray.remote(num_cpus=0)(StopSignalActor).options(scheduling_strategy=here).remote()
 
 
-class FromPost:
+class RemoteStopSignal:
     """Be the notice of a leading worker: what the post said last, without waiting for it."""
 
     def __init__(self, post: Any) -> None:
@@ -81,16 +81,16 @@ class FromPost:
                 # The driver took its post along; Ray is about to end this worker, too.
                 logger.warning("event=post_gone error='%s'", error)
                 return
-            time.sleep(ASK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
 
 
-class Watch:
+class ClusterMonitor:
     """Look at the cluster while a life trains, in a thread of the driver."""
 
-    def __init__(self, post: Any, cluster: Cluster, workers: int, sigterm: Notice, grown: int) -> None:
+    def __init__(self, post: Any, cluster: ClusterConfig, workers: int, sigterm: StopSignal, grown: int) -> None:
         """Watch over a life of so many workers; `grown` is how often lives of this job have made way for larger ones before."""
         self._post, self._cluster, self._workers, self._sigterm = post, cluster, workers, sigterm
-        self._grow_after_s = GROW_AFTER_S * 2 ** min(grown, DOUBLINGS)
+        self._grow_after_s = SCALE_UP_DELAY_S * 2 ** min(grown, MAX_DELAY_DOUBLINGS)
         self.grows = False
         """Whether the life makes way for one with more workers."""
         self._began = time.monotonic()
@@ -98,7 +98,7 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="yolor-watch", daemon=True)
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "ClusterMonitor":
         """Begin to watch."""
         self._thread.start()
         return self
@@ -110,7 +110,7 @@ class Watch:
 
     def _look_on(self) -> None:
         reasons: tuple[Callable[[], str], ...] = (self._sigterm, self._leaving, self._coming)
-        while not self._stop.wait(ASK_EVERY_S):
+        while not self._stop.wait(POLL_EVERY_S):
             try:
                 reason = next((found for look in reasons if (found := look())), "")
                 if reason:
@@ -122,16 +122,16 @@ class Watch:
 
     def _leaving(self) -> str:
         """Say so when a node with a worker is being drained, as before a spot machine is taken away."""
-        leaving = draining() & ray.get(self._post.nodes.remote())
+        leaving = draining_nodes() & ray.get(self._post.nodes.remote())
         return f"node {sorted(leaving)[0][:12]} is about to leave" if leaving else ""
 
     def _coming(self) -> str:
         """Say so when there has been room for more workers for a while."""
         now, most = time.monotonic(), self._cluster.worker_range[1]
-        more = min(room(self._cluster), most - self._workers)
+        more = min(schedulable_workers(self._cluster), most - self._workers)
         if more <= 0:
             self._full = now
-        if now - self._full < STAYS_S or now - self._began < self._grow_after_s:
+        if now - self._full < STABLE_CAPACITY_S or now - self._began < self._grow_after_s:
             return ""
         self.grows = True
         return f"there is room for {self._workers + more} workers"

@@ -14,43 +14,43 @@ import ray
 import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from yolor_ray.cluster.capacity import POLL_S, wait_for_room
-from yolor_ray.cluster.stop_signal import Notice
-from yolor_ray.errors import DamagedError, StorageError, TrainingError, UserError
+from yolor_ray.cluster.capacity import POLL_S, wait_for_capacity
+from yolor_ray.cluster.stop_signal import StopSignal
+from yolor_ray.errors import IntegrityError, StorageError, TrainingError, UserError
 from yolor_ray.io.redact import redacted
-from yolor_ray.train.checkpoint.checkpoint import whole_checkpoints
-from yolor_ray.train.context import Job
-from yolor_ray.train.elastic.monitor import Watch, open_post
-from yolor_ray.train.loop import Ending
+from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints
+from yolor_ray.train.context import TrainContext
+from yolor_ray.train.elastic.monitor import ClusterMonitor, start_stop_signal_actor
+from yolor_ray.train.loop import TrainOutcome
 
 logger = logging.getLogger(__name__)
 
-LONGEST_PAUSE_S = 30.0
+MAX_PAUSE_S = 30.0
 """Seconds before another try after many failures in a row; there is no pause after the first."""
 REASON_LENGTH = 200
 
-Fit = Callable[[Job, int, Any], Any]
+RunAttemptFn = Callable[[TrainContext, int, Any], Any]
 """Runs one life of a job on so many workers, with its post, and returns what the leading one does."""
 
 
-def live_on(job: Job, fit: Fit, sigterm: Notice) -> Any:
+def run_with_restarts(job: TrainContext, fit: RunAttemptFn, sigterm: StopSignal) -> Any:
     """Return what a life returns that came to its end, or Ending.STOPPED after SIGTERM.
 
     Raises the worker's own error if it is one of ours that would come again, and after `cluster.max_failures` failures in a row
     without a new checkpoint between them TrainingError, or StorageError if that was the last.
     """
     cluster, failures, grown, after = job.config.cluster, 0, 0, ""
-    while workers := wait_for_room(cluster, sigterm):
-        post, saved = open_post(), whole_checkpoints(job.run)
+    while workers := wait_for_capacity(cluster, sigterm):
+        post, saved = start_stop_signal_actor(), complete_checkpoints(job.run)
         try:
-            with Watch(post, cluster, workers, sigterm, grown) as watch:
+            with ClusterMonitor(post, cluster, workers, sigterm, grown) as watch:
                 ended = fit(dataclasses.replace(job, after=after), workers, post)
-            if ended is not Ending.STOPPED or sigterm():
+            if ended is not TrainOutcome.STOPPED or sigterm():
                 return ended
             after, grown = ray.get(post.reason.remote()), grown + watch.grows
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-            own, after, whole = _own(error), _reason(error), whole_checkpoints(job.run)
-            if own and not (whole and _may_pass(own)):
+            own, after, whole = _package_error(error), _reason(error), complete_checkpoints(job.run)
+            if own and not (whole and _is_transient(own)):
                 raise own from error
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
                 # Others took the room before Ray did; it is no fault of the run.
@@ -60,37 +60,37 @@ def live_on(job: Job, fit: Fit, sigterm: Notice) -> Any:
             if failures > cluster.max_failures:
                 raise (own or TrainingError(f"{failures} failures in a row without a new checkpoint, the last: {error}")) from error
             logger.warning("event=life_lost failures=%d of=%d workers=%d reason='%s'", failures, cluster.max_failures, workers, after)
-            _pause(min(2.0 ** (failures - 1) - 1, LONGEST_PAUSE_S), sigterm)
+            _pause(min(2.0 ** (failures - 1) - 1, MAX_PAUSE_S), sigterm)
         finally:
             ray.kill(post)
-    return Ending.STOPPED
+    return TrainOutcome.STOPPED
 
 
-def _pause(seconds: float, notice: Notice) -> None:
+def _pause(seconds: float, notice: StopSignal) -> None:
     end = time.monotonic() + seconds
     while not notice() and time.monotonic() < end:
         time.sleep(POLL_S)
 
 
-def _causes(error: Exception) -> list[Any]:
+def _worker_errors(error: Exception) -> list[Any]:
     """Return what ended each worker that failed, without Ray's wrapping."""
     failures = getattr(error, "worker_failures", {}).values()
     return [getattr(found := getattr(failure, "health_check_failure", failure), "cause", found) for failure in failures]
 
 
-def _own(error: Exception) -> UserError | TrainingError | None:
+def _package_error(error: Exception) -> UserError | TrainingError | None:
     """Return the error of ours that ended a life, if one did."""
-    return next((cause for cause in _causes(error) if isinstance(cause, UserError | TrainingError)), None)
+    return next((cause for cause in _worker_errors(error) if isinstance(cause, UserError | TrainingError)), None)
 
 
-def _may_pass(error: UserError | TrainingError) -> bool:
+def _is_transient(error: UserError | TrainingError) -> bool:
     """Tell whether another life may do better: where storage is full or away for long, and not where its content is not what it was."""
-    return isinstance(error, StorageError) and not isinstance(error, DamagedError)
+    return isinstance(error, StorageError) and not isinstance(error, IntegrityError)
 
 
 def _reason(error: Exception) -> str:
     """Return what ended a life in a line."""
-    causes = _causes(error)
+    causes = _worker_errors(error)
     lost = next((cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError | StorageError)), error)
     lines = [line.strip() for line in redacted(str(lost)).splitlines() if line.strip()]
     return " ".join(lines)[:REASON_LENGTH].replace("'", "")

@@ -16,40 +16,40 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from yolor_ray.cluster.block_source import cluster_source
-from yolor_ray.cluster.capacity import check_room, needs, release_room
+from yolor_ray.cluster.capacity import check_capacity, clear_resource_request, worker_resources
 from yolor_ray.cluster.connect import start_ray
-from yolor_ray.cluster.stop_signal import Sigterm
+from yolor_ray.cluster.stop_signal import SigtermStopSignal
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import filesystem
-from yolor_ray.train.checkpoint.attempts import read_lives
-from yolor_ray.train.context import Job, Report
-from yolor_ray.train.distributed import COLLECTIVE_TIMEOUT_S, Team, this_team
-from yolor_ray.train.elastic.monitor import FromPost
-from yolor_ray.train.elastic.supervisor import live_on
+from yolor_ray.train.checkpoint.attempts import read_attempts
+from yolor_ray.train.context import Report, TrainContext
+from yolor_ray.train.distributed import COLLECTIVE_TIMEOUT_S, DistContext, make_dist_context
+from yolor_ray.train.elastic.monitor import RemoteStopSignal
+from yolor_ray.train.elastic.supervisor import run_with_restarts
 from yolor_ray.train.loop import train_loop
 
-Work = Callable[[Job, Team, Report], Any]
+TrainFn = Callable[[TrainContext, DistContext, Report], Any]
 
 
-def work_here(job: Job, work: Work = train_loop, report: Report | None = None) -> Any:
+def run_in_process(job: TrainContext, work: TrainFn = train_loop, report: Report | None = None) -> Any:
     """Train in this process, or do other work with the job, and return what comes of it; `report` hears each validation before the last."""
     cluster = job.config.cluster
     if cluster.gpu and not torch.cuda.is_available():
         raise ConfigError("cluster.gpu: found no CUDA device in this process, expected one; leave it out to train on the CPU")
     device = torch.device("cuda" if cluster.gpu else "cpu")
-    torch.set_num_threads(cluster.threads or cores())
-    with Sigterm() as sigterm:
-        return work(dataclasses.replace(job, notice=sigterm), this_team(device), report or _tell_nobody)
+    torch.set_num_threads(cluster.threads or available_cores())
+    with SigtermStopSignal() as sigterm:
+        return work(dataclasses.replace(job, notice=sigterm), make_dist_context(device), report or discard_report)
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
-def work_on_cluster(
-    job: Job, work: Work = train_loop, source: Source | None = None, callbacks: Sequence[ray.train.UserCallback] = ()
+def run_on_workers(
+    job: TrainContext, work: TrainFn = train_loop, source: Source | None = None, callbacks: Sequence[ray.train.UserCallback] = ()
 ) -> Any:
     """Do the same on workers of the cluster that RAY_ADDRESS names, or of a local one; returns what the leading worker does.
 
@@ -63,16 +63,16 @@ def work_on_cluster(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     cluster = job.config.cluster
     start_ray(log_to_driver=True, dashboard=True, allow_open=cluster.allow_open)
-    check_room(cluster, begun=bool(read_lives(job.run)))
+    check_capacity(cluster, begun=bool(read_attempts(job.run)))
     try:
-        with Sigterm() as sigterm:
+        with SigtermStopSignal() as sigterm:
             ready = dataclasses.replace(job, source=source or cluster_source(job.train))
-            return live_on(ready, functools.partial(_fit, work=work, callbacks=callbacks), sigterm)
+            return run_with_restarts(ready, functools.partial(_fit, work=work, callbacks=callbacks), sigterm)
     finally:
-        release_room()
+        clear_resource_request()
 
 
-def _fit(job: Job, workers: int, post: Any, *, work: Work, callbacks: Sequence[ray.train.UserCallback]) -> Any:
+def _fit(job: TrainContext, workers: int, post: Any, *, work: TrainFn, callbacks: Sequence[ray.train.UserCallback]) -> Any:
     """Run one life on a fixed number of workers and return what the leading one does.
 
     Whether and with how many workers another life follows is decided elsewhere: Ray Train would wait for lost ones first.
@@ -85,7 +85,7 @@ def _fit(job: Job, workers: int, post: Any, *, work: Work, callbacks: Sequence[r
         worker,
         train_loop_config={"job": job, "work": work, "post": post, "heard": bool(callbacks)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=cluster.gpu, resources_per_worker=None if cluster.gpu else needs(cluster)
+            num_workers=workers, use_gpu=cluster.gpu, resources_per_worker=None if cluster.gpu else worker_resources(cluster)
         ),
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=ray.train.RunConfig(
@@ -105,20 +105,20 @@ def _worker(config: dict[str, Any]) -> Any:
     """Run the loop in a worker process of Ray Train."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     logging.getLogger("ray").setLevel(logging.WARNING)
-    job: Job = config["job"]
+    job: TrainContext = config["job"]
     context = ray.train.get_context()
-    torch.set_num_threads(job.config.cluster.threads or max(cores() // context.get_local_world_size(), 1))
+    torch.set_num_threads(job.config.cluster.threads or max(available_cores() // context.get_local_world_size(), 1))
     post = config["post"]
     post.join.remote(ray.get_runtime_context().get_node_id())
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # What the driver knows of this storage, a new process does not.
-    filesystem.vouch_for(job.run)
+    filesystem.mark_reachable(job.run)
     # Ray Train takes seconds for each report, also for those of earlier lives.
-    report = ray.train.report if config["heard"] else _tell_nobody
-    return config["work"](dataclasses.replace(job, notice=FromPost(post)), this_team(device), report)
+    report = ray.train.report if config["heard"] else discard_report
+    return config["work"](dataclasses.replace(job, notice=RemoteStopSignal(post)), make_dist_context(device), report)
 
 
-def _tell_nobody(row: dict[str, Any]) -> None:
+def discard_report(row: dict[str, Any]) -> None:
     """Leave a validation to the run's own files."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from yolor_ray.boxes import complete_iou
-from yolor_ray.config import Loss as LossConfig
+from yolor_ray.config import LossConfig
 from yolor_ray.model.heads.detect import DetectHead
 from yolor_ray.train.losses.assign import Matches, Targets
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from yolor_ray.config import Loss as LossConfig
+from yolor_ray.config import LossConfig
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Matches, Targets, match_level
 from yolor_ray.train.losses.classify import classify_loss

@@ -36,7 +36,7 @@ def small(tmp_path):
         network=TINY,
         data=DataConfig(train=data, val=data, image_px=64),
         optim=OptimConfig(epochs=2, batch=4, nominal_batch=8),
-        cluster=ClusterConfig(threads=1),
+        cluster=ClusterConfig(compute_threads=1),
         run=RunConfig(storage=str(tmp_path / "runs")),
     )
 
@@ -86,9 +86,9 @@ def test_ratios_compare_the_whole_with_the_slower_part_of_the_same_round():
 
 def _measured(train, source=None, **options):
     """The rounds of a run in this process, with what `source` makes of its source."""
-    job = ingest.prepare(ingest._steady(IngestConfig(train)), train.run.storage)
-    job = dataclasses.replace(job, source=source(job.source) if source else job.source)
-    return measure(job, DistContext(0, 1, torch.device("cpu")), lambda row: None, **options)
+    context = ingest.prepare(ingest._steady(IngestConfig(train)), train.run.storage)
+    context = dataclasses.replace(context, source=source(context.source) if source else context.source)
+    return measure(context, DistContext(0, 1, torch.device("cpu")), lambda row: None, **options)
 
 
 def test_a_slow_source_slows_the_ingest_and_the_whole_but_not_the_step(small):
@@ -153,7 +153,7 @@ def test_the_machine_is_described_without_naming_folders_or_hosts():
 
 def test_the_job_prints_one_result(tmp_path):
     options = "ingest --rounds 1 --steps 2 nano"
-    flags = "--data.train scenes:8 --data.val scenes:2 --data.image_px 64 --optim.batch 4 --cluster.threads 1"
+    flags = "--data.train scenes:8 --data.val scenes:2 --data.image_px 64 --optim.batch 4 --cluster.compute_threads 1"
     command = [sys.executable, "jobs/benchmark.py", *options.split(), *flags.split(), "--run.storage", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -57,7 +57,7 @@ def hurried(monkeypatch):
 
 @pytest.mark.usefixtures("hurried")
 def test_the_benchmark_measures_every_form_and_says_with_what(weights):
-    found = benchmark(InferenceConfig(weights=weights, batches=(1, 2), rounds=2, threads=1))
+    found = benchmark(InferenceConfig(weights=weights, batches=(1, 2), rounds=2, compute_threads=1))
     names = {f"{name}_{batch}" for name in (*FORMS, *PARTS) for batch in (1, 2)}
     assert [row.keys() - names for row in found["rounds"]] == [set(found["peak_gflop_per_s"])] * 2
     assert all(value > 0 for row in found["rounds"] for value in row.values())

@@ -87,7 +87,7 @@ def tell(request: pytest.FixtureRequest) -> Callable[[str, Outcome], None]:
 
     def add(fault: str, outcome: Outcome) -> None:
         records = ", ".join(map(str, sorted(outcome.records)))
-        outages = ", ".join(f"{outage_s:.1f}" for outage_s in outcome.outages_s) or "none"
+        outages = ", ".join(f"{downtime_s:.1f}" for downtime_s in outcome.outages_s) or "none"
         workers = " → ".join(str(life["workers"]) for life in outcome.lives)
         row = f"| {fault} | {workers} workers | {outcome.lost_steps} | {records} | {outages} | {outcome.weights} |"
         request.config.stash.setdefault(TABLE, []).append(row)

@@ -20,7 +20,7 @@ def test_workers_on_a_cluster_are_measured_together_and_leave_nothing_behind(s3)
         network=TINY,
         data=DataConfig(train=data, val=data, image_px=64),
         optim=OptimConfig(batch=8),
-        cluster=ClusterConfig(workers="2", threads=1),
+        cluster=ClusterConfig(workers="2", compute_threads=1),
         run=RunConfig(storage=runs),
     )
     found = benchmark(IngestConfig(train, rounds=2))

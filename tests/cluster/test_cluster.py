@@ -88,7 +88,9 @@ def start_head(tmp_path, monkeypatch) -> Iterator[Callable[[str], str]]:
 def test_an_open_cluster_is_refused_even_by_a_process_with_a_token(start_head, monkeypatch):
     address = start_head("disabled")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    message = f"RAY_ADDRESS: found a cluster that lets everyone in at '{address}', expected token authentication.*--cluster.allow_open"
+    message = (
+        f"RAY_ADDRESS: found a cluster that lets everyone in at '{address}', expected token authentication.*--cluster.allow_unauthenticated"
+    )
     with pytest.raises(ConfigError, match=message):
         connect.start_ray()
 
@@ -98,7 +100,7 @@ def test_an_open_cluster_is_joined_with_a_warning_where_that_is_allowed(start_he
     joined = []
     monkeypatch.setattr(connect.ray, "init", lambda **options: joined.append(options))
     with caplog.at_level(logging.WARNING):
-        connect.start_ray(allow_open=True)
+        connect.start_ray(allow_unauthenticated=True)
     assert len(joined) == 1
     assert f"event=open_cluster address={address}" in caplog.text
 
@@ -111,9 +113,11 @@ def test_a_cluster_with_another_token_is_the_users_mistake(start_head):
         connect.start_ray()
 
 
-def asked_by_a_process(home: Path, allow_open: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
+def asked_by_a_process(home: Path, allow_unauthenticated: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
     """Ask for access to RAY_ADDRESS in a process with these variables alone: Ray reads its own when it is imported."""
-    program = f"import os; from yolor_ray.cluster.access import check_access; check_access(os.environ['RAY_ADDRESS'], {allow_open})"
+    program = (
+        f"import os; from yolor_ray.cluster.access import check_access; check_access(os.environ['RAY_ADDRESS'], {allow_unauthenticated})"
+    )
     others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     environment = others | {"HOME": str(home), "RAY_AUTH_MODE": "token"} | variables
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
@@ -125,14 +129,14 @@ def test_a_cluster_with_this_processes_token_is_joined(start_head, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("auth_mode", "allow_open"), [("token", False), ("disabled", True)])
-def test_a_token_that_was_promised_and_is_nowhere_is_the_users_mistake(start_head, tmp_path, auth_mode, allow_open):
+@pytest.mark.parametrize(("auth_mode", "allow_unauthenticated"), [("token", False), ("disabled", True)])
+def test_a_token_that_was_promised_and_is_nowhere_is_the_users_mistake(start_head, tmp_path, auth_mode, allow_unauthenticated):
     address = start_head(auth_mode)
-    nowhere = asked_by_a_process(tmp_path, allow_open).stderr.splitlines()[-1]
+    nowhere = asked_by_a_process(tmp_path, allow_unauthenticated).stderr.splitlines()[-1]
     assert nowhere.startswith(f"yolor_ray.errors.ConfigError: RAY_ADDRESS: found no token for the cluster at '{address}' (Token authent")
     assert "expected RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token" in nowhere
     no_file = str(tmp_path / "none")
-    assert f"or is empty: {no_file}), expected" in asked_by_a_process(tmp_path, allow_open, RAY_AUTH_TOKEN_PATH=no_file).stderr
+    assert f"or is empty: {no_file}), expected" in asked_by_a_process(tmp_path, allow_unauthenticated, RAY_AUTH_TOKEN_PATH=no_file).stderr
 
 
 class Joined(Exception):

@@ -25,7 +25,7 @@ from yolor_ray.train.run_log import read_metrics
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
-    "--optim.nominal_batch 4 --run.validate_every 12 --run.checkpoint_steps 4 --cluster.threads 1"
+    "--optim.nominal_batch 4 --run.validate_epochs 12 --run.checkpoint_steps 4 --cluster.compute_threads 1"
 )
 EPOCHS = 12
 """Long enough to be disturbed twice."""
@@ -97,7 +97,8 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     trainer = next(p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline()))
     trainer.kill()
     wait_for(
-        lambda: read_attempts(run)[-1:] and read_attempts(run)[-1].life == 2 and max(steps_of(run)) > read_attempts(run)[-1].from_step, job
+        lambda: read_attempts(run)[-1:] and read_attempts(run)[-1].attempt == 2 and max(steps_of(run)) > read_attempts(run)[-1].from_step,
+        job,
     )
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) == 143, told.read_text()[-3000:]
@@ -105,8 +106,8 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     reached = max(steps_of(run))
     resumed = run_job(arguments, ray_cluster)
     first, after_kill, after_notice = read_attempts(run)
-    assert (first.life, after_kill.life, after_notice.life) == (1, 2, 3)
-    assert after_kill.outage_s > 0 and after_kill.after
+    assert (first.attempt, after_kill.attempt, after_notice.attempt) == (1, 2, 3)
+    assert after_kill.downtime_s > 0 and after_kill.restart_reason
     assert (after_notice.from_step, after_notice.lost_steps) == (reached, 0), "nothing is lost where there was a notice"
     (found, state), (expected, expected_state) = newest_checkpoint(resumed["run"]), newest_checkpoint(whole["run"])
     assert state["step"] == expected_state["step"]

@@ -29,7 +29,7 @@ in_this_process = pytest.mark.filterwarnings(
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
-    "--optim.nominal_batch 4 --run.checkpoint_every 1 --cluster.threads 1"
+    "--optim.nominal_batch 4 --run.checkpoint_epochs 1 --cluster.compute_threads 1"
 )
 PATIENCE_S = 150
 FIXED = ("5e-4", "0.937", "0.2", "0.05", "0.7", "0.3", "4", "3", "0.5", "0.1", "1", "0", "0", "0.015", "0.7", "0.4", "0")

@@ -58,7 +58,12 @@ def test_a_whole_number_is_kept_as_the_float_that_the_setting_is():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("optim.epoch", "optim.epochs"), ("lr", "optim.lr or optim.final_lr"), ("align", "network.implicit.align"), ("xyzzy", "a flag of")],
+    [
+        ("optim.epoch", "optim.epochs"),
+        ("lr", "optim.lr or optim.final_lr_ratio"),
+        ("align", "network.implicit.align"),
+        ("xyzzy", "a flag of"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name, near):
     with pytest.raises(ConfigError) as refusal:

@@ -32,9 +32,9 @@ def test_an_ablation_has_one_dimension_for_each_word():
         (["optim.lr=0.1,0.2", "optim.lr=0.3,0.4"], "expected optim.lr once"),
         (["network.implicit.align=add,none"], "use --variants"),
         (["run.seed=1,2"], "--seeds"),
-        (["run.validate_every=1,2"], "does not change what is learned"),
+        (["run.validate_epochs=1,2"], "does not change what is learned"),
         (["cluster.workers=1,2"], "does not change what is learned"),
-        (["data.threads=1,2"], "does not change what is learned"),
+        (["data.decode_threads=1,2"], "does not change what is learned"),
         (["data.val=a,b"], "the same images"),
         (["network.levels=3,4"], "network.widths: found"),
     ],
@@ -104,7 +104,7 @@ def test_a_search_starts_as_near_to_the_run_as_the_words_allow():
         ("augment.scale=0..1", "augment.scale: found 1.0, expected 0 or more and under 1"),
         ("optim.epochs=10,20", "set --optim.epochs"),
         ("run.seed=1,2", "noise"),
-        ("cluster.threads=1,2", "does not change what is learned"),
+        ("cluster.compute_threads=1,2", "does not change what is learned"),
     ],
 )
 def test_a_search_refuses_what_it_cannot_vary(word, message):

@@ -279,12 +279,12 @@ def test_waits_grow_up_to_a_cap_and_end_with_the_budget(known, budget_s, monkeyp
         now[0] += wait_s
     assert waits[:6] == [0.5, 1, 2, 4, 8, 10]
     assert budget_s - retry.WAIT_CAP_S <= sum(waits) < budget_s
-    assert patience.told() == f" after {len(waits) + 1} attempts in {sum(waits):.0f} s"
+    assert patience.summary() == f" after {len(waits) + 1} attempts in {sum(waits):.0f} s"
 
 
 def test_an_operation_longer_than_the_budget_is_tried_again(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(retry.time, "monotonic", lambda: now[0])
-    patience = RetryBudget(known=True)
+    patience = RetryBudget(reachable=True)
     now[0] = 2 * retry.BUDGET_S
     assert patience.wait_s(FailureKind.PASSING) is not None

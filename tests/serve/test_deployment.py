@@ -49,7 +49,7 @@ def test_wrong_args_are_refused_by_name(args, words):
 
 
 def test_replicas_scale_between_the_given_numbers_and_surge_on_redeploy():
-    settings = config.ServeConfig("w", min_replicas=2, max_replicas=5, target_ongoing_requests=3.0, gpus_per_replica=0.5, threads=2)
+    settings = config.ServeConfig("w", min_replicas=2, max_replicas=5, target_ongoing_requests=3.0, gpus_per_replica=0.5, compute_threads=2)
     built = deployment(application(settings))
     scaling = built._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3.0)

@@ -32,7 +32,7 @@ def run(tmp_path_factory) -> TrainConfig:
         data=DataConfig(train="scenes:9", val="scenes:3", image_px=64),
         augment=AugmentConfig(mixup=0.3, multi_scale=0.3),
         optim=OptimConfig(epochs=2, batch=4, nominal_batch=4),
-        cluster=ClusterConfig(threads=1),
+        cluster=ClusterConfig(compute_threads=1),
         run=RunConfig(storage=str(tmp_path_factory.mktemp("studies")), name="study"),
     )
 
@@ -55,7 +55,7 @@ def test_trials_of_a_seed_differ_in_their_implicit_knowledge_and_their_names_alo
     differing = {name for name in settings[0] if len({str(each[name]) for each in settings}) > 1}
     assert all(name.startswith("network.implicit.") or name == "run.name" for name in differing)
     assert [one.config.network.implicit for one in planned] == [variant.implicit for variant in VARIANTS.values()]
-    assert all(each["run.validate_every"] == run.optim.epochs for each in settings), "the best of several validations would favour noise"
+    assert all(each["run.validate_epochs"] == run.optim.epochs for each in settings), "the best of several validations would favour noise"
 
 
 def test_all_variants_start_from_the_same_shared_weights_and_see_the_same_images(run, monkeypatch):
@@ -112,15 +112,15 @@ def test_folders_are_named_by_settings_and_never_share_a_name():
     ("words", "message"),
     [
         ({"seeds": 0}, "seeds: found 0, expected 1 or more"),
-        ({"concurrent": -1}, "concurrent: found -1, expected 0 or more"),
+        ({"max_concurrent_trials": -1}, "max_concurrent_trials: found -1, expected 0 or more"),
         ({"variants": ("fa-add", "fa-add")}, "variants: found .*, expected each name once"),
         ({"search": ("optim.lr=1e-3..1e-1",)}, "search: found the range"),
         ({"search": ("network.implicit.std=0.1,0.2",)}, "use --variants"),
         ({"search": ("run.seed=1,2",)}, "repeats everything with --seeds"),
         ({"train": TrainConfig()}, "network.implicit: found .*, expected the study's own: --variants says"),
         (
-            {"train": TrainConfig(network=NetworkConfig(implicit=PLAIN), run=RunConfig(validate_every=3))},
-            "run.validate_every: found 3, expected 10",
+            {"train": TrainConfig(network=NetworkConfig(implicit=PLAIN), run=RunConfig(validate_epochs=3))},
+            "run.validate_epochs: found 3, expected 10",
         ),
         ({"search": ("optim.rate=1,2",)}, "optim.rate: found no setting of that name"),
     ],

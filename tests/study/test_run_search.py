@@ -36,7 +36,7 @@ def test_a_trial_is_named_by_its_settings_whatever_their_order(run):
     assert one == same
     assert one.run.name != other.run.name
     assert one.run.storage == "/studies/found/trials"
-    assert one.run.validate_every == 3, "nine looks at 27 epochs"
+    assert one.run.validate_epochs == 3, "nine looks at 27 epochs"
 
 
 def test_numbers_from_a_range_are_rounded_but_never_out_of_it_and_what_was_chosen_stays_as_it_is(run):

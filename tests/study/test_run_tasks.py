@@ -35,7 +35,7 @@ def run(tmp_path_factory) -> TrainConfig:
         network=TINY,
         data=DataConfig(train="scenes:9", val="scenes:3", image_px=64),
         optim=OptimConfig(epochs=2, batch=4, nominal_batch=4),
-        cluster=ClusterConfig(threads=1),
+        cluster=ClusterConfig(compute_threads=1),
         run=RunConfig(storage=str(tmp_path_factory.mktemp("studies")), name="tasks"),
     )
 
@@ -62,14 +62,14 @@ def test_trials_of_a_seed_differ_in_what_they_learn_and_their_names_alone(run):
     }
     settings = list(by_form.values())
     differing = {name for name in settings[0] if len({str(each[name]) for each in settings}) > 1}
-    implicit, gains = {"network.implicit.align", "network.implicit.refine"}, {"loss.box", "loss.objectness", "loss.classes"}
+    implicit, gains = {"network.implicit.align", "network.implicit.refine"}, {"loss.box", "loss.objectness", "loss.cls"}
     assert differing == {"run.name", "network.tasks"} | implicit | gains
     assert all(by_form["classify"][name] == 0 for name in gains), "labels of whole images alone teach the shared features"
     assert {by_form[name]["network.implicit.align"] for name in (*TASKS, JOINT)} == {"none"}
     assert by_form[IMPLICIT]["network.implicit.align"] == "multiply", "the form that the user asked for"
     assert by_form["classify"]["network.tasks"] == ("detect", "classify") and by_form["pose"]["network.tasks"] == ("detect", "pose")
     assert by_form[JOINT]["network.tasks"] == by_form[IMPLICIT]["network.tasks"] == TASKS
-    assert {each["run.validate_every"] for each in settings} == {2}, "the best of several validations would favour noise"
+    assert {each["run.validate_epochs"] for each in settings} == {2}, "the best of several validations would favour noise"
 
 
 def test_forms_start_from_the_same_shared_weights_and_see_the_same_images(run, monkeypatch):
@@ -110,9 +110,9 @@ def test_tasks_that_cannot_be_measured_or_compared_are_refused_with_what_there_i
     ("words", "message"),
     [
         ({"seeds": 0}, "seeds: found 0, expected 1 or more"),
-        ({"concurrent": -1}, "concurrent: found -1, expected 0 or more"),
+        ({"max_concurrent_trials": -1}, "max_concurrent_trials: found -1, expected 0 or more"),
         ({"train": TrainConfig(network=NetworkConfig(implicit=PLAIN))}, "network.implicit: found .*, expected some: one form has it"),
-        ({"train": TrainConfig(run=RunConfig(validate_every=3))}, "run.validate_every: found 3, expected 10"),
+        ({"train": TrainConfig(run=RunConfig(validate_epochs=3))}, "run.validate_epochs: found 3, expected 10"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused_before_anything_is_trained(run, words, message):
@@ -130,7 +130,7 @@ def test_every_preset_makes_every_kind_of_study():
 def pretend(lost: tuple[str, ...] = ()):
     """Return what trains trials by publishing weights at once, but for those whose names are lost."""
 
-    def train_pending(_: TrainConfig, pending: list[TrainConfig], concurrent: int) -> dict[str, str]:
+    def train_pending(_: TrainConfig, pending: list[TrainConfig], max_concurrent_trials: int) -> dict[str, str]:
         train_pending.asked = [one.run.name for one in pending]
         for one in pending:
             if one.run.name not in lost:

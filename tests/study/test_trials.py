@@ -13,8 +13,8 @@ from yolor_ray.study.trials import TrialPlan, trial_cluster
     ("cluster", "nodes", "room"),
     [
         (ClusterConfig(), [{"CPU": 2}], 2),
-        (ClusterConfig(threads=2), [{"CPU": 5}], 2),
-        (ClusterConfig(threads=3), [{"CPU": 4}, {"CPU": 5}, {"CPU": 2}], 2),
+        (ClusterConfig(compute_threads=2), [{"CPU": 5}], 2),
+        (ClusterConfig(compute_threads=3), [{"CPU": 4}, {"CPU": 5}, {"CPU": 2}], 2),
         (ClusterConfig(gpu=True), [{"CPU": 64, "GPU": 8}], 8),
         (ClusterConfig(gpu=True), [{"CPU": 3, "GPU": 8}, {"CPU": 16}], 3),
         (ClusterConfig(workers="1", cpus_per_worker=0.5), [{"CPU": 2}], 2),
@@ -32,7 +32,11 @@ def test_as_many_trials_run_as_the_cluster_has_room_for_with_their_workers_and_r
     ("cluster", "nodes", "message"),
     [
         (ClusterConfig(gpu=True), [{"CPU": 8}], "one trial needs 1 CPUs and 1 GPUs, found nodes of 8 CPUs and 0 GPUs"),
-        (ClusterConfig(threads=8), [{"CPU": 4}, {"CPU": 4}], "one trial needs 8 CPUs, found nodes of 4 CPUs and 0 GPUs; 4 CPUs and 0 GPUs"),
+        (
+            ClusterConfig(compute_threads=8),
+            [{"CPU": 4}, {"CPU": 4}],
+            "one trial needs 8 CPUs, found nodes of 4 CPUs and 0 GPUs; 4 CPUs and 0 GPUs",
+        ),
         (
             ClusterConfig(workers="4", cpus_per_worker=1),
             [{"CPU": 4}],
@@ -51,9 +55,9 @@ def test_the_process_of_a_trial_takes_nothing_that_its_workers_need():
 
 def test_a_trial_without_workers_computes_on_as_many_threads_as_it_reserves():
     for threads, reserved in ((0, 1), (1, 1), (3, 3)):
-        cluster = trial_cluster(ClusterConfig(threads=threads))
+        cluster = trial_cluster(ClusterConfig(compute_threads=threads))
         assert trials._resources(cluster) == {"CPU": reserved}
-        assert cluster.threads == reserved
+        assert cluster.compute_threads == reserved
     assert trial_cluster(ClusterConfig(workers="2")).threads == 0, "workers share their node's cores as in a single run"
 
 

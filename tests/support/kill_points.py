@@ -50,8 +50,8 @@ def run_of(folder: str, name: str) -> TrainConfig:
         network=NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1),
         data=DataConfig(train="scenes:12", val="scenes:4", image_px=64),
         optim=OptimConfig(epochs=3, batch=4, nominal_batch=4),
-        cluster=ClusterConfig(threads=1),
-        run=RunConfig(storage=folder, name=name, validate_every=1, checkpoint_every=100, checkpoint_steps=2),
+        cluster=ClusterConfig(compute_threads=1),
+        run=RunConfig(storage=folder, name=name, validate_epochs=1, checkpoint_epochs=100, checkpoint_steps=2),
     )
 
 

@@ -14,7 +14,7 @@ from yolor_ray.train.checkpoint.checkpoint import newest_checkpoint
 
 TINY = (
     "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
-    "--optim.nominal_batch 4 --run.validate_every 1000 --run.checkpoint_every 1000 --cluster.threads 1"
+    "--optim.nominal_batch 4 --run.validate_epochs 1000 --run.checkpoint_epochs 1000 --cluster.compute_threads 1"
 )
 IMAGES = 64
 STEPS_AN_EPOCH = 16
@@ -71,7 +71,7 @@ class Run:
 
         def goes_on() -> bool:
             found = self.lives()
-            return len(found) >= life and found[-1]["workers"] == workers and found[-1]["outage_s"] > 0
+            return len(found) >= life and found[-1]["workers"] == workers and found[-1]["downtime_s"] > 0
 
         self.wait_for(goes_on, f"life {life} with {workers} workers", process)
 
@@ -83,7 +83,7 @@ class Run:
         wait_until(held, f"{self.name}: {what}", STEP_TIMEOUT_S)
 
     def lives(self) -> list[dict]:
-        return _rows(f"{self.url}/lives.jsonl")
+        return _rows(f"{self.url}/attempts.jsonl")
 
     def epochs_learned(self) -> list[dict]:
         return _rows(f"{self.url}/metrics.jsonl")
@@ -122,7 +122,7 @@ class Outcome:
 
     @property
     def outages_s(self) -> list[float]:
-        return [life["outage_s"] for life in self.lives[1:]]
+        return [life["downtime_s"] for life in self.lives[1:]]
 
     @property
     def weights(self) -> str:
@@ -139,7 +139,7 @@ def check_end(run: Run, process: Process) -> list[dict]:
     assert [row["epoch"] for row in epochs] == list(range(1, run.epochs + 1))
     assert {row["records"] for row in epochs} == {IMAGES}
     assert [life["life"] for life in lives] == list(range(1, len(lives) + 1))
-    assert all(life["outage_s"] > 0 for life in lives[1:]), lives
+    assert all(life["downtime_s"] > 0 for life in lives[1:]), lives
     assert all(life["from_step"] >= HIT_AT_STEP for life in lives[1:]), lives
     return lives
 

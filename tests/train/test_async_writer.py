@@ -64,7 +64,7 @@ def test_what_is_saved_is_the_moment_it_was_asked_for(tmp_path: Path, learner: L
 
 
 def test_an_epoch_that_ends_while_a_slow_disk_writes_does_not_wait(tmp_path: Path, learner: Learner, monkeypatch) -> None:
-    one, slow, write = saver(tmp_path, checkpoint_every=2, checkpoint_minutes=60), threading.Event(), storage.write_bytes
+    one, slow, write = saver(tmp_path, checkpoint_epochs=2, checkpoint_minutes=60), threading.Event(), storage.write_bytes
     later = dataclasses.replace(learner)
 
     def write_slowly(url: str, data: bytes) -> None:

@@ -13,14 +13,14 @@ from yolor_ray.train.checkpoint.attempts import ATTEMPTS_FILE, HEARTBEAT_FILE, R
 def live(run: str, steps: range, workers: int = 2, after: str = "") -> RunAttempt:
     with RunAttempt(run, workers, after) as life:
         for step in steps:
-            life.took(step)
+            life.record_step(step)
     return life
 
 
 def test_a_first_life_has_lost_nothing(tmp_path: Path) -> None:
     live(str(tmp_path), range(1, 4))
     [row] = read_attempts(str(tmp_path))
-    assert (row.life, row.workers, row.after, row.from_step, row.lost_steps, row.outage_s) == (1, 2, "", 0, 0, 0.0)
+    assert (row.attempt, row.workers, row.restart_reason, row.from_step, row.lost_steps, row.downtime_s) == (1, 2, "", 0, 0, 0.0)
     assert json.loads((tmp_path / HEARTBEAT_FILE).read_text())["step"] == 3
 
 
@@ -30,14 +30,14 @@ def test_a_next_life_says_what_the_stop_before_it_cost(tmp_path: Path, monkeypat
     monkeypatch.setattr(attempts.time, "time", lambda: now + 12.34)
     live(str(tmp_path), range(5, 6), workers=1, after="a node died")
     row = read_attempts(str(tmp_path))[-1]
-    assert (row.life, row.workers, row.after, row.from_step, row.lost_steps) == (2, 1, "a node died", 4, 3)
-    assert row.outage_s == pytest.approx(12.3, abs=1.0)
+    assert (row.attempt, row.workers, row.restart_reason, row.from_step, row.lost_steps) == (2, 1, "a node died", 4, 3)
+    assert row.downtime_s == pytest.approx(12.3, abs=1.0)
 
 
 def test_a_life_after_a_job_that_vanished_says_so(tmp_path: Path) -> None:
     live(str(tmp_path), range(1, 3))
     live(str(tmp_path), range(3, 4))
-    assert read_attempts(str(tmp_path))[-1].after == "the job was gone"
+    assert read_attempts(str(tmp_path))[-1].restart_reason == "the job was gone"
 
 
 def test_a_life_that_ends_before_its_first_step_costs_no_more_than_the_time(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_an_outage_of_a_life_that_never_beat_counts_from_its_beginning(tmp_path:
     monkeypatch.setattr(attempts.time, "time", lambda: now + 20)
     live(str(tmp_path), range(1, 2), after="a node died")
     row = read_attempts(str(tmp_path))[-1]
-    assert (row.from_step, row.lost_steps) == (0, 0) and row.outage_s == pytest.approx(20, abs=1.5)
+    assert (row.from_step, row.lost_steps) == (0, 0) and row.downtime_s == pytest.approx(20, abs=1.5)
 
 
 def test_a_life_that_another_has_followed_may_write_no_more(tmp_path: Path) -> None:
@@ -68,10 +68,10 @@ def test_a_life_that_another_has_followed_may_write_no_more(tmp_path: Path) -> N
 def test_a_life_that_another_followed_before_its_first_step_leaves_that_one_s_row_alone(tmp_path: Path) -> None:
     first = RunAttempt(str(tmp_path), 1, "")
     second = RunAttempt(str(tmp_path), 1, "given twice")
-    second.took(1)
+    second.record_step(1)
     with pytest.raises(SupersededError):
-        first.took(1)
-    assert [row.life for row in read_attempts(str(tmp_path))] == [1, 2]
+        first.record_step(1)
+    assert [row.attempt for row in read_attempts(str(tmp_path))] == [1, 2]
     second.check()
 
 
@@ -82,10 +82,10 @@ def test_of_two_lives_that_begin_at_once_and_count_alike_one_goes_on(tmp_path: P
         first = RunAttempt(str(tmp_path), 1, "")
         (tmp_path / ATTEMPTS_FILE).unlink()
         second = RunAttempt(str(tmp_path), 1, "")
-    assert first.row.life == second.row.life == 1
+    assert first.record.attempt == second.record.attempt == 1
     with pytest.raises(SupersededError):
-        first.took(1)
-    second.took(1)
+        first.record_step(1)
+    second.record_step(1)
 
 
 def test_a_beat_of_one_that_was_cut_off_is_not_taken_for_that_of_the_life_after_it(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_storage_that_is_away_at_the_first_step_does_not_end_training(tmp_path: 
 
     monkeypatch.setattr(attempts.storage, "write_bytes", fail)
     monkeypatch.setattr(attempts.storage, "read_bytes", fail)
-    life.took(1)
-    assert "event=lives_unread" in caplog.text and "event=life_untold" in caplog.text
+    life.record_step(1)
+    assert "event=attempt_log_unreadable" in caplog.text and "event=attempt_log_unwritable" in caplog.text
 
 
 def test_a_beat_that_cannot_be_written_is_told_and_does_not_end_training(tmp_path: Path, monkeypatch, caplog) -> None:
@@ -117,5 +117,5 @@ def test_a_beat_that_cannot_be_written_is_told_and_does_not_end_training(tmp_pat
 
     monkeypatch.setattr(attempts.storage, "write_bytes", fail)
     with life:
-        life.took(1)
-    assert "event=beat_failed" in caplog.text
+        life.record_step(1)
+    assert "event=heartbeat_failed" in caplog.text

@@ -67,7 +67,7 @@ def objectness_targets(raw: list[torch.Tensor], targets: Targets, head: DetectHe
 
 
 def values(parts: dict[str, torch.Tensor]) -> tuple[float, float, float]:
-    return parts["box"].item(), parts["objectness"].item(), parts["classes"].item()
+    return parts["box"].item(), parts["objectness"].item(), parts["cls"].item()
 
 
 def test_perfect_predictions_cost_nothing():
@@ -162,7 +162,7 @@ def test_the_class_gain_shrinks_with_the_number_of_classes_down_to_thirty(classe
     head = make_head(classes)
     boxes = Targets(BOXES.images, BOXES.labels.clamp(max=1), BOXES.boxes_cxcywh)
     parts = detection_loss(raw_zeros(head), boxes, head, LossConfig())
-    assert parts["classes"].item() == pytest.approx(math.log(2) * 2 * 0.3 * 3 / 2 * counted / 80, rel=1e-5)
+    assert parts["cls"].item() == pytest.approx(math.log(2) * 2 * 0.3 * 3 / 2 * counted / 80, rel=1e-5)
 
 
 def test_a_single_class_has_nothing_to_tell_apart():
@@ -171,14 +171,14 @@ def test_a_single_class_has_nothing_to_tell_apart():
     boxes = Targets(BOXES.images, torch.zeros(3, dtype=torch.long), BOXES.boxes_cxcywh)
     parts = detection_loss(raw, boxes, head, LossConfig())
     sum(parts.values()).backward()
-    assert parts["classes"].item() == 0
+    assert parts["cls"].item() == 0
     assert all(level.grad is not None and (level.grad[..., 5] == 0).all() for level in raw)
 
 
 def test_the_gains_scale_their_parts():
     head = make_head()
-    plain = values(detection_loss(raw_zeros(head), BOXES, head, LossConfig(box=0.05, objectness=0.7, classes=0.3)))
-    more = values(detection_loss(raw_zeros(head), BOXES, head, LossConfig(box=0.1, objectness=2.1, classes=1.2)))
+    plain = values(detection_loss(raw_zeros(head), BOXES, head, LossConfig(box=0.05, objectness=0.7, cls=0.3)))
+    more = values(detection_loss(raw_zeros(head), BOXES, head, LossConfig(box=0.1, objectness=2.1, cls=1.2)))
     assert [b / a for a, b in zip(plain, more, strict=True)] == pytest.approx([2, 3, 4], rel=1e-5)
 
 

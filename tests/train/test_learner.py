@@ -108,7 +108,7 @@ def test_too_many_gradients_in_a_row_that_are_not_finite_end_the_run(make_learne
 
 
 def test_a_huge_gradient_is_clipped(make_learner):
-    learner = make_learner(loss=LossConfig(box=1e6, objectness=1e6, classes=1e6), lr=0.01, clip_norm=1.0, weight_decay=0.0, momentum=0.5)
+    learner = make_learner(loss=LossConfig(box=1e6, objectness=1e6, cls=1e6), lr=0.01, clip_norm=1.0, weight_decay=0.0, momentum=0.5)
     before = weights(learner)
     learner.learn(IMAGES, TARGETS, must_update=True)
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, weights(learner), strict=True)]).norm().item()

@@ -15,7 +15,7 @@ from yolor_ray.train.elastic.monitor import ClusterMonitor, RemoteStopSignal
 
 @pytest.fixture
 def at(monkeypatch, request) -> Callable[[float, int], str]:
-    """Return what a watch over two workers of two to four says at a time with such free room; the parameter is how often it has grown."""
+    """Return what a watch over two workers of two to four says at a time with such free room; the parameter is how often it has scale_ups."""
     clock, free = [0.0], [0]
     monkeypatch.setattr(monitor.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(monitor, "room", lambda cluster: free[0])
@@ -23,7 +23,7 @@ def at(monkeypatch, request) -> Callable[[float, int], str]:
 
     def look(second: float, room: int) -> str:
         clock[0], free[0] = second, room
-        return looking._coming()
+        return looking._scale_up_reason()
 
     return look
 
@@ -67,4 +67,4 @@ def test_a_worker_whose_driver_is_gone_asks_no_more(monkeypatch, caplog) -> None
     notice = RemoteStopSignal(SimpleNamespace(reason=SimpleNamespace(remote=lambda: None)))
     notice()
     notice._asking.join(5)
-    assert not notice._asking.is_alive() and "event=post_gone" in caplog.text
+    assert not notice._asking.is_alive() and "event=stop_signal_unreachable" in caplog.text

@@ -30,7 +30,7 @@ def test_only_convolution_weights_decay(make_learner):
 
 
 def test_the_learning_rate_follows_the_published_cosine():
-    schedule = Schedule(OptimConfig(epochs=450, final_lr=0.2), steps_per_epoch=1)
+    schedule = Schedule(OptimConfig(epochs=450, final_lr_ratio=0.2), steps_per_epoch=1)
     assert schedule.decay(0) == 1.0
     assert schedule.decay(299) == pytest.approx(0.4024, abs=5e-5)
     assert schedule.decay(450) == pytest.approx(0.2)

@@ -42,10 +42,10 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         network=NetworkConfig(stem="reorg", stem_width=16, widths=(32, 48, 64), depths=(1, 1, 1), levels=2, neck_depth=1, tasks=TASKS),
         data=DataConfig(train=url, val=url, image_px=SIDE),
         augment=AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0),
-        loss=LossConfig(box=0.2, classes=2.0, segment=1.0, anchor_ratio=3.0),
-        optim=OptimConfig(epochs=300, batch=8, nominal_batch=8, lr=0.03, final_lr=0.05, warmup_epochs=10),
-        cluster=ClusterConfig(threads=1),
-        run=RunConfig(storage=str(folder / "runs"), validate_every=75, checkpoint_every=1000),
+        loss=LossConfig(box=0.2, cls=2.0, segment=1.0, anchor_ratio=3.0),
+        optim=OptimConfig(epochs=300, batch=8, nominal_batch=8, lr=0.03, final_lr_ratio=0.05, warmup_epochs=10),
+        cluster=ClusterConfig(compute_threads=1),
+        run=RunConfig(storage=str(folder / "runs"), validate_epochs=75, checkpoint_epochs=1000),
     )
     threads = torch.get_num_threads()
     metrics = train(config)["metrics"]

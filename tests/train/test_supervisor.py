@@ -40,8 +40,8 @@ def lives(run: Path, *ends: object) -> tuple[list[tuple[int, str]], Callable]:
     told: list[tuple[int, str]] = []
     left = list(ends)
 
-    def fit(job: TrainContext, workers: int, post: object) -> object:
-        told.append((workers, job.after))
+    def fit(context: TrainContext, workers: int, post: object) -> object:
+        told.append((workers, context.restart_reason))
         end = left.pop(0)
         if isinstance(end, int):
             manifest.publish(str(run / "checkpoints" / f"{end:09d}-0001"), {})
@@ -74,7 +74,7 @@ def test_losses_without_a_checkpoint_between_them_end_the_run(tmp_path: Path, cl
 
 
 def test_checkpoints_that_never_become_whole_do_not_count(tmp_path: Path, cluster: list[int]) -> None:
-    def fit(job: TrainContext, workers: int, post: object) -> object:
+    def fit(context: TrainContext, workers: int, post: object) -> object:
         (tmp_path / "checkpoints" / f"{len(list(tmp_path.rglob('*'))):09d}-0001").mkdir(parents=True)
         raise LOST
 
@@ -88,7 +88,7 @@ def test_a_run_that_gets_on_between_its_losses_goes_on_for_ever(tmp_path: Path, 
     assert len(told) == 5
 
 
-def test_a_life_that_was_asked_to_end_is_no_failure(tmp_path: Path, cluster: list[int]) -> None:
+def test_a_life_that_was_stop_requested_is_no_failure(tmp_path: Path, cluster: list[int]) -> None:
     told, fit = lives(tmp_path, *[TrainOutcome.STOPPED] * 4, TrainOutcome.DONE)
     assert supervisor.run_with_restarts(job(tmp_path, max_failures=0), fit, never_stop) is TrainOutcome.DONE
     assert [after for _, after in told] == ["", *["node abc is about to leave"] * 4]

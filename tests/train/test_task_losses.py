@@ -159,7 +159,7 @@ def test_an_object_without_a_mask_teaches_none(network):
 @pytest.mark.parametrize("targets", [TARGETS, NOTHING], ids=["annotated", "nothing annotated"])
 def test_every_parameter_gets_a_finite_gradient_whatever_is_annotated(network, targets):
     parts = loss_parts(network(torch.rand(2, 3, SIDE, SIDE)), targets, network, LossConfig())
-    assert list(parts) == ["box", "objectness", "classes", "classify", "embed", "segment", "pose"]
+    assert list(parts) == ["box", "objectness", "cls", "classify", "embed", "segment", "pose"]
     sum(parts.values()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name

@@ -36,10 +36,10 @@ def tiny_run(folder: Path, name: str, **run: object) -> TrainConfig:
     return TrainConfig(
         network=TINY,
         data=DataConfig(train="scenes:21", val="scenes:5", image_px=64),
-        augment=AugmentConfig(mixup=0.3, multi_scale=0.3, plain_epochs=1),
+        augment=AugmentConfig(mixup=0.3, multi_scale=0.3, close_mosaic_epochs=1),
         optim=OptimConfig(epochs=3, batch=4, nominal_batch=8),
-        cluster=ClusterConfig(threads=1),
-        run=RunConfig(storage=str(folder), name=name, validate_every=2, checkpoint_every=1, **run),
+        cluster=ClusterConfig(compute_threads=1),
+        run=RunConfig(storage=str(folder), name=name, validate_epochs=2, checkpoint_epochs=1, **run),
     )
 
 
@@ -151,9 +151,9 @@ def test_what_cannot_be_written_before_the_last_epoch_does_not_end_training(fold
 
 
 def test_a_folder_that_a_worker_does_not_see_is_told_before_training(folder: Path) -> None:
-    job = prepare(tiny_run(folder, "elsewhere"), str(folder / "elsewhere"))
+    context = prepare(tiny_run(folder, "elsewhere"), str(folder / "elsewhere"))
     with pytest.raises(ConfigError, match=r"run\.storage: found no config\.json in .*elsewhere on a worker's node, expected"):
-        run_in_process(job)
+        run_in_process(context)
 
 
 def test_each_epoch_tells_that_it_learned_from_every_record(whole: Path) -> None:

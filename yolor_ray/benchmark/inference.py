@@ -44,7 +44,7 @@ def inference(config: InferenceConfig) -> dict[str, Any]:
 
     Ratios are of speeds, medians over rounds of what was measured in the same round; spreads are (largest - smallest) / median.
     """
-    torch.set_num_threads(config.threads or available_cores())
+    torch.set_num_threads(config.compute_threads or available_cores())
     device = _device(config)
     before = machine()
     network, info = _subject(config)

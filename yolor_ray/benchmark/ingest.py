@@ -31,8 +31,8 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     Ratios are medians over rounds; spreads are (largest - smallest) / median.
     """
     run = storage.absolute(storage.join(config.train.run.storage, f"benchmark-{uuid.uuid4().hex[:8]}"))
-    job = prepare(_steady(config), run)
-    found = _measure(job, config)
+    context = prepare(_steady(config), run)
+    found = _measure(context, config)
     rounds = found["rounds"]
     for number, row in enumerate(rounds, start=1):
         logger.info("event=round number=%d %s", number, " ".join(f"{name}={value:.4g}" for name, value in row.items()))
@@ -42,7 +42,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
         "spreads": {name: spread([row[name] for row in rounds]) for name in ("ingest", "step", "whole")},
         "first_batch_s": statistics.median(row["first_batch_s"] for row in rounds),
         "rounds": rounds,
-        "settings": {**_settings(job, config.train), "steps": found["steps"], "parameters": found["parameters"]},
+        "settings": {**_settings(context, config.train), "steps": found["steps"], "parameters": found["parameters"]},
         "machine": found["machine"],
     }
 
@@ -60,24 +60,24 @@ def _ratios(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "ratio_spread": spread(ratios), "shared_ratio": statistics.median(shared)}
 
 
-def _settings(job: TrainContext, train: TrainConfig) -> dict[str, Any]:
+def _settings(context: TrainContext, train: TrainConfig) -> dict[str, Any]:
     return {
         "data": train.data.train,
-        "images": job.train.images,
-        "dataset_mb": round(sum(shard.bytes for shard in job.train.shards) / 1e6, 1),
+        "images": context.train.images,
+        "dataset_mb": round(sum(shard.bytes for shard in context.train.shards) / 1e6, 1),
         "image_px": train.data.image_px,
         "batch": train.optim.batch,
         "workers": train.cluster.worker_range[1],
-        "decode_threads": train.data.threads,
+        "decode_threads": train.data.decode_threads,
     }
 
 
-def _measure(job: TrainContext, config: IngestConfig) -> dict[str, Any]:
+def _measure(context: TrainContext, config: IngestConfig) -> dict[str, Any]:
     """Measure on the workers that training would run on."""
     work = functools.partial(measure, rounds=config.rounds, limit=config.steps)
     if config.train.cluster.worker_range[1] == 0:
-        return run_in_process(job, work)
+        return run_in_process(context, work)
     try:
-        return run_on_workers(job, work)
+        return run_on_workers(context, work)
     finally:
-        storage.delete(job.run)
+        storage.delete(context.run)

@@ -30,8 +30,8 @@ KEPT_BATCHES = 8
 class Bench:
     """Hold what the measures share."""
 
-    job: TrainContext
-    team: DistContext
+    context: TrainContext
+    dist_context: DistContext
     learner: Learner
     loader: Loader
     limit: int
@@ -47,10 +47,12 @@ class Bench:
     def epoch(self) -> Iterator[Batch]:
         """Begin another epoch and yield its batches."""
         started = time.perf_counter()
-        windows = windows_of(self.job, self.epochs)
-        nothing_seen = np.zeros(self.job.train.images, bool)
-        team, batch_size = self.team, self.job.config.optim.batch
-        steps = steps_of(windows, nothing_seen, rank=team.rank, world=team.world, batch=batch_size)[: self.limit or None]
+        windows = windows_of(self.context, self.epochs)
+        nothing_seen = np.zeros(self.context.train.images, bool)
+        dist_context, batch_size = self.dist_context, self.context.config.optim.batch
+        steps = steps_of(windows, nothing_seen, rank=dist_context.rank, world_size=dist_context.world_size, batch=batch_size)[
+            : self.limit or None
+        ]
         self.steps, self.epochs = len(steps), self.epochs + 1
         for number, batch in enumerate(self.loader.epoch(windows, steps, epoch=self.epochs - 1)):
             if number == 0:
@@ -85,30 +87,30 @@ class Bench:
         for number, (pixels, targets) in enumerate(batches, start=1):
             self.learner.learn(pixels, targets, must_update=number == self.steps)
             images += len(pixels)
-        if self.team.device.type == "cuda":
+        if self.dist_context.device.type == "cuda":
             torch.cuda.synchronize()
         return images
 
     def rate(self, work: Callable[[], int]) -> float:
         """Return images/s of all workers, which begin together; the slowest one counts."""
-        self.team.gather(None)
+        self.dist_context.gather(None)
         started = time.perf_counter()
         images = work()
         seconds = time.perf_counter() - started
-        return sum(self.team.gather(images)) / max(self.team.gather(seconds))
+        return sum(self.dist_context.gather(images)) / max(self.dist_context.gather(seconds))
 
 
-def measure(job: TrainContext, team: DistContext, report: Report, *, rounds: int, limit: int) -> dict[str, Any]:
+def measure(context: TrainContext, dist_context: DistContext, report: Report, *, rounds: int, limit: int) -> dict[str, Any]:
     """Return the rates of every round, in images/s over all workers, and the machine of this worker."""
-    learner = make_learner(job, team)
-    loader = make_loader(job)
+    learner = make_learner(context, dist_context)
+    loader = make_loader(context)
     found = []
     with closing(loader):
-        bench = Bench(job, team, learner, loader, limit)
+        bench = Bench(context, dist_context, learner, loader, limit)
         before = machine()
         bench.keep()
         for _ in range(rounds):
             row = {"ingest": bench.rate(bench.ingest), "step": bench.rate(bench.step), "whole": bench.rate(bench.whole)}
-            found.append({**row, "first_batch_s": max(team.gather(bench.first_batch_s))})
+            found.append({**row, "first_batch_s": max(dist_context.gather(bench.first_batch_s))})
     parameters = sum(p.numel() for p in learner.network.parameters())
     return {"rounds": found, "steps": bench.steps, "parameters": parameters, "machine": before}

@@ -22,7 +22,7 @@ CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """What a cluster's head answers to anyone who may ask it anything, and to nobody else."""
 
 
-def check_access(address: str, allow_open: bool = False) -> None:
+def check_access(address: str, allow_unauthenticated: bool = False) -> None:
     """Refuse a cluster that does not answer, that refuses this process, or, unless allowed, that lets everyone in.
 
     The cluster itself is asked, without a token: what this process has in RAY_AUTH_MODE says nothing about it, because an open
@@ -30,7 +30,7 @@ def check_access(address: str, allow_open: bool = False) -> None:
 
     Args:
         address: what RAY_ADDRESS holds, HOST:PORT or `auto`.
-        allow_open: only warn of an open cluster.
+        allow_unauthenticated: only warn of an open cluster.
 
     Raises:
         ConfigError: no cluster answers there, it refuses this process's token or there is none, or it is open to everyone.
@@ -39,10 +39,10 @@ def check_access(address: str, allow_open: bool = False) -> None:
     head = None if address.startswith("ray://") else _head(address)
     # Ray Client has a server of its own, which answers strangers whatever the cluster does.
     found = "Ray Client, which cannot tell whether the cluster asks for a token" if head is None else _how_open(head, address)
-    if found and not allow_open:
+    if found and not allow_unauthenticated:
         raise ConfigError(
             f"RAY_ADDRESS: found {found} at {address!r}, expected token authentication: start Ray on every node with "
-            "RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN (`openssl rand -hex 32`), export both here, or say --cluster.allow_open"
+            "RAY_AUTH_MODE=token and one RAY_AUTH_TOKEN (`openssl rand -hex 32`), export both here, or say --cluster.allow_unauthenticated"
         )
     if found:
         log.warning("event=open_cluster address=%s found=%r", address, found)

@@ -21,14 +21,14 @@ WORKER_ENVIRONMENT = {
 local workers inherit them, those of a cluster have their own."""
 
 
-def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: bool = False, allow_open: bool = False) -> None:
+def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: bool = False, allow_unauthenticated: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine; does nothing when that is done already.
 
     Args:
         log_to_driver: show what workers print in this process too.
         cpus: logical CPUs of a Ray that is started here; None takes the machine's.
         dashboard: let a Ray that is started here have its dashboard, on loopback; Ray Train asks it whether workers live.
-        allow_open: join a cluster that asks nobody for a token with a warning instead of refusing it.
+        allow_unauthenticated: join a cluster that asks nobody for a token with a warning instead of refusing it.
 
     Raises:
         ConfigError: no cluster answers at RAY_ADDRESS, it refuses this process's token or there is none, or it is open to everyone.
@@ -43,7 +43,7 @@ def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: b
     }
     address = os.environ.get("RAY_ADDRESS", "local")
     if address not in ("", "local"):
-        check_access(address, allow_open)
+        check_access(address, allow_unauthenticated)
         ray.init(**options)
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

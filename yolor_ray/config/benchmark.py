@@ -51,7 +51,7 @@ class InferenceConfig:
     """Images per forward pass, each 1 or more; all are measured."""
     rounds: int = 5
     """Times that all forms are measured in turn, 1 or more."""
-    threads: int = 0
+    compute_threads: int = 0
     """Compute threads; 0 takes every core."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the served form may compute in; everything else computes in float32."""
@@ -61,7 +61,7 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         check(len(self.batches) > 0 and min(self.batches) >= 1, "batches", self.batches, "one number or more, each 1 or more")
-        for name, least in (("rounds", 1), ("threads", 0), ("image_px", 0)):
+        for name, least in (("rounds", 1), ("compute_threads", 0), ("image_px", 0)):
             check(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
 
 

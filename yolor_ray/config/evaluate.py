@@ -18,7 +18,7 @@ class EvaluateConfig:
     """URL of a COCO annotation file; goes with results, and no network is run."""
     results: str = ""
     """URL of a COCO results file."""
-    kind: Literal["bbox", "segm", "keypoints"] = "bbox"
+    iou_type: Literal["bbox", "segm", "keypoints"] = "bbox"
     """What of truth and results is compared."""
     image_px: int = 0
     """Side of the network input, pixels, a multiple of 32; 0 takes the size it was trained at."""
@@ -26,7 +26,7 @@ class EvaluateConfig:
     """Images per forward pass, 1 or more; the end of a row group ends a batch."""
     workers: int = 0
     """Processes that predict: 0 = in this process, N = that many Ray tasks."""
-    threads: int = 2
+    decode_threads: int = 2
     """Decode threads beside each worker, 1 or more."""
     gpu: bool = False
     """One GPU per worker."""
@@ -41,5 +41,5 @@ class EvaluateConfig:
         pairs = {"weights", "data"}, {"truth", "results"}
         check(given in pairs, "evaluate", " and ".join(sorted(given)) or "neither", "weights and data, or truth and results")
         check(self.image_px >= 0 and self.image_px % 32 == 0, "image_px", self.image_px, "0 or a multiple of 32")
-        for name, least in (("batch", 1), ("workers", 0), ("threads", 1)):
+        for name, least in (("batch", 1), ("workers", 0), ("decode_threads", 1)):
             check(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")

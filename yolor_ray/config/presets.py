@@ -49,7 +49,7 @@ D6 = replace(E6, depths=(3, 15, 15, 7, 7))
 
 AUGMENT_640 = AugmentConfig(scale=0.9, multi_scale=0.5)
 AUGMENT_1280 = AugmentConfig(translate=0.5, scale=0.5, multi_scale=0.5)
-LOSS_1280 = LossConfig(classes=0.5, objectness=1.0)
+LOSS_1280 = LossConfig(cls=0.5, objectness=1.0)
 
 
 def _large(network: NetworkConfig) -> TrainConfig:
@@ -62,13 +62,13 @@ PRESETS = {
         network=NANO,
         data=DataConfig(train="scenes:320", val="scenes:80", image_px=256),
         optim=OptimConfig(epochs=36, batch=8, nominal_batch=8),
-        run=RunConfig(name="demo", validate_every=9),
+        run=RunConfig(name="demo", validate_epochs=9),
     ),
     "demo-tasks": TrainConfig(
         network=replace(NANO, tasks=("detect", "classify", "embed", "segment", "pose")),
         data=DataConfig(train="scenes:320", val="scenes:80", image_px=256),
         optim=OptimConfig(epochs=36, batch=8, nominal_batch=8),
-        run=RunConfig(name="demo-tasks", validate_every=9),
+        run=RunConfig(name="demo-tasks", validate_epochs=9),
     ),
     "nano": TrainConfig(network=NANO, data=DataConfig(image_px=416), optim=OptimConfig(nominal_batch=16)),
     "small": TrainConfig(network=SMALL, data=DataConfig(image_px=640)),

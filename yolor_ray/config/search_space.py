@@ -16,10 +16,10 @@ RECIPE = (
     "optim.lr=1e-3..1e-1",
     "optim.weight_decay=1e-5..1e-3",
     "optim.momentum=0.8..0.98",
-    "optim.final_lr=0.01..0.5",
+    "optim.final_lr_ratio=0.01..0.5",
     "loss.box=0.02..0.2",
     "loss.objectness=0.2..2",
-    "loss.classes=0.1..1",
+    "loss.cls=0.1..1",
     "loss.anchor_ratio=2..8",
     "network.anchors_per_level=2,3,4",
     "augment.scale=0..0.9",
@@ -38,7 +38,7 @@ REFUSED = {
     "run.seed": "a seed is noise and no setting; an ablation repeats everything with --seeds",
     "run.": "it does not change what is learned",
     "cluster.": "it does not change what is learned",
-    "data.threads": "it does not change what is learned",
+    "data.decode_threads": "it does not change what is learned",
     "data.val": "trials are compared on the same images",
 }
 """What no study varies, by the start of the name, and why."""

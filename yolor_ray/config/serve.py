@@ -32,7 +32,7 @@ class ServeConfig:
     """GPUs that each replica reserves; a fraction lets replicas share one."""
     cpus_per_replica: float = 1.0
     """Logical CPUs that each replica reserves."""
-    threads: int = 1
+    compute_threads: int = 1
     """Compute threads per replica without a GPU, 1 or more."""
     decode_threads: int = 2
     """Threads per replica that decode images beside the network, and as many that make masks, 1 or more."""
@@ -62,7 +62,7 @@ class ServeConfig:
         check(0 < self.iou <= 1, "iou", self.iou, "over 0, up to 1")
         check(1 <= self.max_detections <= 1000, "max_detections", self.max_detections, "1 to 1000")
         check(1 <= self.min_replicas <= self.max_replicas, "min_replicas", self.min_replicas, f"1 to max_replicas, {self.max_replicas}")
-        for name in ("threads", "decode_threads", "max_batch"):
+        for name in ("compute_threads", "decode_threads", "max_batch"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("gpus_per_replica", "cpus_per_replica", "batch_wait_ms", "max_queued"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

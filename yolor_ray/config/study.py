@@ -32,7 +32,7 @@ class AblationConfig:
     """Repeats of each, with run.seed and the numbers after it; 1 or more, and 2 or more to know the noise. More may be added later."""
     search: SearchArguments = ()
     """One more dimension, such as `optim.lr=1e-2,2e-2`; may be given several times. Each combination has a baseline of its own."""
-    concurrent: int = 0
+    max_concurrent_trials: int = 0
     """Most trials at a time; 0 takes as many as the cluster has room for at the start."""
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class AblationConfig:
         implicit = "the study's own: --variants says which implicit knowledge is trained"
         check(self.train.network.implicit == PLAIN, "network.implicit", self.train.network.implicit, implicit)
         check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
-        check(self.concurrent >= 0, "concurrent", self.concurrent, "0 or more")
+        check(self.max_concurrent_trials >= 0, "max_concurrent_trials", self.max_concurrent_trials, "0 or more")
         check(len(set(self.variants)) == len(self.variants), "variants", self.variants, "each name once")
         ablation_choices(self.train, self.search)
 
@@ -63,14 +63,14 @@ class SearchConfig:
     """What stops trials: `asha` keeps the best third at 1/9 and 1/3 of the epochs, `median` stops what is under the others' median."""
     search: SearchArguments = ()
     """Further or other dimensions: a range `optim.lr=1e-3..1e-1`, a choice `optim.batch=8,16`, or one value, which is then fixed."""
-    concurrent: int = 0
+    max_concurrent_trials: int = 0
     """Most trials at a time; 0 takes as many as the cluster has room for at the start."""
 
     def __post_init__(self) -> None:
         """Check ranges and the search space."""
         _check_free(self.train)
         check(self.trials >= 1, "trials", self.trials, "1 or more")
-        check(self.concurrent >= 0, "concurrent", self.concurrent, "0 or more")
+        check(self.max_concurrent_trials >= 0, "max_concurrent_trials", self.max_concurrent_trials, "0 or more")
         search_space(self.train, self.search)
 
 
@@ -83,7 +83,7 @@ class TasksConfig:
     or if it names detect alone, all that both data sets are annotated for; network.implicit is the implicit knowledge that is tried."""
     seeds: int = 3
     """Repeats of each, with run.seed and the numbers after it; 1 or more, and 2 or more to know the noise. More may be added later."""
-    concurrent: int = 0
+    max_concurrent_trials: int = 0
     """Most trials at a time; 0 takes as many as the cluster has room for at the start."""
 
     def __post_init__(self) -> None:
@@ -92,17 +92,17 @@ class TasksConfig:
         implicit = "some: one form has it, and the others have none"
         check(self.train.network.implicit != PLAIN, "network.implicit", self.train.network.implicit, implicit)
         check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
-        check(self.concurrent >= 0, "concurrent", self.concurrent, "0 or more")
+        check(self.max_concurrent_trials >= 0, "max_concurrent_trials", self.max_concurrent_trials, "0 or more")
 
 
 def _check_free(train: TrainConfig) -> None:
-    expected = f"{RunConfig.validate_every}: a study says itself when its trials are validated"
-    check(train.run.validate_every == RunConfig.validate_every, "run.validate_every", train.run.validate_every, expected)
+    expected = f"{RunConfig.validate_epochs}: a study says itself when its trials are validated"
+    check(train.run.validate_epochs == RunConfig.validate_epochs, "run.validate_epochs", train.run.validate_epochs, expected)
 
 
 def _of_preset(kind: str, preset: TrainConfig) -> TrainConfig:
     """Return a preset as what a study varies, named after the study."""
-    return replace(preset, run=replace(preset.run, name=kind, validate_every=RunConfig.validate_every))
+    return replace(preset, run=replace(preset.run, name=kind, validate_epochs=RunConfig.validate_epochs))
 
 
 def _ablation(preset: TrainConfig) -> AblationConfig:

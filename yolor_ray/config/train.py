@@ -16,12 +16,12 @@ class DataConfig:
     """URL of the packed validation set, or several separated by commas; `scenes:N` makes N other built-in scenes."""
     image_px: int = 640
     """Side of the square network input, pixels; a multiple of the coarsest stride."""
-    threads: int = 1
+    decode_threads: int = 1
     """Decode and augmentation threads beside each worker, 1 or more."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check(self.threads >= 1, "data.threads", self.threads, "1 or more")
+        check(self.decode_threads >= 1, "data.decode_threads", self.decode_threads, "1 or more")
         check(self.image_px >= 64 and self.image_px % 32 == 0, "data.image_px", self.image_px, "a multiple of 32, 64 or more")
 
 
@@ -51,7 +51,7 @@ class AugmentConfig:
     """Probability of an upside-down flip; 0.5 suits microscopes and aerial views."""
     multi_scale: float = 0.0
     """Batches are resized by a factor from 1 - x to 1 + x; 0.5 in the paper, 0 is fastest."""
-    plain_epochs: int = 0
+    close_mosaic_epochs: int = 0
     """Last epochs without mosaic and mixup, so that training ends on whole images."""
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class AugmentConfig:
             check(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1")
         for name in ("translate", "scale", "hue", "saturation", "value", "multi_scale"):
             check(0 <= getattr(self, name) < 1, f"augment.{name}", getattr(self, name), "0 or more and under 1")
-        for name in ("degrees", "plain_epochs"):
+        for name in ("degrees", "close_mosaic_epochs"):
             check(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "0 or more")
 
 
@@ -72,7 +72,7 @@ class LossConfig:
     """Gain of 1 - CIoU."""
     objectness: float = 0.7
     """Gain of the objectness BCE."""
-    classes: float = 0.3
+    cls: float = 0.3
     """Gain of the class BCE at 80 classes; scaled by the number of classes / 80, by no less than 30 / 80."""
     classify: float = 0.1
     """Gain of the BCE of image labels."""
@@ -87,7 +87,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("box", "objectness", "classes", "classify", "embed", "segment", "pose"):
+        for name in ("box", "objectness", "cls", "classify", "embed", "segment", "pose"):
             check(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "0 or more")
         check(self.anchor_ratio > 1, "loss.anchor_ratio", self.anchor_ratio, "more than 1")
 
@@ -106,7 +106,7 @@ class OptimConfig:
     """Gradients are accumulated to about this many images per optimizer step."""
     lr: float = 0.01
     """Peak learning rate."""
-    final_lr: float = 0.2
+    final_lr_ratio: float = 0.2
     """Learning rate at the end, as a fraction of the peak; cosine between."""
     momentum: float = 0.937
     """SGD momentum (Nesterov)."""
@@ -128,7 +128,7 @@ class OptimConfig:
         for name in ("weight_decay", "warmup_epochs"):
             check(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
         check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 or more and under 1")
-        check(0 < self.final_lr <= 1, "optim.final_lr", self.final_lr, "over 0, up to 1")
+        check(0 < self.final_lr_ratio <= 1, "optim.final_lr_ratio", self.final_lr_ratio, "over 0, up to 1")
         check(0 < self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "between 0 and 1")
 
 
@@ -142,16 +142,16 @@ class ClusterConfig:
     """One GPU per worker."""
     cpus_per_worker: float = 0.5
     """Logical CPUs that Ray reserves per worker without a GPU; under 1 leaves room for reading."""
-    threads: int = 0
+    compute_threads: int = 0
     """Compute threads per worker without a GPU; 0 shares the machine's cores evenly."""
     max_failures: int = 3
     """Restarts after lost workers, in a row and without a new checkpoint between them, before the run gives up."""
-    allow_open: bool = False
+    allow_unauthenticated: bool = False
     """Join a cluster though it has no token authentication, so that whoever reaches it can run code on it."""
 
     def __post_init__(self) -> None:
         """Check the worker range."""
-        for name in ("cpus_per_worker", "threads", "max_failures"):
+        for name in ("cpus_per_worker", "compute_threads", "max_failures"):
             check(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "0 or more")
         low, high = self.worker_range
         check(0 <= low <= high and (low > 0 or high == 0), "cluster.workers", self.workers, "N or MIN-MAX, such as 2 or 1-4")
@@ -174,9 +174,9 @@ class RunConfig:
     """Name of the run; the same storage and name again resumes it."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
-    validate_every: int = 10
+    validate_epochs: int = 10
     """Epochs between validations; the last epoch always validates."""
-    checkpoint_every: int = 10
+    checkpoint_epochs: int = 10
     """Epochs between checkpoints; the last epoch always writes one."""
     checkpoint_steps: int = 0
     """Steps between checkpoints, also inside an epoch; 0 counts none."""
@@ -185,7 +185,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("validate_every", "checkpoint_every"):
+        for name in ("validate_epochs", "checkpoint_epochs"):
             check(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "1 or more")
         for name in ("checkpoint_steps", "checkpoint_minutes"):
             check(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "0 or more")

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Return COCO's numbers by name, beside those of further tasks, `images`, `weights` and `data` when a network was run."""
     if config.truth:
-        return dict(coco.score_files(config.truth, config.results, config.kind))
+        return dict(coco.score_files(config.truth, config.results, config.iou_type))
     with resolve_dataset_urls(config.data) as data_url:
         return _evaluate(config, open_datasets(data_url))
 
@@ -81,7 +81,7 @@ def _predict(
     if config.gpu and not torch.cuda.is_available():
         raise ConfigError("gpu: found no CUDA device in this process, expected one; leave --gpu out to use the CPU")
     detect = _detector(network.to("cuda" if config.gpu else "cpu"), info, config.precision)
-    return predict_groups(detect, dataset, groups, info.image_px, config.batch, config.threads)
+    return predict_groups(detect, dataset, groups, info.image_px, config.batch, config.decode_threads)
 
 
 def _detector(network: Yolor, info: WeightsInfo, precision: Precision) -> Detect:
@@ -98,7 +98,7 @@ def _predict_share(config: EvaluateConfig, dataset: Dataset, groups: Sequence[Ro
 
 
 def _predict_by_ray(config: EvaluateConfig, dataset: Dataset) -> Iterator[dict[int, ImageDetections]]:
-    start_ray(allow_open=True)
+    start_ray(allow_unauthenticated=True)
     # Workers may run in another folder.
     config = replace(config, weights=absolute(config.weights))
     task: Any = ray.remote(num_cpus=1, num_gpus=int(config.gpu), max_retries=3)(_predict_share)

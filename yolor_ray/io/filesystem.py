@@ -111,7 +111,7 @@ def attempt(url: str, verb: str, action: Callable[[], Result]) -> Result:
     Failures of S3 that may pass are tried again, for how long `retries` says; those of local files are not. `action` gets its
     filesystem anew each time, as renewed credentials come with another one.
     """
-    patience = RetryBudget(known=_bucket_of(url) in _reachable_buckets)
+    patience = RetryBudget(reachable=_bucket_of(url) in _reachable_buckets)
     while True:
         try:
             answer = action()
@@ -125,7 +125,7 @@ def attempt(url: str, verb: str, action: Callable[[], Result]) -> Result:
             if wait_s is None and isinstance(error, IntegrityError):
                 raise IntegrityError(f"{url}: {reason}") from None
             if wait_s is None:
-                raise StorageError(f"{url}: cannot {verb} it{patience.told()}: {reason}{advice(error)}") from None
+                raise StorageError(f"{url}: cannot {verb} it{patience.summary()}: {reason}{advice(error)}") from None
             if kind in (FailureKind.EXPIRED, FailureKind.REFUSED):
                 _s3.cache_clear()
             shown = "event=storage_retry url=%s attempt=%d wait_s=%.1f reason=%s"

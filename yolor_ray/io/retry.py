@@ -76,8 +76,8 @@ def advice(error: Exception) -> str:
 class RetryBudget:
     """Decide for one operation whether and when it is tried again."""
 
-    def __init__(self, known: bool) -> None:
-        self.known = known
+    def __init__(self, reachable: bool) -> None:
+        self.reachable = reachable
         """Whether the bucket answered before, in this process or another of the job."""
         self.failures: Counter[FailureKind] = Counter()
         self.started_s = time.monotonic()
@@ -91,13 +91,13 @@ class RetryBudget:
         self.failures[kind] += 1
         wait_s = random.uniform(0, min(WAIT_CAP_S, FIRST_WAIT_S * 2 ** (self.failures.total() - 1)))
         if kind is FailureKind.PASSING:
-            budget_s = BUDGET_S if self.known else NEW_BUCKET_BUDGET_S
+            budget_s = BUDGET_S if self.reachable else NEW_BUCKET_BUDGET_S
             return wait_s if now - self._failed_s + wait_s < budget_s else None
-        few = FEW_ATTEMPTS if self.known else 1
+        few = FEW_ATTEMPTS if self.reachable else 1
         allowed = {FailureKind.REFUSED: few, FailureKind.EXPIRED: few, FailureKind.DAMAGED: READ_ATTEMPTS, FailureKind.LASTING: 1}[kind]
         return wait_s if self.failures[kind] < allowed else None
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Return how often and how long it was tried, for the message; nothing after a single try."""
         tries = self.failures.total()
         return f" after {tries} attempts in {time.monotonic() - self.started_s:.0f} s" if tries > 1 else ""

@@ -125,9 +125,9 @@ class Yolor(nn.Module):
         self.head = DetectHead(config, classes, anchors)
         self.tasks = nn.ModuleDict({task: head(config, counts) for task, head in HEADS.items() if task in config.tasks})
         # Last of all, so that networks that differ in implicit knowledge alone start from the same explicit weights.
-        self.head.know(config.implicit)
+        self.head.add_implicit(config.implicit)
         for level in (module for module in self.tasks.modules() if isinstance(module, PredictionLevel)):
-            level.know(config.implicit)
+            level.add_implicit(config.implicit)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> dict[str, list[Tensor]]:
         """Return what each task's head says of images in 0..1, raw: `detect` has levels (B, A, rows, columns, F)."""

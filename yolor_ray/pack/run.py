@@ -161,7 +161,7 @@ def _build(plan: PackPlan, write: bool) -> Iterator[ShardResult]:
 
 
 def _by_ray(parts: Iterable[ShardTask], write: bool) -> Iterator[ShardResult]:
-    start_ray(allow_open=True)
+    start_ray(allow_unauthenticated=True)
     build: Any = ray.remote(num_cpus=1, max_retries=3)(build_shard)
     return as_they_finish([build.remote(part, write) for part in parts])
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 COLOURS = ("#2f8dff", "#ff9f0a", "#ff4d6d", "#1fc16b", "#b57bff", "#ff7ac6", "#00c2c7", "#c5d93b", "#9c6b4a", "#8ea2ff")
 CURVES = {
-    "Loss": ("loss", "box", "objectness", "classes", "classify", "embed", "segment", "pose"),
+    "Loss": ("loss", "box", "objectness", "cls", "classify", "embed", "segment", "pose"),
     "Accuracy": ("AP", "AP50", "classify/mAP", "embed/mAP", "segment/AP", "pose/AP"),
     "Learning rate": ("lr",),
     "Images per second": ("images_per_s",),

@@ -97,6 +97,6 @@ def _environment(settings: config.ServeConfig) -> dict[str, str]:
     """Keep freed image buffers in the process, and keep libraries from starting a thread per core."""
     return {
         **KEEP_MEMORY,
-        "OMP_NUM_THREADS": str(settings.threads),
-        "MKL_NUM_THREADS": str(settings.threads),
+        "OMP_NUM_THREADS": str(settings.compute_threads),
+        "MKL_NUM_THREADS": str(settings.compute_threads),
     }

@@ -86,7 +86,7 @@ class LocalEngine:
 
     def __init__(self, settings: config.ServeConfig, choose: Choose = choose_engine) -> None:
         """Load the weights, have the form that runs them chosen, and warm it up; raises WeightsError, StorageError or ConfigError."""
-        torch.set_num_threads(settings.threads)
+        torch.set_num_threads(settings.compute_threads)
         network, info = load_weights(settings.weights)
         self.info = replace(info, fused=True)
         self._device = torch.device("cuda" if settings.gpus_per_replica > 0 else "cpu")

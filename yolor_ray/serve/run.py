@@ -93,7 +93,7 @@ def _serve_in_cluster(settings: config.ServeConfig, url: str) -> NoReturn:
 
     from yolor_ray.cluster.access import check_access
 
-    check_access(os.environ["RAY_ADDRESS"], allow_open=True)
+    check_access(os.environ["RAY_ADDRESS"], allow_unauthenticated=True)
     ray.init(runtime_env=HIDE_SECRETS)
     _stop_on_signals()
     try:

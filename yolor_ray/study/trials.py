@@ -76,7 +76,7 @@ class TrialPlan:
     """What the study was told that each trial trains on."""
     count: int
     """Trials in all, for the time left."""
-    concurrent: int = 0
+    max_concurrent_trials: int = 0
     """Most at a time; 0 takes as many as there is room for."""
 
 
@@ -87,7 +87,7 @@ def start_cluster(cluster: ClusterConfig) -> None:
     # It misses the files that are switched off here.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     # Ray Train asks the dashboard whether a stopped trial's workers are gone, and frees what they held.
-    start_ray(log_to_driver=True, dashboard=cluster.worker_range[1] > 0, allow_open=cluster.allow_open)
+    start_ray(log_to_driver=True, dashboard=cluster.worker_range[1] > 0, allow_unauthenticated=cluster.allow_unauthenticated)
 
 
 def trial_cluster(cluster: ClusterConfig) -> ClusterConfig:
@@ -96,8 +96,8 @@ def trial_cluster(cluster: ClusterConfig) -> ClusterConfig:
     It keeps to the fewest workers, as the room for more is other trials'. It is retried as a whole, from its checkpoint: were its
     workers restarted as well, retries would multiply.
     """
-    threads = cluster.threads or int(cluster.worker_range[1] == 0)
-    return replace(cluster, workers=str(cluster.worker_range[0]), threads=threads, max_failures=0)
+    threads = cluster.compute_threads or int(cluster.worker_range[1] == 0)
+    return replace(cluster, workers=str(cluster.worker_range[0]), compute_threads=threads, max_failures=0)
 
 
 def shared_source(dataset: Dataset, cluster: ClusterConfig) -> Source | None:
@@ -122,7 +122,7 @@ def run_trials(
     """Train all trials of the space and return what became of them; one that fails again and again does not stop the others."""
     cluster = trial_cluster(plan.cluster)
     room = _schedulable_trials(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    at_a_time = min(room, plan.concurrent or room, plan.count)
+    at_a_time = min(room, plan.max_concurrent_trials or room, plan.count)
     logger.info("event=trials count=%d at_a_time=%d room=%d each='%s'", plan.count, at_a_time, room, _resources(cluster))
     trainable = tune.with_parameters(_trial, plan=plan, source=source)
     ledger = TrialLogger(plan, at_a_time)
@@ -192,7 +192,7 @@ def _resources(cluster: ClusterConfig) -> dict[str, float]:
     """Return what one trial's own process takes."""
     if cluster.worker_range[1] > 0:
         return {"CPU": DRIVER_CPUS}
-    return {"CPU": float(cluster.threads), **({"GPU": 1.0} if cluster.gpu else {})}
+    return {"CPU": float(cluster.compute_threads), **({"GPU": 1.0} if cluster.gpu else {})}
 
 
 def _schedulable_trials(cluster: ClusterConfig, nodes: Sequence[Mapping[str, float]]) -> int:

@@ -81,7 +81,7 @@ def check_start(pretrained: str) -> None:
         )
 
 
-def train_pending(train: TrainConfig, pending: Sequence[TrainConfig], concurrent: int) -> dict[str, str]:
+def train_pending(train: TrainConfig, pending: Sequence[TrainConfig], max_concurrent_trials: int) -> dict[str, str]:
     """Train what is left of the trials that vary `train`, and return why some failed, by the names of their runs."""
     if not pending:
         return {}
@@ -90,7 +90,7 @@ def train_pending(train: TrainConfig, pending: Sequence[TrainConfig], concurrent
     # With training sets as a dimension, each trial reads its own.
     same = all(one.data.train == shared.data.train for one in pending)
     source = shared_source(train_set, train.cluster) if same else None
-    plan = TrialPlan(lambda values: configs[values["trial"]], train.cluster, len(configs), concurrent)
+    plan = TrialPlan(lambda values: configs[values["trial"]], train.cluster, len(configs), max_concurrent_trials)
     outcomes = run_trials(plan, {"trial": tune.grid_search(list(configs))}, source)
     return {outcome.values["trial"]: outcome.reason for outcome in outcomes if outcome.reason}
 

@@ -42,13 +42,13 @@ class TrainContext:
     """Individuals of the training set, ascending, if the network is to tell them apart."""
     pretrained: str = ""
     """URL of the weights to start from, if any."""
-    notice: StopSignal = never_stop
+    stop_signal: StopSignal = never_stop
     """Tells the leading worker, or a process that trains alone, that training is to end."""
-    after: str = ""
+    restart_reason: str = ""
     """Why the life before this one ended, if that is known."""
 
     @property
-    def wanted(self) -> LabelSpec:
+    def label_spec(self) -> LabelSpec:
         """What training needs to know beside boxes."""
         tasks, train = self.config.network.tasks, self.train
         members = range(max(len(train.members), 1))
@@ -60,44 +60,44 @@ class TrainContext:
         )
 
 
-def make_learner(job: TrainContext, team: DistContext) -> Learner:
+def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
     """Build the network alike on every worker, and what trains it."""
-    config = job.config
+    config = context.config
     cv2.setNumThreads(0)
     torch.manual_seed(config.run.seed)
     network = Yolor(
         config.network,
-        len(job.train.classes),
-        torch.tensor(job.anchors),
-        image_classes=len(job.train.image_classes),
-        keypoints=len(job.train.keypoint_names),
-        identities=len(job.identities),
+        len(context.train.classes),
+        torch.tensor(context.anchors),
+        image_classes=len(context.train.image_classes),
+        keypoints=len(context.train.keypoint_names),
+        identities=len(context.identities),
     )
-    if team.device.type == "cuda" and team.world > 1:
+    if dist_context.device.type == "cuda" and dist_context.world_size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    network = network.to(team.device).train()
+    network = network.to(dist_context.device).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    steps = math.ceil(job.train.images / config.optim.batch)
-    return Learner(network, config, Schedule(config.optim, steps), team.wrap(network))
+    steps = math.ceil(context.train.images / config.optim.batch)
+    return Learner(network, config, Schedule(config.optim, steps), dist_context.wrap(network))
 
 
-def make_loader(job: TrainContext) -> Loader:
+def make_loader(context: TrainContext) -> Loader:
     """Return what makes the batches of a worker."""
-    config = job.config
+    config = context.config
     return Loader(
-        job.source,
+        context.source,
         image_px=config.data.image_px,
         augment=config.augment,
         seed=config.run.seed,
-        threads=config.data.threads,
-        wanted=job.wanted,
+        threads=config.data.decode_threads,
+        wanted=context.label_spec,
     )
 
 
-def windows_of(job: TrainContext, epoch: int) -> list[Window]:
+def windows_of(context: TrainContext, epoch: int) -> list[Window]:
     """Return the windows of an epoch."""
-    size = records_per_window(job.config.data.image_px, job.wanted)
-    return epoch_windows(job.train.row_groups, records_per_window=size, seed=job.config.run.seed, epoch=epoch)
+    size = records_per_window(context.config.data.image_px, context.label_spec)
+    return epoch_windows(context.train.row_groups, records_per_window=size, seed=context.config.run.seed, epoch=epoch)
 
 
 def targets_of(batch: Batch) -> Targets:

@@ -44,7 +44,7 @@ class TrainOutcome(enum.Enum):
 class StepDecision(enum.IntEnum):
     """Say what is to be done after an update; the highest of all workers' words counts."""
 
-    GO_ON = 0
+    CONTINUE = 0
     SAVE = 1
     STOP = 2
 
@@ -53,7 +53,7 @@ class StepDecision(enum.IntEnum):
 class RankZeroState:
     """Hold what the leading worker alone has: it writes the run's files."""
 
-    life: RunAttempt
+    attempt: RunAttempt
     board: RunLogger
     saver: AsyncCheckpointer
 
@@ -62,33 +62,39 @@ class RankZeroState:
 class _Training:
     """Hold what a worker trains with."""
 
-    job: TrainContext
-    team: DistContext
+    context: TrainContext
+    dist_context: DistContext
     learner: Learner
     loader: Loader
     progress: Progress
     leader: RankZeroState | None
 
 
-def train_loop(job: TrainContext, team: DistContext, report: Report) -> TrainOutcome:
+def train_loop(context: TrainContext, dist_context: DistContext, report: Report) -> TrainOutcome:
     """Train from the newest checkpoint, or from the start, to the last epoch, or until the job's notice asks to end."""
-    config = job.config
-    _check_folder(job.run)
+    config = context.config
+    _check_folder(context.run)
     with ExitStack() as stack:
-        life = stack.enter_context(RunAttempt(job.run, team.world, job.after)) if team.leads else None
-        learner = make_learner(job, team)
-        progress = resume(job.run, learner, Progress(job.train.digest, seen=np.zeros(job.train.images, bool)), team)
+        attempt = (
+            stack.enter_context(RunAttempt(context.run, dist_context.world_size, context.restart_reason))
+            if dist_context.is_rank_zero
+            else None
+        )
+        learner = make_learner(context, dist_context)
+        progress = resume(context.run, learner, Progress(context.train.digest, seen=np.zeros(context.train.images, bool)), dist_context)
         _report_again(progress, config.optim.epochs, report)
-        if learner.step == 0 and job.pretrained:
-            start_from(job.pretrained, learner, job.train)
-        loader = make_loader(job)
+        if learner.step == 0 and context.pretrained:
+            start_from(context.pretrained, learner, context.train)
+        loader = make_loader(context)
         stack.callback(loader.close)
-        training = _Training(job, team, learner, loader, progress, _make_rank_zero_state(job, life, learner, progress, stack))
+        training = _Training(
+            context, dist_context, learner, loader, progress, _make_rank_zero_state(context, attempt, learner, progress, stack)
+        )
         while progress.epoch < config.optim.epochs:
             row = _learn_epoch(training)
             if row is None:
                 return TrainOutcome.STOPPED
-            progress.epoch, progress.seen = progress.epoch + 1, np.zeros(job.train.images, bool)
+            progress.epoch, progress.seen = progress.epoch + 1, np.zeros(context.train.images, bool)
             _end_epoch(training, row, report)
             if progress.epoch < config.optim.epochs and _stop_between_epochs(training):
                 return TrainOutcome.STOPPED
@@ -103,14 +109,14 @@ def _check_folder(run: str) -> None:
 
 
 def _make_rank_zero_state(
-    job: TrainContext, life: RunAttempt | None, learner: Learner, progress: Progress, stack: ExitStack
+    context: TrainContext, attempt: RunAttempt | None, learner: Learner, progress: Progress, stack: ExitStack
 ) -> RankZeroState | None:
-    if life is None:
+    if attempt is None:
         return None
-    epochs = job.config.optim.epochs
-    saver = AsyncCheckpointer(job.run, job.config.run, epochs, life, learner.step)
+    epochs = context.config.optim.epochs
+    saver = AsyncCheckpointer(context.run, context.config.run, epochs, attempt, learner.step)
     stack.callback(saver.close)
-    return RankZeroState(life, stack.enter_context(RunLogger(job.run, progress.rows, epochs)), saver)
+    return RankZeroState(attempt, stack.enter_context(RunLogger(context.run, progress.rows, epochs)), saver)
 
 
 def _report_again(progress: Progress, epochs: int, report: Report) -> None:
@@ -122,14 +128,14 @@ def _report_again(progress: Progress, epochs: int, report: Report) -> None:
 
 def _end_epoch(training: _Training, row: dict[str, Any], report: Report) -> None:
     """Validate if it is time to, keep the best weights, show the epoch and write a checkpoint if one is due."""
-    job, progress, learner = training.job, training.progress, training.learner
-    config = job.config
+    context, progress, learner = training.context, training.progress, training.learner
+    config = context.config
     is_last = progress.epoch == config.optim.epochs
-    validates = progress.epoch % config.run.validate_every == 0 or is_last
-    found = validate(learner, job.val, config, training.team) if validates else None
+    validates = progress.epoch % config.run.validate_epochs == 0 or is_last
+    found = validate(learner, context.val, config, training.dist_context) if validates else None
     if leader := training.leader:
         if found:
-            leader.life.check()
+            leader.attempt.check()
             row |= found.measured.metrics
             _keep_best(training, leader, found, needed=is_last)
         leader.board.add(row, draw=validates)
@@ -142,57 +148,63 @@ def _end_epoch(training: _Training, row: dict[str, Any], report: Report) -> None
 def _keep_best(training: _Training, leader: RankZeroState, found: Validation, *, needed: bool) -> None:
     """Publish the weights if they are the best; if that cannot be done now and another validation follows, those before stay."""
     try:
-        keep_best(training.job, leader.life.row.life, training.learner, training.progress, found)
+        keep_best(training.context, leader.attempt.record.attempt, training.learner, training.progress, found)
     except StorageError as error:
         if needed:
             raise
-        logger.error("event=best_not_kept epoch=%d error='%s'", training.progress.epoch, error)
+        logger.error("event=best_weights_not_saved epoch=%d error='%s'", training.progress.epoch, error)
 
 
 def _learn_epoch(training: _Training) -> dict[str, Any] | None:
     """Learn from what is left of an epoch and return its metrics; None if it was asked to end before."""
-    job, team, learner, progress = training.job, training.team, training.learner, training.progress
-    windows = windows_of(job, progress.epoch)
-    steps = steps_of(windows, progress.seen, rank=team.rank, world=team.world, batch=job.config.optim.batch)
+    context, dist_context, learner, progress = training.context, training.dist_context, training.learner, training.progress
+    windows = windows_of(context, progress.epoch)
+    steps = steps_of(windows, progress.seen, rank=dist_context.rank, world_size=dist_context.world_size, batch=context.config.optim.batch)
     meter, ledger = EpochMeter(), Ledger(progress.seen)
     for number, (step, batch) in enumerate(zip(steps, _batches(training, windows, steps, meter), strict=True), start=1):
         is_last = number == len(steps)
         parts = learner.learn(torch.from_numpy(batch.images), targets_of(batch), must_update=is_last, weight=step.weight)
-        meter.add(parts, len(batch.images) * team.world)
+        meter.add(parts, len(batch.images) * dist_context.world_size)
         if step.weight > 0:
             ledger.take(step.records)
         _show(training, progress.epoch + number / len(steps), meter)
         if learner.settled and not is_last and _save_or_stop(training, ledger) is StepDecision.STOP:
             return None
-    ledger.merge(team.gather(ledger.own))
+    ledger.merge(dist_context.gather(ledger.own))
     lr = learner.optimizer.param_groups[0]["lr"]
     return {"epoch": progress.epoch + 1, "lr": lr, "records": ledger.close(), **meter.rates(), **meter.means()}
 
 
 def _batches(training: _Training, windows: list[Window], steps: list[Step], meter: EpochMeter) -> Any:
-    job, epoch = training.job, training.progress.epoch
-    plain = epoch >= job.config.optim.epochs - job.config.augment.plain_epochs
+    context, epoch = training.context, training.progress.epoch
+    plain = epoch >= context.config.optim.epochs - context.config.augment.close_mosaic_epochs
     return meter.timed(training.loader.epoch(windows, steps, epoch=epoch, plain=plain))
 
 
 def _show(training: _Training, epoch: float, meter: EpochMeter) -> None:
     if leader := training.leader:
-        leader.life.took(training.learner.step)
+        leader.attempt.record_step(training.learner.step)
         if leader.board.due:
             leader.board.beat(epoch, meter.means()["loss"], meter.images_per_s)
 
 
 def _save_or_stop(training: _Training, ledger: Ledger) -> StepDecision:
     """Let all workers agree on what to do now; if it is to save or to stop, write what all have seen into a checkpoint."""
-    job, team, learner, progress, leader = training.job, training.team, training.learner, training.progress, training.leader
-    own = StepDecision.GO_ON
+    context, dist_context, learner, progress, leader = (
+        training.context,
+        training.dist_context,
+        training.learner,
+        training.progress,
+        training.leader,
+    )
+    own = StepDecision.CONTINUE
     if leader and leader.saver.due(learner.step):
         own = StepDecision.SAVE
-    if leader and job.notice():
+    if leader and context.stop_signal():
         own = StepDecision.STOP
-    agreed = StepDecision(team.highest(own))
-    if agreed is not StepDecision.GO_ON:
-        ledger.merge(team.gather(ledger.own))
+    agreed = StepDecision(dist_context.all_reduce_max(own))
+    if agreed is not StepDecision.CONTINUE:
+        ledger.merge(dist_context.gather(ledger.own))
         progress.seen = ledger.seen
         if leader:
             (leader.saver.finish if agreed is StepDecision.STOP else leader.saver.save)(learner, progress)
@@ -202,8 +214,8 @@ def _save_or_stop(training: _Training, ledger: Ledger) -> StepDecision:
 def _stop_between_epochs(training: _Training) -> bool:
     """Let all workers agree whether to end after a whole epoch: one of a single update has no other moment to be asked."""
     leader = training.leader
-    own = StepDecision.STOP if leader and training.job.notice() else StepDecision.GO_ON
-    if training.team.highest(own) < StepDecision.STOP:
+    own = StepDecision.STOP if leader and training.context.stop_signal() else StepDecision.CONTINUE
+    if training.dist_context.all_reduce_max(own) < StepDecision.STOP:
         return False
     if leader:
         leader.saver.finish(training.learner, training.progress)

@@ -75,9 +75,9 @@ class Schedule:
         return full if step >= self.warmup_steps else max(1, round(1 + (full - 1) * step / self.warmup_steps))
 
     def decay(self, step: int) -> float:
-        """Cosine from 1 to `final_lr` over the run."""
+        """Cosine from 1 to `final_lr_ratio` over the run."""
         progress = step / max(self.total_steps, 1)
-        return (1 + math.cos(math.pi * progress)) / 2 * (1 - self.config.final_lr) + self.config.final_lr
+        return (1 + math.cos(math.pi * progress)) / 2 * (1 - self.config.final_lr_ratio) + self.config.final_lr_ratio
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Set learning rate and momentum of every group for this step."""

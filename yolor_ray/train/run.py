@@ -28,7 +28,7 @@ from yolor_ray.train.warm_start import pretrained_anchors
 
 logger = logging.getLogger(__name__)
 
-MUTABLE_SETTINGS = ("cluster.", "run.storage", "run.name", "run.checkpoint_", "run.validate_every", "data.threads")
+MUTABLE_SETTINGS = ("cluster.", "run.storage", "run.name", "run.checkpoint_", "run.validate_epochs", "data.decode_threads")
 """Settings that a resumed run may change: they do not change what is learned."""
 LOW_RECALL = 0.98
 TRAINING_SEED = 0
@@ -60,11 +60,11 @@ def train(
     lock_settings(run, RUN_FILE, mine, may_change=MUTABLE_SETTINGS, older=older)
     weights = storage.join(run, "weights")
     if not manifest.is_published(weights):
-        job = prepare(config, run)
+        context = prepare(config, run)
         if config.cluster.worker_range[1] == 0:
-            ended = run_in_process(dataclasses.replace(job, source=source or job.source), report=report)
+            ended = run_in_process(dataclasses.replace(context, source=source or context.source), report=report)
         else:
-            ended = run_on_workers(job, source=source, callbacks=callbacks)
+            ended = run_on_workers(context, source=source, callbacks=callbacks)
         if ended is TrainOutcome.STOPPED:
             raise Preempted(f"{run}: training was asked to end; the same command goes on from its newest checkpoint")
         _publish_best(run)

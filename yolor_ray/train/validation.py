@@ -29,24 +29,26 @@ class Validation:
     """By image id."""
 
 
-def validate(learner: Learner, dataset: Dataset, config: TrainConfig, team: DistContext) -> Validation | None:
+def validate(learner: Learner, dataset: Dataset, config: TrainConfig, dist_context: DistContext) -> Validation | None:
     """Return the numbers of all tasks on the leading worker and None on the others; every worker must call it."""
     network = learner.average.network
-    team.share(network)
-    groups = shares(dataset.row_groups, team.world)[team.rank]
+    dist_context.broadcast_state(network)
+    groups = shares(dataset.row_groups, dist_context.world_size)[dist_context.rank]
     part = dict(
-        predict_groups(functools.partial(predict, network), dataset, groups, config.data.image_px, config.optim.batch, config.data.threads)
+        predict_groups(
+            functools.partial(predict, network), dataset, groups, config.data.image_px, config.optim.batch, config.data.decode_threads
+        )
     )
-    parts = team.gather(part)
-    if not team.leads:
+    parts = dist_context.gather(part)
+    if not dist_context.is_rank_zero:
         return None
     found = merge(parts, dataset.images)
     return Validation(measure(dataset, found, config.network.tasks), found)
 
 
-def keep_best(job: TrainContext, life: int, learner: Learner, progress: Progress, found: Validation) -> None:
+def keep_best(context: TrainContext, life: int, learner: Learner, progress: Progress, found: Validation) -> None:
     """Publish the averaged weights and their report as the run's best, if no earlier epoch did better; see `fitness`."""
-    run, config, dataset = job.run, job.config, job.val
+    run, config, dataset = context.run, context.config, context.val
     metrics, tasks = found.measured.metrics, config.network.tasks
     reached = fitness(metrics, tasks)
     if progress.best and reached <= progress.best_fitness:

@@ -23,8 +23,8 @@ def windows_of(images: int, rows: int = 4, per_window: int = 10, seed: int = 0, 
     return epoch_windows(groups_of(images, rows), records_per_window=per_window, seed=seed, epoch=epoch)
 
 
-def shares(windows: list[Window], seen: np.ndarray, world: int, batch: int) -> list[list[Step]]:
-    return [steps_of(windows, seen, rank=rank, world=world, batch=batch) for rank in range(world)]
+def shares(windows: list[Window], seen: np.ndarray, world_size: int, batch: int) -> list[list[Step]]:
+    return [steps_of(windows, seen, rank=rank, world_size=world_size, batch=batch) for rank in range(world_size)]
 
 
 def numbers(steps: list[Step]) -> list[list[int]]:
@@ -36,62 +36,64 @@ def times_taken(plan: list[list[Step]], images: int) -> np.ndarray:
     return np.bincount([record for steps in plan for step in steps if step.weight > 0 for record in step.records], minlength=images)
 
 
-def seen_after(windows: list[Window], seen: np.ndarray, *, steps: int, world: int, batch: int) -> np.ndarray:
+def seen_after(windows: list[Window], seen: np.ndarray, *, steps: int, world_size: int, batch: int) -> np.ndarray:
     """Return `seen` after all workers have taken their first `steps` steps."""
-    return seen | (times_taken([plan[:steps] for plan in shares(windows, seen, world, batch)], len(seen)) > 0)
+    return seen | (times_taken([plan[:steps] for plan in shares(windows, seen, world_size, batch)], len(seen)) > 0)
 
 
-SIZES = [(images, world, batch) for images in (1, 2, 3, 7, 16, 41, 100) for world in WORLDS for batch in BATCHES]
+SIZES = [(images, world_size, batch) for images in (1, 2, 3, 7, 16, 41, 100) for world_size in WORLDS for batch in BATCHES]
 
 
-@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
-def test_every_record_is_taken_once_over_all_workers(images, world, batch):
-    plan = shares(windows_of(images), np.zeros(images, bool), world, batch)
+@pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
+def test_every_record_is_taken_once_over_all_workers(images, world_size, batch):
+    plan = shares(windows_of(images), np.zeros(images, bool), world_size, batch)
     assert (times_taken(plan, images) == 1).all()
 
 
-@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
-def test_a_step_takes_as_many_records_whatever_the_number_of_workers(images, world, batch):
-    plan = shares(windows_of(images), np.zeros(images, bool), world, batch)
+@pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
+def test_a_step_takes_as_many_records_whatever_the_number_of_workers(images, world_size, batch):
+    plan = shares(windows_of(images), np.zeros(images, bool), world_size, batch)
     sizes = [sum(len(step.records) for step in steps if step.weight > 0) for steps in zip(*plan, strict=True)]
     assert sizes == [len(part) for part in np.array_split(np.arange(images), math.ceil(images / batch))]
     for steps in zip(*plan, strict=True):
         own = [len(step.records) for step in steps]
-        assert 1 <= min(own) <= max(own) <= math.ceil(batch / world)
+        assert 1 <= min(own) <= max(own) <= math.ceil(batch / world_size)
         assert max(own) - min(own) <= 1
 
 
-@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
-def test_weights_make_the_mean_over_workers_the_mean_over_records(images, world, batch):
-    for steps in zip(*shares(windows_of(images), np.zeros(images, bool), world, batch), strict=True):
+@pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
+def test_weights_make_the_mean_over_workers_the_mean_over_records(images, world_size, batch):
+    for steps in zip(*shares(windows_of(images), np.zeros(images, bool), world_size, batch), strict=True):
         values = [float(step.records.mean()) for step in steps]
         taken = np.concatenate([step.records for step in steps if step.weight > 0])
         assert np.mean([value * step.weight for value, step in zip(values, steps, strict=True)]) == pytest.approx(taken.mean())
 
 
-@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
-def test_each_record_of_a_step_names_the_window_it_is_in(images, world, batch):
+@pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
+def test_each_record_of_a_step_names_the_window_it_is_in(images, world_size, batch):
     windows = windows_of(images)
-    for steps in shares(windows, np.zeros(images, bool), world, batch):
+    for steps in shares(windows, np.zeros(images, bool), world_size, batch):
         for step in steps:
             assert all(record in windows[w].order for record, w in zip(step.records, step.windows, strict=True))
 
 
-@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
-def test_the_same_workers_go_on_exactly_where_they_stopped(images, world, batch):
+@pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
+def test_the_same_workers_go_on_exactly_where_they_stopped(images, world_size, batch):
     windows, nothing = windows_of(images), np.zeros(images, bool)
-    whole = shares(windows, nothing, world, batch)
+    whole = shares(windows, nothing, world_size, batch)
     for taken in range(len(whole[0])):
-        seen = seen_after(windows, nothing, steps=taken, world=world, batch=batch)
-        rest = shares(windows, seen, world, batch)
+        seen = seen_after(windows, nothing, steps=taken, world_size=world_size, batch=batch)
+        rest = shares(windows, seen, world_size, batch)
         assert [numbers(steps) for steps in rest] == [numbers(steps[taken:]) for steps in whole], f"after {taken} steps"
 
 
-@pytest.mark.parametrize(("images", "world", "batch"), SIZES)
-def test_a_run_may_stop_twice_in_one_epoch(images, world, batch):
+@pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
+def test_a_run_may_stop_twice_in_one_epoch(images, world_size, batch):
     windows, nothing = windows_of(images), np.zeros(images, bool)
-    once = seen_after(windows, nothing, steps=3, world=world, batch=batch)
-    twice = seen_after(windows, seen_after(windows, nothing, steps=1, world=world, batch=batch), steps=2, world=world, batch=batch)
+    once = seen_after(windows, nothing, steps=3, world_size=world_size, batch=batch)
+    twice = seen_after(
+        windows, seen_after(windows, nothing, steps=1, world_size=world_size, batch=batch), steps=2, world_size=world_size, batch=batch
+    )
     assert np.array_equal(once, twice)
 
 
@@ -100,9 +102,9 @@ def test_a_run_may_stop_twice_in_one_epoch(images, world, batch):
 def test_another_number_of_workers_takes_each_remaining_record_once_in_as_many_steps(before, after, batch):
     for images in (7, 41, 100):
         windows, nothing = windows_of(images), np.zeros(images, bool)
-        count = len(steps_of(windows, nothing, rank=0, world=before, batch=batch))
+        count = len(steps_of(windows, nothing, rank=0, world_size=before, batch=batch))
         for taken in {0, 1, count // 2, count - 1}:
-            seen = seen_after(windows, nothing, steps=taken, world=before, batch=batch)
+            seen = seen_after(windows, nothing, steps=taken, world_size=before, batch=batch)
             rest = shares(windows, seen, after, batch)
             assert np.array_equal(times_taken(rest, images), ~seen)
             assert {len(steps) for steps in rest} == {count - taken}
@@ -116,21 +118,21 @@ def test_another_number_of_workers_takes_each_remaining_record_once_in_as_many_s
 def test_any_series_of_lives_takes_each_record_once_in_as_many_steps(images, batch, lives):
     windows, seen, taken = windows_of(images, seed=3), np.zeros(images, bool), 0
     count = math.ceil(images / batch)
-    for world, steps in lives:
+    for world_size, steps in lives:
         steps = min(steps, count - taken)
-        plan = [part[:steps] for part in shares(windows, seen, world, batch)]
+        plan = [part[:steps] for part in shares(windows, seen, world_size, batch)]
         assert not (times_taken(plan, images).astype(bool) & seen).any()
-        seen, taken = seen_after(windows, seen, steps=steps, world=world, batch=batch), taken + steps
-    assert len(steps_of(windows, seen, rank=0, world=1, batch=batch)) == count - taken
+        seen, taken = seen_after(windows, seen, steps=steps, world_size=world_size, batch=batch), taken + steps
+    assert len(steps_of(windows, seen, rank=0, world_size=1, batch=batch)) == count - taken
     assert np.array_equal(times_taken(shares(windows, seen, 2, batch), images), ~seen)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_after_the_last_step_nothing_is_left(world):
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_after_the_last_step_nothing_is_left(world_size):
     windows, nothing = windows_of(41), np.zeros(41, bool)
-    seen = seen_after(windows, nothing, steps=100, world=world, batch=3)
+    seen = seen_after(windows, nothing, steps=100, world_size=world_size, batch=3)
     assert seen.all()
-    assert shares(windows, seen, world, 3) == [[] for _ in range(world)]
+    assert shares(windows, seen, world_size, 3) == [[] for _ in range(world_size)]
     assert not nothing.any(), "the plan must not write into what it was given"
 
 
@@ -156,7 +158,7 @@ def test_windows_gather_whole_row_groups_until_they_are_full(images, rows, per_w
 
 def test_a_single_data_set_is_dealt_window_by_window():
     windows = windows_of(41)
-    steps = steps_of(windows, np.zeros(41, bool), rank=0, world=1, batch=8)
+    steps = steps_of(windows, np.zeros(41, bool), rank=0, world_size=1, batch=8)
     assert np.array_equal(np.concatenate([step.records for step in steps]), np.concatenate([w.order for w in windows]))
 
 
@@ -185,23 +187,23 @@ def test_a_window_of_a_union_holds_records_of_one_data_set(sizes):
 
 
 @pytest.mark.parametrize("sizes", UNIONS)
-@pytest.mark.parametrize(("world", "batch"), [(1, 1), (1, 6), (2, 4), (3, 5)])
-def test_every_record_of_a_union_is_taken_once_also_after_a_resume_by_others(sizes, world, batch):
+@pytest.mark.parametrize(("world_size", "batch"), [(1, 1), (1, 6), (2, 4), (3, 5)])
+def test_every_record_of_a_union_is_taken_once_also_after_a_resume_by_others(sizes, world_size, batch):
     windows, nothing = epoch_windows(union_of(*sizes), records_per_window=10, seed=1, epoch=2), np.zeros(sum(sizes), bool)
-    whole = shares(windows, nothing, world, batch)
+    whole = shares(windows, nothing, world_size, batch)
     assert (times_taken(whole, sum(sizes)) == 1).all()
     for steps in whole:
         assert all(record in windows[w].order for step in steps for record, w in zip(step.records, step.windows, strict=True))
-    seen = seen_after(windows, nothing, steps=2, world=world, batch=batch)
-    assert [numbers(steps) for steps in shares(windows, seen, world, batch)] == [numbers(steps[2:]) for steps in whole]
-    again = times_taken(shares(windows, seen, world + 1, batch), sum(sizes))
+    seen = seen_after(windows, nothing, steps=2, world_size=world_size, batch=batch)
+    assert [numbers(steps) for steps in shares(windows, seen, world_size, batch)] == [numbers(steps[2:]) for steps in whole]
+    again = times_taken(shares(windows, seen, world_size + 1, batch), sum(sizes))
     assert np.array_equal(again, ~seen)
 
 
 @pytest.mark.parametrize("sizes", UNIONS)
 def test_every_stretch_of_an_epoch_mixes_data_sets_as_the_whole_does(sizes):
     windows = epoch_windows(union_of(*sizes), records_per_window=10, seed=0, epoch=0)
-    (order,) = numbers(steps_of(windows, np.zeros(sum(sizes), bool), rank=0, world=1, batch=sum(sizes)))
+    (order,) = numbers(steps_of(windows, np.zeros(sum(sizes), bool), rank=0, world_size=1, batch=sum(sizes)))
     taken = np.cumsum(np.eye(len(sizes))[members_of(np.array(order), sizes)], axis=0)
     due = np.outer(np.arange(1, sum(sizes) + 1) / sum(sizes), sizes)
     assert np.abs(taken - due).max() < len(sizes), "no data set is ever ahead or behind by as many records as there are data sets"

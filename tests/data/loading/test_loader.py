@@ -42,10 +42,10 @@ class Source:
             yield table(self.records[group.first_record : group.first_record + group.rows])
 
 
-def plan(rank: int = 0, world: int = 1, batch: int = 4, epoch: int = 0, seen: np.ndarray | None = None, per_window: int = 8):
+def plan(rank: int = 0, world_size: int = 1, batch: int = 4, epoch: int = 0, seen: np.ndarray | None = None, per_window: int = 8):
     windows = epoch_windows(GROUPS, records_per_window=per_window, seed=0, epoch=epoch)
     nothing = np.zeros(IMAGES, bool)
-    return windows, steps_of(windows, nothing if seen is None else seen, rank=rank, world=world, batch=batch)
+    return windows, steps_of(windows, nothing if seen is None else seen, rank=rank, world_size=world_size, batch=batch)
 
 
 def kept(batch: Batch) -> Batch:
@@ -116,25 +116,25 @@ def test_batches_are_equal_whatever_the_cache_holds(scenes_64, monkeypatch):
     assert_equal(epoch_of(scenes_64, windows, steps, threads=2), expected)
 
 
-@pytest.mark.parametrize(("world", "batch"), [(1, 4), (2, 3), (2, 1), (3, 2)])
-def test_a_resumed_epoch_equals_the_rest_of_the_uninterrupted_one(scenes_64, world, batch):
-    for rank in range(world):
-        windows, steps = plan(rank, world, batch)
+@pytest.mark.parametrize(("world_size", "batch"), [(1, 4), (2, 3), (2, 1), (3, 2)])
+def test_a_resumed_epoch_equals_the_rest_of_the_uninterrupted_one(scenes_64, world_size, batch):
+    for rank in range(world_size):
+        windows, steps = plan(rank, world_size, batch)
         expected = epoch_of(scenes_64, windows, steps)
         for taken in (1, len(steps) // 2, len(steps) - 1):
             seen = np.zeros(IMAGES, bool)
-            for one in range(world):
-                for step in plan(one, world, batch)[1][:taken]:
+            for one in range(world_size):
+                for step in plan(one, world_size, batch)[1][:taken]:
                     seen[step.records] |= step.weight > 0
-            _, rest = plan(rank, world, batch, seen=seen)
+            _, rest = plan(rank, world_size, batch, seen=seen)
             assert_equal(epoch_of(scenes_64, windows, rest), expected[taken:])
 
 
 @pytest.mark.parametrize("per_window", [4, 8, 100])
 def test_a_worker_without_a_record_of_its_own_repeats_one_of_any_window(scenes_64, per_window):
-    for world in (2, 3, 5, 30):
-        for rank in range(world):
-            windows, steps = plan(rank, world, batch=1, per_window=per_window)
+    for world_size in (2, 3, 5, 30):
+        for rank in range(world_size):
+            windows, steps = plan(rank, world_size, batch=1, per_window=per_window)
             assert len(epoch_of(scenes_64, windows, steps)) == len(steps) == IMAGES
 
 
@@ -171,7 +171,7 @@ def test_one_loader_serves_many_epochs(scenes_64):
 
 def test_only_the_needed_row_groups_are_read_each_once_and_little_ahead(scenes_64):
     source = Source(scenes_64)
-    windows, steps = plan(rank=0, world=2)
+    windows, steps = plan(rank=0, world_size=2)
     with closing(Loader(source, image_px=SIDE, augment=AUGMENT, seed=0, threads=1)) as loader:
         for _ in loader.epoch(windows, steps, epoch=0):
             pass

@@ -44,7 +44,7 @@ def batches(records: list[Record], augment: AugmentConfig, wanted: LabelSpec, *,
             yield table(records[group.first_record : group.first_record + group.rows])
 
     windows = epoch_windows(GROUPS, records_per_window=ROWS, seed=0, epoch=0)
-    steps = steps_of(windows, np.zeros(IMAGES, bool), rank=0, world=1, batch=4)
+    steps = steps_of(windows, np.zeros(IMAGES, bool), rank=0, world_size=1, batch=4)
     with closing(Loader(source, image_px=SIDE, augment=augment, seed=0, threads=threads, wanted=wanted)) as loader:
         found = [replace(batch, images=batch.images.copy()) for batch in loader.epoch(windows, steps, epoch=0)]
     return [(step.records, batch) for step, batch in zip(steps, found, strict=True)]

@@ -60,7 +60,7 @@ def _window(groups: list[RowGroup], rng: np.random.Generator) -> Window:
     return Window(tuple(groups), rng.permutation(numbers))
 
 
-def steps_of(windows: list[Window], seen: np.ndarray, *, rank: int, world: int, batch: int) -> list[Step]:
+def steps_of(windows: list[Window], seen: np.ndarray, *, rank: int, world_size: int, batch: int) -> list[Step]:
     """Return one worker's steps over the records that are not yet `seen` ((images,) bool).
 
     A step takes at most `batch` records over all workers, every step as many to within one. Each worker has a stretch of
@@ -73,14 +73,16 @@ def steps_of(windows: list[Window], seen: np.ndarray, *, rank: int, world: int, 
     sizes = np.array([len(part) for part in np.array_split(left, math.ceil(len(left) / batch))])
     # Places are counted from the epoch's first, so that a resume in its middle gives every worker what it had before.
     places = len(order) - len(left) + np.cumsum([0, *sizes])
-    # Workers take turns: how many of the first so many places are each one's, (steps + 1, world).
-    turns = (places[:, None] + world - 1 - np.arange(world)) // world
+    # Workers take turns: how many of the first so many places are each one's, (steps + 1, world_size).
+    turns = (places[:, None] + world_size - 1 - np.arange(world_size)) // world_size
     taken = turns - turns[0]
     ends = taken[-1][:rank].sum() + taken[:, rank]
     parts = [left[start:end] for start, end in itertools.pairwise(ends)]
     # The epoch's last record, seen or not, as that is the same one after a resume.
     owns = [part if len(part) else np.array([len(order) - 1]) for part in parts]
-    return [Step(order[own], window_of[own], float(len(part) * world / size)) for own, part, size in zip(owns, parts, sizes, strict=True)]
+    return [
+        Step(order[own], window_of[own], float(len(part) * world_size / size)) for own, part, size in zip(owns, parts, sizes, strict=True)
+    ]
 
 
 def _dealt(windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:

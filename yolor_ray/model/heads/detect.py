@@ -36,11 +36,11 @@ class DetectHead(nn.Module):
         for level, stride in zip(levels, self.strides, strict=True):
             self._set_prior(level.predict, stride)
 
-    def know(self, implicit: ImplicitConfig) -> None:
+    def add_implicit(self, implicit: ImplicitConfig) -> None:
         """Put fresh implicit knowledge in its places, level by level."""
         sizes = [anchor * (5 + self.classes) + side for anchor in range(self._anchors) for side in SIZE_OUTPUTS]
         for level in self.levels:
-            level.know(implicit, sizes if implicit.refine_what == "size" else None)  # type: ignore[operator]
+            level.add_implicit(implicit, sizes if implicit.refine_what == "size" else None)  # type: ignore[operator]
 
     @torch.no_grad()
     def _set_prior(self, predict: nn.Conv2d, stride: int) -> None:

@@ -54,7 +54,7 @@ class PredictionLevel(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(outputs, eps=config.norm_eps, momentum=NORM_MOMENTUM) if normed else nn.Identity()
         self.refine: nn.Module = nn.Identity()
 
-    def know(self, implicit: ImplicitConfig, only: Sequence[int] | None = None) -> None:
+    def add_implicit(self, implicit: ImplicitConfig, only: Sequence[int] | None = None) -> None:
         """Put fresh implicit knowledge in its places; `only` names the outputs that are refined."""
         if implicit.align != "none":
             on_pyramid = implicit.align_at == "pyramid"

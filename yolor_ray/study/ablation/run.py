@@ -85,7 +85,7 @@ def ablation(study: AblationConfig) -> dict[str, Any]:
     val_set = with_data(study.train)[2]
     lock_study("ablation", study.train, study.search)
     start_cluster(study.train.cluster)
-    reasons = train_pending(study.train, [one.config for one in planned if not one.finished], study.concurrent)
+    reasons = train_pending(study.train, [one.config for one in planned if not one.finished], study.max_concurrent_trials)
     finished = [one for one in planned if one.finished]
     if not any(one.variant == BASELINE for one in finished):
         raise TrainingError(f"{folder}: no trial of the baseline was trained: {next(iter(reasons.values()), 'no reason known')}")
@@ -120,7 +120,7 @@ def make_spec(train: TrainConfig, folder: str, variant: str, values: dict[str, A
     setting = typed_words(values)
     config, _, _ = with_data(replace_fields(train, values))
     network = replace(config.network, implicit=VARIANTS[variant].implicit)
-    run = replace(config.run, seed=seed, validate_every=config.optim.epochs)
+    run = replace(config.run, seed=seed, validate_epochs=config.optim.epochs)
     name = folder_name(" ".join(part for part in (variant, setting, f"seed{seed}") if part).replace(" ", "-"))
     return TrialSpec(variant, setting, as_trial(replace(config, network=network, run=run), folder, name))
 

@@ -56,7 +56,7 @@ def search(study: SearchConfig) -> dict[str, Any]:
     first = [start, *(values for values in known if values != start)]
     start_cluster(train.cluster)
     config_of = _config_of(train, folder, dimensions)
-    plan = TrialPlan(config_of, train.cluster, max(study.trials, len(first)), study.concurrent)
+    plan = TrialPlan(config_of, train.cluster, max(study.trials, len(first)), study.max_concurrent_trials)
     outcomes = run_trials(
         plan,
         {name: _domain(dimension) for name, dimension in dimensions.items()},
@@ -95,7 +95,7 @@ def _begun(folder: str, dimensions: Mapping[str, Choice | Range]) -> list[dict[s
 
 def _config_of(train: TrainConfig, folder: str, dimensions: Mapping[str, Choice | Range]) -> Callable[[Values], TrainConfig]:
     """Return a function that makes the run of a trial from what Optuna proposes, named by a digest of it."""
-    train = replace(train, run=replace(train.run, validate_every=_look_every(train)))
+    train = replace(train, run=replace(train.run, validate_epochs=_look_every(train)))
     own = flatten(dataclasses.asdict(train))
 
     def config_of(values: Values) -> TrainConfig:

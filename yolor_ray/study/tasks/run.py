@@ -60,7 +60,7 @@ def tasks_study(study: TasksConfig) -> dict[str, Any]:
     pending = [one.config for one in planned if not is_finished(one.config)]
     if pending:
         start_cluster(study.train.cluster)
-    reasons = train_pending(study.train, pending, study.concurrent)
+    reasons = train_pending(study.train, pending, study.max_concurrent_trials)
     finished = [one for one in planned if is_finished(one.config)]
     if not finished:
         raise TrainingError(f"{folder}: no trial was trained: {next(iter(reasons.values()), 'no reason known')}")
@@ -101,8 +101,8 @@ def make_spec(train: TrainConfig, folder: str, form: StudyArm, seed: int) -> Tri
     tasks = tuple(task for task in TASKS if task in ("detect", *form.tasks))
     network = replace(config.network, tasks=tasks, implicit=config.network.implicit if form.name == IMPLICIT else PLAIN)
     # A network always has a head for boxes; without weight on what it says, it teaches the shared features nothing.
-    loss = config.loss if "detect" in form.tasks else replace(config.loss, box=0.0, objectness=0.0, classes=0.0)
-    run = replace(config.run, seed=seed, validate_every=config.optim.epochs)
+    loss = config.loss if "detect" in form.tasks else replace(config.loss, box=0.0, objectness=0.0, cls=0.0)
+    run = replace(config.run, seed=seed, validate_epochs=config.optim.epochs)
     varied = replace(config, network=network, loss=loss, run=run)
     return TrialSpec(form, as_trial(varied, folder, f"{form.name}-seed{seed}"))
 

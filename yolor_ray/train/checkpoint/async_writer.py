@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 class AsyncCheckpointer:
     """Know when a checkpoint is due, and write it in a thread of its own; one at a time."""
 
-    def __init__(self, run: str, config: RunConfig, epochs: int, life: RunAttempt, step: int) -> None:
+    def __init__(self, run: str, config: RunConfig, epochs: int, attempt: RunAttempt, step: int) -> None:
         """Begin at a step that is saved already; what earlier lives left unfinished is dropped."""
-        self._run, self._config, self._epochs, self._life = run, config, epochs, life
+        self._run, self._config, self._epochs, self._attempt = run, config, epochs, attempt
         self._last, self._last_step = time.monotonic(), step
         self._whole_step: int | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="yolor-checkpoint")
@@ -53,7 +53,7 @@ class AsyncCheckpointer:
 
     def epoch_done(self, learner: Learner, progress: Progress) -> None:
         """Write a checkpoint if one is due after this epoch, or as soon as the one that is being written is; the last one is waited for."""
-        self._owed = self._owed or progress.epoch % self._config.checkpoint_every == 0
+        self._owed = self._owed or progress.epoch % self._config.checkpoint_epochs == 0
         if progress.epoch == self._epochs:
             self.finish(learner, progress)
         elif self.due(learner.step):
@@ -82,16 +82,16 @@ class AsyncCheckpointer:
 
     def _write(self, checkpoint: Checkpoint, stalled_s: float) -> None:
         began = time.monotonic()
-        self._life.check()
-        write_checkpoint(self._run, checkpoint, self._life.row.life)
+        self._attempt.check()
+        write_checkpoint(self._run, checkpoint, self._attempt.record.attempt)
         self._whole_step = checkpoint.step
         shown = "event=checkpoint step=%d epoch=%d stalled_s=%.3f written_s=%.3f"
         logger.info(shown, checkpoint.step, checkpoint.state["epoch"], stalled_s, time.monotonic() - began)
-        self._life.check()
+        self._attempt.check()
         self._drop_old()
 
     def _drop_old(self) -> None:
         try:
-            prune_checkpoints(self._run, self._life.row.life)
+            prune_checkpoints(self._run, self._attempt.record.attempt)
         except StorageError as error:
-            logger.warning("event=old_checkpoints_stay error='%s'", error)
+            logger.warning("event=prune_failed error='%s'", error)

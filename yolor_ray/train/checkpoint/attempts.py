@@ -1,4 +1,4 @@
-"""Keep a run's lives apart: `lives.jsonl` has a row for each start, with what the stop before it cost.
+"""Keep a run's lives apart: `attempts.jsonl` has a row for each start, with what the stop before it cost.
 
 The last row is the life that may write: one that was cut off and goes on alone finds another's row there, and ends. A beat
 every few seconds tells the next life how far this one came.
@@ -17,7 +17,7 @@ from yolor_ray.io import storage
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS_FILE, HEARTBEAT_FILE = "lives.jsonl", "beat.json"
+ATTEMPTS_FILE, HEARTBEAT_FILE = "attempts.jsonl", "heartbeat.json"
 HEARTBEAT_S = 3.0
 """Seconds between beats: about how much an outage's length and the steps that it cost may be off."""
 LAST_HEARTBEAT_TIMEOUT_S = 10.0
@@ -27,21 +27,21 @@ LAST_HEARTBEAT_TIMEOUT_S = 10.0
 class AttemptRecord:
     """Say how a life began."""
 
-    life: int
+    attempt: int
     """Number from 1."""
-    began: str
+    started_at: str
     """When, in UTC."""
     workers: int
     """Workers that share each step."""
-    after: str
+    restart_reason: str
     """Why the life before it ended; empty for the first."""
     from_step: int = 0
     """Step of the checkpoint that it goes on from."""
     lost_steps: int = 0
     """Steps that the life before it took after that checkpoint; they are taken again."""
-    outage_s: float = 0.0
+    downtime_s: float = 0.0
     """From the last beat of the life before it, or from its beginning if it had none, to its own first step."""
-    token: str = ""
+    fencing_token: str = ""
     """Tells lives apart that begin at once and so count alike."""
 
 
@@ -57,14 +57,14 @@ def read_attempts(run: str) -> list[AttemptRecord]:
 class RunAttempt:
     """Be one life of a run, in the process that writes its files."""
 
-    def __init__(self, run: str, workers: int, after: str) -> None:
+    def __init__(self, run: str, workers: int, restart_reason: str) -> None:
         """Add the life's row, from which on no earlier life may write; raises SupersededError if another one begins at once."""
         self._run = run
         self._earlier = read_attempts(run)
         self._before = self._last_beat()
-        why = (after or "the job was gone") if self._earlier else ""
+        why = (restart_reason or "the job was gone") if self._earlier else ""
         began = datetime.now(UTC).isoformat(timespec="seconds")
-        self.row = AttemptRecord(len(self._earlier) + 1, began, workers, why, token=uuid.uuid4().hex)
+        self.record = AttemptRecord(len(self._earlier) + 1, began, workers, why, fencing_token=uuid.uuid4().hex)
         self._write()
         self.check()
         self._step = self._written = -1
@@ -76,34 +76,36 @@ class RunAttempt:
         try:
             rows = read_attempts(self._run)
         except StorageError as error:
-            logger.warning("event=lives_unread error='%s'", error)
+            logger.warning("event=attempt_log_unreadable error='%s'", error)
             return
-        if not rows or rows[-1].token != self.row.token:
-            found = f"found {f'life {rows[-1].life} of {rows[-1].began}' if rows else 'none'}, expected to be the last itself"
-            raise SupersededError(f"{self._run}: life {self.row.life} of {self.row.began} {found}; another job goes on with it")
+        if not rows or rows[-1].fencing_token != self.record.fencing_token:
+            found = f"found {f'life {rows[-1].attempt} of {rows[-1].started_at}' if rows else 'none'}, expected to be the last itself"
+            raise SupersededError(
+                f"{self._run}: life {self.record.attempt} of {self.record.started_at} {found}; another job goes on with it"
+            )
 
-    def took(self, step: int) -> None:
+    def record_step(self, step: int) -> None:
         """Note that a step was taken; the first one ends the outage, unless another life has begun: see `check`."""
         first, self._step = self._step < 0, step
         if not first:
             return
         if self._before:
             reached, at = self._before
-            lost, outage_s = max(reached - (step - 1), 0), round(max(time.time() - at, 0.0), 1)
+            lost, downtime_s = max(reached - (step - 1), 0), round(max(time.time() - at, 0.0), 1)
         else:
-            lost, outage_s = 0, 0.0
-        self.row = replace(self.row, from_step=step - 1, lost_steps=lost, outage_s=outage_s)
+            lost, downtime_s = 0, 0.0
+        self.record = replace(self.record, from_step=step - 1, lost_steps=lost, downtime_s=downtime_s)
         self.check()
         try:
             self._write()
         except StorageError as error:
-            logger.warning("event=life_untold error='%s'", error)
-        shown = "event=life life=%d workers=%d from_step=%d lost_steps=%d outage_s=%.1f after='%s'"
-        row = self.row
-        logger.info(shown, row.life, row.workers, row.from_step, row.lost_steps, row.outage_s, row.after)
+            logger.warning("event=attempt_log_unwritable error='%s'", error)
+        shown = "event=attempt life=%d workers=%d from_step=%d lost_steps=%d downtime_s=%.1f after='%s'"
+        row = self.record
+        logger.info(shown, row.attempt, row.workers, row.from_step, row.lost_steps, row.downtime_s, row.restart_reason)
 
     def _write(self) -> None:
-        rows = [*self._earlier, self.row]
+        rows = [*self._earlier, self.record]
         lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
         storage.write_bytes(storage.join(self._run, ATTEMPTS_FILE), lines.encode())
 
@@ -117,8 +119,8 @@ class RunAttempt:
         except NotFoundError:
             beat = {}
         # One that was cut off may have gone on beating after the life that took its place had taken steps.
-        if not beat or (beat["life"] < before.life and before.from_step > 0):
-            return before.from_step, datetime.fromisoformat(before.began).timestamp()
+        if not beat or (beat["attempt"] < before.attempt and before.from_step > 0):
+            return before.from_step, datetime.fromisoformat(before.started_at).timestamp()
         return int(beat["step"]), float(beat["at"])
 
     def _beat_on(self) -> None:
@@ -130,12 +132,12 @@ class RunAttempt:
         step = self._step
         if step == self._written or step < 0:
             return
-        beat = json.dumps({"life": self.row.life, "step": step, "at": time.time()})
+        beat = json.dumps({"attempt": self.record.attempt, "step": step, "at": time.time()})
         try:
             storage.write_bytes(storage.join(self._run, HEARTBEAT_FILE), beat.encode())
             self._written = step
         except StorageError as error:
-            logger.warning("event=beat_failed error='%s'", error)
+            logger.warning("event=heartbeat_failed error='%s'", error)
 
     def __enter__(self) -> "RunAttempt":
         """Begin to beat."""

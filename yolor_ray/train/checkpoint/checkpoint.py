@@ -156,7 +156,7 @@ def _read(url: str) -> Checkpoint:
     return Checkpoint(safetensors.torch.load(files[TENSORS_FILE]), json.loads(files[STATE_FILE]))
 
 
-def resume(run: str, learner: Learner, progress: Progress, team: DistContext) -> Progress:
+def resume(run: str, learner: Learner, progress: Progress, dist_context: DistContext) -> Progress:
     """Load the newest checkpoint into every worker's learner and return its progress; without one, return `progress` as it is.
 
     The leading worker chooses, so that all go on from the same one.
@@ -165,8 +165,8 @@ def resume(run: str, learner: Learner, progress: Progress, team: DistContext) ->
         WeightsError: the checkpoint belongs to another network or training set.
 
     """
-    found = _newest(run) if team.leads else None
-    url = team.gather(found[0] if found else "")[0]
+    found = _newest(run) if dist_context.is_rank_zero else None
+    url = dist_context.gather(found[0] if found else "")[0]
     if not url:
         return progress
     checkpoint = found[1] if found else _read(url)

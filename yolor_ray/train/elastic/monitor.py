@@ -69,17 +69,17 @@ class RemoteStopSignal:
         """Return why training is to end; empty while it may go on."""
         # In a thread, as the next question may be an update of many seconds away.
         if self._asking is None:
-            self._asking = threading.Thread(target=self._ask_on, name="yolor-notice", daemon=True)
+            self._asking = threading.Thread(target=self._poll, name="yolor-notice", daemon=True)
             self._asking.start()
         return self._reason
 
-    def _ask_on(self) -> None:
+    def _poll(self) -> None:
         while not self._reason:
             try:
                 self._reason = ray.get(self._post.reason.remote())
             except ray.exceptions.RayError as error:
                 # The driver took its post along; Ray is about to end this worker, too.
-                logger.warning("event=post_gone error='%s'", error)
+                logger.warning("event=stop_signal_unreachable error='%s'", error)
                 return
             time.sleep(POLL_EVERY_S)
 
@@ -87,16 +87,16 @@ class RemoteStopSignal:
 class ClusterMonitor:
     """Look at the cluster while a life trains, in a thread of the driver."""
 
-    def __init__(self, post: Any, cluster: ClusterConfig, workers: int, sigterm: StopSignal, grown: int) -> None:
-        """Watch over a life of so many workers; `grown` is how often lives of this job have made way for larger ones before."""
+    def __init__(self, post: Any, cluster: ClusterConfig, workers: int, sigterm: StopSignal, scale_ups: int) -> None:
+        """Watch over a life of so many workers; `scale_ups` is how often lives of this job have made way for larger ones before."""
         self._post, self._cluster, self._workers, self._sigterm = post, cluster, workers, sigterm
-        self._grow_after_s = SCALE_UP_DELAY_S * 2 ** min(grown, MAX_DELAY_DOUBLINGS)
-        self.grows = False
+        self._grow_after_s = SCALE_UP_DELAY_S * 2 ** min(scale_ups, MAX_DELAY_DOUBLINGS)
+        self.scales_up = False
         """Whether the life makes way for one with more workers."""
         self._began = time.monotonic()
         self._full = self._began
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, name="yolor-watch", daemon=True)
+        self._thread = threading.Thread(target=self._poll, name="yolor-watch", daemon=True)
 
     def __enter__(self) -> "ClusterMonitor":
         """Begin to watch."""
@@ -108,24 +108,24 @@ class ClusterMonitor:
         self._stop.set()
         self._thread.join()
 
-    def _look_on(self) -> None:
-        reasons: tuple[Callable[[], str], ...] = (self._sigterm, self._leaving, self._coming)
+    def _poll(self) -> None:
+        reasons: tuple[Callable[[], str], ...] = (self._sigterm, self._drain_reason, self._scale_up_reason)
         while not self._stop.wait(POLL_EVERY_S):
             try:
                 reason = next((found for look in reasons if (found := look())), "")
                 if reason:
                     ray.get(self._post.ask.remote(reason))
-                    logger.info("event=asked_to_end reason='%s'", reason)
+                    logger.info("event=stop_requested reason='%s'", reason)
                     return
             except ray.exceptions.RayError as error:
                 logger.warning("event=watch_failed error='%s'", error)
 
-    def _leaving(self) -> str:
+    def _drain_reason(self) -> str:
         """Say so when a node with a worker is being drained, as before a spot machine is taken away."""
         leaving = draining_nodes() & ray.get(self._post.nodes.remote())
         return f"node {sorted(leaving)[0][:12]} is about to leave" if leaving else ""
 
-    def _coming(self) -> str:
+    def _scale_up_reason(self) -> str:
         """Say so when there has been room for more workers for a while."""
         now, most = time.monotonic(), self._cluster.worker_range[1]
         more = min(schedulable_workers(self._cluster), most - self._workers)
@@ -133,5 +133,5 @@ class ClusterMonitor:
             self._full = now
         if now - self._full < STABLE_CAPACITY_S or now - self._began < self._grow_after_s:
             return ""
-        self.grows = True
+        self.scales_up = True
         return f"there is room for {self._workers + more} workers"

@@ -30,39 +30,41 @@ MAX_PAUSE_S = 30.0
 REASON_LENGTH = 200
 
 RunAttemptFn = Callable[[TrainContext, int, Any], Any]
-"""Runs one life of a job on so many workers, with its post, and returns what the leading one does."""
+"""Runs one life of a job on so many workers, with its stop_actor, and returns what the leading one does."""
 
 
-def run_with_restarts(job: TrainContext, fit: RunAttemptFn, sigterm: StopSignal) -> Any:
+def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, sigterm: StopSignal) -> Any:
     """Return what a life returns that came to its end, or Ending.STOPPED after SIGTERM.
 
     Raises the worker's own error if it is one of ours that would come again, and after `cluster.max_failures` failures in a row
     without a new checkpoint between them TrainingError, or StorageError if that was the last.
     """
-    cluster, failures, grown, after = job.config.cluster, 0, 0, ""
+    cluster, failures, scale_ups, restart_reason = context.config.cluster, 0, 0, ""
     while workers := wait_for_capacity(cluster, sigterm):
-        post, saved = start_stop_signal_actor(), complete_checkpoints(job.run)
+        stop_actor, saved = start_stop_signal_actor(), complete_checkpoints(context.run)
         try:
-            with ClusterMonitor(post, cluster, workers, sigterm, grown) as watch:
-                ended = fit(dataclasses.replace(job, after=after), workers, post)
-            if ended is not TrainOutcome.STOPPED or sigterm():
-                return ended
-            after, grown = ray.get(post.reason.remote()), grown + watch.grows
+            with ClusterMonitor(stop_actor, cluster, workers, sigterm, scale_ups) as monitor:
+                outcome = run_attempt(dataclasses.replace(context, restart_reason=restart_reason), workers, stop_actor)
+            if outcome is not TrainOutcome.STOPPED or sigterm():
+                return outcome
+            restart_reason, scale_ups = ray.get(stop_actor.reason.remote()), scale_ups + monitor.scales_up
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-            own, after, whole = _package_error(error), _reason(error), complete_checkpoints(job.run)
+            own, restart_reason, whole = _package_error(error), _reason(error), complete_checkpoints(context.run)
             if own and not (whole and _is_transient(own)):
                 raise own from error
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
                 # Others took the room before Ray did; it is no fault of the run.
-                logger.warning("event=no_room workers=%d", workers)
+                logger.warning("event=capacity_taken workers=%d", workers)
                 continue
             failures = 1 if whole != saved else failures + 1
             if failures > cluster.max_failures:
                 raise (own or TrainingError(f"{failures} failures in a row without a new checkpoint, the last: {error}")) from error
-            logger.warning("event=life_lost failures=%d of=%d workers=%d reason='%s'", failures, cluster.max_failures, workers, after)
+            logger.warning(
+                "event=attempt_failed failures=%d of=%d workers=%d reason='%s'", failures, cluster.max_failures, workers, restart_reason
+            )
             _pause(min(2.0 ** (failures - 1) - 1, MAX_PAUSE_S), sigterm)
         finally:
-            ray.kill(post)
+            ray.kill(stop_actor)
     return TrainOutcome.STOPPED
 
 
@@ -73,7 +75,7 @@ def _pause(seconds: float, notice: StopSignal) -> None:
 
 
 def _worker_errors(error: Exception) -> list[Any]:
-    """Return what ended each worker that failed, without Ray's wrapping."""
+    """Return what outcome each worker that failed, without Ray's wrapping."""
     failures = getattr(error, "worker_failures", {}).values()
     return [getattr(found := getattr(failure, "health_check_failure", failure), "cause", found) for failure in failures]
 

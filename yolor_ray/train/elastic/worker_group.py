@@ -32,15 +32,15 @@ from yolor_ray.train.loop import train_loop
 TrainFn = Callable[[TrainContext, DistContext, Report], Any]
 
 
-def run_in_process(job: TrainContext, work: TrainFn = train_loop, report: Report | None = None) -> Any:
+def run_in_process(context: TrainContext, train_fn: TrainFn = train_loop, report: Report | None = None) -> Any:
     """Train in this process, or do other work with the job, and return what comes of it; `report` hears each validation before the last."""
-    cluster = job.config.cluster
+    cluster = context.config.cluster
     if cluster.gpu and not torch.cuda.is_available():
         raise ConfigError("cluster.gpu: found no CUDA device in this process, expected one; leave it out to train on the CPU")
     device = torch.device("cuda" if cluster.gpu else "cpu")
-    torch.set_num_threads(cluster.threads or available_cores())
+    torch.set_num_threads(cluster.compute_threads or available_cores())
     with SigtermStopSignal() as sigterm:
-        return work(dataclasses.replace(job, notice=sigterm), make_dist_context(device), report or discard_report)
+        return train_fn(dataclasses.replace(context, stop_signal=sigterm), make_dist_context(device), report or discard_report)
 
 
 def available_cores() -> int:
@@ -49,7 +49,7 @@ def available_cores() -> int:
 
 
 def run_on_workers(
-    job: TrainContext, work: TrainFn = train_loop, source: Source | None = None, callbacks: Sequence[ray.train.UserCallback] = ()
+    context: TrainContext, train_fn: TrainFn = train_loop, source: Source | None = None, callbacks: Sequence[ray.train.UserCallback] = ()
 ) -> Any:
     """Do the same on workers of the cluster that RAY_ADDRESS names, or of a local one; returns what the leading worker does.
 
@@ -61,35 +61,37 @@ def run_on_workers(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # Nodes that are about to leave are watched from here; its own watcher is one more process to wait for in each life.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    cluster = job.config.cluster
-    start_ray(log_to_driver=True, dashboard=True, allow_open=cluster.allow_open)
-    check_capacity(cluster, begun=bool(read_attempts(job.run)))
+    cluster = context.config.cluster
+    start_ray(log_to_driver=True, dashboard=True, allow_unauthenticated=cluster.allow_unauthenticated)
+    check_capacity(cluster, begun=bool(read_attempts(context.run)))
     try:
         with SigtermStopSignal() as sigterm:
-            ready = dataclasses.replace(job, source=source or cluster_source(job.train))
-            return run_with_restarts(ready, functools.partial(_fit, work=work, callbacks=callbacks), sigterm)
+            ready = dataclasses.replace(context, source=source or cluster_source(context.train))
+            return run_with_restarts(ready, functools.partial(_run_attempt, train_fn=train_fn, callbacks=callbacks), sigterm)
     finally:
         clear_resource_request()
 
 
-def _fit(job: TrainContext, workers: int, post: Any, *, work: TrainFn, callbacks: Sequence[ray.train.UserCallback]) -> Any:
+def _run_attempt(
+    context: TrainContext, workers: int, stop_actor: Any, *, train_fn: TrainFn, callbacks: Sequence[ray.train.UserCallback]
+) -> Any:
     """Run one life on a fixed number of workers and return what the leading one does.
 
     Whether and with how many workers another life follows is decided elsewhere: Ray Train would wait for lost ones first.
     """
-    cluster = job.config.cluster
+    cluster = context.config.cluster
     # Ray's annotations do not know that a training function may return something, nor what Ray Train may be told of failures.
     worker: Any = _worker
     failure: Any = ray.train.FailureConfig
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"job": job, "work": work, "post": post, "heard": bool(callbacks)},
+        train_loop_config={"context": context, "train_fn": train_fn, "stop_actor": stop_actor, "has_callbacks": bool(callbacks)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=cluster.gpu, resources_per_worker=None if cluster.gpu else worker_resources(cluster)
         ),
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=ray.train.RunConfig(
-            name=job.config.run.name,
+            name=context.config.run.name,
             # Ray Train insists on a place to write to, and gives up at its first failure; what is to last is written by `storage`.
             storage_path="/",
             storage_filesystem=PyFileSystem(FSSpecHandler(MemoryFileSystem())),
@@ -105,19 +107,20 @@ def _worker(config: dict[str, Any]) -> Any:
     """Run the loop in a worker process of Ray Train."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     logging.getLogger("ray").setLevel(logging.WARNING)
-    job: TrainContext = config["job"]
-    context = ray.train.get_context()
-    torch.set_num_threads(job.config.cluster.threads or max(available_cores() // context.get_local_world_size(), 1))
-    post = config["post"]
-    post.join.remote(ray.get_runtime_context().get_node_id())
+    context: TrainContext = config["context"]
+    torch.set_num_threads(
+        context.config.cluster.compute_threads or max(available_cores() // ray.train.get_context().get_local_world_size(), 1)
+    )
+    stop_actor = config["stop_actor"]
+    stop_actor.join.remote(ray.get_runtime_context().get_node_id())
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # What the driver knows of this storage, a new process does not.
-    filesystem.mark_reachable(job.run)
+    filesystem.mark_reachable(context.run)
     # Ray Train takes seconds for each report, also for those of earlier lives.
-    report = ray.train.report if config["heard"] else discard_report
-    return config["work"](dataclasses.replace(job, notice=RemoteStopSignal(post)), make_dist_context(device), report)
+    report = ray.train.report if config["has_callbacks"] else discard_report
+    return config["train_fn"](dataclasses.replace(context, stop_signal=RemoteStopSignal(stop_actor)), make_dist_context(device), report)
 
 
 def discard_report(row: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ def detection_losses(
     return {
         "box": box.sum() * gains.box * share,
         "objectness": (objectness * balance).sum() * gains.objectness * share * (1.4 if levels >= 4 else 1.0),
-        "classes": classes.sum() * gains.classes * share * max(head.classes, FEWEST_CLASSES) / REFERENCE_CLASSES,
+        "classes": classes.sum() * gains.cls * share * max(head.classes, FEWEST_CLASSES) / REFERENCE_CLASSES,
     }
 
 

@@ -8,7 +8,7 @@ from yolor_ray.errors import ConfigError
 from yolor_ray.io.storage import absolute
 from yolor_ray.pack.run import pack_scenes
 
-SCENES = "scenes:"
+SCENES_PREFIX = "scenes:"
 
 
 VALIDATION_SEED = 1
@@ -23,7 +23,7 @@ def resolve_dataset_urls(url: str, seed: int = VALIDATION_SEED) -> Iterator[str]
 
 
 def _packed(url: str, folder: str, seed: int) -> str:
-    if not url.startswith(SCENES):
+    if not url.startswith(SCENES_PREFIX):
         return absolute(url)
     pack_scenes(folder, scene_count(url), seed)
     return folder
@@ -35,7 +35,7 @@ def scene_count(url: str) -> int:
     Raises:
         ConfigError: what follows `scenes:` is no positive number.
     """
-    count = url.removeprefix(SCENES)
+    count = url.removeprefix(SCENES_PREFIX)
     if not count.isdecimal() or int(count) == 0:
         raise ConfigError(f"data: found {url!r}, expected scenes:N with N 1 or more")
     return int(count)

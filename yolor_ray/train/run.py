@@ -17,7 +17,7 @@ from yolor_ray.errors import DataError, Preempted
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, WeightsInfo, load_weights
 from yolor_ray.pack.run import pack_scenes
-from yolor_ray.pack.scenes_url import SCENES, VALIDATION_SEED, scene_count
+from yolor_ray.pack.scenes_url import SCENES_PREFIX, VALIDATION_SEED, scene_count
 from yolor_ray.train.anchors import best_possible_recall, fit_anchors
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints, newest_checkpoint
 from yolor_ray.train.context import Report, TrainContext
@@ -120,7 +120,7 @@ def _packed(urls: str, folder: str, seed: int) -> str:
 
 
 def _packed_one(url: str, folder: str, seed: int) -> str:
-    if not url.startswith(SCENES):
+    if not url.startswith(SCENES_PREFIX):
         return storage.absolute(url)
     output = storage.join(storage.absolute(folder), "scenes", f"{scene_count(url)}-seed{seed}-v{VERSION}")
     if not storage.exists(storage.join(output, MANIFEST)):

@@ -123,7 +123,7 @@ BAD = [
     (ExportConfig, {"weights": "w", "output": "o", "check_images": -1}, "check_images", "0 or more"),
     (ExportConfig, {"weights": "w", "output": "o", "check_px": 16}, "check_px", "0 or a multiple of 32"),
     (ExportConfig, {"weights": "w", "output": "o", "image_px": 100}, "image_px", "0 or a multiple of 32"),
-    (ExportConfig, {"weights": "w", "published": "p", "output": "o"}, "export", "either weights or published"),
+    (ExportConfig, {"weights": "w", "upstream": "p", "output": "o"}, "export", "either weights or upstream"),
     (ServeConfig, {"weights": "w", "port": 70_000}, "port", "1 to 65535"),
     (ServeConfig, {"weights": "w", "confidence": 1.1}, "confidence", "0 to 1"),
     (ServeConfig, {"weights": "w", "iou": 0.0}, "iou", "over 0"),

@@ -78,7 +78,7 @@ def published(tmp_path_factory):
 
 def test_an_imported_checkpoint_is_a_weights_folder_that_can_be_trained_further(published, scenes, tmp_path):
     path, made = published
-    found = export(ExportConfig(published=path, output=str(tmp_path / "out"), data=scenes))
+    found = export(ExportConfig(upstream=path, output=str(tmp_path / "out"), data=scenes))
     assert (found["network"], found["layout"], found["classes"]) == (TITLE, "main", 3)
     assert (found["max_error"], found["images"], found["image_px"], found["check_px"]) == (0, 4, 640, 256)
     read, info = load_weights(found["output"])
@@ -93,7 +93,7 @@ def test_an_imported_checkpoint_is_a_weights_folder_that_can_be_trained_further(
 
 def test_an_imported_folder_is_fused_by_a_second_export(published, scenes, tmp_path):
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
-    export(ExportConfig(published=published[0], output=first, data=scenes))
+    export(ExportConfig(upstream=published[0], output=first, data=scenes))
     found = export(ExportConfig(first, second, data=scenes, image_px=64))
     assert load_weights(second)[1].fused
     assert 0 < found["max_error"] <= TOLERANCE
@@ -103,7 +103,7 @@ def test_a_graph_is_written_of_the_fused_network(published, scenes, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     output = tmp_path / "onnx"
-    found = export(ExportConfig(published=published[0], output=str(output), format="onnx", data=scenes, image_px=64))
+    found = export(ExportConfig(upstream=published[0], output=str(output), format="onnx", data=scenes, image_px=64))
     assert (found["network"], found["image_px"], found["check_px"]) == (TITLE, 64, 64)
     assert found["max_error"] <= TOLERANCE
     assert not {node.op_type for node in onnx.load(output / "model.onnx").graph.node} & {"BatchNormalization"}
@@ -112,7 +112,7 @@ def test_a_graph_is_written_of_the_fused_network(published, scenes, tmp_path):
 def test_class_names_come_from_a_file_when_given(published, scenes, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("red\ngreen\nblue\n")
-    found = export(ExportConfig(published=published[0], output=str(tmp_path / "out"), names=str(names), data=scenes))
+    found = export(ExportConfig(upstream=published[0], output=str(tmp_path / "out"), names=str(names), data=scenes))
     assert load_weights(found["output"])[1].classes == ("red", "green", "blue")
 
 
@@ -120,54 +120,54 @@ def test_another_number_of_names_is_refused_with_both_numbers(published, scenes,
     names, output = tmp_path / "names.txt", str(tmp_path / "out")
     names.write_text("red\ngreen\n")
     with pytest.raises(ConfigError, match=r"names: found 2 in .*names\.txt, expected 3, as many as the network has classes"):
-        export(ExportConfig(published=published[0], output=output, names=str(names), data=scenes))
+        export(ExportConfig(upstream=published[0], output=output, names=str(names), data=scenes))
     names.write_text("red\nred\nblue\n")
     with pytest.raises(DataError, match="each once"):
-        export(ExportConfig(published=published[0], output=output, names=str(names), data=scenes))
+        export(ExportConfig(upstream=published[0], output=output, names=str(names), data=scenes))
     assert not exists(output)
 
 
 def test_eighty_classes_are_cocos_and_others_get_numbers_and_a_warning(published, scenes, tmp_path, caplog):
     checkpoint(tmp_path / "coco.pt", classes=80)
-    found = export(ExportConfig(published=str(tmp_path / "coco.pt"), output=str(tmp_path / "out"), data=scenes))
+    found = export(ExportConfig(upstream=str(tmp_path / "coco.pt"), output=str(tmp_path / "out"), data=scenes))
     assert load_weights(found["output"])[1].classes == COCO
     assert (len(set(COCO)), COCO[0], COCO[15], COCO[79]) == (80, "person", "cat", "toothbrush")
     assert "unnamed_classes" not in caplog.text
-    export(ExportConfig(published=published[0], output=str(tmp_path / "three"), data=scenes))
+    export(ExportConfig(upstream=published[0], output=str(tmp_path / "three"), data=scenes))
     assert "event=unnamed_classes classes=3" in caplog.text
 
 
 def test_the_log_says_what_was_recognised_and_where_anchors_come_from(published, scenes, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        export(ExportConfig(published=published[0], output=str(tmp_path / "out"), data=scenes))
+        export(ExportConfig(upstream=published[0], output=str(tmp_path / "out"), data=scenes))
     assert f"network='{TITLE}' layout=main classes=3" in caplog.text
     assert "event=anchors" in caplog.text
     assert "the published ones are used" in caplog.text
 
 
 def test_exactly_one_source_and_an_output_are_asked_for():
-    for given in ({}, {"weights": "a", "published": "b"}):
-        with pytest.raises(ConfigError, match=r"export: found '(neither|weights and published)', expected either weights or published"):
+    for given in ({}, {"weights": "a", "upstream": "b"}):
+        with pytest.raises(ConfigError, match=r"export: found '(neither|weights and upstream)', expected either weights or upstream"):
             ExportConfig(output="out", **given)
     with pytest.raises(ConfigError, match="output: found '', expected the URL of a folder to write"):
         ExportConfig("weights")
-    with pytest.raises(ConfigError, match=r"names: found 'n\.txt', expected published beside it"):
+    with pytest.raises(ConfigError, match=r"names: found 'n\.txt', expected upstream beside it"):
         ExportConfig("weights", "out", names="n.txt")
 
 
 def test_what_cannot_be_imported_is_refused_and_nothing_is_written(published, scenes, tmp_path):
     (tmp_path / "empty.pt").touch()
     with pytest.raises(WeightsError, match="found an empty file"):
-        export(ExportConfig(published=str(tmp_path / "empty.pt"), output=str(tmp_path / "out"), data=scenes))
+        export(ExportConfig(upstream=str(tmp_path / "empty.pt"), output=str(tmp_path / "out"), data=scenes))
     assert not exists(str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="output: found the place of the weights"):
-        export(ExportConfig(published=published[0], output=published[0], data=scenes))
+        export(ExportConfig(upstream=published[0], output=published[0], data=scenes))
 
 
 @pytest.mark.parametrize("branch", ["main", "paper"])
 def test_the_real_file_of_each_branch_is_imported(branch, shared, scenes, tmp_path):
     output = str(tmp_path / branch)
-    found = export(ExportConfig(published=str(shared / f"parity/{branch}_p6_narrow.pt"), output=output, data=scenes))
+    found = export(ExportConfig(upstream=str(shared / f"parity/{branch}_p6_narrow.pt"), output=output, data=scenes))
     assert (found["layout"], found["classes"], found["output"], found["max_error"]) == (branch, 3, output, 0)
     assert found["network"].startswith("YOLOR-P6 with other widths")
     assert is_published(output)
@@ -184,7 +184,7 @@ class Hostile:
 def test_the_job_refuses_a_hostile_file_with_status_2(tmp_path):
     canary, path = tmp_path / "canary", tmp_path / "last.pt"
     torch.save({"model": {"module_list.0.Conv2d.weight": torch.zeros(8, 3, 3, 3)}, "names": Hostile(canary)}, path)
-    command = [sys.executable, "jobs/export.py", "--published", str(path), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "jobs/export.py", "--upstream", str(path), "--output", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "the file asks for 'posix.system'; nothing of it was run" in done.stderr

@@ -11,12 +11,12 @@ class ExportConfig:
     """Write a network in a format: trained weights with implicit vectors and batch norm folded away, or a published checkpoint."""
 
     weights: str = ""
-    """URL of a weights folder; or give published."""
+    """URL of a weights folder; or give upstream."""
     output: str = ""
     """URL of the folder to write."""
     format: Literal["safetensors", "onnx", "openvino"] = "safetensors"
     """What to write: our own weights (fused; those of a published file unfused), an ONNX file or an OpenVINO model (both fused)."""
-    published: str = ""
+    upstream: str = ""
     """URL of a published checkpoint, .pt of either branch or darknet .weights; nothing of it is executed, and safetensors made
     of it are not fused, so that they can be trained further."""
     names: str = ""
@@ -33,10 +33,10 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Check that there is one source and an output, and ranges."""
-        given = [name for name in ("weights", "published") if getattr(self, name)]
-        check(len(given) == 1, "export", " and ".join(given) or "neither", "either weights or published")
+        given = [name for name in ("weights", "upstream") if getattr(self, name)]
+        check(len(given) == 1, "export", " and ".join(given) or "neither", "either weights or upstream")
         check(bool(self.output), "output", self.output, "the URL of a folder to write")
-        check(not (self.names and self.weights), "names", self.names, "published beside it: a weights folder has its names")
+        check(not (self.names and self.weights), "names", self.names, "upstream beside it: a weights folder has its names")
         check(self.check_images >= 0, "check_images", self.check_images, "0 or more")
         for name in ("image_px", "check_px"):
             check(getattr(self, name) >= 0 and getattr(self, name) % 32 == 0, name, getattr(self, name), "0 or a multiple of 32")

@@ -31,14 +31,14 @@ ROUNDINGS = 4
 
 CHECK_IMAGES = 16
 """Images on which predictions are compared, unless `check_images` says otherwise."""
-PUBLISHED_CHECK = 4, 256
+UPSTREAM_CHECK = 4, 256
 """Images, and largest side in pixels, for an imported network unless the settings say otherwise: seconds for each on a CPU."""
 
 Files = Mapping[str, bytes]
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Publish the network and return `output`, `format`, `max_error`, its parts, and `parameters`; see `published_weights` for more.
+    """Publish the network and return `output`, `format`, `max_error`, its parts, and `parameters`; see `upstream_weights` for more.
 
     Scores and boxes of what was written, read back, are compared with those of the weights as they were found.
 
@@ -47,11 +47,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
         WeightsError: the predictions differ by more than `TOLERANCE`; nothing is published.
     """
     _check(config)
-    network, info, about = upstream_weights(config.published, config.names) if config.published else (*load_weights(config.weights), {})
+    network, info, about = upstream_weights(config.upstream, config.names) if config.upstream else (*load_weights(config.weights), {})
     info = replace(info, image_px=_fitting(config, network, "image_px", config.image_px or info.image_px))
-    images, largest_px = PUBLISHED_CHECK if config.published else (CHECK_IMAGES, info.image_px)
+    images, largest_px = UPSTREAM_CHECK if config.upstream else (CHECK_IMAGES, info.image_px)
     check_px = _fitting(config, network, "check_px", config.check_px or min(info.image_px, largest_px))
-    as_it_is = info.fused or (config.published and config.format == "safetensors")
+    as_it_is = info.fused or (config.upstream and config.format == "safetensors")
     written = network if as_it_is else _fused(config, network)
     write, read = FORMATS[config.format]
     files = write(written, info)
@@ -80,7 +80,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 def _source(config: ExportConfig) -> str:
-    return config.published or config.weights
+    return config.upstream or config.weights
 
 
 def _check(config: ExportConfig) -> None:

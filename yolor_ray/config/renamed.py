@@ -1,0 +1,80 @@
+"""Names of version 0.1 that version 0.2 still accepts, each with a warning that names the new one.
+
+The table serves flags, keys of `config.json` and of preset files, `--search` arguments, and files in a run's folder. Version 0.3 removes it.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = {
+    "augment.plain_epochs": "augment.close_mosaic_epochs",
+    "cluster.allow_open": "cluster.allow_unauthenticated",
+    "cluster.threads": "cluster.compute_threads",
+    "data.threads": "data.decode_threads",
+    "loss.classes": "loss.cls",
+    "optim.final_lr": "optim.final_lr_ratio",
+    "run.checkpoint_every": "run.checkpoint_epochs",
+    "run.validate_every": "run.validate_epochs",
+}
+"""Settings of a training run by dotted name: flags of train, tune and benchmark, and keys of `config.json`."""
+FLAGS: dict[str, dict[str, str]] = {
+    "benchmark": {"threads": "compute_threads"},
+    "evaluate": {"threads": "decode_threads", "kind": "iou_type"},
+    "export": {"published": "upstream"},
+    "serve": {"threads": "compute_threads"},
+    "tune": {"concurrent": "max_concurrent_trials"},
+}
+"""Further flags by job."""
+FILES = {"attempts.jsonl": "lives.jsonl", "heartbeat.json": "beat.json"}
+"""Files of a run's folder: the new name, and the old name that is read where the new one is absent."""
+RECORD_FIELDS = {
+    "life": "attempt",
+    "began": "started_at",
+    "after": "restart_reason",
+    "outage_s": "downtime_s",
+    "token": "fencing_token",
+}
+"""Keys in the rows of `lives.jsonl` and in `beat.json`."""
+
+
+def current_setting(name: str) -> str:
+    """Return the dotted name of a setting in this version; log a warning where `name` is an old one."""
+    if name not in SETTINGS:
+        return name
+    logger.warning("event=setting_renamed old=%s new=%s: version 0.3 refuses the old name", name, SETTINGS[name])
+    return SETTINGS[name]
+
+
+def current_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by their dotted names of this version; see `current_setting`."""
+    return {current_setting(name): value for name, value in values.items()}
+
+
+def current_arguments(job: str, arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments of a job with the flags of this version; see `current_setting`."""
+    flags = FLAGS.get(job, {}) | SETTINGS
+    return [_current_argument(argument, flags) for argument in arguments]
+
+
+def _current_argument(argument: str, flags: Mapping[str, str]) -> str:
+    name, separator, value = argument.removeprefix("--").partition("=")
+    plain = name.replace("-", "_")
+    # A switch such as --cluster.allow_open has its opposite, --cluster.no-allow_open.
+    section, dot, last = plain.rpartition(".")
+    switch_off = last.startswith("no_")
+    old = section + dot + last.removeprefix("no_")
+    if not argument.startswith("--") or (plain not in flags and not (switch_off and old in flags)):
+        return argument
+    new = flags[plain] if plain in flags else flags[old]
+    section, dot, last = new.rpartition(".")
+    flag = f"--{section}{dot}{'no-' if plain not in flags else ''}{last}"
+    logger.warning("event=flag_renamed old=--%s new=%s: version 0.3 refuses the old name", name, flag)
+    return f"{flag}{separator}{value}"
+
+
+def current_record(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a run's attempts, or a heartbeat, by the keys of this version."""
+    return {RECORD_FIELDS.get(name, name): value for name, value in values.items()}

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Drain this node when AWS announces that it takes the spot instance back, two minutes ahead: `spot_notice.sh HEAD:6379`.
+# Drain this node when AWS sends a spot interruption notice, two minutes ahead: `spot_notice.sh HEAD:6379`.
 #
-# Ray does not read the announcement itself. Once the node drains, training writes a checkpoint and goes on without it, and
-# nothing new is placed here. Ends at once on an instance that is not spot, or where another one of these runs.
-# SPOT_POLL_S is how often it asks, in seconds; IMDS_URL is where.
+# Ray does not read the notice itself. When the node drains, training writes a checkpoint and resumes without the node, and Ray places
+# no new work on the node. The script ends at once on an instance that is not spot, or where another copy of the script runs.
+# SPOT_POLL_S is the time between requests in seconds; IMDS_URL is the metadata service.
 set -u
 export RAY_ADDRESS="$1"
 metadata=${IMDS_URL:-http://169.254.169.254}/latest
@@ -26,7 +26,7 @@ if [ "$market" != spot ]; then
 fi
 
 echo "event=watching poll_s=$poll_s"
-# 404 until the end is announced, then {"action": "terminate", "time": "2026-01-02T03:04:05Z"}.
+# The answer is 404 until AWS sends the notice, then {"action": "terminate", "time": "2026-01-02T03:04:05Z"}.
 until notice=$(read_metadata spot/instance-action); do
     sleep "$poll_s" 9>&-
 done
@@ -35,7 +35,7 @@ end_s=$(date --date "${end:-120 seconds}" +%s 2> /dev/null) || end_s=$(($(date +
 
 while left_s=$((end_s - $(date +%s))); [ "$left_s" -gt 0 ]; do
     echo "event=spot_notice end=$end left_s=$left_s"
-    # Without --node-id it is the node that this runs on.
+    # Without --node-id, the node of this script is drained.
     if ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message "spot notice for $end" \
         --deadline-remaining-seconds "$left_s" 9>&-; then
         echo "event=draining"

@@ -1,7 +1,6 @@
-"""Measure on this machine or cluster: `python jobs/benchmark.py ingest PRESET --data.train URL`; `--help` lists the benchmarks."""
+"""`python jobs/benchmark.py …` is `yolor-ray benchmark …`."""
 
-from yolor_ray.cli import run_preset
-from yolor_ray.config.benchmark import BENCHMARK_DESCRIPTIONS, BENCHMARKS
+from yolor_ray.cli import main
 
 if __name__ == "__main__":
-    run_preset(BENCHMARKS, BENCHMARK_DESCRIPTIONS, "yolor_ray.benchmark.run:benchmark")
+    main("benchmark")

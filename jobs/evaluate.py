@@ -1,6 +1,6 @@
-"""Measure COCO numbers: `python jobs/evaluate.py --weights URL --data URL`, or of files by `--truth FILE --results FILE`."""
+"""`python jobs/evaluate.py …` is `yolor-ray evaluate …`."""
 
-from yolor_ray import cli, config
+from yolor_ray.cli import main
 
 if __name__ == "__main__":
-    cli.run(config.EvaluateConfig, "yolor_ray.evaluate.run:evaluate")
+    main("evaluate")

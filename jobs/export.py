@@ -1,6 +1,6 @@
-"""Fold and export weights: `python jobs/export.py --weights URL --format safetensors|onnx|openvino --output URL`."""
+"""`python jobs/export.py …` is `yolor-ray export …`."""
 
-from yolor_ray import cli, config
+from yolor_ray.cli import main
 
 if __name__ == "__main__":
-    cli.run(config.ExportConfig, "yolor_ray.export.run:export")
+    main("export")

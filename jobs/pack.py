@@ -1,6 +1,6 @@
-"""Pack annotated images into shards: `python jobs/pack.py voc|coco|yolo|crops|scenes --help`."""
+"""`python jobs/pack.py …` is `yolor-ray pack …`."""
 
-from yolor_ray import cli, config
+from yolor_ray.cli import main
 
 if __name__ == "__main__":
-    cli.run(config.AnyPackConfig, "yolor_ray.pack.run:pack")
+    main("pack")

@@ -1,6 +1,6 @@
-"""Serve weights over HTTP: `python jobs/serve.py --weights URL [--port 8000]`; `--help` lists every flag."""
+"""`python jobs/serve.py …` is `yolor-ray serve …`."""
 
-from yolor_ray import cli, config
+from yolor_ray.cli import main
 
 if __name__ == "__main__":
-    cli.run(config.ServeConfig, "yolor_ray.serve.run:serve")
+    main("serve")

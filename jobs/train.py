@@ -1,7 +1,6 @@
-"""Train a network: `python jobs/train.py PRESET --data.train URL --data.val URL`, or `--preset-file URL`; `demo` needs nothing at all."""
+"""`python jobs/train.py …` is `yolor-ray train …`."""
 
-from yolor_ray.cli import run_train
-from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
+from yolor_ray.cli import main
 
 if __name__ == "__main__":
-    run_train(PRESETS, DESCRIPTIONS, "yolor_ray.train.run:train")
+    main("train")

@@ -1,4 +1,4 @@
-"""Share what many tests need: the shared data, a real S3 server and a real Ray cluster."""
+"""Fixtures of many tests: the shared data, a real S3 server and a real Ray cluster."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Before torch is loaded, and for every process that tests start: they compute beside each other, each on a core of its own.
+# Before torch is imported, and for every process that tests start: test processes run in parallel, each on one core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -34,7 +34,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread for the time of a test."""
+    """Limit torch to one thread during a test."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def write_image() -> Callable[..., Path]:
-    """Write a small photo-like image; the suffix of the path says in which format, and `orientation` what its EXIF block holds."""
+    """Return a function that writes a small photo-like image, in the format of the path's suffix, with an EXIF `orientation`."""
 
     def write(path: Path, width: int = 64, height: int = 48, seed: int = 0, orientation: int = 1) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ def write_image() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def _s3_environment() -> Iterator[dict[str, str]]:
-    """Choose address and keys of the S3 server before anything starts, so that Ray workers inherit them."""
-    chosen = {
+    """Set address and keys of the S3 server before Ray starts, so that Ray's workers inherit them."""
+    variables = {
         "AWS_ACCESS_KEY_ID": f"test{uuid.uuid4().hex[:12]}",
         "AWS_SECRET_ACCESS_KEY": uuid.uuid4().hex,
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{_free_port()}",
@@ -69,14 +69,14 @@ def _s3_environment() -> Iterator[dict[str, str]]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
             patch.delenv(name, raising=False)
-        for name, value in chosen.items():
+        for name, value in variables.items():
             patch.setenv(name, value)
-        yield chosen
+        yield variables
 
 
 @pytest.fixture(scope="session")
 def s3(_s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Run a real S3 server; the value makes a fresh bucket and returns its URL."""
+    """Run a real S3 server and yield a function that makes a new bucket and returns its URL."""
     juicefs = Path(sys.executable).with_name("juicefs")
     binary = str(juicefs) if juicefs.exists() else shutil.which("juicefs")
     if binary is None:
@@ -117,7 +117,7 @@ def s3(_s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def ray_cluster(_s3_environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Run Ray with four logical CPUs, which this process joins; the value is the environment of other processes that join it."""
+    """Start Ray with four logical CPUs in this process, and yield the environment of other processes that join it."""
     import ray
 
     from yolor_ray.cluster.connect import start_ray

@@ -1,7 +1,9 @@
-"""The command line: what a user types wrong, what a job prints, and what a script can rely on."""
+"""The command line: mistyped arguments, the printed result, exit statuses, and the old names of flags."""
 
 import dataclasses
+import functools
 import json
+import logging
 import os
 import re
 import subprocess
@@ -14,12 +16,15 @@ from typing import Annotated
 import pytest
 import tyro
 
+import yolor_ray
 from yolor_ray import cli
-from yolor_ray.config import OptimConfig, TrainConfig, presets
+from yolor_ray.config import OptimConfig, TrainConfig, dotted, presets, renamed
 from yolor_ray.errors import check
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.py"))
+HELP = {"benchmark": ["benchmark", "inference"], "tune": ["tune", "search"]}
+"""Subcommands whose help lists the flags in question."""
 TARGETS = """
 import dataclasses
 
@@ -80,32 +85,28 @@ class Seek:
 
 @pytest.fixture
 def job(tmp_path, monkeypatch, capsys):
-    """Run a job of this process with arguments; the value is exit status, standard output and standard error.
+    """Run a job in this process with arguments; the value is exit status, standard output and standard error.
 
-    A job is named by its target, or is a function that does it.
+    The job is given by the name of a target function, or as a reader of arguments, whose target then prints the settings.
     """
     (tmp_path / "job_targets.py").write_text(TARGETS)
     monkeypatch.syspath_prepend(tmp_path)
-    for name, value in cli.KEEP_MEMORY.items():
+    for name, value in cli.MALLOC_SETTINGS.items():
         monkeypatch.setenv(name, value)
 
-    def run(function: str | Callable[[], None], *arguments: str) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["job.py", *arguments])
+    def run(target: str | Callable[[list[str], str], object], *arguments: str, name: str = "job") -> tuple[object, str, str]:
+        reads_settings = functools.partial(cli.read_flags, Settings)
+        reader, function = (reads_settings, target) if isinstance(target, str) else (target, "settings")
         with pytest.raises(SystemExit) as exit_:
-            cli.run(Settings, f"job_targets:{function}") if isinstance(function, str) else function()
+            cli.run(name, cli.Job("A job under test.", reader, f"job_targets:{function}"), arguments, "job")
         return exit_.value.code, *capsys.readouterr()
 
     yield run
     sys.modules.pop("job_targets", None)
 
 
-def train_job() -> None:
-    cli.run_train(presets.PRESETS, presets.DESCRIPTIONS, "job_targets:settings")
-
-
-def study_job() -> None:
-    descriptions = {"compare": "Compares things.", "seek": "Seeks things."}
-    cli.run_study({"compare": Compare, "seek": Seek}, descriptions, presets.PRESETS, "nano", "job_targets:settings")
+train_job = cli.read_training
+study_job = functools.partial(cli.read_study, {"compare": Compare, "seek": Seek}, {"compare": "Compares things.", "seek": "Seeks things."})
 
 
 @pytest.fixture
@@ -159,9 +160,8 @@ def test_an_interrupted_job_exits_1_without_a_traceback(job):
 def test_any_other_failure_exits_1_with_its_traceback(tmp_path):
     (tmp_path / "job_targets.py").write_text(TARGETS)
     (tmp_path / "job.py").write_text(
-        "from dataclasses import dataclass\nfrom yolor_ray import command\n"
-        "@dataclass\nclass Settings:\n    count: int = 3\n"
-        "if __name__ == '__main__':\n    command.run(Settings, 'job_targets:fail')\n"
+        "from yolor_ray import cli\n"
+        "if __name__ == '__main__':\n    cli.run('job', cli.Job('', lambda *_: None, 'job_targets:fail'), [], 'job')\n"
     )
     found = process(str(tmp_path / "job.py"))
     assert (found.returncode, found.stdout) == (1, "")
@@ -226,9 +226,9 @@ def test_a_preset_still_runs_by_name(job):
         (["--preset-file", "FILE", "dmo"], "preset: found 'dmo', expected demo"),
         (["--preset-file", "FILE", "--optim.epoch", "3"], "--optim.epochs"),
         (["--preset-file", "FILE", "--optim.epochs", "0"], "optim.epochs: found 0, expected 1 or more"),
-        (["--preset-file", "nowhere.json"], "AbsentError: nowhere.json: not found"),
+        (["--preset-file", "nowhere.json"], "NotFoundError: nowhere.json: not found"),
         (["--preset-file", ""], "found an empty one"),
-        (["--preset-file", __file__], "test_command.py: not JSON"),
+        (["--preset-file", __file__], "test_cli.py: not JSON"),
     ],
 )
 def test_a_preset_file_that_is_no_help_exits_2_with_the_reason(job, preset_file, arguments, message):
@@ -300,8 +300,63 @@ def test_the_help_of_studies_lists_the_presets_everywhere(job, arguments):
 
 
 def test_a_process_that_trains_imports_nothing_that_draws():
-    """Each worker, the driver and Ray Train's controller would pay for it, in every life."""
+    """Each worker, the driver and Ray Train's controller would import them in every attempt."""
     program = "import sys, yolor_ray.train.run; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "torch" in loaded
     assert not {"matplotlib", "tensorboard"} & set(loaded)
+
+
+@pytest.mark.parametrize("command", [["-m", "yolor_ray"], ["-c", "from yolor_ray.cli import main; main()"]])
+def test_the_command_without_a_job_lists_the_jobs(command):
+    overview = process(*command)
+    assert (overview.returncode, overview.stdout) == (2, "")
+    assert all(f"  {name} " in overview.stderr for name in cli.JOBS)
+    asked = process(*command, "--help")
+    assert (asked.returncode, asked.stdout) == (0, overview.stderr)
+
+
+def test_a_mistyped_job_exits_2_with_a_suggestion():
+    wrong = process("-m", "yolor_ray", "trian", "demo")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.endswith("ConfigError: job: found 'trian', expected train\n")
+
+
+def test_the_command_reads_the_flags_of_its_jobs():
+    wrong = process("-m", "yolor_ray", "train", "demo", "--optim.epochs", "0")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.endswith("ConfigError: optim.epochs: found 0, expected 1 or more\n")
+    assert process("-m", "yolor_ray", "--version").stdout == f"yolor_ray {yolor_ray.__version__}\n"
+
+
+def test_each_job_of_the_command_has_its_script():
+    assert {f"{name}.py" for name in cli.JOBS} == set(JOBS)
+    for name in cli.JOBS:
+        assert f'main("{name}")' in (ROOT / "jobs" / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("flags", [["--optim.final_lr", "0.5"], ["--optim.final-lr=0.5"]])
+def test_the_old_name_of_a_setting_still_works_with_a_warning(job, caplog, flags):
+    with caplog.at_level(logging.WARNING):
+        status, out, err = job(train_job, "nano", *flags, name="train")
+    assert status == 0, err
+    assert json.loads(out)["optim"]["final_lr_ratio"] == 0.5
+    assert "event=flag_renamed" in caplog.text and "new=--optim.final_lr_ratio" in caplog.text
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("--cluster.allow-open", True), ("--cluster.no-allow-open", False)])
+def test_the_old_name_of_a_switch_still_works_both_ways(job, flag, expected):
+    status, out, err = job(train_job, "nano", flag, name="train")
+    assert status == 0, err
+    assert json.loads(out)["cluster"]["allow_unauthenticated"] is expected
+
+
+def test_every_old_name_is_accepted_by_its_job():
+    """The table names settings and flags that exist today, and none that exist under their old name."""
+    known = dotted.flatten(dataclasses.asdict(TrainConfig()))
+    assert set(renamed.SETTINGS.values()) <= known.keys()
+    assert not set(renamed.SETTINGS) & known.keys()
+    for name, flags in renamed.FLAGS.items():
+        text = process("-m", "yolor_ray", *HELP.get(name, [name]), "--help").stdout
+        assert all(f"--{new}" in text for new in flags.values()), name
+        assert not any(f"--{old} " in text for old in flags), name

@@ -1,3 +1,88 @@
-"""Train, evaluate and serve unified YOLOR networks on Ray."""
+"""Train, evaluate and serve unified YOLOR networks on Ray.
 
-__version__ = "0.1.0"
+The Python API: `train`, `pack`, `evaluate` and `export` take a configuration and return the result of the job of that name.
+`presets` holds complete trainings by name, `replace_fields` changes settings by dotted name, and `Detector` finds objects in images.
+Importing this package imports neither torch nor Ray; each name brings its libraries at its first use.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from yolor_ray import errors as errors
+    from yolor_ray.api import Detector as Detector
+    from yolor_ray.api import Result as Result
+    from yolor_ray.config import EvaluateConfig as EvaluateConfig
+    from yolor_ray.config import ExportConfig as ExportConfig
+    from yolor_ray.config import PackCocoConfig as PackCocoConfig
+    from yolor_ray.config import PackCropsConfig as PackCropsConfig
+    from yolor_ray.config import PackScenesConfig as PackScenesConfig
+    from yolor_ray.config import PackVocConfig as PackVocConfig
+    from yolor_ray.config import PackYoloConfig as PackYoloConfig
+    from yolor_ray.config import TrainConfig as TrainConfig
+    from yolor_ray.config.dotted import replace_fields as replace_fields
+    from yolor_ray.config.presets import PRESETS as presets
+    from yolor_ray.evaluate.run import evaluate as evaluate
+    from yolor_ray.export.run import export as export
+    from yolor_ray.pack.run import pack as pack
+    from yolor_ray.train.run import train as train
+
+__version__ = "0.2.0"
+
+_MODULES = {
+    "Detector": "yolor_ray.api",
+    "Result": "yolor_ray.api",
+    "replace_fields": "yolor_ray.config.dotted",
+    **dict.fromkeys(
+        (
+            "TrainConfig",
+            "EvaluateConfig",
+            "ExportConfig",
+            "PackCocoConfig",
+            "PackCropsConfig",
+            "PackScenesConfig",
+            "PackVocConfig",
+            "PackYoloConfig",
+        ),
+        "yolor_ray.config",
+    ),
+}
+"""Where each lazy name is defined."""
+_JOBS = ("evaluate", "export", "pack", "train")
+"""Jobs that are functions of the API; the room of the same name holds their code."""
+__all__ = ["Detector", "Result", "errors", "presets", "replace_fields", *(name for name in _MODULES if name.endswith("Config")), *_JOBS]
+
+
+class _CallableRoom(ModuleType):
+    """A room whose call runs its job: `yolor_ray.train(config)` is `yolor_ray.train.run.train(config)`.
+
+    An import of `yolor_ray.train.run` makes the room an attribute of this package. A function of that name would be overwritten.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Run the job of this room; see the function of the room's name in its module `run`."""
+        job = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module(f"{self.__name__}.run"), job)(*args, **options)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the API at its first use."""
+    if name == "errors":
+        return importlib.import_module("yolor_ray.errors")
+    if name == "presets":
+        return importlib.import_module("yolor_ray.config.presets").PRESETS
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the names of the API, for completion."""
+    return sorted({*globals(), *__all__})
+
+
+for _job in _JOBS:
+    importlib.import_module(f"{__name__}.{_job}")
+    sys.modules[f"{__name__}.{_job}"].__class__ = _CallableRoom

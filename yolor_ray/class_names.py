@@ -1,11 +1,11 @@
-"""Say what gives the numbers in annotations and in a network's outputs their meaning."""
+"""Define the names of the classes, image labels and keypoints that annotations and network outputs refer to by number."""
 
 from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
 class ClassNames(Protocol):
-    """Hold names in the order of their numbers; packed data sets and weights both do."""
+    """Names in the order of their numbers; packed datasets and weights have this interface."""
 
     @property
     def classes(self) -> tuple[str, ...]:

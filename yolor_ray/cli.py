@@ -1,9 +1,11 @@
-"""Run one job from the command line: flags in, one JSON object out, an exit status that says whose mistake it was.
+"""The command line: flags in, one JSON object out, an exit status that separates the user's mistakes from all other failures.
 
-Flags are read before torch and Ray are imported, so `--help` and a mistyped flag answer at once.
+`yolor-ray JOB …`, `python -m yolor_ray JOB …` and `python jobs/JOB.py …` run the same job. Flags are read before torch and Ray are
+imported, so `--help` and a mistyped flag answer at once.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import logging
@@ -11,135 +13,87 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import tyro
 
-from yolor_ray.cluster.environment import KEEP_MEMORY
-from yolor_ray.config import TrainConfig
-from yolor_ray.config.dotted import from_json, nearest
+import yolor_ray
+from yolor_ray import config
+from yolor_ray.cluster.environment import MALLOC_SETTINGS
+from yolor_ray.config.benchmark import BENCHMARK_DESCRIPTIONS, BENCHMARKS
+from yolor_ray.config.dotted import from_json, similar_names
+from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
+from yolor_ray.config.renamed import current_arguments
+from yolor_ray.config.study import STUDIES, STUDY_DESCRIPTIONS
 from yolor_ray.errors import ConfigError, Preempted, UserError
-from yolor_ray.io.redact import hide_secrets, redacted, refuse_credentials
+from yolor_ray.io.redact import hide_secrets, redact, refuse_credentials
 
 EXIT_FAILED, EXIT_USER, EXIT_PREEMPTED = 1, 2, 143
+STUDY_PRESET = "nano"
+"""Preset of a study that names none."""
 PRESET_FILE = "Instead of the name, --preset-file URL takes the config.json of a run or the preset.json of a search; flags override it."
+USAGE = "usage: yolor-ray JOB [FLAGS]    (the same: python jobs/JOB.py [FLAGS])"
 
 
-def run(config_type: Any, target: str) -> None:
-    """Read the flags into `config_type`, call `target` ("module:function") with them and exit.
+@dataclass(frozen=True)
+class Job:
+    """A job of the command line."""
+
+    description: str
+    read: Callable[[list[str], str], Any]
+    """Makes the configuration of the arguments; the second parameter is the name of the program in its help."""
+    target: str
+    """The function that takes the configuration and returns the result, as module:function; imported after the flags are read."""
+
+
+def main(job: str | None = None) -> NoReturn:
+    """Run a job of `JOBS` with the arguments of this process, and exit; without `job` the first argument names the job.
 
     The result is printed as the last line on standard output. Exit status: 0 done, 2 the user's mistake, 143 preempted by
     SIGTERM with a checkpoint written, 1 anything else.
     """
-    _run(lambda: _read(config_type, sys.argv[1:]), target)
+    if job is not None:
+        run(job, JOBS[job], sys.argv[1:], f"python jobs/{job}.py")
+    name, *arguments = sys.argv[1:] or [""]
+    if name in JOBS:
+        run(name, JOBS[name], arguments, f"yolor-ray {name}")
+    if name == "--version":
+        sys.stdout.write(f"yolor_ray {yolor_ray.__version__}\n")
+        sys.exit(0)
+    listed = "\n".join(f"  {name:10} {job.description}" for name, job in JOBS.items())
+    overview = f"{USAGE}\n\n{listed}\n\nyolor-ray JOB --help lists the flags of a job; yolor-ray --version prints the version.\n"
+    if name in ("-h", "--help"):
+        sys.stdout.write(overview)
+        sys.exit(0)
+    expected = similar_names(name, JOBS) or f"one of {', '.join(JOBS)}"
+    sys.stderr.write(f"{overview}\nConfigError: job: found {name!r}, expected {expected}\n" if name else overview)
+    sys.exit(EXIT_USER)
 
 
-def run_preset(presets: Mapping[str, Any], descriptions: Mapping[str, str], target: str) -> None:
-    """Do as `run` with a preset's name as the subcommand; every field may be overridden by its flag."""
-    run(_subcommands(presets, descriptions), target)
-
-
-def run_train(presets: Mapping[str, TrainConfig], descriptions: Mapping[str, str], target: str) -> None:
-    """Do as `run_preset`, or start from the settings in a file: `--preset-file URL` instead of a preset's name."""
-
-    def read() -> TrainConfig:
-        if not sys.argv[1:]:
-            raise ConfigError(f"preset: found none, expected one of {', '.join(presets)}, or --preset-file URL; --help says what they are")
-        url, others = _preset_file(sys.argv[1:])
-        if url is None:
-            return _read(_subcommands(presets, descriptions), others, description=f"Train a preset: its name, then flags. {PRESET_FILE}")
-        return _read(TrainConfig, others, default=_from_file(url, _preset_name(others, presets)))
-
-    _run(read, target)
-
-
-def run_study(
-    studies: Mapping[str, Callable[[TrainConfig], Any]],
-    descriptions: Mapping[str, str],
-    presets: Mapping[str, TrainConfig],
-    default: str,
-    target: str,
-) -> None:
-    """Do as `run` with a study's kind as the subcommand, and after it the preset's name that the study is made of.
-
-    Without a name it is `default`, or the settings in a file: `--preset-file URL`. Flags are those of the study and of its preset.
-    """
-
-    def read() -> Any:
-        url, others = _preset_file(sys.argv[1:])
-        kind, rest = next(iter(others), ""), others[1:]
-        # Were the preset a subcommand below the study's, the study would refuse the preset's flags as misplaced.
-        name = _preset_name(rest, presets) if kind in studies else None
-        train = presets[name or default] if url is None else _from_file(url, name)
-        hint = f"A preset's name may follow the study's: {', '.join(presets)} (default: {default}). {PRESET_FILE}"
-        described = {study: f"{text} {hint}" if study == kind else text for study, text in descriptions.items()}
-        kinds = _subcommands({study: make(train) for study, make in studies.items()}, described)
-        return _read(kinds, [*others[:1], *rest[name is not None :]], description=hint)
-
-    _run(read, target)
-
-
-def _run(read: Callable[[], Any], target: str) -> None:
-    _restart_with_environment()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    sys.exit(_status(read, target))
-
-
-def _read(config_type: Any, arguments: Sequence[str], **options: Any) -> Any:
-    return tyro.cli(config_type, args=arguments, use_underscores=True, config=(tyro.conf.OmitSubcommandPrefixes,), **options)
-
-
-def _subcommands(defaults: Mapping[str, Any], descriptions: Mapping[str, str]) -> Any:
-    return tyro.extras.subcommand_type_from_defaults(dict(defaults), dict(descriptions), prefix_names=False)
-
-
-def _preset_file(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return the URL behind `--preset-file`, wherever it stands, and the other arguments."""
-    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    reader.add_argument("--preset-file", "--preset_file", action="append", default=[], metavar="URL")
-    found, others = reader.parse_known_args(arguments)
-    if len(found.preset_file) > 1:
-        raise ConfigError(f"--preset-file: found {' and '.join(found.preset_file)}, expected one URL")
-    return next(iter(found.preset_file), None), others
-
-
-def _preset_name(arguments: Sequence[str], presets: Mapping[str, TrainConfig]) -> str | None:
-    """Return the preset that the first argument names; None where that is a flag."""
-    name = next(iter(arguments), "-")
-    if name.startswith("-"):
-        return None
-    if name not in presets:
-        raise ConfigError(f"preset: found {name!r}, expected {nearest(name, presets) or 'one of ' + ', '.join(presets)}")
-    return name
-
-
-def _from_file(url: str, name: str | None) -> TrainConfig:
-    if name is not None:
-        raise ConfigError(f"preset: found the name {name!r} beside --preset-file {url}, expected one of the two")
-    # Storage takes longer to import than `--help` may take.
-    from yolor_ray.io import storage
-
-    return from_json(url, storage.read_bytes(url))
-
-
-def _restart_with_environment() -> None:
-    missing = {name: value for name, value in KEEP_MEMORY.items() if name not in os.environ}
+def run(name: str, job: Job, arguments: Sequence[str], program: str) -> NoReturn:
+    """Read the arguments into the job's configuration, call its target and exit; see `main`."""
+    missing = {variable: value for variable, value in MALLOC_SETTINGS.items() if variable not in os.environ}
     if missing:
+        # glibc reads these variables only when a process starts.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})
-
-
-def _status(read: Callable[[], Any], target: str) -> int:
-    module, function = target.split(":")
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     hide_secrets()
+    sys.exit(_run(name, job, arguments, program))
+
+
+def _run(name: str, job: Job, arguments: Sequence[str], program: str) -> int:
+    module, function = job.target.split(":")
     try:
-        refuse_credentials("command line: argument", sys.argv[1:])
-        config = read()
-        result = getattr(importlib.import_module(module), function)(config)
+        refuse_credentials("command line: argument", arguments)
+        settings = job.read(current_arguments(name, arguments), program)
+        _check_buckets(settings)
+        result = getattr(importlib.import_module(module), function)(settings)
     except UserError as error:
-        sys.stderr.write(redacted(f"{type(error).__name__}: {error}\n"))
+        sys.stderr.write(redact(f"{type(error).__name__}: {error}\n"))
         return EXIT_USER
-    except Preempted as notice:
-        sys.stderr.write(f"preempted: {notice}\n")
+    except Preempted as error:
+        sys.stderr.write(f"preempted: {error}\n")
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -149,10 +103,127 @@ def _status(read: Callable[[], Any], target: str) -> int:
     return 0
 
 
+def _check_buckets(settings: Any) -> None:
+    """Raise StorageError where a bucket of the settings cannot be reached: later, a job waits minutes for its storage."""
+    # The import of pyarrow takes longer than `--help` may take.
+    from yolor_ray.io.filesystem import check_reachable, urls_in
+
+    check_reachable(urls_in(settings))
+
+
+def read_flags(config_type: Any, arguments: Sequence[str], program: str, **options: Any) -> Any:
+    """Return the configuration of the given type that the arguments describe; exits with status 2 at an unknown flag."""
+    return tyro.cli(config_type, prog=program, args=arguments, use_underscores=True, config=(tyro.conf.OmitSubcommandPrefixes,), **options)
+
+
+def read_subcommand(defaults: Mapping[str, Any], descriptions: Mapping[str, str], arguments: Sequence[str], program: str) -> Any:
+    """Return the default configuration that the first argument names, changed by the flags after it."""
+    return read_flags(_subcommands(defaults, descriptions), arguments, program)
+
+
+def read_training(arguments: Sequence[str], program: str) -> config.TrainConfig:
+    """Return a preset changed by flags, or the settings of the file behind `--preset-file URL` changed by flags.
+
+    Raises:
+        ConfigError: there is no preset, or both a name and a file, or the file holds no settings.
+    """
+    if not arguments:
+        raise ConfigError(f"preset: found none, expected one of {', '.join(PRESETS)}, or --preset-file URL; --help describes them")
+    url, others = _preset_file(arguments)
+    if url is not None:
+        return read_flags(config.TrainConfig, others, program, default=_from_file(url, _preset_name(others)))
+    return read_flags(
+        _subcommands(PRESETS, DESCRIPTIONS), others, program, description=f"Train a preset: its name, then flags. {PRESET_FILE}"
+    )
+
+
+def read_study(
+    studies: Mapping[str, Callable[[config.TrainConfig], Any]], descriptions: Mapping[str, str], arguments: Sequence[str], program: str
+) -> Any:
+    """Return a study: its name, then a preset's name (default: `STUDY_PRESET`) or `--preset-file URL`, then flags of both.
+
+    Raises:
+        ConfigError: the preset is unknown, or there are both a name and a file, or the file holds no settings.
+    """
+    url, others = _preset_file(arguments)
+    study, rest = next(iter(others), ""), others[1:]
+    # Were the preset a subcommand below the study's, the study would refuse the preset's flags as misplaced.
+    preset = _preset_name(rest) if study in studies else None
+    train = PRESETS[preset or STUDY_PRESET] if url is None else _from_file(url, preset)
+    hint = f"A preset's name may follow the study's: {', '.join(PRESETS)} (default: {STUDY_PRESET}). {PRESET_FILE}"
+    texts = {name: f"{text} {hint}" if name == study else text for name, text in descriptions.items()}
+    defaults = {name: make(train) for name, make in studies.items()}
+    return read_flags(_subcommands(defaults, texts), [*others[:1], *rest[preset is not None :]], program, description=hint)
+
+
+def _subcommands(defaults: Mapping[str, Any], descriptions: Mapping[str, str]) -> Any:
+    return tyro.extras.subcommand_type_from_defaults(dict(defaults), dict(descriptions), prefix_names=False)
+
+
+def _preset_file(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the URL behind `--preset-file`, at any position, and the other arguments."""
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("--preset-file", "--preset_file", action="append", default=[], metavar="URL")
+    flags, others = reader.parse_known_args(arguments)
+    if len(flags.preset_file) > 1:
+        raise ConfigError(f"--preset-file: found {' and '.join(flags.preset_file)}, expected one URL")
+    return next(iter(flags.preset_file), None), others
+
+
+def _preset_name(arguments: Sequence[str]) -> str | None:
+    """Return the preset that the first argument names; None where the first argument is a flag."""
+    name = next(iter(arguments), "-")
+    if name.startswith("-"):
+        return None
+    if name not in PRESETS:
+        raise ConfigError(f"preset: found {name!r}, expected {similar_names(name, PRESETS) or 'one of ' + ', '.join(PRESETS)}")
+    return name
+
+
+def _from_file(url: str, name: str | None) -> config.TrainConfig:
+    if name is not None:
+        raise ConfigError(f"preset: found the name {name!r} beside --preset-file {url}, expected one of the two")
+    # The import of pyarrow takes longer than `--help` may take.
+    from yolor_ray.io import storage
+
+    return from_json(url, storage.read_bytes(url))
+
+
 def _without_nan(value: Any) -> Any:
-    """Return `value` with NaN and infinity as null: JSON has no word for them."""
+    """Return `value` with NaN and infinity as null: JSON has no number for them."""
     if isinstance(value, Mapping):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+JOBS = {
+    "pack": Job(
+        "Check annotated images and pack them into shards: voc, coco, yolo, crops, or built-in scenes.",
+        functools.partial(read_flags, config.AnyPackConfig),
+        "yolor_ray.pack.run:pack",
+    ),
+    "train": Job("Train a preset's network; the same command again resumes the run.", read_training, "yolor_ray.train.run:train"),
+    "evaluate": Job(
+        "Measure weights on a data set (--weights, --data), or a COCO results file (--truth, --results).",
+        functools.partial(read_flags, config.EvaluateConfig),
+        "yolor_ray.evaluate.run:evaluate",
+    ),
+    "export": Job(
+        "Fuse weights and write them as safetensors, ONNX or OpenVINO; import the authors' checkpoints (--upstream).",
+        functools.partial(read_flags, config.ExportConfig),
+        "yolor_ray.export.run:export",
+    ),
+    "tune": Job(
+        "Compare trainings: ablation of implicit knowledge, search of a recipe, tasks alone and together.",
+        functools.partial(read_study, STUDIES, STUDY_DESCRIPTIONS),
+        "yolor_ray.study.run:tune",
+    ),
+    "serve": Job("Serve weights over HTTP.", functools.partial(read_flags, config.ServeConfig), "yolor_ray.serve.run:serve"),
+    "benchmark": Job(
+        "Measure ingest or inference on this machine or cluster.",
+        functools.partial(read_subcommand, BENCHMARKS, BENCHMARK_DESCRIPTIONS),
+        "yolor_ray.benchmark.run:benchmark",
+    ),
+}

@@ -1,28 +1,28 @@
-"""Name the failures a caller may want to tell apart.
+"""Define the exceptions of this package.
 
 YolorError
-├── UserError              the caller can mend it; jobs exit with status 2
+├── UserError              the caller can correct the cause; jobs exit with status 2
 │   ├── ConfigError        a setting is unknown, out of range or contradicts another
 │   ├── DataError          annotations, shards or a dataset.json are not as expected
 │   ├── StorageError       a URL cannot be read or written
-│   │   ├── AbsentError    nothing is at the URL
-│   │   └── DamagedError   what was read is not what was written
+│   │   ├── NotFoundError  nothing is at the URL
+│   │   └── IntegrityError the content at a URL is not the content that was written
 │   ├── WeightsError       a weights folder or checkpoint does not fit or does not verify
-│   └── ImageError         one image cannot be used; carries a stable code
-├── TrainingError          training cannot go on; jobs exit with status 1
+│   └── ImageError         one image cannot be used; has a stable code
+├── TrainingError          training cannot continue; jobs exit with status 1
 │   ├── NonFiniteLossError the loss stayed NaN or infinite
-│   ├── LedgerError        an epoch took a record twice or left one out: a fault of this package
-│   └── SupersededError    another job goes on with the same run
-└── Preempted              training was asked to end, and lost nothing; jobs exit with status 143
+│   ├── LedgerError        an epoch took a record twice or left one out: a bug of this package
+│   └── SupersededError    another job continues the same run
+└── Preempted              training stopped after a stop signal, with a checkpoint; jobs exit with status 143
 """
 
 
 class YolorError(Exception):
-    """Base of every failure that this package raises on purpose."""
+    """Base class of all exceptions of this package."""
 
 
 class UserError(YolorError):
-    """Something that the caller can mend: the message says what was found, what was expected and where."""
+    """A failure that the caller can correct: the message has the value, the expectation and the place."""
 
 
 class ConfigError(UserError):
@@ -42,7 +42,7 @@ class NotFoundError(StorageError):
 
 
 class IntegrityError(StorageError):
-    """What was read is not what was written: cut, altered, or not all there."""
+    """The content at a URL is not the content that was written: cut, altered or incomplete."""
 
 
 class WeightsError(UserError):
@@ -64,7 +64,7 @@ class ImageError(UserError):
 
 
 class TrainingError(YolorError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class NonFiniteLossError(TrainingError):
@@ -72,18 +72,18 @@ class NonFiniteLossError(TrainingError):
 
 
 class LedgerError(TrainingError):
-    """An epoch took a record twice or left one out: a fault of this package, never of its user."""
+    """An epoch took a record twice or left one out: a bug of this package, never a mistake of the user."""
 
 
 class SupersededError(TrainingError):
-    """Another job goes on with the same run."""
+    """Another job continues the same run."""
 
 
 class Preempted(YolorError):
-    """Training was asked to end, and did so after a checkpoint; the same command goes on."""
+    """Training stopped after a stop signal and a checkpoint; the same command continues the run."""
 
 
-def check(ok: bool, name: str, found: object, expected: str) -> None:
-    """Raise ConfigError with what was found and what was expected unless `ok`; `name` is the dotted flag."""
-    if not ok:
-        raise ConfigError(f"{name}: found {found!r}, expected {expected}")
+def check(valid: bool, name: str, value: object, expected: str) -> None:
+    """Raise ConfigError with the dotted name, the value and the expectation unless the value is valid."""
+    if not valid:
+        raise ConfigError(f"{name}: found {value!r}, expected {expected}")

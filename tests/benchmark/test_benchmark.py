@@ -1,16 +1,15 @@
 import dataclasses
+import itertools
 import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from yolor_ray.benchmark import ingest
-from yolor_ray.benchmark.ingest_rounds import measure
 from yolor_ray.benchmark.run import benchmark
 from yolor_ray.config import ClusterConfig, DataConfig, NetworkConfig, OptimConfig, RunConfig
 from yolor_ray.config.benchmark import IngestConfig
@@ -28,7 +27,7 @@ IMAGES = 24
 
 @pytest.fixture
 def small(tmp_path):
-    """A run that a laptop takes a second for: 24 scenes, a tiny network."""
+    """Configuration of a run that takes a second: 24 scenes, a tiny network."""
     data = str(tmp_path / "data")
     pack_scenes(data, IMAGES, seed=0, size_px=96)
     return dataclasses.replace(
@@ -48,88 +47,109 @@ def _threads_restored():
     torch.set_num_threads(before)
 
 
-def test_a_benchmark_reports_each_round_and_its_medians(small):
-    found = benchmark(IngestConfig(small, rounds=3))
-    rounds = found["rounds"]
+def test_a_benchmark_reports_each_round_and_the_medians(small):
+    result = benchmark(IngestConfig(small, rounds=3))
+    rounds = result["rounds"]
     assert len(rounds) == 3
     assert all(value > 0 for row in rounds for value in row.values())
     for name in ("ingest", "step", "whole"):
-        assert found["images_per_s"][name] == statistics.median(row[name] for row in rounds)
-    assert found["ratio"] == statistics.median(row["whole"] / min(row["ingest"], row["step"]) for row in rounds)
-    assert found["first_batch_s"] == statistics.median(row["first_batch_s"] for row in rounds)
-    assert found["shared_ratio"] > 0
-    json.dumps(found, allow_nan=False)
+        assert result["images_per_s"][name] == statistics.median(row[name] for row in rounds)
+    assert result["ratio"] == statistics.median(row["whole"] / min(row["ingest"], row["step"]) for row in rounds)
+    assert result["first_batch_s"] == statistics.median(row["first_batch_s"] for row in rounds)
+    assert result["shared_ratio"] > 0
+    json.dumps(result, allow_nan=False)
 
 
-def test_a_benchmark_says_what_it_was_measured_with(small, monkeypatch):
+def test_a_benchmark_names_command_commit_machine_and_settings(small, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["jobs/benchmark.py", "ingest", "--rounds", "1"])
-    found = benchmark(IngestConfig(small, rounds=1, steps=2))
-    assert found["command"] == "python jobs/benchmark.py ingest --rounds 1"
-    assert found["commit"] == commit()
-    assert found["machine"]["cores"] >= 1
-    assert found["machine"]["torch"] == torch.__version__
+    result = benchmark(IngestConfig(small, rounds=1, steps=2))
+    assert result["command"] == "python jobs/benchmark.py ingest --rounds 1"
+    assert result["commit"] == commit()
+    assert result["machine"]["cores"] >= 1
+    assert result["machine"]["torch"] == torch.__version__
     expected = {"data": small.data.train, "images": IMAGES, "image_px": 64, "batch": 4, "workers": 0, "decode_threads": 1, "steps": 2}
-    assert expected.items() <= found["settings"].items()
+    assert expected.items() <= result["settings"].items()
 
 
-def test_ratios_compare_the_whole_with_the_slower_part_of_the_same_round():
+def test_ratios_compare_the_whole_with_the_slower_of_the_same_round():
     rounds = [
         {"ingest": 100.0, "step": 20.0, "whole": 18.0, "first_batch_s": 0.1},
         {"ingest": 10.0, "step": 40.0, "whole": 8.0, "first_batch_s": 0.1},
         {"ingest": 50.0, "step": 50.0, "whole": 25.0, "first_batch_s": 0.1},
     ]
-    found = ingest._ratios(rounds)
-    assert found["ratio"] == pytest.approx(0.8)
-    assert found["ratio_spread"] == pytest.approx(0.4 / 0.8)
-    assert found["shared_ratio"] == pytest.approx(1.0)
+    ratios = ingest._ratios(rounds)
+    assert ratios["ratio"] == pytest.approx(0.8)
+    assert ratios["ratio_spread"] == pytest.approx(0.4 / 0.8)
+    assert ratios["shared_ratio"] == pytest.approx(1.0)
 
 
-def _measured(train, source=None, **options):
-    """The rounds of a run in this process, with what `source` makes of its source."""
-    context = ingest.prepare(ingest._steady(IngestConfig(train)), train.run.storage)
-    context = dataclasses.replace(context, source=source(context.source) if source else context.source)
-    return measure(context, DistContext(0, 1, torch.device("cpu")), lambda row: None, **options)
+class FakeClock:
+    """Clock of the benchmark: every reading takes a millisecond, and the faked parts of a run take the time of `advance`."""
+
+    def __init__(self):
+        self._now = itertools.count()
+        self.offset_s = 0.0
+
+    def perf_counter(self):
+        return next(self._now) / 1000 + self.offset_s
+
+    def advance(self, seconds):
+        self.offset_s += seconds
 
 
-def test_a_slow_source_slows_the_ingest_and_the_whole_but_not_the_step(small):
-    delay_s = 1.0
+@pytest.fixture
+def clock(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr(ingest, "time", clock)
+    return clock
+
+
+def _measure(train, wrap_source=None, **options):
+    """Measure a run in this process, with its source of row groups wrapped."""
+    context = ingest.prepare(ingest._steady_config(IngestConfig(train)), train.run.storage)
+    if wrap_source:
+        context = dataclasses.replace(context, source=wrap_source(context.source))
+    return ingest.measure_worker(context, DistContext(0, 1, torch.device("cpu")), lambda row: None, **options)
+
+
+def test_a_slow_source_slows_the_ingest_and_the_whole_but_not_the_step(small, clock):
+    delay_s = 1000.0
 
     def slow(source):
         def read(groups):
             for table in source(groups):
-                time.sleep(delay_s)
+                clock.advance(delay_s)
                 yield table
 
         return read
 
-    (row,) = _measured(small, slow, rounds=1, limit=0)["rounds"]
-    assert row["ingest"] <= IMAGES / delay_s
-    assert row["whole"] <= IMAGES / delay_s
-    assert row["first_batch_s"] >= delay_s
-    assert row["step"] > IMAGES / delay_s
+    (row,) = _measure(small, slow, rounds=1, max_batches=0)["rounds"]
+    assert row["ingest"] == pytest.approx(IMAGES / delay_s, rel=1e-3)
+    assert row["whole"] == pytest.approx(IMAGES / delay_s, rel=1e-3)
+    assert row["first_batch_s"] == pytest.approx(delay_s, rel=1e-3)
+    assert row["step"] > 100
 
 
-def test_a_slow_step_slows_the_step_and_the_whole_but_not_the_ingest(small, monkeypatch):
-    delay_s = 0.2
+def test_a_slow_step_slows_the_step_and_the_whole_but_not_the_ingest(small, clock, monkeypatch):
+    delay_s = 1000.0
     learn = Learner.learn
 
     def slow(learner, *arguments, **options):
-        time.sleep(delay_s)
+        clock.advance(delay_s)
         return learn(learner, *arguments, **options)
 
     monkeypatch.setattr(Learner, "learn", slow)
-    found = _measured(small, rounds=1, limit=3)
-    (row,) = found["rounds"]
-    per_batch = small.optim.batch / delay_s
-    assert found["steps"] == 3
-    assert row["step"] <= per_batch
-    assert row["whole"] <= per_batch
-    assert row["ingest"] > per_batch
+    measurement = _measure(small, rounds=1, max_batches=3)
+    (row,) = measurement["rounds"]
+    assert measurement["steps"] == 3
+    assert row["step"] == pytest.approx(small.optim.batch / delay_s, rel=1e-3)
+    assert row["whole"] == pytest.approx(small.optim.batch / delay_s, rel=1e-3)
+    assert row["ingest"] > 100
 
 
-def test_every_measure_takes_a_whole_epoch_unless_limited(small):
-    assert _measured(small, rounds=1, limit=0)["steps"] == IMAGES // small.optim.batch
-    assert _measured(small, rounds=1, limit=100)["steps"] == IMAGES // small.optim.batch
+def test_every_measurement_takes_a_whole_epoch_unless_limited(small):
+    assert _measure(small, rounds=1, max_batches=0)["steps"] == IMAGES // small.optim.batch
+    assert _measure(small, rounds=1, max_batches=100)["steps"] == IMAGES // small.optim.batch
 
 
 def test_elastic_workers_and_numbers_out_of_range_are_refused(small):
@@ -144,11 +164,11 @@ def test_the_commit_is_unknown_where_there_is_no_git(monkeypatch):
     assert commit() == "unknown"
 
 
-def test_the_machine_is_described_without_naming_folders_or_hosts():
-    found = machine()
-    assert found["cpu"]
-    assert found["memory_gb"] > 0
-    assert not any("/" in str(value) for value in found.values() if value != found["cpu"])
+def test_the_description_of_the_machine_names_no_folder():
+    description = machine()
+    assert description["cpu"]
+    assert description["memory_gb"] > 0
+    assert not any("/" in str(value) for value in description.values() if value != description["cpu"])
 
 
 def test_the_job_prints_one_result(tmp_path):
@@ -159,5 +179,5 @@ def test_the_job_prints_one_result(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["benchmark"] == "ingest"
-    assert found["command"].startswith(f"python jobs/benchmark.py {options}")
-    assert found["ratio"] > 0
+    assert result["command"].startswith(f"python jobs/benchmark.py {options}")
+    assert result["ratio"] > 0

@@ -1,4 +1,4 @@
-"""Share a cluster of several hosts between the tests that hurt it, and tell at the end what each fault cost."""
+"""Fixtures of the fault tests: a cluster of several hosts that the tests share, and a table of the cost of each fault."""
 
 import os
 import uuid
@@ -10,15 +10,14 @@ import pytest
 
 import hosts
 from hosts import Process
-from lab import Lab
-from lab import lab as start_lab
+from lab import Lab, start_lab
 from runs import END_TIMEOUT_S, IMAGES, Outcome, Run
 from yolor_ray.pack.run import pack_scenes
 
 REPORT = "CHAOS_REPORT"
-"""Variable with the file that the table is written to."""
+"""Environment variable with the file that receives the table."""
 TABLE = pytest.StashKey[list[str]]()
-HEADER = "| fault | lives | steps lost | records an epoch | outage, s | weights |\n|---|---|---|---|---|---|"
+HEADER = "| fault | attempts | lost steps | records per epoch | downtime, s | weights |\n|---|---|---|---|---|---|"
 
 
 @pytest.fixture(scope="session")
@@ -26,20 +25,20 @@ def running_lab(s3: Callable[[], str], tmp_path_factory: pytest.TempPathFactory)
     if lacking := hosts.missing():
         pytest.skip(lacking)
     upstream = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
-    with start_lab(upstream, tmp_path_factory.mktemp("lab")) as running:
-        yield running
+    with start_lab(upstream, tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
 
 
 @pytest.fixture
 def lab(running_lab: Lab) -> Lab:
-    """A cluster of a head and two nodes; whatever an earlier test did to it is repaired."""
+    """Return a cluster of a head and two nodes, without the faults of earlier tests."""
     running_lab.repair()
     return running_lab
 
 
 @pytest.fixture(scope="session")
 def new_run(s3: Callable[[], str]) -> Callable[..., Run]:
-    """Return a fresh run, `new_run(workers, epochs)`, of a training set that all of them share."""
+    """Return a factory of runs, `new_run(workers, epochs)`, which share a training set."""
     bucket = s3()
     for name, count, seed in (("train", IMAGES, 0), ("val", 8, 1)):
         pack_scenes(f"{bucket}/{name}", count, seed)
@@ -52,44 +51,47 @@ def new_run(s3: Callable[[], str]) -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def undisturbed(running_lab: Lab) -> Callable[[Run], Run]:
-    """Return the same run undisturbed; it is made once per number of workers and length."""
-    made: set[str] = set()
+    """Return a factory of undisturbed runs, which trains each number of workers and epochs once."""
+    finished: set[str] = set()
 
     def make(run: Run) -> Run:
         reference = run.undisturbed()
-        if reference.name not in made:
+        if reference.name not in finished:
             running_lab.repair()
             process = reference.start(running_lab)
             assert process.wait(END_TIMEOUT_S) == 0, process.output[-4000:]
-            assert len(reference.lives()) == 1
-            made.add(reference.name)
+            assert len(reference.attempts()) == 1
+            finished.add(reference.name)
         return reference
 
     return make
 
 
 @pytest.fixture
-def under_way(lab: Lab, new_run: Callable[..., Run], undisturbed: Callable[[Run], Run]) -> Callable[..., tuple[Run, Process, Run]]:
-    """Start a run, `under_way(workers, epochs)`; once it has what it must not lose, return it, its process and its undisturbed like."""
+def start_run(lab: Lab, new_run: Callable[..., Run], undisturbed: Callable[[Run], Run]) -> Callable[..., tuple[Run, Process, Run]]:
+    """Return a function that starts a run and waits for its FAULT_STEP: `start_run(workers, epochs)`.
 
-    def begin(*shape: Any) -> tuple[Run, Process, Run]:
+    The function returns the run, its process and its undisturbed twin.
+    """
+
+    def start(*shape: Any) -> tuple[Run, Process, Run]:
         run = new_run(*shape)
         expected, process = undisturbed(run), run.start(lab)
-        run.wait_for_hit(process)
+        run.wait_for_fault_step(process)
         return run, process, expected
 
-    return begin
+    return start
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[str, Outcome], None]:
-    """Add a row to the table of faults."""
+def add_row(request: pytest.FixtureRequest) -> Callable[[str, Outcome], None]:
+    """Return a function that adds a row to the table of faults."""
 
     def add(fault: str, outcome: Outcome) -> None:
         records = ", ".join(map(str, sorted(outcome.records)))
-        outages = ", ".join(f"{downtime_s:.1f}" for downtime_s in outcome.outages_s) or "none"
-        workers = " → ".join(str(life["workers"]) for life in outcome.lives)
-        row = f"| {fault} | {workers} workers | {outcome.lost_steps} | {records} | {outages} | {outcome.weights} |"
+        downtimes = ", ".join(f"{downtime_s:.1f}" for downtime_s in outcome.downtimes_s) or "none"
+        workers = " → ".join(str(attempt["workers"]) for attempt in outcome.attempts)
+        row = f"| {fault} | {workers} workers | {outcome.lost_steps} | {records} | {downtimes} | {outcome.weights} |"
         request.config.stash.setdefault(TABLE, []).append(row)
 
     return add
@@ -100,7 +102,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not rows:
         return
     table = "\n".join([HEADER, *rows])
-    terminalreporter.section("what each fault cost")
+    terminalreporter.section("cost of each fault")
     terminalreporter.write_line(table)
     if os.environ.get(REPORT):
         Path(os.environ[REPORT]).write_text(table + "\n")

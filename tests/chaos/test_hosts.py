@@ -1,4 +1,4 @@
-"""Check the hosts themselves, without Ray on them."""
+"""Simulated hosts, without Ray on them."""
 
 import socket
 import subprocess
@@ -10,6 +10,8 @@ import pytest
 import hosts
 from hosts import Host, Network
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.fixture
 def net() -> Iterator[Network]:
@@ -20,11 +22,11 @@ def net() -> Iterator[Network]:
 
 
 def reaches(host: Host, address: tuple[str, int]) -> bool:
-    knock = host.inside("timeout", "1", "bash", "-c", f": < /dev/tcp/{address[0]}/{address[1]}")
-    return subprocess.run(knock, capture_output=True).returncode == 0
+    connect = host.inside("timeout", "1", "bash", "-c", f": < /dev/tcp/{address[0]}/{address[1]}")
+    return subprocess.run(connect, capture_output=True).returncode == 0
 
 
-def test_a_host_reaches_this_machine_but_while_it_is_cut_off(net: Network) -> None:
+def test_a_host_reaches_this_machine_except_while_it_is_cut_off(net: Network) -> None:
     near, far = net.host("near"), net.host("far")
     with socket.create_server((net.address, 0)) as server:
         net.cut("far")
@@ -46,10 +48,10 @@ def test_a_host_has_its_own_name_processes_and_files(net: Network, tmp_path: Pat
     assert process.wait(20) != 0
 
 
-def test_a_host_takes_the_place_of_a_dead_one_that_is_not_cleared_away_yet(net: Network) -> None:
+def test_a_host_replaces_a_dead_host_that_the_kernel_has_not_removed_yet(net: Network) -> None:
     dead = net.host("node")
-    # Whoever has its network open keeps it, with its end of the cable.
-    with Path(f"/proc/{dead.first}/ns/net").open():
+    # An open file of the network namespace keeps the namespace alive, and its end of the cable.
+    with Path(f"/proc/{dead.init_pid}/ns/net").open():
         net.cut("node")
         dead.kill()
         with socket.create_server((net.address, 0)) as server:
@@ -60,10 +62,10 @@ def test_nothing_is_left_of_a_network() -> None:
     if lacking := hosts.missing():
         pytest.skip(lacking)
     with hosts.network() as net:
-        first = net.host("gone").first
+        init_pid = net.host("gone").init_pid
         assert net.address in addresses()
     assert not net.folder.exists()
-    assert not Path(f"/proc/{first}").exists()
+    assert not Path(f"/proc/{init_pid}").exists()
     assert net.address not in addresses()
 
 

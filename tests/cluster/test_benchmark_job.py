@@ -9,10 +9,10 @@ from yolor_ray.pack.run import pack_scenes
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 
 
-# Ray Data reads deprecated settings of its own.
+# Ray Data reads deprecated settings of Ray.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::UserWarning")
 @pytest.mark.usefixtures("ray_cluster")
-def test_workers_on_a_cluster_are_measured_together_and_leave_nothing_behind(s3):
+def test_workers_on_a_cluster_are_measured_together_and_their_run_is_deleted(s3):
     bucket = s3()
     data, runs = join(bucket, "data"), join(bucket, "runs")
     pack_scenes(data, 70, seed=0, size_px=96)
@@ -23,11 +23,11 @@ def test_workers_on_a_cluster_are_measured_together_and_leave_nothing_behind(s3)
         cluster=ClusterConfig(workers="2", compute_threads=1),
         run=RunConfig(storage=runs),
     )
-    found = benchmark(IngestConfig(train, rounds=2))
-    assert len(found["rounds"]) == 2
-    assert all(value > 0 for row in found["rounds"] for value in row.values())
-    assert found["settings"]["workers"] == 2
-    # 35 records for each of two workers, four at a time.
-    assert found["settings"]["steps"] == 9
-    assert found["machine"]["compute_threads"] == 1
+    result = benchmark(IngestConfig(train, rounds=2))
+    assert len(result["rounds"]) == 2
+    assert all(value > 0 for row in result["rounds"] for value in row.values())
+    assert result["settings"]["workers"] == 2
+    # Each of two workers has 35 records, in batches of 4.
+    assert result["settings"]["steps"] == 9
+    assert result["machine"]["compute_threads"] == 1
     assert list_names(runs) == []

@@ -42,7 +42,8 @@ ray.get(tell.remote())
 state = "tasks actors runtime_envs workers objects jobs nodes placement_groups cluster_events"
 places = [f"api/v0/{kind}?detail=1&limit=1000" for kind in state.split()]
 places += ["api/jobs/", "nodes?view=summary", "logical/actors"]
-urls = [f"http://{ray._private.worker.get_dashboard_url()}/{place}" for place in places]
+from yolor_ray.cluster.ray_internals import dashboard_url
+urls = [f"http://{dashboard_url()}/{place}" for place in places]
 urls.append(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics")
 def ask(url):
     request = urllib.request.Request(url, headers={"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]})

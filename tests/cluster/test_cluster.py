@@ -1,3 +1,5 @@
+"""Access to a cluster and the environment of its workers, with real Ray clusters and real heads."""
+
 import json
 import logging
 import os
@@ -24,27 +26,27 @@ TOKEN = secrets.token_hex(32)
 IGNORE_PYDANTIC = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
 
-def test_workers_have_their_environment_and_secrets_are_not_in_rays_records(ray_cluster):
-    seen = ray.get(ray.remote(lambda: dict(os.environ)).remote())
-    assert {name: seen[name] for name in connect.WORKER_ENVIRONMENT} == connect.WORKER_ENVIRONMENT
+def test_workers_have_their_environment_and_ray_records_no_secrets(ray_cluster):
+    environment = ray.get(ray.remote(lambda: dict(os.environ)).remote())
+    assert {name: environment[name] for name in connect.WORKER_ENVIRONMENT} == connect.WORKER_ENVIRONMENT
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
-        assert seen[name] == os.environ[name]
+        assert environment[name] == os.environ[name]
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(ray.get_runtime_context().runtime_env)
 
 
-def test_starting_ray_twice_joins_what_runs(ray_cluster):
+def test_starting_ray_twice_joins_the_running_one(ray_cluster):
     before = ray.get_runtime_context().get_job_id()
     connect.start_ray()
     assert ray.get_runtime_context().get_job_id() == before
 
 
-def test_variables_that_a_submitted_job_sets_are_left_to_it(monkeypatch):
+def test_variables_of_a_submitted_job_take_precedence(monkeypatch):
     job = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "3"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     assert connect._environment().keys() == connect.WORKER_ENVIRONMENT.keys() - {"OMP_NUM_THREADS"}
 
 
-def test_an_address_where_no_cluster_listens_is_the_users_mistake(monkeypatch):
+def test_an_address_without_a_cluster_is_a_user_error(monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -56,8 +58,8 @@ def test_an_address_where_no_cluster_listens_is_the_users_mistake(monkeypatch):
 
 @pytest.fixture
 def start_head(tmp_path, monkeypatch) -> Iterator[Callable[[str], str]]:
-    """Start the part of a cluster's head that lets others in, alone; returns its address, which becomes RAY_ADDRESS."""
-    started = []
+    """Return a function that starts the GCS server of a head, alone, and returns its address, which becomes RAY_ADDRESS."""
+    servers = []
 
     def start(auth_mode: str) -> str:
         host = ray.util.get_node_ip_address()
@@ -69,9 +71,9 @@ def start_head(tmp_path, monkeypatch) -> Iterator[Callable[[str], str]]:
         command = [str(program), "--config_list=e30=", "--session-name=test", *(f"--{key}={value}" for key, value in options.items())]
         log = (tmp_path / "log").open("wb")
         environment = os.environ | {"RAY_AUTH_MODE": auth_mode, "RAY_AUTH_TOKEN": TOKEN}
-        started.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), log))
+        servers.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), log))
         deadline = time.monotonic() + 30
-        while access._ask(grpc.insecure_channel(address))[0] is grpc.StatusCode.UNAVAILABLE:
+        while access._check_alive(grpc.insecure_channel(address))[0] is grpc.StatusCode.UNAVAILABLE:
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
             time.sleep(0.02)
         monkeypatch.setenv("RAY_ADDRESS", address)
@@ -79,33 +81,34 @@ def start_head(tmp_path, monkeypatch) -> Iterator[Callable[[str], str]]:
         return address
 
     yield start
-    for process, log in started:
+    for process, log in servers:
         process.terminate()
         process.wait()
         log.close()
 
 
-def test_an_open_cluster_is_refused_even_by_a_process_with_a_token(start_head, monkeypatch):
+def test_an_unauthenticated_cluster_is_refused_even_by_a_process_with_a_token(start_head, monkeypatch):
     address = start_head("disabled")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     message = (
-        f"RAY_ADDRESS: found a cluster that lets everyone in at '{address}', expected token authentication.*--cluster.allow_unauthenticated"
+        f"RAY_ADDRESS: found a cluster without authentication at '{address}', expected token authentication"
+        ".*--cluster.allow_unauthenticated"
     )
     with pytest.raises(ConfigError, match=message):
         connect.start_ray()
 
 
-def test_an_open_cluster_is_joined_with_a_warning_where_that_is_allowed(start_head, monkeypatch, caplog):
+def test_an_unauthenticated_cluster_is_joined_with_a_warning_if_allowed(start_head, monkeypatch, caplog):
     address = start_head("disabled")
-    joined = []
-    monkeypatch.setattr(connect.ray, "init", lambda **options: joined.append(options))
+    calls = []
+    monkeypatch.setattr(connect.ray, "init", lambda **options: calls.append(options))
     with caplog.at_level(logging.WARNING):
         connect.start_ray(allow_unauthenticated=True)
-    assert len(joined) == 1
-    assert f"event=open_cluster address={address}" in caplog.text
+    assert len(calls) == 1
+    assert f"event=unauthenticated_cluster address={address}" in caplog.text
 
 
-def test_a_cluster_with_another_token_is_the_users_mistake(start_head):
+def test_a_cluster_with_another_token_is_a_user_error(start_head):
     address = start_head("token")
     with pytest.raises(
         ConfigError, match=f"found a cluster at '{address}' that refuses this process .RAY_AUTH_MODE is .*RAY_AUTH_TOKEN_PATH"
@@ -113,8 +116,8 @@ def test_a_cluster_with_another_token_is_the_users_mistake(start_head):
         connect.start_ray()
 
 
-def asked_by_a_process(home: Path, allow_unauthenticated: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Ask for access to RAY_ADDRESS in a process with these variables alone: Ray reads its own when it is imported."""
+def check_access_in_a_process(home: Path, allow_unauthenticated: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Check access to RAY_ADDRESS in a new process with these RAY_AUTH_* variables, which Ray reads when it is imported."""
     program = (
         f"import os; from yolor_ray.cluster.access import check_access; check_access(os.environ['RAY_ADDRESS'], {allow_unauthenticated})"
     )
@@ -125,37 +128,38 @@ def asked_by_a_process(home: Path, allow_unauthenticated: bool = False, **variab
 
 def test_a_cluster_with_this_processes_token_is_joined(start_head, tmp_path):
     start_head("token")
-    done = asked_by_a_process(tmp_path, RAY_AUTH_TOKEN=TOKEN)
-    assert done.returncode == 0, done.stderr
+    process = check_access_in_a_process(tmp_path, RAY_AUTH_TOKEN=TOKEN)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize(("auth_mode", "allow_unauthenticated"), [("token", False), ("disabled", True)])
-def test_a_token_that_was_promised_and_is_nowhere_is_the_users_mistake(start_head, tmp_path, auth_mode, allow_unauthenticated):
+def test_a_missing_token_in_token_mode_is_a_user_error(start_head, tmp_path, auth_mode, allow_unauthenticated):
     address = start_head(auth_mode)
-    nowhere = asked_by_a_process(tmp_path, allow_unauthenticated).stderr.splitlines()[-1]
-    assert nowhere.startswith(f"yolor_ray.errors.ConfigError: RAY_ADDRESS: found no token for the cluster at '{address}' (Token authent")
-    assert "expected RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token" in nowhere
+    message = check_access_in_a_process(tmp_path, allow_unauthenticated).stderr.splitlines()[-1]
+    assert message.startswith(f"yolor_ray.errors.ConfigError: RAY_ADDRESS: found no token for the cluster at '{address}' (Token authent")
+    assert "expected RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token" in message
     no_file = str(tmp_path / "none")
-    assert f"or is empty: {no_file}), expected" in asked_by_a_process(tmp_path, allow_unauthenticated, RAY_AUTH_TOKEN_PATH=no_file).stderr
+    process = check_access_in_a_process(tmp_path, allow_unauthenticated, RAY_AUTH_TOKEN_PATH=no_file)
+    assert f"or is empty: {no_file}), expected" in process.stderr
 
 
 class Joined(Exception):
-    """Ray was told to start or to join."""
+    """A call that starts or joins Ray."""
 
 
 @pytest.fixture
 def service(tmp_path) -> config.ServeConfig:
-    """Name weights that are there; nobody loads them before Ray runs."""
+    """Return the settings of a service whose weights exist; nothing loads the weights before Ray runs."""
     manifest.publish(str(tmp_path / "weights"), {"config.json": b"{}"})
     return config.ServeConfig(weights=str(tmp_path / "weights"))
 
 
 @IGNORE_PYDANTIC
-def test_the_service_joins_an_open_cluster_with_a_warning(start_head, monkeypatch, caplog, service):
+def test_the_service_joins_an_unauthenticated_cluster_with_a_warning(start_head, monkeypatch, caplog, service):
     address = start_head("disabled")
 
     def join(**_):
-        assert f"event=open_cluster address={address}" in caplog.text, "asked too late"
+        assert f"event=unauthenticated_cluster address={address}" in caplog.text, "access was checked too late"
         raise Joined
 
     monkeypatch.setattr(ray, "init", join)
@@ -164,29 +168,29 @@ def test_the_service_joins_an_open_cluster_with_a_warning(start_head, monkeypatc
 
 
 @IGNORE_PYDANTIC
-def test_a_cluster_that_refuses_the_service_is_the_users_mistake(start_head, service):
+def test_a_cluster_that_refuses_the_service_is_a_user_error(start_head, service):
     address = start_head("token")
     with pytest.raises(ConfigError, match=f"found a cluster at '{address}' that refuses this process"):
         run.serve(service)
 
 
 @pytest.mark.parametrize("address", ["", "local"])
-def test_a_service_without_a_cluster_starts_ray_here(monkeypatch, service, address):
-    def alone(*_):
+def test_a_service_without_a_cluster_starts_ray_locally(monkeypatch, service, address):
+    def serve_locally(*_):
         raise Joined
 
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(run, "_serve_alone", alone)
+    monkeypatch.setattr(run, "_serve_locally", serve_locally)
     with pytest.raises(Joined):
         run.serve(service)
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "somewhere"])
-def test_an_address_that_is_no_clusters_is_the_users_mistake(address):
+def test_an_address_of_another_kind_is_a_user_error(address):
     with pytest.raises(ConfigError, match=f"RAY_ADDRESS: found '{address}', expected HOST:PORT"):
         access.check_access(address)
 
 
-def test_a_cluster_behind_ray_client_cannot_be_told_to_ask_for_a_token():
+def test_a_cluster_behind_ray_client_is_refused_because_its_authentication_is_unknown():
     with pytest.raises(ConfigError, match="found Ray Client, which cannot tell"):
         access.check_access("ray://127.0.0.1:10001")

@@ -11,7 +11,7 @@ from yolor_ray.config import EvaluateConfig, NetworkConfig
 from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.data.synthetic import scenes
 from yolor_ray.errors import ConfigError, DataError, StorageError
-from yolor_ray.evaluate import run as module
+from yolor_ray.evaluate import run
 from yolor_ray.evaluate.coco import METRICS
 from yolor_ray.evaluate.run import evaluate
 from yolor_ray.inference.engine_choice import choose_engine
@@ -27,7 +27,7 @@ ANCHORS = ((12, 12), (20, 16), (16, 28), (30, 30), (40, 26), (28, 48), (60, 60),
 
 
 def _weights(url, classes=scenes.CLASSES):
-    """Untrained weights whose many guesses hit some objects."""
+    """Publish untrained weights, some of whose many detections hit objects."""
     torch.manual_seed(5)
     network = Yolor(SMALL, len(classes), torch.tensor(ANCHORS, dtype=torch.float32).reshape(3, 3, 2)).eval()
     save_weights(url, network, WeightsInfo("guesses", tuple(classes), image_px=128))
@@ -35,49 +35,54 @@ def _weights(url, classes=scenes.CLASSES):
 
 
 @pytest.fixture(scope="module")
-def placed(ray_cluster, s3):
-    """Weights and a data set of 150 images, so of three row groups, in a bucket."""
+def published(ray_cluster, s3):
+    """Publish weights and a dataset of 150 images, in three row groups, in a bucket."""
     bucket = s3()
     pack_scenes(join(bucket, "data"), 150, seed=1, size_px=128)
     return _weights(join(bucket, "weights")), join(bucket, "data")
 
 
-def test_accuracy_does_not_depend_on_the_number_of_workers(placed):
-    weights, data = placed
-    found = [evaluate(EvaluateConfig(weights=weights, data=data, workers=workers)) for workers in (0, 1, 2, 5)]
-    assert found[0]["AR100"] > 0.01
-    assert set(found[0]) == {*METRICS, "images", "weights", "data"}
-    assert found[0]["images"] == 150
-    for others in found[1:]:
-        assert others == pytest.approx(found[0], abs=1e-6)
+def test_accuracy_does_not_depend_on_the_number_of_workers(published):
+    weights, data = published
+    results = [evaluate(EvaluateConfig(weights=weights, data=data, workers=workers)) for workers in (0, 1, 2, 5)]
+    assert results[0]["AR100"] > 0.01
+    assert set(results[0]) == {*METRICS, "images", "weights", "data"}
+    assert results[0]["images"] == 150
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], abs=1e-6)
 
 
-def test_what_a_replica_of_lower_precision_serves_can_be_measured(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(module, "fastest", lambda *given, precision: asked.append(precision) or choose_engine(*given, precision=precision))
+def test_bfloat16_measures_the_engine_that_a_replica_would_choose(tmp_path, monkeypatch):
+    precisions = []
+
+    def recording(*arguments, precision):
+        precisions.append(precision)
+        return choose_engine(*arguments, precision=precision)
+
+    monkeypatch.setattr(run, "choose_engine", recording)
     pack_scenes(str(tmp_path / "data"), 20, seed=1, size_px=128)
     weights = _weights(str(tmp_path / "weights"))
-    whole, half = (evaluate(EvaluateConfig(weights, str(tmp_path / "data"), precision=kind)) for kind in ("float32", "bfloat16"))
-    assert asked == ["bfloat16"]
-    assert half["AR100"] == pytest.approx(whole["AR100"], abs=0.03)
+    full, half = (evaluate(EvaluateConfig(weights, str(tmp_path / "data"), precision=name)) for name in ("float32", "bfloat16"))
+    assert precisions == ["bfloat16"]
+    assert half["AR100"] == pytest.approx(full["AR100"], abs=0.03)
     assert half["AR100"] > 0.01
 
 
-def test_a_report_is_published_beside_the_numbers(placed):
-    weights, data = placed
+def test_a_report_is_published(published):
+    weights, data = published
     output = join(data.rpartition("/")[0], "report")
-    found = evaluate(EvaluateConfig(weights=weights, data=data, workers=2, output=output))
+    result = evaluate(EvaluateConfig(weights=weights, data=data, workers=2, output=output))
     files = read_published(output)
     assert sorted(files) == ["detections.parquet", "metrics.json", "precision_recall.png", "predictions.png"]
     numbers = json.loads(files["metrics.json"])
     assert {name: numbers[name] for name in ("AP", "AR100", "images", "weights", "data")} == pytest.approx(
-        {name: found[name] for name in ("AP", "AR100", "images", "weights", "data")}
+        {name: result[name] for name in ("AP", "AR100", "images", "weights", "data")}
     )
     assert list(numbers["classes"]) == list(scenes.CLASSES)
 
 
-def test_a_lost_shard_is_named_by_the_worker_that_missed_it(placed, tmp_path):
-    weights, _ = placed
+def test_a_missing_shard_is_named(published, tmp_path):
+    weights, _ = published
     pack_scenes(str(tmp_path), 20, seed=1, size_px=64)
     shard = tmp_path / open_dataset(str(tmp_path)).shards[0].name
     shard.unlink()
@@ -85,30 +90,30 @@ def test_a_lost_shard_is_named_by_the_worker_that_missed_it(placed, tmp_path):
         evaluate(EvaluateConfig(weights=weights, data=str(tmp_path), workers=1))
 
 
-def test_weights_of_other_classes_are_refused(placed, tmp_path):
+def test_weights_of_other_classes_are_refused(published, tmp_path):
     weights = _weights(str(tmp_path), classes=("cat", "dog"))
     with pytest.raises(DataError, match=r"found classes .*, expected some of cat, dog"):
-        evaluate(EvaluateConfig(weights=weights, data=placed[1]))
+        evaluate(EvaluateConfig(weights=weights, data=published[1]))
 
 
-def test_built_in_scenes_are_evaluated_by_their_count(placed):
-    weights, _ = placed
+def test_built_in_scenes_are_evaluated_by_their_count(published):
+    weights, _ = published
     assert evaluate(EvaluateConfig(weights=weights, data="scenes:3"))["images"] == 3
     with pytest.raises(ConfigError, match="found 'scenes:few', expected scenes:N"):
         evaluate(EvaluateConfig(weights=weights, data="scenes:few"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_asking_for_an_absent_gpu_says_so(placed):
+def test_an_absent_gpu_is_the_users_mistake(published):
     with pytest.raises(ConfigError, match="gpu: found no CUDA device"):
-        evaluate(EvaluateConfig(weights=placed[0], data=placed[1], gpu=True))
+        evaluate(EvaluateConfig(weights=published[0], data=published[1], gpu=True))
 
 
 def _job(*flags):
     return subprocess.run([sys.executable, "jobs/evaluate.py", *flags], cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
-def test_the_job_reproduces_the_published_figures(shared):
+def test_the_job_prints_the_published_numbers(shared):
     folder = shared / "datasets" / "coco_eval_check"
     names = ("instances_val2014_100.json", "instances_val2014_fakebbox100_results.json")
     truth, results = (str(folder / name) for name in names)
@@ -120,7 +125,7 @@ def test_the_job_reproduces_the_published_figures(shared):
 
 
 @pytest.mark.parametrize("flags", [(), ("--weights", "w"), ("--truth", "t"), ("--weights", "w", "--data", "d", "--truth", "t")])
-def test_the_job_wants_one_complete_pair(flags):
+def test_the_job_requires_one_complete_pair_of_flags(flags):
     done = _job(*flags)
     assert done.returncode == 2
     assert "expected weights and data, or truth and results" in done.stderr

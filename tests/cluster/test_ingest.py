@@ -1,13 +1,13 @@
-"""Bring row groups to a consumer through Ray: kept in the object store, or streamed, in the order asked for."""
+"""Row groups that reach a consumer through Ray, from the object store or streamed, in the order of the plan."""
 
 import pytest
 
 from yolor_ray.cluster import block_source
 from yolor_ray.data.loading.loader import Source
-from yolor_ray.data.shards.dataset import Dataset, open_dataset, records
+from yolor_ray.data.shards.dataset import Dataset, open_dataset, to_records
 from yolor_ray.pack.run import pack_scenes
 
-# Ray warns of its own old spellings while it copies its own settings.
+# Ray emits deprecation warnings about its own settings while it copies them.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 
 
@@ -20,17 +20,17 @@ def dataset(s3, ray_cluster) -> Dataset:
 
 def names(source: Source, dataset: Dataset, order: list[int]) -> list[str]:
     groups = [dataset.row_groups[position] for position in order]
-    return [record.name for table in source(groups) for record in records(table)]
+    return [record.name for table in source(groups) for record in to_records(table)]
 
 
-@pytest.mark.parametrize(("share", "kind"), [(0.3, block_source.KeptSource), (0.0, block_source.StreamedSource)])
-def test_ray_brings_whole_row_groups_in_the_order_of_the_plan(dataset: Dataset, monkeypatch, share: float, kind: type) -> None:
-    monkeypatch.setattr(block_source, "KEPT_SHARE", share)
+@pytest.mark.parametrize(("share", "source_type"), [(0.3, block_source.ObjectStoreSource), (0.0, block_source.StreamedSource)])
+def test_ray_brings_whole_row_groups_in_the_order_of_the_plan(dataset: Dataset, monkeypatch, share: float, source_type: type) -> None:
+    monkeypatch.setattr(block_source, "OBJECT_STORE_SHARE", share)
     source = block_source.cluster_source(dataset)
-    assert isinstance(source, kind)
+    assert isinstance(source, source_type)
     for order in ([0, 1, 2, 3], [3, 0, 2], [1]):
         assert names(source, dataset, order) == names(block_source.direct_source(dataset), dataset, order)
 
 
-def test_nothing_asked_for_is_nothing_read(dataset: Dataset) -> None:
+def test_an_empty_request_reads_nothing(dataset: Dataset) -> None:
     assert list(block_source.StreamedSource(dataset)([])) == []

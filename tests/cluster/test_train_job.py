@@ -1,6 +1,6 @@
-"""Train by the command on real Ray workers, with data and run folder in a real S3 server.
+"""The training command on real Ray workers, with datasets and run folders in a real S3 server.
 
-Jobs join one cluster, which saves each the start of Ray; the one that is disturbed starts its own, as on a laptop.
+Jobs join one cluster, which saves the start of Ray; the disturbed job starts its own Ray, as on a laptop.
 """
 
 import json
@@ -28,7 +28,7 @@ TINY = (
     "--optim.nominal_batch 4 --run.validate_epochs 12 --run.checkpoint_steps 4 --cluster.compute_threads 1"
 )
 EPOCHS = 12
-"""Long enough to be disturbed twice."""
+"""Long enough for two faults."""
 
 
 @pytest.fixture(scope="module")
@@ -45,79 +45,81 @@ def command(data: tuple[str, str], storage_url: str, name: str, workers: str, ep
 
 
 def run_job(arguments: list[str], environment: dict[str, str]) -> dict:
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def own_ray() -> dict[str, str]:
-    """Return an environment in which the job starts a Ray of its own."""
+def local_environment() -> dict[str, str]:
+    """Return an environment in which the job starts its own Ray."""
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 @pytest.fixture(scope="module")
-def whole(data: tuple[str, str], s3: Callable[[], str], ray_cluster: dict[str, str]) -> dict:
-    """A run of two workers that nothing disturbs."""
-    return run_job(command(data, f"{s3()}/runs", "whole", "2", EPOCHS), ray_cluster)
+def undisturbed(data: tuple[str, str], s3: Callable[[], str], ray_cluster: dict[str, str]) -> dict:
+    """Return the result of an undisturbed run of two workers."""
+    return run_job(command(data, f"{s3()}/runs", "undisturbed", "2", EPOCHS), ray_cluster)
 
 
-def test_two_workers_train_from_s3_and_see_every_record_once_an_epoch(whole: dict) -> None:
-    network, _info = load_weights(whole["weights"])
+def test_two_workers_train_from_s3_on_every_record_once_per_epoch(undisturbed: dict) -> None:
+    network, _info = load_weights(undisturbed["weights"])
     assert network.classes == 6
-    assert set(whole["metrics"]) >= {"AP", "AP50", "AR100"}
-    assert [(row["epoch"], row["records"]) for row in read_metrics(whole["run"])] == [(n + 1, 33) for n in range(EPOCHS)]
-    tensors, state = newest_checkpoint(whole["run"])
-    assert state["step"] == EPOCHS * 9, "33 records in steps of 4 are 9 steps an epoch"
+    assert set(undisturbed["metrics"]) >= {"AP", "AP50", "AR100"}
+    assert [(row["epoch"], row["records"]) for row in read_metrics(undisturbed["run"])] == [(n + 1, 33) for n in range(EPOCHS)]
+    tensors, state = newest_checkpoint(undisturbed["run"])
+    assert state["step"] == EPOCHS * 9, "33 records in steps of 4 are 9 steps per epoch"
     assert any(name.startswith("momentum/") for name in tensors)
 
 
-def wait_for(happened: Callable[[], object], job: subprocess.Popen) -> None:
+def wait_for(condition: Callable[[], object], job: subprocess.Popen) -> None:
     deadline = time.monotonic() + 150
-    while not happened():
-        assert job.poll() is None and time.monotonic() < deadline, "the job ended, or did nothing for long"
+    while not condition():
+        assert job.poll() is None and time.monotonic() < deadline, "the job ended, or made no progress"
         time.sleep(0.05)
 
 
-def steps_of(run: str) -> list[int]:
-    """Return the steps that a run has whole checkpoints of."""
+def checkpoint_steps(run: str) -> list[int]:
+    """Return the steps of the run's complete checkpoints."""
     folder = f"{run}/checkpoints"
     return [int(name.partition("-")[0]) for name in storage.list_names(folder) if manifest.is_published(f"{folder}/{name}")]
 
 
+def has_a_checkpoint_of_its_second_attempt(run: str) -> bool:
+    attempts = read_attempts(run)
+    return len(attempts) == 2 and max(checkpoint_steps(run)) > attempts[-1].from_step
+
+
 def test_a_killed_worker_and_a_preempted_job_change_nothing(
-    data: tuple[str, str], whole: dict, s3: Callable[[], str], ray_cluster: dict[str, str], tmp_path: Path
+    data: tuple[str, str], undisturbed: dict, s3: Callable[[], str], ray_cluster: dict[str, str], tmp_path: Path
 ) -> None:
     runs = f"{s3()}/runs"
     run, arguments = f"{runs}/disturbed", command(data, runs, "disturbed", "2", EPOCHS)
 
-    told = tmp_path / "told"
-    with told.open("wb") as log:
-        job = subprocess.Popen(arguments, cwd=ROOT, env=own_ray(), stdout=log, stderr=log, start_new_session=True)
-    wait_for(lambda: steps_of(run), job)
-    trainer = next(p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline()))
-    trainer.kill()
-    wait_for(
-        lambda: read_attempts(run)[-1:] and read_attempts(run)[-1].attempt == 2 and max(steps_of(run)) > read_attempts(run)[-1].from_step,
-        job,
-    )
+    output = tmp_path / "output"
+    with output.open("wb") as log:
+        job = subprocess.Popen(arguments, cwd=ROOT, env=local_environment(), stdout=log, stderr=log, start_new_session=True)
+    wait_for(lambda: checkpoint_steps(run), job)
+    worker = next(p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline()))
+    worker.kill()
+    wait_for(lambda: has_a_checkpoint_of_its_second_attempt(run), job)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(60) == 143, told.read_text()[-3000:]
-    assert f"preempted: {run}: training was asked to end; the same command goes on from its newest checkpoint" in told.read_text()
-    reached = max(steps_of(run))
+    assert job.wait(60) == 143, output.read_text()[-3000:]
+    assert f"preempted: {run}: a stop signal ended training; the same command resumes from the newest checkpoint" in output.read_text()
+    preempted_at = max(checkpoint_steps(run))
     resumed = run_job(arguments, ray_cluster)
-    first, after_kill, after_notice = read_attempts(run)
-    assert (first.attempt, after_kill.attempt, after_notice.attempt) == (1, 2, 3)
+    first, after_kill, after_sigterm = read_attempts(run)
+    assert (first.attempt, after_kill.attempt, after_sigterm.attempt) == (1, 2, 3)
     assert after_kill.downtime_s > 0 and after_kill.restart_reason
-    assert (after_notice.from_step, after_notice.lost_steps) == (reached, 0), "nothing is lost where there was a notice"
-    (found, state), (expected, expected_state) = newest_checkpoint(resumed["run"]), newest_checkpoint(whole["run"])
+    assert (after_sigterm.from_step, after_sigterm.lost_steps) == (preempted_at, 0), "a stop signal loses no step"
+    (tensors, state), (expected, expected_state) = newest_checkpoint(resumed["run"]), newest_checkpoint(undisturbed["run"])
     assert state["step"] == expected_state["step"]
-    assert all((found[name] == tensor).all() for name, tensor in expected.items())
-    assert resumed["metrics"] == whole["metrics"]
+    assert all((tensors[name] == tensor).all() for name, tensor in expected.items())
+    assert resumed["metrics"] == undisturbed["metrics"]
     assert [row["records"] for row in read_metrics(run)] == [33] * EPOCHS
 
 
-def test_too_small_a_cluster_is_refused_at_once(data: tuple[str, str], ray_cluster: dict[str, str], tmp_path: Path) -> None:
+def test_a_cluster_that_is_too_small_is_refused_at_once(data: tuple[str, str], ray_cluster: dict[str, str], tmp_path: Path) -> None:
     arguments = [*command(data, str(tmp_path), "big", "500", epochs=1), "--optim.batch", "500"]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, env=ray_cluster)
-    assert done.returncode == 2
-    assert "500 workers and reading need" in done.stderr
+    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, env=ray_cluster)
+    assert process.returncode == 2
+    assert "500 workers and reading need" in process.stderr

@@ -11,8 +11,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "clusters"
 RAY_UP = ("gpu", "local")
-TORCH = re.search(r"^torch==.*$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[0]
-RAY_VERSION = re.search(r"^ray\[.*\]==(.*)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
+TORCH = re.search(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[0]
+RAY_VERSION = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
 
 
 def read(name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "clusters"
 KUBERAY = {"raycluster": "rayclusters", "rayjob": "rayjobs", "rayservice": "rayservices"}
-RAY_VERSION = re.search(r"^ray\[.*\]==(.*)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
+RAY_VERSION = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
 # In pods KubeRay brings the token, /tmp is on disk, and all have the Python of one image.
 MACHINES_ALONE = {"RAY_AUTH_MODE", "RAY_TMPDIR", "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"}
 EXPORTS = re.findall(r"^export (RAY_\w+)=(.*)$", (CLUSTERS / "node.env").read_text(), re.MULTILINE)

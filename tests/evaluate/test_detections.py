@@ -13,31 +13,31 @@ from yolor_ray.inference.postprocess import ImageDetections
 
 def _rows(count=2000):
     rng = np.random.default_rng(0)
-    found = []
+    rows = []
     for image_id in range(5):
         boxes_xyxy = (rng.uniform(0, 640, (count // 5, 4)).astype(np.float32) / 3.0 + 1e-9).astype(np.float64)
         confidences = rng.random(count // 5, np.float32).astype(np.float64)
-        found += coco.detection_rows(image_id, ImageDetections(boxes_xyxy, confidences, rng.integers(0, 80, count // 5)), 640, 640)
-    return found
+        rows += coco.make_result_rows(image_id, ImageDetections(boxes_xyxy, confidences, rng.integers(0, 80, count // 5)), 640, 640)
+    return rows
 
 
-def test_detections_come_back_bit_for_bit_in_their_order():
+def test_detections_are_restored_bit_for_bit_in_order():
     rows = _rows()[::-1]
     rows[7] |= {"score": 0.1, "bbox": [1 / 3, -0.0, 5e-324, 1e300]}
-    found = from_parquet(to_parquet(rows))
-    assert repr([[row[name] for name in sorted(row)] for row in found]) == repr([[row[name] for name in sorted(row)] for row in rows])
+    restored = from_parquet(to_parquet(rows))
+    assert repr([[row[name] for name in sorted(row)] for row in restored]) == repr([[row[name] for name in sorted(row)] for row in rows])
 
 
-def test_no_detections_come_back_as_none():
+def test_an_empty_list_is_restored():
     assert from_parquet(to_parquet([])) == []
 
 
-def test_the_file_is_smaller_than_its_numbers():
+def test_the_file_takes_less_than_60_percent_of_the_numbers_bytes():
     rows = _rows()
     assert len(to_parquet(rows)) < len(rows) * (7 * 8) * 0.6
 
 
-def test_any_program_reads_the_file():
+def test_other_parquet_readers_read_the_file():
     table = pq.read_table(io.BytesIO(to_parquet(_rows())))
     assert table.column_names == ["image_id", "category_id", "score", "x", "y", "width", "height"]
     assert table.num_rows == 2000
@@ -52,7 +52,7 @@ def test_a_damaged_file_is_refused():
             from_parquet(damaged)
 
 
-def test_a_table_of_something_else_is_refused():
+def test_a_table_of_another_schema_is_refused():
     sink = io.BytesIO()
     pq.write_table(pa.table({"image_id": pa.array([1], pa.int32())}), sink)
     with pytest.raises(DataError, match=r"detections: found a table of image_id int32; expected image_id int64, category_id int64"):

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as run_length
 
 from yolor_ray.data.shards.records import objects_from_boxes
-from yolor_ray.evaluate.examples import Picture
+from yolor_ray.evaluate.examples import ExampleImage
 from yolor_ray.evaluate.examples_plot import predictions_png
 from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.report.plots import COLOURS
@@ -18,55 +18,54 @@ def _pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
-def _shows(png, colour_name, least=50):
-    """Tell whether so many pixels are nearly of a colour given as #rrggbb."""
-    rgb = [int(colour_name[i : i + 2], 16) for i in (1, 3, 5)]
-    return (np.abs(_pixels(png) - rgb).max(axis=2) < 30).sum() >= least
+def _shows(png, hex_colour, min_pixels=50):
+    """Return True if at least `min_pixels` pixels nearly have a colour, given as #rrggbb."""
+    rgb = [int(hex_colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return (np.abs(_pixels(png) - rgb).max(axis=2) < 30).sum() >= min_pixels
 
 
-def _picture(width=120, height=80, labels=(0,), truths=1):
+def _example(width=120, height=80, labels=(0,), truths=1):
     boxes = np.array([[10 + 40 * i, 20, 40 + 40 * i, 60] for i in range(len(labels))], np.float64).reshape(-1, 4)
     truth = objects_from_boxes(boxes[:truths], np.zeros(min(truths, len(boxes))))
-    return Picture(
+    return ExampleImage(
         np.full((height, width, 3), 90, np.uint8), ImageDetections(boxes, np.full(len(labels), 0.8), np.array(labels, int)), truth
     )
 
 
 def test_detections_have_the_colours_of_their_classes():
-    png = predictions_png([_picture(labels=(0, 1))], ("cat", "dog", "yak"))
+    png = predictions_png([_example(labels=(0, 1))], ("cat", "dog", "yak"))
     assert _shows(png, COLOURS[0]) and _shows(png, COLOURS[1])
     assert not _shows(png, COLOURS[2])
 
 
 def test_annotations_are_drawn_in_white_over_the_image():
-    with_truth, without = (predictions_png([_picture(labels=(0,), truths=n)], ("cat",)) for n in (1, 0))
+    with_truth, without = (predictions_png([_example(labels=(0,), truths=n)], ("cat",)) for n in (1, 0))
     white = [(_pixels(png)[60:300] > 235).all(axis=2).sum() for png in (with_truth, without)]
     assert white[0] > white[1] + 100
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 9, 12])
-def test_any_number_of_pictures_makes_a_grid(count):
-    height, width = _pixels(predictions_png([_picture()] * count, ("cat",))).shape[:2]
+def test_any_number_of_examples_makes_a_grid(count):
+    height, width = _pixels(predictions_png([_example()] * count, ("cat",))).shape[:2]
     assert width >= 400 * min(count, 3)
     assert height >= 250 * -(-count // 3)
 
 
-def test_pictures_without_objects_and_of_other_shapes_are_drawn():
-    pictures = [_picture(labels=(), truths=0), _picture(width=30, height=90), _picture(labels=(0,) * 60)]
-    assert _shows(predictions_png(pictures, ("cat",)), COLOURS[0])
+def test_examples_without_objects_and_of_other_shapes_are_drawn():
+    examples = [_example(labels=(), truths=0), _example(width=30, height=90), _example(labels=(0,) * 60)]
+    assert _shows(predictions_png(examples, ("cat",)), COLOURS[0])
 
 
-def _with(picture, **more):
-    return replace(picture, found=replace(picture.found, **more))
+def _with_outputs(example, **outputs):
+    return replace(example, detections=replace(example.detections, **outputs))
 
 
-def test_masks_tint_what_they_cover_and_nothing_else():
+def test_masks_tint_their_pixels_alone():
     inside = np.zeros((80, 120), np.uint8, order="F")
     inside[25:55, 15:35] = 1
-    picture = _picture(labels=(0,), truths=0)
-    plain, masked = (
-        _pixels(predictions_png([one], ("cat",))) for one in (picture, _with(picture, masks=(run_length.encode(inside)["counts"],)))
-    )
+    example = _example(labels=(0,), truths=0)
+    with_mask = _with_outputs(example, masks=(run_length.encode(inside)["counts"],))
+    plain, masked = (_pixels(predictions_png([drawn], ("cat",))) for drawn in (example, with_mask))
     changed = np.argwhere((plain != masked).any(axis=2))
     # 120 px of the image are 4.6 inches of 110 pixels each, beside a gap of 0.08.
     scale, gap = 4.6 * 110 / 120, 0.08 * 110
@@ -76,32 +75,30 @@ def test_masks_tint_what_they_cover_and_nothing_else():
     assert tint.tolist() == pytest.approx([0.55 * 90 + 0.45 * int(COLOURS[0][i : i + 2], 16) for i in (1, 3, 5)], abs=2)
 
 
-def test_joints_are_drawn_where_they_are_likely():
-    picture = _picture(labels=(0,), truths=0)
+def test_likely_keypoints_are_drawn():
+    example = _example(labels=(0,), truths=0)
     far = np.array([[[100.0, 70, 0.9], [100, 20, 0.1]]])
-    plain, dotted = (_pixels(predictions_png([one], ("cat",))) for one in (picture, _with(picture, keypoints=far)))
+    plain, dotted = (_pixels(predictions_png([drawn], ("cat",))) for drawn in (example, _with_outputs(example, keypoints=far)))
     changed = np.argwhere((plain != dotted).any(axis=2)).mean(axis=0)
     assert changed == pytest.approx(0.08 * 110 + np.array([70, 100]) * 4.6 * 110 / 120, abs=3)
 
 
-def test_annotated_joints_are_drawn_but_not_those_that_are_unlabelled():
-    joints = np.array([[[100, 70, 2], [100, 20, 0], [90, 30, -1]]], np.float32)
-    picture = _picture(labels=(0,), truths=1)
-    plain, dotted = (
-        _pixels(predictions_png([one], ("cat",))) for one in (picture, replace(picture, truth=replace(picture.truth, keypoints=joints)))
-    )
-    assert np.argwhere((plain != dotted).any(axis=2)).mean(axis=0) == pytest.approx(
-        0.08 * 110 + np.array([70, 100]) * 4.6 * 110 / 120, abs=3
-    )
+def test_labelled_keypoints_of_the_annotations_are_drawn():
+    keypoints = np.array([[[100, 70, 2], [100, 20, 0], [90, 30, -1]]], np.float32)
+    example = _example(labels=(0,), truths=1)
+    annotated = replace(example, truth=replace(example.truth, keypoints=keypoints))
+    plain, dotted = (_pixels(predictions_png([drawn], ("cat",))) for drawn in (example, annotated))
+    changed = np.argwhere((plain != dotted).any(axis=2)).mean(axis=0)
+    assert changed == pytest.approx(0.08 * 110 + np.array([70, 100]) * 4.6 * 110 / 120, abs=3)
 
 
-def test_a_caption_is_written_into_the_picture():
-    plain, named = (_pixels(predictions_png([replace(_picture(), caption=text)], ("cat",))) for text in ("", "indoors 0.93"))
+def test_a_caption_is_drawn_on_the_image():
+    plain, named = (_pixels(predictions_png([replace(_example(), caption=text)], ("cat",))) for text in ("", "indoors 0.93"))
     rows = np.argwhere((plain != named).any(axis=2))[:, 0]
     assert len(rows) > 300 and rows.min() > 0.8 * 80 * 4.6 * 110 / 120
 
 
-def test_threads_draw_the_same_pictures_at_the_same_time():
+def test_threads_can_draw_at_the_same_time():
     with ThreadPoolExecutor(4) as pool:
-        drawn = list(pool.map(lambda _: predictions_png([_picture()], ("cat",)), range(8)))
+        drawn = list(pool.map(lambda _: predictions_png([_example()], ("cat",)), range(8)))
     assert len(set(drawn)) == 1

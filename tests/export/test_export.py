@@ -1,4 +1,4 @@
-"""Exports of small untrained networks whose constants are drawn at random, so that folding them has something to do."""
+"""Exports of small untrained networks with random norms and implicit vectors, so that fusing changes all weights."""
 
 import json
 import logging
@@ -17,10 +17,10 @@ from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.errors import ConfigError, DataError, StorageError, WeightsError
 from yolor_ray.export import run as export_module
 from yolor_ray.export.run import TOLERANCE, export
-from yolor_ray.inference.dataset_images import images_of
+from yolor_ray.inference.dataset_images import image_batches
 from yolor_ray.inference.detect import to_input
 from yolor_ray.inference.parity import compare
-from yolor_ray.inference.runtimes import DecodedYolor
+from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor
 from yolor_ray.io.manifest import is_published, publish, read_published
 from yolor_ray.io.storage import exists, join, list_names
 from yolor_ray.model.fuse import fuse
@@ -39,7 +39,7 @@ SIDE = 64
 
 
 def _network(config=TINY, classes=3, seed=3):
-    """A network whose norms and implicit vectors are far from what they start as."""
+    """Make a network with norms and implicit vectors far from their initial values."""
     torch.manual_seed(seed)
     network = Yolor(config, classes, torch.tensor(ANCHORS, dtype=torch.float32).reshape(3, 3, 2))
     for module in network.modules():
@@ -56,7 +56,7 @@ def _network(config=TINY, classes=3, seed=3):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Six packed scenes."""
+    """Pack six scenes."""
     folder = str(tmp_path_factory.mktemp("scenes"))
     pack_scenes(folder, 6, seed=1, size_px=96)
     return folder
@@ -64,7 +64,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Weights as training publishes them: not fused."""
+    """Save weights as training publishes them: not fused."""
     folder = str(tmp_path_factory.mktemp("weights"))
     save_weights(folder, _network(), WeightsInfo("guesses", CLASSES, image_px=SIDE, metrics={"AP": 0.25}))
     return folder
@@ -72,17 +72,17 @@ def weights(tmp_path_factory):
 
 def _pixels(scenes, image_px=SIDE):
     dataset = open_dataset(scenes)
-    (batch,) = images_of(dataset, dataset.row_groups, image_px, 6)
+    (batch,) = image_batches(dataset, dataset.row_groups, image_px, 6)
     return to_input(torch.from_numpy(batch.images), torch.device("cpu")).contiguous()
 
 
 def _expected(weights, pixels):
     with torch.inference_mode():
-        return [part.numpy() for part in DecodedYolor(load_weights(weights)[0])(pixels).values()]
+        return [output.numpy() for output in DecodedYolor(load_weights(weights)[0])(pixels).values()]
 
 
-def _assert_same(found, expected):
-    boxes, scores = found
+def _assert_same(outputs, expected):
+    boxes, scores = outputs
     assert boxes.shape == expected[0].shape
     assert np.abs(boxes - expected[0]).max() < TOLERANCE * SIDE
     assert np.abs(scores - expected[1]).max() < TOLERANCE
@@ -90,12 +90,12 @@ def _assert_same(found, expected):
 
 
 def test_exported_weights_hold_no_batch_norm_and_no_implicit_tensor(weights, scenes, tmp_path):
-    found = export(ExportConfig(weights, str(tmp_path / "fused"), data=scenes))
-    network, info = load_weights(found["output"])
-    kinds = {type(module) for module in network.modules()}
-    assert not kinds & {nn.BatchNorm2d, nn.SyncBatchNorm, Implicit}
+    result = export(ExportConfig(weights, str(tmp_path / "fused"), data=scenes))
+    network, info = load_weights(result["output"])
+    module_types = {type(module) for module in network.modules()}
+    assert not module_types & {nn.BatchNorm2d, nn.SyncBatchNorm, Implicit}
     assert not [name for name in network.state_dict() if name.endswith((".z", "running_mean", "running_var"))]
-    assert found["parameters"] < sum(p.numel() for p in load_weights(weights)[0].parameters())
+    assert result["parameters"] < sum(p.numel() for p in load_weights(weights)[0].parameters())
     assert (info.fused, info.name, info.classes, info.image_px, info.metrics) == (True, "guesses", CLASSES, SIDE, {"AP": 0.25})
 
 
@@ -104,24 +104,24 @@ def test_weights_and_data_in_a_bucket_are_exported_into_a_bucket(weights, scenes
     source, output = join(bucket, "weights"), join(bucket, "fused")
     publish(source, read_published(weights))
     pack_scenes(join(bucket, "scenes"), 2, seed=1, size_px=96)
-    found = export(ExportConfig(source, output, data=join(bucket, "scenes")))
-    assert (found["output"], found["images"]) == (output, 2)
+    result = export(ExportConfig(source, output, data=join(bucket, "scenes")))
+    assert (result["output"], result["images"]) == (output, 2)
     assert load_weights(output)[1].fused
 
 
 @pytest.mark.parametrize("config", [TINY, JOINT], ids=["main", "joint_norm"])
-def test_exported_weights_predict_what_the_unfused_ones_did(config, scenes, tmp_path):
+def test_exported_weights_predict_the_same_as_unfused_weights(config, scenes, tmp_path):
     source, output = str(tmp_path / "source"), str(tmp_path / "fused")
     save_weights(source, _network(config), WeightsInfo("guesses", CLASSES, image_px=SIDE))
-    found = export(ExportConfig(source, output, data=scenes, check_images=4))
-    assert found["images"] == 4
-    assert 0 < found["max_error"] <= TOLERANCE
-    assert found["raw_error"] > 0
+    result = export(ExportConfig(source, output, data=scenes, check_images=4))
+    assert result["images"] == 4
+    assert 0 < result["max_error"] <= TOLERANCE
+    assert result["raw_error"] > 0
     pixels = _pixels(scenes)
     _assert_same(_expected(output, pixels), _expected(source, pixels))
 
 
-def test_a_network_that_amplifies_rounding_is_held_to_its_own_arithmetic(weights, scenes, tmp_path, monkeypatch, caplog):
+def test_a_network_that_amplifies_rounding_is_allowed_a_larger_error(weights, scenes, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(export_module, "TOLERANCE", 1e-12)
     assert export(ExportConfig(weights, str(tmp_path / "fused"), data=scenes))["max_error"] > 1e-12
     assert "this network amplifies the rounding of float32" in caplog.text
@@ -140,8 +140,8 @@ def test_fused_weights_can_be_exported_again_unchanged(weights, scenes, tmp_path
 def test_onnx_runtime_predicts_the_same_for_batches_of_any_size(weights, scenes, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     output = str(tmp_path / "onnx")
-    found = export(ExportConfig(weights, output, format="onnx", data=scenes))
-    assert found["max_error"] <= TOLERANCE
+    result = export(ExportConfig(weights, output, format="onnx", data=scenes))
+    assert result["max_error"] <= TOLERANCE
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(join(output, "model.onnx"), options, providers=["CPUExecutionProvider"])
@@ -150,17 +150,21 @@ def test_onnx_runtime_predicts_the_same_for_batches_of_any_size(weights, scenes,
         _assert_same(session.run(["boxes_xyxy", "scores"], {"image": batch.numpy()}), _expected(weights, batch))
 
 
-def test_an_onnx_file_says_what_it_is_and_keeps_no_path_of_the_machine(weights, scenes, tmp_path):
+def test_an_onnx_file_describes_itself_and_holds_no_local_path(weights, scenes, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     output = tmp_path / "onnx"
     export(ExportConfig(weights, str(output), format="onnx", data=scenes))
     model = onnx.load(output / "model.onnx")
-    inside = {item.key: item.value for item in model.metadata_props}
-    beside = json.loads((output / "config.json").read_text())
-    assert json.loads(inside["classes"]) == beside["classes"] == list(CLASSES)
-    assert json.loads(inside["image_px"]) == beside["image_px"] == SIDE
-    assert (inside["name"], inside["version"]) == (beside["name"], beside["version"]) == ("guesses", load_weights(weights)[1].version)
+    metadata = {item.key: item.value for item in model.metadata_props}
+    config_file = json.loads((output / "config.json").read_text())
+    assert json.loads(metadata["classes"]) == config_file["classes"] == list(CLASSES)
+    assert json.loads(metadata["image_px"]) == config_file["image_px"] == SIDE
+    assert (
+        (metadata["name"], metadata["version"])
+        == (config_file["name"], config_file["version"])
+        == ("guesses", load_weights(weights)[1].version)
+    )
     assert str(REPOSITORY).encode() not in (output / "model.onnx").read_bytes()
     assert not {node.op_type for node in model.graph.node} & {"BatchNormalization", "If", "Loop"}
 
@@ -168,15 +172,15 @@ def test_an_onnx_file_says_what_it_is_and_keeps_no_path_of_the_machine(weights, 
 def test_openvino_predicts_the_same_for_batches_of_any_size(weights, scenes, tmp_path):
     openvino = pytest.importorskip("openvino")
     output = str(tmp_path / "openvino")
-    found = export(ExportConfig(weights, output, format="openvino", data=scenes))
-    assert found["max_error"] <= TOLERANCE
+    result = export(ExportConfig(weights, output, format="openvino", data=scenes))
+    assert result["max_error"] <= TOLERANCE
     assert list_names(output) == ["config.json", "manifest.json", "model.bin", "model.xml"]
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     model = openvino.Core().compile_model(join(output, "model.xml"), "CPU", options)
     pixels = _pixels(scenes)
     for batch in (pixels[:1], pixels):
-        answer = model(batch.numpy())
-        _assert_same((answer["boxes_xyxy"], answer["scores"]), _expected(weights, batch))
+        outputs = model(batch.numpy())
+        _assert_same((outputs["boxes_xyxy"], outputs["scores"]), _expected(weights, batch))
 
 
 def test_a_fuse_that_changes_predictions_is_refused_and_nothing_is_written(weights, scenes, tmp_path, monkeypatch):
@@ -236,8 +240,8 @@ def test_a_network_of_one_class_exports(scenes, tmp_path):
 
 
 def test_another_input_side_is_checked_and_kept(weights, scenes, tmp_path):
-    found = export(ExportConfig(weights, str(tmp_path / "fused"), data=scenes, image_px=96))
-    assert found["image_px"] == load_weights(found["output"])[1].image_px == 96
+    result = export(ExportConfig(weights, str(tmp_path / "fused"), data=scenes, image_px=96))
+    assert result["image_px"] == load_weights(result["output"])[1].image_px == 96
 
 
 @pytest.mark.parametrize("format_name", ["onnx", "openvino"])
@@ -254,17 +258,18 @@ def test_our_own_format_needs_no_package(weights, scenes, tmp_path, monkeypatch)
 
 
 def test_weights_are_never_overwritten_by_their_own_export(weights, scenes):
-    with pytest.raises(ConfigError, match="output: found the place of the weights"):
+    with pytest.raises(ConfigError, match="output: found the URL of the weights"):
         export(ExportConfig(weights, f"{weights}/", data=scenes))
     assert not load_weights(weights)[1].fused
 
 
-def test_a_side_that_the_network_cannot_take_is_refused(scenes, tmp_path):
+@pytest.mark.parametrize("name", ["image_px", "check_px"])
+def test_a_side_that_does_not_fit_the_network_is_refused(scenes, tmp_path, name):
     four = replace(TINY, widths=(8, 16, 16, 16, 16), depths=(1, 1, 1, 1, 1), levels=4)
     source = str(tmp_path / "four")
     save_weights(source, Yolor(four, 2, torch.rand(4, 3, 2) + 8), WeightsInfo("four", ("a", "b"), image_px=SIDE))
-    with pytest.raises(ConfigError, match=r"image_px: found 96, expected a multiple of the coarsest stride of .*, 64"):
-        export(ExportConfig(source, str(tmp_path / "out"), data=scenes, image_px=96))
+    with pytest.raises(ConfigError, match=rf"{name}: found 96, expected a multiple of the coarsest stride, 64"):
+        export(ExportConfig(source, str(tmp_path / "out"), data=scenes, **{name: 96}))
 
 
 def test_absent_weights_and_absent_data_are_named(weights, tmp_path):
@@ -283,13 +288,13 @@ def test_exporting_leaves_logging_as_it_was(weights, scenes, tmp_path, caplog):
     assert logging.getLogger("onnx").level == logging.NOTSET
 
 
-def test_the_job_prints_where_and_how_well(weights, scenes, tmp_path):
+def test_the_job_prints_output_and_error(weights, scenes, tmp_path):
     output = str(tmp_path / "out")
     command = [sys.executable, "jobs/export.py", "--weights", weights, "--format", "safetensors", "--output", output, "--data", scenes]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["output"] == output
-    assert answer["max_error"] <= TOLERANCE
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["output"] == output
+    assert result["max_error"] <= TOLERANCE
     assert "event=parity" in done.stderr
     assert is_published(output)

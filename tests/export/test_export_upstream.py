@@ -1,4 +1,4 @@
-"""The export job turns published checkpoints into weights folders, and says which network they are."""
+"""Exports of upstream checkpoints: the imported weights, their class names and the recognised network."""
 
 import logging
 import os
@@ -18,9 +18,9 @@ from yolor_ray.errors import ConfigError, DataError, WeightsError
 from yolor_ray.export.run import TOLERANCE, export
 from yolor_ray.io.manifest import is_published
 from yolor_ray.io.storage import exists
-from yolor_ray.model.upstream.coco_names import COCO
-from yolor_ray.model.upstream.family import outline
-from yolor_ray.model.upstream.layouts import POOLED, own_names, pools_reversed
+from yolor_ray.model.upstream.coco_names import COCO_CLASSES
+from yolor_ray.model.upstream.family import make_meta_network
+from yolor_ray.model.upstream.layouts import POOLED_CONV, ordered_tensor_names, reverse_pool_order
 from yolor_ray.model.weights import load_weights
 from yolor_ray.pack.run import pack_scenes
 
@@ -31,36 +31,36 @@ TITLE = "YOLOR-CSP with other widths: stem 8, stages 8, 16, 24, 32, 40"
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Four packed scenes."""
+    """Pack four scenes."""
     folder = str(tmp_path_factory.mktemp("scenes"))
     pack_scenes(folder, 4, seed=1, size_px=96)
     return folder
 
 
-def drawn(name, shape):
-    kind = name.rsplit(".", 1)[-1]
-    if kind in ("running_var", "weight") and len(shape) == 1:
+def random_tensor(name, shape):
+    suffix = name.rsplit(".", 1)[-1]
+    if suffix in ("running_var", "weight") and len(shape) == 1:
         return 0.8 + 0.4 * torch.rand(shape)
     scale = 1 / shape[1:].numel() ** 0.5 if len(shape) == 4 else 0.1
-    return torch.zeros(shape) if kind == "num_batches_tracked" else scale * torch.randn(shape)
+    return torch.zeros(shape) if suffix == "num_batches_tracked" else scale * torch.randn(shape)
 
 
 def network(classes):
-    """A narrow YOLOR-CSP whose numbers are drawn at random."""
+    """Make a narrow YOLOR-CSP with random tensors."""
     torch.manual_seed(7)
-    made = outline(replace(presets.CSP, stem_width=8, widths=WIDTHS), classes).to_empty(device="cpu")
-    made.load_state_dict({name: drawn(name, tensor.shape) for name, tensor in made.state_dict().items()})
+    made = make_meta_network(replace(presets.CSP, stem_width=8, widths=WIDTHS), classes).to_empty(device="cpu")
+    made.load_state_dict({name: random_tensor(name, tensor.shape) for name, tensor in made.state_dict().items()})
     return made
 
 
 def checkpoint(path, classes=3):
-    """Write a state dict as the main branch does, and return the network it holds."""
+    """Write a checkpoint like the main branch and return its network."""
     made = network(classes)
     tensors = made.state_dict()
-    tensors[POOLED] = pools_reversed(tensors[POOLED])
+    tensors[POOLED_CONV] = reverse_pool_order(tensors[POOLED_CONV])
     named = OrderedDict()
     section = -1
-    for name in own_names(made, "main"):
+    for name in ordered_tensor_names(made, "main"):
         part = name.rsplit(".", 1)[-1]
         if name.endswith((".conv.weight", ".z", "predict.weight")):
             section += 1
@@ -71,19 +71,19 @@ def checkpoint(path, classes=3):
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    path = tmp_path_factory.mktemp("published") / "last.pt"
+def upstream(tmp_path_factory):
+    path = tmp_path_factory.mktemp("upstream") / "last.pt"
     return str(path), checkpoint(path)
 
 
-def test_an_imported_checkpoint_is_a_weights_folder_that_can_be_trained_further(published, scenes, tmp_path):
-    path, made = published
-    found = export(ExportConfig(upstream=path, output=str(tmp_path / "out"), data=scenes))
-    assert (found["network"], found["layout"], found["classes"]) == (TITLE, "main", 3)
-    assert (found["max_error"], found["images"], found["image_px"], found["check_px"]) == (0, 4, 640, 256)
-    read, info = load_weights(found["output"])
+def test_an_imported_checkpoint_is_a_weights_folder_that_can_be_trained_further(upstream, scenes, tmp_path):
+    path, made = upstream
+    result = export(ExportConfig(upstream=path, output=str(tmp_path / "out"), data=scenes))
+    assert (result["network"], result["layout"], result["classes"]) == (TITLE, "main", 3)
+    assert (result["max_error"], result["images"], result["image_px"], result["check_px"]) == (0, 4, 640, 256)
+    read, info = load_weights(result["output"])
     assert (info.name, info.classes, info.image_px, info.fused) == (TITLE, ("class0", "class1", "class2"), 640, False)
-    assert found["parameters"] == sum(tensor.numel() for tensor in made.parameters())
+    assert result["parameters"] == sum(tensor.numel() for tensor in made.parameters())
     kept = read.state_dict()
     for name, tensor in made.state_dict().items():
         if name != "head.anchors":
@@ -91,85 +91,85 @@ def test_an_imported_checkpoint_is_a_weights_folder_that_can_be_trained_further(
     assert kept["head.anchors"][0].tolist() == [[12, 16], [19, 36], [40, 28]]
 
 
-def test_an_imported_folder_is_fused_by_a_second_export(published, scenes, tmp_path):
+def test_an_imported_folder_is_fused_by_a_second_export(upstream, scenes, tmp_path):
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
-    export(ExportConfig(upstream=published[0], output=first, data=scenes))
-    found = export(ExportConfig(first, second, data=scenes, image_px=64))
+    export(ExportConfig(upstream=upstream[0], output=first, data=scenes))
+    result = export(ExportConfig(first, second, data=scenes, image_px=64))
     assert load_weights(second)[1].fused
-    assert 0 < found["max_error"] <= TOLERANCE
+    assert 0 < result["max_error"] <= TOLERANCE
 
 
-def test_a_graph_is_written_of_the_fused_network(published, scenes, tmp_path):
+def test_the_graph_is_of_the_fused_network(upstream, scenes, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     output = tmp_path / "onnx"
-    found = export(ExportConfig(upstream=published[0], output=str(output), format="onnx", data=scenes, image_px=64))
-    assert (found["network"], found["image_px"], found["check_px"]) == (TITLE, 64, 64)
-    assert found["max_error"] <= TOLERANCE
+    result = export(ExportConfig(upstream=upstream[0], output=str(output), format="onnx", data=scenes, image_px=64))
+    assert (result["network"], result["image_px"], result["check_px"]) == (TITLE, 64, 64)
+    assert result["max_error"] <= TOLERANCE
     assert not {node.op_type for node in onnx.load(output / "model.onnx").graph.node} & {"BatchNormalization"}
 
 
-def test_class_names_come_from_a_file_when_given(published, scenes, tmp_path):
+def test_class_names_are_read_from_a_given_file(upstream, scenes, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("red\ngreen\nblue\n")
-    found = export(ExportConfig(upstream=published[0], output=str(tmp_path / "out"), names=str(names), data=scenes))
-    assert load_weights(found["output"])[1].classes == ("red", "green", "blue")
+    result = export(ExportConfig(upstream=upstream[0], output=str(tmp_path / "out"), names=str(names), data=scenes))
+    assert load_weights(result["output"])[1].classes == ("red", "green", "blue")
 
 
-def test_another_number_of_names_is_refused_with_both_numbers(published, scenes, tmp_path):
+def test_a_wrong_number_of_names_is_refused(upstream, scenes, tmp_path):
     names, output = tmp_path / "names.txt", str(tmp_path / "out")
     names.write_text("red\ngreen\n")
     with pytest.raises(ConfigError, match=r"names: found 2 in .*names\.txt, expected 3, as many as the network has classes"):
-        export(ExportConfig(upstream=published[0], output=output, names=str(names), data=scenes))
+        export(ExportConfig(upstream=upstream[0], output=output, names=str(names), data=scenes))
     names.write_text("red\nred\nblue\n")
     with pytest.raises(DataError, match="each once"):
-        export(ExportConfig(upstream=published[0], output=output, names=str(names), data=scenes))
+        export(ExportConfig(upstream=upstream[0], output=output, names=str(names), data=scenes))
     assert not exists(output)
 
 
-def test_eighty_classes_are_cocos_and_others_get_numbers_and_a_warning(published, scenes, tmp_path, caplog):
+def test_eighty_classes_are_named_like_coco_and_others_by_number(upstream, scenes, tmp_path, caplog):
     checkpoint(tmp_path / "coco.pt", classes=80)
-    found = export(ExportConfig(upstream=str(tmp_path / "coco.pt"), output=str(tmp_path / "out"), data=scenes))
-    assert load_weights(found["output"])[1].classes == COCO
-    assert (len(set(COCO)), COCO[0], COCO[15], COCO[79]) == (80, "person", "cat", "toothbrush")
+    result = export(ExportConfig(upstream=str(tmp_path / "coco.pt"), output=str(tmp_path / "out"), data=scenes))
+    assert load_weights(result["output"])[1].classes == COCO_CLASSES
+    assert (len(set(COCO_CLASSES)), COCO_CLASSES[0], COCO_CLASSES[15], COCO_CLASSES[79]) == (80, "person", "cat", "toothbrush")
     assert "unnamed_classes" not in caplog.text
-    export(ExportConfig(upstream=published[0], output=str(tmp_path / "three"), data=scenes))
+    export(ExportConfig(upstream=upstream[0], output=str(tmp_path / "three"), data=scenes))
     assert "event=unnamed_classes classes=3" in caplog.text
 
 
-def test_the_log_says_what_was_recognised_and_where_anchors_come_from(published, scenes, tmp_path, caplog):
+def test_the_recognised_network_and_the_origin_of_anchors_are_logged(upstream, scenes, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        export(ExportConfig(upstream=published[0], output=str(tmp_path / "out"), data=scenes))
+        export(ExportConfig(upstream=upstream[0], output=str(tmp_path / "out"), data=scenes))
     assert f"network='{TITLE}' layout=main classes=3" in caplog.text
-    assert "event=anchors" in caplog.text
-    assert "the published ones are used" in caplog.text
+    assert "event=default_anchors" in caplog.text
+    assert "the upstream ones are used" in caplog.text
 
 
-def test_exactly_one_source_and_an_output_are_asked_for():
+def test_exactly_one_source_and_an_output_are_required():
     for given in ({}, {"weights": "a", "upstream": "b"}):
         with pytest.raises(ConfigError, match=r"export: found '(neither|weights and upstream)', expected either weights or upstream"):
             ExportConfig(output="out", **given)
     with pytest.raises(ConfigError, match="output: found '', expected the URL of a folder to write"):
         ExportConfig("weights")
-    with pytest.raises(ConfigError, match=r"names: found 'n\.txt', expected upstream beside it"):
+    with pytest.raises(ConfigError, match=r"names: found 'n\.txt', expected upstream beside names"):
         ExportConfig("weights", "out", names="n.txt")
 
 
-def test_what_cannot_be_imported_is_refused_and_nothing_is_written(published, scenes, tmp_path):
+def test_an_unusable_file_is_refused_and_nothing_is_written(upstream, scenes, tmp_path):
     (tmp_path / "empty.pt").touch()
     with pytest.raises(WeightsError, match="found an empty file"):
         export(ExportConfig(upstream=str(tmp_path / "empty.pt"), output=str(tmp_path / "out"), data=scenes))
     assert not exists(str(tmp_path / "out"))
-    with pytest.raises(ConfigError, match="output: found the place of the weights"):
-        export(ExportConfig(upstream=published[0], output=published[0], data=scenes))
+    with pytest.raises(ConfigError, match="output: found the URL of the weights"):
+        export(ExportConfig(upstream=upstream[0], output=upstream[0], data=scenes))
 
 
 @pytest.mark.parametrize("branch", ["main", "paper"])
 def test_the_real_file_of_each_branch_is_imported(branch, shared, scenes, tmp_path):
     output = str(tmp_path / branch)
-    found = export(ExportConfig(upstream=str(shared / f"parity/{branch}_p6_narrow.pt"), output=output, data=scenes))
-    assert (found["layout"], found["classes"], found["output"], found["max_error"]) == (branch, 3, output, 0)
-    assert found["network"].startswith("YOLOR-P6 with other widths")
+    result = export(ExportConfig(upstream=str(shared / f"parity/{branch}_p6_narrow.pt"), output=output, data=scenes))
+    assert (result["layout"], result["classes"], result["output"], result["max_error"]) == (branch, 3, output, 0)
+    assert result["network"].startswith("YOLOR-P6 with other widths")
     assert is_published(output)
 
 

@@ -1,4 +1,4 @@
-"""Folding constants into convolutions changes no prediction, for every member of the family."""
+"""Fusing changes no prediction, for every member of the family and every form of implicit knowledge."""
 
 import itertools
 from collections import Counter
@@ -9,37 +9,37 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from yolor_ray.config import ImplicitConfig as Implicits
+from yolor_ray.config import ImplicitConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.config.presets import PRESETS
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.network import Yolor
 
-KINDS = [
-    {"stem": stem, "block": block, "down": down, "joint_norm": joint, "tasks": TASKS}
-    for stem, block, down, joint in itertools.product(("conv", "reorg"), ("csp", "cspf"), ("conv", "downc"), (False, True))
+SETTINGS = [
+    {"stem": stem, "block": block, "down": down, "joint_norm": joint_norm, "tasks": TASKS}
+    for stem, block, down, joint_norm in itertools.product(("conv", "reorg"), ("csp", "cspf"), ("conv", "downc"), (False, True))
 ]
-names = pytest.mark.parametrize("kind", KINDS, ids=["-".join(str(v) for v in list(kind.values())[:4]) for kind in KINDS])
+every_network = pytest.mark.parametrize("settings", SETTINGS, ids=["-".join(str(v) for v in list(s.values())[:4]) for s in SETTINGS])
 
 
 def largest_difference(a: dict[str, list[torch.Tensor]], b: dict[str, list[torch.Tensor]]) -> float:
-    """Return the largest difference of raw predictions of any task, as a share of the largest prediction."""
+    """Return the largest difference of raw outputs of any task, as a share of the largest output."""
     return max(((x - y).abs().max() / x.abs().max()).item() for task in a for x, y in zip(a[task], b[task], strict=True))
 
 
-@names
+@every_network
 @torch.inference_mode()
-def test_fusing_changes_no_prediction(make_network, kind):
-    network, image = make_network(**kind), torch.rand(2, 3, 64, 64)
+def test_fusing_changes_no_prediction(make_network, settings):
+    network, image = make_network(**settings), torch.rand(2, 3, 64, 64)
     assert largest_difference(network(image), fuse(network)(image)) < 1e-4
     network, image = network.double(), image.double()
     assert largest_difference(network(image), fuse(network)(image)) < 1e-12
 
 
-@names
-def test_no_norm_and_no_implicit_vector_is_left(make_network, kind):
-    network = make_network(**kind)
+@every_network
+def test_a_fused_network_has_no_norm_and_no_implicit_vector(make_network, settings):
+    network = make_network(**settings)
     fused = fuse(network)
     assert not any(isinstance(m, nn.BatchNorm2d | Implicit) for m in fused.modules())
     assert is_fused(fused)
@@ -54,7 +54,7 @@ def test_fusing_twice_is_refused(make_network, joint_norm):
         fuse(once)
 
 
-def test_fusing_leaves_the_network_as_it_was(make_network):
+def test_fusing_does_not_change_the_original_network(make_network):
     network = make_network(block="cspf", joint_norm=True).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     fused = fuse(network)
@@ -63,12 +63,12 @@ def test_fusing_leaves_the_network_as_it_was(make_network):
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_a_fused_network_learns_nothing(make_network):
+def test_a_fused_network_is_frozen(make_network):
     assert not any(parameter.requires_grad for parameter in fuse(make_network()).parameters())
 
 
 @torch.inference_mode()
-def test_implicit_vectors_matter_before_they_are_folded(make_network):
+def test_implicit_vectors_of_the_test_networks_change_predictions(make_network):
     network, image = make_network(), torch.rand(1, 3, 64, 64)
     before = network(image)
     for level in network.head.levels:
@@ -84,53 +84,53 @@ ALIGNS = [
 ]
 REFINES = list(itertools.product(("add", "multiply"), ("vector", "network", "factors"), ("all", "size")))
 IMPLICITS = [
-    Implicits(align=a, align_at=at, align_by=by, align_per=per, refine=r, refine_by=rby, refine_what=what)
+    ImplicitConfig(align=a, align_at=at, align_by=by, align_per=per, refine=r, refine_by=rby, refine_what=what)
     for (a, at, by, per), (r, rby, what) in zip(ALIGNS, itertools.cycle(REFINES), strict=False)
 ]
-forms = pytest.mark.parametrize("implicit", IMPLICITS, ids=lambda i: f"{i.align}-{i.align_at}-{i.align_by}-{i.align_per}-{i.refine}")
+every_form = pytest.mark.parametrize("implicit", IMPLICITS, ids=lambda i: f"{i.align}-{i.align_at}-{i.align_by}-{i.align_per}-{i.refine}")
 
 
-@forms
+@every_form
 @torch.inference_mode()
-def test_every_form_of_implicit_knowledge_folds_away_exactly(make_network, implicit):
+def test_every_form_of_implicit_knowledge_folds_exactly(make_network, implicit):
     network = make_network(implicit=implicit, tasks=TASKS).double()
     fused, image = fuse(network), torch.rand(2, 3, 64, 96).double()
     assert is_fused(fused)
     assert largest_difference(network(image), fused(image)) < 1e-12
 
 
-class Recorder(TorchDispatchMode):
-    """Count every operation that torch runs, by name and by the shape of what it returns."""
+class OperationCounter(TorchDispatchMode):
+    """Counter of the operations that torch runs, by name and by shape of the result."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter = Counter()
+        self.counts: Counter = Counter()
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
-        self.found[f"{operation} {getattr(result, 'shape', None)}"] += 1
+        self.counts[f"{operation} {getattr(result, 'shape', None)}"] += 1
         return result
 
 
-def operations(network: nn.Module, device: str) -> Counter:
-    with Recorder() as recorder, torch.no_grad():
+def count_operations(network: nn.Module, device: str) -> Counter:
+    with OperationCounter() as counter, torch.no_grad():
         network(torch.empty(1, 3, 128, 128, device=device))
-    return recorder.found
+    return counter.counts
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_fused_preset_has_exactly_the_operations_of_the_network_without_implicit_knowledge(name):
+def test_a_fused_preset_has_exactly_the_operations_of_a_network_without_implicit_knowledge(name):
     config = PRESETS[name].network
-    plain = replace(config, implicit=Implicits(align="none", refine="none"))
+    plain = replace(config, implicit=ImplicitConfig(align="none", refine="none"))
     with torch.device("meta"):
         anchors = torch.ones(config.levels, config.anchors_per_level, 2)
-        whole, less = (fuse(Yolor(kind, 80, anchors, image_classes=3, keypoints=5)) for kind in (config, plain))
-    assert operations(whole, "meta") == operations(less, "meta")
+        fused, plain_fused = (fuse(Yolor(c, 80, anchors, image_classes=3, keypoints=5)) for c in (config, plain))
+    assert count_operations(fused, "meta") == count_operations(plain_fused, "meta")
 
 
 @pytest.mark.parametrize("implicit", [i for i in IMPLICITS if i.align_at == "prediction" or i.align in ("multiply", "project")])
-def test_every_form_leaves_no_operation_behind_but_a_constant_on_a_padded_map(make_network, implicit):
-    plain = Implicits(align="none", refine="none")
-    found, expected = (operations(fuse(make_network(implicit=kind)), "cpu") for kind in (implicit, plain))
-    assert found == expected
-    assert sum(found.values()) > 100
+def test_a_fused_prior_leaves_no_operation_except_a_constant_before_a_padded_convolution(make_network, implicit):
+    plain = ImplicitConfig(align="none", refine="none")
+    counts, expected = (count_operations(fuse(make_network(implicit=i)), "cpu") for i in (implicit, plain))
+    assert counts == expected
+    assert sum(counts.values()) > 100

@@ -1,4 +1,4 @@
-"""Weights folders: what was saved comes back, and what was tampered with does not."""
+"""Weights folders: saved weights are read back unchanged, altered folders are refused."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ INFO = WeightsInfo("run-7", ("cat", "dög", "bird"), 320, {"AP": 0.5, "AP50": 0.
 
 @pytest.fixture
 def folder(make_network, tmp_path):
-    """A saved network; the value is its folder."""
+    """Return the URL of a weights folder with a network."""
     url = str(tmp_path / "weights")
     save_weights(url, make_network(), INFO)
     return url
 
 
 def republish(url: str, config: dict | bytes | None = None, tensors: dict[str, torch.Tensor] | bytes | None = None) -> None:
-    """Put other contents under a manifest that fits them."""
+    """Replace contents of a weights folder, with a manifest that fits the new contents."""
     files = manifest.read_published(url)
     if config is not None:
         files[CONFIG_FILE] = config if isinstance(config, bytes) else json.dumps(json.loads(files[CONFIG_FILE]) | config).encode()
@@ -39,24 +39,24 @@ def tensors_of(url: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load(storage.read_bytes(storage.join(url, TENSORS_FILE)))
 
 
-@pytest.mark.parametrize("kind", [{"stem": "conv"}, {"block": "cspf", "joint_norm": True, "down": "downc"}])
+@pytest.mark.parametrize("settings", [{"stem": "conv"}, {"block": "cspf", "joint_norm": True, "down": "downc"}])
 @pytest.mark.parametrize("fused", [False, True])
-def test_what_was_saved_comes_back(make_network, tmp_path, kind, fused):
-    network = fuse(make_network(**kind)) if fused else make_network(**kind)
+def test_saved_weights_are_read_back_unchanged(make_network, tmp_path, settings, fused):
+    network = fuse(make_network(**settings)) if fused else make_network(**settings)
     save_weights(str(tmp_path), network, INFO)
-    found, info = load_weights(str(tmp_path))
+    loaded, info = load_weights(str(tmp_path))
     assert (info.name, info.classes, info.image_px, info.metrics, info.fused) == ("run-7", INFO.classes, 320, INFO.metrics, fused)
     assert info.version == hashlib.sha256((tmp_path / TENSORS_FILE).read_bytes()).hexdigest()[:12]
-    assert found.config == network.config
-    assert not found.training
-    assert found.state_dict().keys() == network.state_dict().keys()
-    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in network.state_dict().items())
+    assert loaded.config == network.config
+    assert not loaded.training
+    assert loaded.state_dict().keys() == network.state_dict().keys()
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in network.state_dict().items())
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        assert all(torch.equal(a, b) for a, b in zip(network(image)["detect"], found(image)["detect"], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(network(image)["detect"], loaded(image)["detect"], strict=True))
 
 
-def test_the_same_network_has_the_same_version_and_another_has_another(make_network, tmp_path):
+def test_equal_networks_have_equal_versions_and_different_networks_different_ones(make_network, tmp_path):
     versions = []
     for number, seed in enumerate((1, 1, 2)):
         save_weights(str(tmp_path / str(number)), make_network(seed=seed), INFO)
@@ -65,7 +65,7 @@ def test_the_same_network_has_the_same_version_and_another_has_another(make_netw
 
 
 @pytest.mark.parametrize("file", [CONFIG_FILE, TENSORS_FILE])
-def test_an_altered_byte_is_refused_with_the_name_of_the_file(folder, file):
+def test_an_altered_byte_is_refused_and_the_file_is_named(folder, file):
     path = Path(folder, file)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -74,7 +74,7 @@ def test_an_altered_byte_is_refused_with_the_name_of_the_file(folder, file):
         load_weights(folder)
 
 
-def test_a_folder_without_weights_is_refused_with_its_name(tmp_path):
+def test_a_folder_without_weights_is_refused_and_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}/nothing"):
         load_weights(str(tmp_path / "nothing"))
 
@@ -95,7 +95,7 @@ def test_missing_anchors_are_named(folder):
         load_weights(folder)
 
 
-def test_a_tensor_too_many_is_named(folder):
+def test_an_unknown_tensor_is_named(folder):
     republish(folder, tensors=tensors_of(folder) | {"head.extra": torch.ones(2)})
     with pytest.raises(WeightsError, match=r"1 tensors are unknown, first 'head\.extra'"):
         load_weights(folder)
@@ -114,7 +114,7 @@ def test_classes_that_do_not_fit_the_tensors_are_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "message"),
     [
         ({"format": "another"}, r"found format and version \('another', 1\), expected \('yolor_ray.weights', 1\)"),
         ({"version": 2}, r"found format and version \('yolor_ray.weights', 2\), expected \('yolor_ray.weights', 1\)"),
@@ -128,11 +128,11 @@ def test_classes_that_do_not_fit_the_tensors_are_refused(folder):
         ({"metrics": None}, CONFIG_FILE),
     ],
 )
-def test_a_configuration_that_makes_no_sense_is_refused_with_its_file(folder, change, complaint):
+def test_an_invalid_configuration_is_refused_and_the_file_is_named(folder, change, message):
     republish(folder, config=change)
-    with pytest.raises(WeightsError, match=complaint) as refusal:
+    with pytest.raises(WeightsError, match=message) as error:
         load_weights(folder)
-    assert f"{folder}/{CONFIG_FILE}: " in str(refusal.value)
+    assert f"{folder}/{CONFIG_FILE}: " in str(error.value)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1, 2]", b"\xff\xfe"])
@@ -150,8 +150,8 @@ def test_a_missing_key_of_the_configuration_is_named(folder):
         load_weights(folder)
 
 
-class Trap:
-    """Write a file when unpickled."""
+class Canary:
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -160,27 +160,27 @@ class Trap:
         return (Path.touch, (self.path,))
 
 
-@pytest.mark.parametrize("kind", ["pickle", "torch"])
-def test_a_pickle_under_the_name_of_weights_is_refused_and_nothing_runs(folder, tmp_path, kind):
-    sprung = tmp_path / "sprung"
-    if kind == "pickle":
-        data = pickle.dumps(Trap(sprung))
+@pytest.mark.parametrize("file_format", ["pickle", "torch"])
+def test_a_pickle_in_place_of_weights_is_refused_and_not_executed(folder, tmp_path, file_format):
+    created = tmp_path / "created"
+    if file_format == "pickle":
+        data = pickle.dumps(Canary(created))
     else:
-        torch.save({"head.anchors": Trap(sprung)}, tmp_path / "trap.pt")
-        data = (tmp_path / "trap.pt").read_bytes()
+        torch.save({"head.anchors": Canary(created)}, tmp_path / "canary.pt")
+        data = (tmp_path / "canary.pt").read_bytes()
     republish(folder, tensors=data)
     with pytest.raises(WeightsError, match=f"{folder}/{TENSORS_FILE}: not a safetensors file"):
         load_weights(folder)
-    assert not sprung.exists()
+    assert not created.exists()
 
 
-def test_the_trap_of_these_tests_works(tmp_path):
-    pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))
-    assert (tmp_path / "sprung").exists()
+def test_the_canary_of_these_tests_works(tmp_path):
+    pickle.loads(pickle.dumps(Canary(tmp_path / "created")))
+    assert (tmp_path / "created").exists()
 
 
 @pytest.mark.parametrize("name", ["yolor_p6.pt", "yolor_csp.weights"])
-def test_a_published_file_in_the_place_of_a_folder_is_told_how_to_import_it(name, tmp_path):
+def test_the_error_for_an_upstream_file_states_the_import_command(name, tmp_path):
     url = str(tmp_path / name)
-    with pytest.raises(WeightsError, match=f"python jobs/export.py --published {url} --output FOLDER"):
+    with pytest.raises(WeightsError, match=f"python jobs/export.py --upstream {url} --output FOLDER"):
         load_weights(url)

@@ -3,7 +3,7 @@ import pytest
 from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.errors import DataError
 from yolor_ray.pack.annotations.image_folder import ImageFolder
-from yolor_ray.pack.annotations.normalize import fit
+from yolor_ray.pack.annotations.normalize import normalize_objects
 from yolor_ray.pack.annotations.yolo import read_names, read_yolo
 
 GOOD = "0 0.5 0.5 0.25 0.5"
@@ -11,7 +11,7 @@ GOOD = "0 0.5 0.5 0.25 0.5"
 
 @pytest.fixture
 def read(tmp_path, write_image):
-    """Write label files and images; return what is read from them."""
+    """Write label files and images; return the annotations that are read from the files."""
 
     def run(files: dict[str, str | bytes], images: tuple[str, ...] = ("a.png",), names: str = "cat\ndog\n"):
         for seed, name in enumerate(images):
@@ -26,23 +26,23 @@ def read(tmp_path, write_image):
 
 
 def test_fractions_become_pixels_of_the_real_image(read):
-    found = read({"a.txt": GOOD})
-    objects, faults = fit(found.images[0], ImageHeader("PNG", 64, 48, 1))
+    annotations = read({"a.txt": GOOD})
+    objects, faults = normalize_objects(annotations.images[0], ImageHeader("PNG", 64, 48, 1))
     assert objects.boxes_xyxy.tolist() == [[24, 12, 40, 36]]
     assert objects.areas.tolist() == [16 * 24]
     assert faults == []
 
 
-def test_bom_carriage_returns_tabs_and_blank_lines_are_harmless(read):
-    found = read({"a.txt": "\ufeff0\t0.5\t0.5 0.2  0.2\r\n\r\n   \r\n1 0.5 0.5 1 1\r\n"})
-    assert [drawn.label for drawn in found.images[0].objects] == [0, 1]
-    assert found.faults == ()
+def test_bom_carriage_returns_tabs_and_blank_lines_are_accepted(read):
+    annotations = read({"a.txt": "\ufeff0\t0.5\t0.5 0.2  0.2\r\n\r\n   \r\n1 0.5 0.5 1 1\r\n"})
+    assert [obj.label for obj in annotations.images[0].objects] == [0, 1]
+    assert annotations.faults == ()
 
 
 def test_an_image_without_or_with_an_empty_label_file_is_a_background(read):
-    found = read({"a.txt": "", "b.txt": GOOD}, ("a.png", "b.png", "c.png"))
-    assert {image.name: len(image.objects) for image in found.images} == {"a.png": 0, "b.png": 1, "c.png": 0}
-    assert found.faults == ()
+    annotations = read({"a.txt": "", "b.txt": GOOD}, ("a.png", "b.png", "c.png"))
+    assert {image.name: len(image.objects) for image in annotations.images} == {"a.png": 0, "b.png": 1, "c.png": 0}
+    assert annotations.faults == ()
 
 
 @pytest.mark.parametrize(
@@ -66,44 +66,44 @@ def test_an_image_without_or_with_an_empty_label_file_is_a_background(read):
         ("0 -0.2 0.5 0.2 0.2", "not_normalised", "expected fractions from 0 to 1"),
     ],
 )
-def test_a_bad_line_is_reported_with_its_place_and_a_hint_and_the_others_stay(read, line, code, hint):
-    found = read({"a.txt": f"{GOOD}\n{line}\n{GOOD}\n"})
-    (fault,) = found.faults
+def test_a_bad_line_is_reported_with_location_and_hint_and_other_lines_stay(read, line, code, hint):
+    annotations = read({"a.txt": f"{GOOD}\n{line}\n{GOOD}\n"})
+    (fault,) = annotations.faults
     assert fault.code == code
-    assert fault.place.endswith("a.txt:2")
+    assert fault.location.endswith("a.txt:2")
     assert hint in fault.message
-    assert len(found.images[0].objects) == 2
+    assert len(annotations.images[0].objects) == 2
 
 
-def test_a_whole_image_box_and_ten_thousand_boxes_are_fine(read):
-    found = read({"a.txt": "0 0.5 0.5 1 1\n" * 10_000})
-    objects, faults = fit(found.images[0], ImageHeader("PNG", 64, 48, 1))
+def test_ten_thousand_boxes_of_the_whole_image_are_read(read):
+    annotations = read({"a.txt": "0 0.5 0.5 1 1\n" * 10_000})
+    objects, faults = normalize_objects(annotations.images[0], ImageHeader("PNG", 64, 48, 1))
     assert objects.boxes_xyxy.shape == (10_000, 4)
     assert objects.boxes_xyxy[-1].tolist() == [0, 0, 64, 48]
     assert faults == []
 
 
 def test_a_label_file_without_image_is_reported(read):
-    found = read({"a.txt": GOOD, "z.txt": GOOD, "classes.txt": "cat"})
-    assert [(fault.code, fault.file.rsplit("/", 1)[-1]) for fault in found.faults] == [("missing_image", "z.txt")]
+    annotations = read({"a.txt": GOOD, "z.txt": GOOD, "classes.txt": "cat"})
+    assert [(fault.code, fault.file.rsplit("/", 1)[-1]) for fault in annotations.faults] == [("missing_image", "z.txt")]
 
 
-def test_a_label_file_that_is_no_text_takes_its_image_along(read):
-    found = read({"a.txt": b"\xff\xfe0\0", "b.txt": GOOD}, ("a.png", "b.png"))
-    assert [fault.code for fault in found.faults] == ["bad_encoding"]
-    assert [image.name for image in found.images] == ["b.png"]
+def test_an_image_whose_label_file_is_not_text_is_left_out(read):
+    annotations = read({"a.txt": b"\xff\xfe0\0", "b.txt": GOOD}, ("a.png", "b.png"))
+    assert [fault.code for fault in annotations.faults] == ["bad_encoding"]
+    assert [image.name for image in annotations.images] == ["b.png"]
 
 
-def test_subfolders_and_odd_names_pair_up(read):
+def test_names_match_in_subfolders_and_with_odd_characters(read):
     names = ("x/a b.png", "y/a b.png", "-dash.png", "cafe\u0301.png")
-    found = read({"x/a b.txt": GOOD, "y/a b.txt": "", "-dash.txt": GOOD, "caf\u00e9.txt": GOOD}, names)
-    assert {image.name: len(image.objects) for image in found.images} == dict(zip(names, (1, 0, 1, 1), strict=True))
-    assert found.faults == ()
+    annotations = read({"x/a b.txt": GOOD, "y/a b.txt": "", "-dash.txt": GOOD, "caf\u00e9.txt": GOOD}, names)
+    assert {image.name: len(image.objects) for image in annotations.images} == dict(zip(names, (1, 0, 1, 1), strict=True))
+    assert annotations.faults == ()
 
 
-def test_two_images_with_one_stem_share_their_labels(read):
-    found = read({"a.txt": GOOD}, ("a.png", "a.jpg"))
-    assert [len(image.objects) for image in found.images] == [1, 1]
+def test_two_images_with_one_stem_share_a_label_file(read):
+    annotations = read({"a.txt": GOOD}, ("a.png", "a.jpg"))
+    assert [len(image.objects) for image in annotations.images] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_two_images_with_one_stem_share_their_labels(read):
         ("n.yml", "path: x\nnames:\n  1: big dog\n  0: cat\n"),
     ],
 )
-def test_names_come_from_text_or_yaml(tmp_path, name, text):
+def test_class_names_are_read_from_text_or_yaml(tmp_path, name, text):
     (tmp_path / name).write_bytes(text.encode())
     assert read_names(str(tmp_path / name)) == ("cat", "big dog")
 
@@ -133,7 +133,7 @@ def test_names_come_from_text_or_yaml(tmp_path, name, text):
         ("n.txt", b"\xff"),
     ],
 )
-def test_bad_names_are_refused(tmp_path, name, text):
+def test_bad_class_names_are_refused(tmp_path, name, text):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=r"n\.(txt|yaml): found .*expected"):
         read_names(str(tmp_path / name))

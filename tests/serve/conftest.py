@@ -7,7 +7,7 @@ import pytest
 import requests
 import uvicorn
 
-from red_engine import RedEngine, settings
+from red_engine import RedEngine, serve_settings
 from yolor_ray.serve.http.api import create_app
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.service import Service
@@ -19,7 +19,7 @@ with warnings.catch_warnings():
 
 
 class Client:
-    """Talks to one running server."""
+    """HTTP client of one running server."""
 
     def __init__(self, base, service):
         self.base, self.service = base, service
@@ -27,8 +27,8 @@ class Client:
     def get(self, path, **headers):
         return requests.get(self.base + path, headers=headers, timeout=20)
 
-    def post(self, body, kind="image/jpeg", query="", **headers):
-        headers = ({"Content-Type": kind} if kind else {}) | headers
+    def post(self, body, media_type="image/jpeg", query="", **headers):
+        headers = ({"Content-Type": media_type} if media_type else {}) | headers
         return requests.post(f"{self.base}/v1/detect{query}", data=body, headers=headers, timeout=20)
 
     def upload(self, files):
@@ -38,7 +38,7 @@ class Client:
 @contextmanager
 def served(engine, **changes):
     """Serve an engine over real HTTP in a thread, as each replica of Ray Serve does with uvicorn."""
-    service = Service(engine, settings(**changes), ServiceMetrics("replica-1"))
+    service = Service(engine, serve_settings(**changes), ServiceMetrics("replica-1"))
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -47,7 +47,7 @@ def served(engine, **changes):
     try:
         yield Client(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service)
     finally:
-        engine.open.set()
+        engine.gate.set()
         server.should_exit = True
         thread.join(20)
 
@@ -59,11 +59,11 @@ def engine():
 
 @pytest.fixture
 def serve(engine):
-    return lambda chosen=engine, **changes: served(chosen, **changes)
+    return lambda engine=engine, **changes: served(engine, **changes)
 
 
 @pytest.fixture(scope="module")
 def client():
-    """A server for tests that leave no trace in it."""
+    """Client of a server for tests that do not change its state."""
     with served(RedEngine()) as client:
         yield client

@@ -1,4 +1,4 @@
-"""Batches form from what waits; nobody else pays for one caller's failure or departure."""
+"""Batches are formed from the waiting items; the failure or departure of one caller affects no other."""
 
 import asyncio
 import threading
@@ -8,7 +8,7 @@ import pytest
 from yolor_ray.serve.batcher import Batcher
 
 
-def test_every_caller_gets_the_answer_to_its_own_item():
+def test_every_caller_gets_the_result_of_its_own_item():
     async def main():
         batcher = Batcher(lambda items: [item * 2 for item in items], max_batch=3, wait_s=0.0)
         return await asyncio.gather(*map(batcher.submit, range(10)))
@@ -16,7 +16,7 @@ def test_every_caller_gets_the_answer_to_its_own_item():
     assert asyncio.run(main()) == [2 * number for number in range(10)]
 
 
-def test_no_batch_is_larger_than_allowed():
+def test_no_batch_is_larger_than_max_batch():
     sizes = []
 
     async def main():
@@ -28,13 +28,13 @@ def test_no_batch_is_larger_than_allowed():
 
 
 def test_a_failure_reaches_every_caller_of_its_batch_and_no_other():
-    def work(items):
+    def process(items):
         if "bad" in items:
             raise ValueError("broken batch")
         return items
 
     async def main():
-        batcher = Batcher(work, max_batch=2, wait_s=0.0)
+        batcher = Batcher(process, max_batch=2, wait_s=0.0)
         return await asyncio.gather(*map(batcher.submit, ["a", "bad", "b", "c"]), return_exceptions=True)
 
     first, second, *rest = asyncio.run(main())
@@ -42,47 +42,88 @@ def test_a_failure_reaches_every_caller_of_its_batch_and_no_other():
     assert rest == ["b", "c"]
 
 
-def test_an_item_whose_caller_left_is_dropped_before_the_work():
-    seen, go = [], threading.Event()
+def test_an_item_whose_caller_left_is_not_processed():
+    seen, gate = [], threading.Event()
 
-    def work(items):
+    def process(items):
         seen.extend(items)
-        assert go.wait(10)
+        assert gate.wait(10)
         return items
 
     async def main():
-        batcher = Batcher(work, max_batch=1, wait_s=0.0)
+        batcher = Batcher(process, max_batch=1, wait_s=0.0)
         running, leaving, staying = (asyncio.create_task(batcher.submit(name)) for name in ("running", "leaving", "staying"))
         while not seen:
             await asyncio.sleep(0.001)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
-        go.set()
+        gate.set()
         await asyncio.gather(running, staying)
 
     asyncio.run(main())
     assert seen == ["running", "staying"]
 
 
-def test_a_lone_item_waits_no_longer_than_told():
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """Event loop whose clock advances by each timeout at once, instead of waiting for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+        select = self._selector.select
+
+        def select_at_once(timeout):
+            if not timeout:
+                return select(timeout)
+            self.now += timeout
+            return select(0)
+
+        self._selector.select = select_at_once
+
+    def time(self):
+        return self.now
+
+
+def test_a_lone_item_waits_for_wait_s_and_no_longer():
+    waited_s = []
+
     async def main():
-        loop, batcher = asyncio.get_running_loop(), Batcher(list, max_batch=8, wait_s=0.05)
-        started = loop.time()
+        loop = asyncio.get_running_loop()
+        batcher = Batcher(lambda items: waited_s.append(loop.now) or items, max_batch=8, wait_s=30.0)
         await batcher.submit(1)
-        return loop.time() - started
 
-    assert 0.04 < asyncio.run(main()) < 2.0
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main())
+    assert waited_s == [pytest.approx(30.0)]
 
 
-def test_the_event_loop_runs_on_while_the_network_works():
-    go = threading.Event()
+def test_a_full_batch_does_not_wait():
+    waited_s = []
 
     async def main():
-        batcher = Batcher(lambda items: [go.wait(10) for _ in items], max_batch=1, wait_s=0.0)
+        loop = asyncio.get_running_loop()
+        batcher = Batcher(lambda items: waited_s.append(loop.now) or items, max_batch=3, wait_s=30.0)
+        await asyncio.gather(*map(batcher.submit, range(3)))
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main())
+    assert waited_s == [0.0]
+
+
+def test_the_event_loop_keeps_running_while_the_network_computes():
+    started, gate = threading.Event(), threading.Event()
+
+    def process(items):
+        started.set()
+        return [gate.wait(10) for _ in items]
+
+    async def main():
+        batcher = Batcher(process, max_batch=1, wait_s=0.0)
         task = asyncio.create_task(batcher.submit(1))
-        await asyncio.sleep(0.05)
-        go.set()
+        while not started.is_set():
+            await asyncio.sleep(0.001)
+        gate.set()
         return await task
 
     assert asyncio.run(main()) is True

@@ -1,9 +1,8 @@
-"""What one call answers for a network with all tasks, and for one without; the red rectangle stands for the object."""
+"""Responses for a network with all tasks, and for one that only detects; the red rectangle is the object."""
 
 import base64
 import dataclasses
 import json
-import time
 
 import cv2
 import numpy as np
@@ -13,16 +12,16 @@ from conftest import served
 from PIL import Image
 from pycocotools import mask as run_length
 
-from red_engine import ALL_TASKS, IMAGE_CLASSES, JOINTS, RECTANGLE, RedEngine, encoded
+from red_engine import ALL_TASKS, IMAGE_CLASSES, KEYPOINTS, RECTANGLE, RedEngine, encode_image
 from yolor_ray.data.images.letterbox import Letterbox
 from yolor_ray.inference.detect import Detections
 from yolor_ray.model.weights import WeightsInfo
-from yolor_ray.serve import response as describe_module
-from yolor_ray.serve.engine import Options
+from yolor_ray.serve import response
+from yolor_ray.serve.engine import DetectOptions
 from yolor_ray.serve.http.errors import ApiError
-from yolor_ray.serve.response import describe
+from yolor_ray.serve.response import detections_json
 
-JPEG = encoded()
+JPEG = encode_image()
 FIELDS = {"masks": "mask", "keypoints": "keypoints", "embeddings": "embedding"}
 
 
@@ -38,7 +37,7 @@ def body(client):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_a_mask_is_the_same_as_run_lengths_as_polygons_and_as_an_area(body):
+def test_run_lengths_polygons_and_area_describe_the_same_mask(body):
     mask = body["detections"][0]["mask"]
     assert mask["rle"]["size"] == [120, 200]
     pixels = run_length.decode({"size": mask["rle"]["size"], "counts": mask["rle"]["counts"].encode()})
@@ -55,7 +54,7 @@ def test_a_mask_is_the_same_as_run_lengths_as_polygons_and_as_an_area(body):
 
 def test_keypoints_have_names_and_lie_in_the_image(body):
     corner, middle = body["detections"][0]["keypoints"]
-    assert (corner["name"], middle["name"]) == JOINTS
+    assert (corner["name"], middle["name"]) == KEYPOINTS
     assert (corner["confidence"], middle["confidence"]) == (0.5, 1.0)
     assert (corner["x"], corner["y"]) == pytest.approx(RECTANGLE[:2], abs=2)
     assert (middle["x"], middle["y"]) == pytest.approx((60, 60), abs=2)
@@ -66,7 +65,7 @@ def test_an_embedding_is_base64_of_little_endian_float32(body):
     np.testing.assert_array_equal(numbers, np.eye(64)[3])
 
 
-def test_labels_of_the_image_come_best_first_and_all(body):
+def test_all_labels_of_the_image_are_sorted_by_probability(body):
     assert body["labels"] == [
         {"label": IMAGE_CLASSES[2], "label_id": 2, "confidence": 0.75},
         {"label": IMAGE_CLASSES[0], "label_id": 0, "confidence": 0.25},
@@ -75,24 +74,24 @@ def test_labels_of_the_image_come_best_first_and_all(body):
 
 
 def test_an_image_without_objects_still_has_labels(client):
-    body = client.post(encoded(Image.new("RGB", (200, 120)))).json()
+    body = client.post(encode_image(Image.new("RGB", (200, 120)))).json()
     assert body["detections"] == [] and len(body["labels"]) == 3
 
 
 @pytest.mark.parametrize("switch", [*FIELDS, "labels"])
 def test_each_task_is_switched_off_alone(client, body, switch):
-    found = client.post(JPEG, query=f"?{switch}=false").json()
-    [detection], [usual] = found["detections"], body["detections"]
-    assert detection == {name: value for name, value in usual.items() if name != FIELDS.get(switch)}
-    assert found.get("labels") == (None if switch == "labels" else body["labels"])
-    assert body.keys() - found.keys() == ({"labels"} if switch == "labels" else set())
+    reduced = client.post(JPEG, query=f"?{switch}=false").json()
+    [detection], [full] = reduced["detections"], body["detections"]
+    assert detection == {name: value for name, value in full.items() if name != FIELDS.get(switch)}
+    assert reduced.get("labels") == (None if switch == "labels" else body["labels"])
+    assert body.keys() - reduced.keys() == ({"labels"} if switch == "labels" else set())
 
 
-def test_a_network_that_only_detects_answers_nothing_else_whatever_is_asked(serve):
+def test_a_network_that_only_detects_returns_boxes_alone_whatever_the_request(serve):
     with serve() as client:
-        plain, asked = client.post(JPEG).json(), client.post(JPEG, query="?masks=true&keypoints=1&labels=true&embeddings=true").json()
+        plain, explicit = client.post(JPEG).json(), client.post(JPEG, query="?masks=true&keypoints=1&labels=true&embeddings=true").json()
         card = client.get("/v1/model").json()
-    for body in (plain, asked):
+    for body in (plain, explicit):
         assert list(body) == ["request_id", "model", "image", "detections", "timing_ms"]
         assert [list(detection) for detection in body["detections"]] == [["box", "class", "class_id", "confidence"]]
         assert list(body["timing_ms"]) == ["body", "decode", "queue", "network"]
@@ -100,24 +99,24 @@ def test_a_network_that_only_detects_answers_nothing_else_whatever_is_asked(serv
     assert not {"image_classes", "keypoint_names", "embedding_numbers"} & card.keys()
 
 
-def test_the_model_card_names_what_was_learned(client):
+def test_the_model_card_lists_tasks_and_their_names(client):
     card = client.get("/v1/model").json()
     assert card["tasks"] == list(ALL_TASKS)
-    assert (card["image_classes"], card["keypoint_names"], card["embedding_numbers"]) == (list(IMAGE_CLASSES), list(JOINTS), 64)
+    assert (card["image_classes"], card["keypoint_names"], card["embedding_numbers"]) == (list(IMAGE_CLASSES), list(KEYPOINTS), 64)
 
 
-def test_openapi_describes_parameters_bodies_and_refusals(client):
+def test_openapi_describes_parameters_bodies_and_errors(client):
     api = client.get("/openapi.json").json()
     detect = api["paths"]["/v1/detect"]["post"]
     names = {"confidence", "iou", "max_detections", "masks", "keypoints", "labels", "embeddings"}
-    assert {one["name"] for one in detect["parameters"]} == names
+    assert {parameter["name"] for parameter in detect["parameters"]} == names
     assert set(detect["requestBody"]["content"]) == {"image/*", "multipart/form-data", "application/json"}
     assert {"200", "400", "408", "413", "415", "422", "429", "500", "504"} <= set(detect["responses"])
     assert "class" in api["components"]["schemas"]["Detection"]["properties"]
     assert set(api["paths"]) == {"/v1/detect", "/v1/model", "/healthz", "/readyz", "/metrics"}
 
 
-def test_openapi_says_of_what_may_be_absent_that_it_is_never_null(client):
+def test_openapi_declares_optional_fields_as_absent_and_never_null(client):
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     for schema, optional in (("Detection", {"mask", "keypoints", "embedding"}), ("Answer", {"labels"})):
         assert set(schemas[schema]["properties"]) - set(schemas[schema]["required"]) == optional
@@ -127,11 +126,11 @@ def test_openapi_says_of_what_may_be_absent_that_it_is_never_null(client):
 
 
 INFO = WeightsInfo("many", ("thing",), 640, tasks=("detect", "segment"))
-PLACE = Letterbox(0.5, 0, 0, 1280, 1280)
+LETTERBOX = Letterbox(0.5, 0, 0, 1280, 1280)
 
 
-def many(count):
-    """Return objects with masks of several parts and 12 to 40 input pixels across."""
+def many_objects(count):
+    """Return detections of 12 to 40 input pixels, each with a mask of several parts."""
     generator = torch.Generator().manual_seed(1)
     centres, sides = torch.rand(count, 2, generator=generator) * 600, 12 + 28 * torch.rand(count, 1, generator=generator)
     boxes = torch.cat((centres, centres + sides), 1).clamp(max=640)
@@ -141,26 +140,23 @@ def many(count):
     return Detections(boxes, torch.full((count,), 0.5), torch.zeros(count, dtype=torch.long), **masks)
 
 
-def test_without_masks_nothing_is_done_for_them():
-    broken = dataclasses.replace(many(3), prototypes=None)
-    assert [list(found) for found in describe(INFO, broken, PLACE, Options(0.1, 0.5, 9, masks=False)).detections] == [
-        ["box", "class", "class_id", "confidence"]
-    ] * 3
+def test_without_masks_no_mask_is_computed():
+    broken = dataclasses.replace(many_objects(3), prototypes=None)
+    boxes = detections_json(INFO, broken, LETTERBOX, DetectOptions(0.1, 0.5, 9, masks=False))["detections"]
+    assert [list(detection) for detection in boxes] == [["box", "class", "class_id", "confidence"]] * 3
     with pytest.raises(AssertionError):
-        describe(INFO, broken, PLACE, Options(0.1, 0.5, 9))
+        detections_json(INFO, broken, LETTERBOX, DetectOptions(0.1, 0.5, 9))
 
 
-def test_masks_of_300_objects_take_a_fraction_of_a_second_and_a_message_of_a_fraction_of_a_megabyte():
-    started = time.process_time()
-    described = describe(INFO, many(300), PLACE, Options(0.1, 0.5, 300))
-    assert time.process_time() - started < 1.0
-    assert sum(found["mask"]["area"] > 0 for found in described.detections) > 290
-    assert len(json.dumps(described.detections, separators=(",", ":"))) < 500_000
+def test_masks_of_300_objects_take_under_half_a_megabyte():
+    body = detections_json(INFO, many_objects(300), LETTERBOX, DetectOptions(0.1, 0.5, 300))
+    assert sum(detection["mask"]["area"] > 0 for detection in body["detections"]) > 290
+    assert len(json.dumps(body["detections"], separators=(",", ":"))) < 500_000
 
 
-def test_more_masks_than_one_request_may_ask_for_are_refused_with_what_to_do(monkeypatch):
-    monkeypatch.setattr(describe_module, "MOST_MASK_PIXELS", 10_000)
+def test_a_request_for_too_many_mask_pixels_is_refused_with_advice(monkeypatch):
+    monkeypatch.setattr(response, "MAX_MASK_PIXELS", 10_000)
     with pytest.raises(ApiError, match=r"found 300 objects whose boxes have \d+ pixels, expected at most 10000 for masks") as caught:
-        describe(INFO, many(300), PLACE, Options(0.1, 0.5, 300))
+        detections_json(INFO, many_objects(300), LETTERBOX, DetectOptions(0.1, 0.5, 300))
     assert caught.value.code == "masks_too_large" and "(masks=false)" in str(caught.value)
-    assert len(describe(INFO, many(300), PLACE, Options(0.1, 0.5, 300, masks=False)).detections) == 300
+    assert len(detections_json(INFO, many_objects(300), LETTERBOX, DetectOptions(0.1, 0.5, 300, masks=False))["detections"]) == 300

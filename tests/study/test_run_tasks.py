@@ -111,7 +111,10 @@ def test_tasks_that_cannot_be_measured_or_compared_are_refused_with_what_there_i
     [
         ({"seeds": 0}, "seeds: found 0, expected 1 or more"),
         ({"max_concurrent_trials": -1}, "max_concurrent_trials: found -1, expected 0 or more"),
-        ({"train": TrainConfig(network=NetworkConfig(implicit=PLAIN))}, "network.implicit: found .*, expected some: one form has it"),
+        (
+            {"train": TrainConfig(network=NetworkConfig(implicit=PLAIN))},
+            "network.implicit: found .*, expected some: one arm of the study has it",
+        ),
         ({"train": TrainConfig(run=RunConfig(validate_epochs=3))}, "run.validate_epochs: found 3, expected 10"),
     ],
 )

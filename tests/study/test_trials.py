@@ -1,16 +1,23 @@
-"""How trials share a cluster, and what happens to one that fails."""
+"""Trials on a shared cluster: their number at a time, their resources, their failures, and their reports to Tune."""
+
+import contextlib
+import json
+import logging
 
 import pytest
 from ray import tune
 
-from yolor_ray.config import ClusterConfig, TrainConfig
+from yolor_ray.config import ClusterConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.errors import ConfigError, NonFiniteLossError, StorageError, WeightsError
+from yolor_ray.io import manifest, storage
 from yolor_ray.study import trials
+from yolor_ray.study.trial_log import STOPPED_FILE
 from yolor_ray.study.trials import TrialPlan, trial_cluster
+from yolor_ray.train.run_log import METRICS_FILE, read_metrics
 
 
 @pytest.mark.parametrize(
-    ("cluster", "nodes", "room"),
+    ("cluster", "nodes", "expected"),
     [
         (ClusterConfig(), [{"CPU": 2}], 2),
         (ClusterConfig(compute_threads=2), [{"CPU": 5}], 2),
@@ -24,67 +31,147 @@ from yolor_ray.study.trials import TrialPlan, trial_cluster
         (ClusterConfig(workers="4", gpu=True), [{"CPU": 1, "GPU": 8}], 2),
     ],
 )
-def test_as_many_trials_run_as_the_cluster_has_room_for_with_their_workers_and_readers(cluster, nodes, room):
-    assert trials._schedulable_trials(trial_cluster(cluster), nodes) == room
+def test_the_number_of_concurrent_trials_fits_the_nodes_with_workers_and_readers(cluster, nodes, expected):
+    assert trials._schedulable_trials(trial_cluster(cluster), nodes) == expected
 
 
 @pytest.mark.parametrize(
     ("cluster", "nodes", "message"),
     [
-        (ClusterConfig(gpu=True), [{"CPU": 8}], "one trial needs 1 CPUs and 1 GPUs, found nodes of 8 CPUs and 0 GPUs"),
+        (ClusterConfig(gpu=True), [{"CPU": 8}], "found nodes of 8 CPUs and 0 GPUs, expected 1 CPUs and 1 GPUs for one trial"),
         (
             ClusterConfig(compute_threads=8),
             [{"CPU": 4}, {"CPU": 4}],
-            "one trial needs 8 CPUs, found nodes of 4 CPUs and 0 GPUs; 4 CPUs and 0 GPUs",
+            "found nodes of 4 CPUs and 0 GPUs; 4 CPUs and 0 GPUs, expected 8 CPUs for one trial",
         ),
         (
             ClusterConfig(workers="4", cpus_per_worker=1),
             [{"CPU": 4}],
-            "needs 4 workers of 1 CPUs, and 0.5 CPUs to read, found nodes of 4 CPUs",
+            "found nodes of 4 CPUs and 0 GPUs, expected 4 workers of 1 CPUs, and 0.5 CPUs to read for one trial",
         ),
     ],
 )
-def test_a_cluster_without_room_for_a_single_trial_is_refused_instead_of_waited_for(cluster, nodes, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_cluster_that_cannot_schedule_a_single_trial_is_refused(cluster, nodes, message):
+    with pytest.raises(ConfigError, match=f"cluster: {message}"):
         trials._schedulable_trials(trial_cluster(cluster), nodes)
 
 
-def test_the_process_of_a_trial_takes_nothing_that_its_workers_need():
-    assert trials._resources(ClusterConfig(workers="2"))["CPU"] < 0.01
+def test_the_process_of_a_trial_with_workers_takes_almost_no_cpu():
+    assert trials._process_resources(ClusterConfig(workers="2"))["CPU"] < 0.01
 
 
 def test_a_trial_without_workers_computes_on_as_many_threads_as_it_reserves():
     for threads, reserved in ((0, 1), (1, 1), (3, 3)):
         cluster = trial_cluster(ClusterConfig(compute_threads=threads))
-        assert trials._resources(cluster) == {"CPU": reserved}
+        assert trials._process_resources(cluster) == {"CPU": reserved}
         assert cluster.compute_threads == reserved
-    assert trial_cluster(ClusterConfig(workers="2")).threads == 0, "workers share their node's cores as in a single run"
+    assert trial_cluster(ClusterConfig(workers="2")).compute_threads == 0, "workers share their node's cores as in a single run"
 
 
 @pytest.fixture
-def reported(monkeypatch):
-    """What a trial tells Tune."""
+def reports(monkeypatch) -> list[dict]:
+    """Collect the reports of a trial to Tune."""
     rows: list[dict] = []
     monkeypatch.setattr(tune, "report", rows.append)
     return rows
 
 
-def run_failing(monkeypatch, error: Exception) -> None:
-    def fail(*_: object, **__: object) -> None:
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    return TrainConfig(optim=OptimConfig(epochs=4), run=RunConfig(storage=f"{tmp_path}/trials", name="a"))
+
+
+def run_trial(monkeypatch, config: TrainConfig, train) -> None:
+    monkeypatch.setattr(trials, "train", train)
+    trials._trial({}, plan=TrialPlan(lambda values: config, config.cluster, 1), source=None)
+
+
+def failing_train(error: Exception):
+    def train(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(trials, "train", fail)
-    trials._trial({}, plan=TrialPlan(lambda values: TrainConfig(), ClusterConfig(), 1), source=None)
+    return train
 
 
 @pytest.mark.parametrize("error", [NonFiniteLossError("step 9"), WeightsError("other anchors"), ConfigError("optim.lr: found 9")])
-def test_what_would_fail_again_is_told_and_not_retried(monkeypatch, reported, error):
-    run_failing(monkeypatch, error)
-    assert reported == [{"reason": f"{type(error).__name__}: {error}", "epoch": 0, "AP": -1.0}]
+def test_a_failure_that_would_repeat_is_reported_and_not_retried(monkeypatch, reports, config, error):
+    run_trial(monkeypatch, config, failing_train(error))
+    assert reports == [{"reason": f"{type(error).__name__}: {error}", "epoch": 0, "AP": -1.0}]
 
 
 @pytest.mark.parametrize("error", [StorageError("s3://b/k: timed out"), RuntimeError("out of memory")])
-def test_what_may_go_well_the_next_time_is_left_to_tune_to_retry(monkeypatch, reported, error):
+def test_a_failure_that_may_be_transient_is_raised_for_tune_to_retry(monkeypatch, reports, config, error):
     with pytest.raises(type(error)):
-        run_failing(monkeypatch, error)
-    assert reported == []
+        run_trial(monkeypatch, config, failing_train(error))
+    assert reports == []
+
+
+@pytest.mark.parametrize("error", [None, NonFiniteLossError("step 9"), RuntimeError("out of memory")])
+def test_a_trial_logs_warnings_only_and_leaves_the_log_level_unchanged(monkeypatch, caplog, reports, config, error):
+    package = logging.getLogger("yolor_ray")
+    caplog.set_level(logging.INFO, package.name)
+    levels = []
+
+    def train(*_: object, **__: object) -> dict:
+        levels.append(package.level)
+        if error:
+            raise error
+        return {"metrics": {"AP": 0.3}}
+
+    with contextlib.suppress(RuntimeError):
+        run_trial(monkeypatch, config, train)
+    assert (levels, package.level) == ([logging.WARNING], logging.INFO)
+
+
+def test_a_finished_trial_reports_its_earlier_validations_again(monkeypatch, reports, config):
+    """A new scheduler then compares other trials with this one at equal epochs."""
+    rows = [{"epoch": 1}, {"epoch": 2, "AP": 0.1}, {"epoch": 4, "AP": 0.3}]
+    run = f"{config.run.storage}/a"
+    storage.write_bytes(f"{run}/{METRICS_FILE}", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    manifest.publish(f"{run}/weights", {"config.json": b"{}"})
+    run_trial(monkeypatch, config, lambda *_, **__: {"run": run, "metrics": {"AP": 0.3}})
+    assert [(row["epoch"], row["AP"]) for row in reports] == [(2, 0.1), (4, 0.3)]
+    assert read_metrics(run) == rows
+
+
+def test_a_stopped_trial_reports_its_validations_again_and_trains_no_further(monkeypatch, reports, config):
+    run = f"{config.run.storage}/a"
+    storage.write_bytes(f"{run}/{METRICS_FILE}", b'{"epoch": 1}\n{"epoch": 2, "AP": 0.1}\n')
+    storage.write_bytes(f"{run}/{STOPPED_FILE}", b"{}")
+    run_trial(monkeypatch, config, lambda *_, **__: pytest.fail("a stopped trial must not train"))
+    assert [(row["epoch"], row["AP"]) for row in reports] == [(2, 0.1)]
+
+
+def test_tunes_events_reach_the_log_of_the_trials(config, tmp_path):
+    error_file = tmp_path / "error.txt"
+    error_file.write_text("Traceback\n\nValueError: no space left\n\n")
+    events = []
+
+    class Log:
+        def record_start(self, *values: object) -> None:
+            events.append(("start", *values))
+
+        def record_retry(self, *values: object) -> None:
+            events.append(("retry", *values))
+
+        def record_end(self, trial_id: str, ended: TrainConfig, outcome: object) -> None:
+            events.append(("end", trial_id, ended.run.name, outcome.metrics, outcome.reason))
+
+    class Trial:
+        trial_id, config, last_result, error_file = "7", {}, {"epoch": 4, "AP": 0.3}, None
+
+        def __str__(self) -> str:
+            return "a"
+
+    trial, logger = Trial(), trials.TrialLogger(TrialPlan(lambda values: config, config.cluster, 1), Log())
+    logger.on_trial_start(0, [], trial)
+    logger.on_trial_complete(0, [], trial)
+    trial.error_file, trial.last_result = str(error_file), None
+    logger.on_trial_recover(0, [], trial)
+    logger.on_trial_error(0, [], trial)
+    assert events == [
+        ("start", "7", "a"),
+        ("end", "7", "a", {"epoch": 4, "AP": 0.3}, ""),
+        ("retry", "a", "ValueError: no space left"),
+        ("end", "7", "a", {}, "ValueError: no space left"),
+    ]

@@ -1,53 +1,55 @@
-"""Make up studies of an ablation whose numbers are known."""
+"""Ablation studies with made-up, known numbers."""
 
 import numpy as np
 
 from yolor_ray.config.variants import BASELINE, VARIANTS
 from yolor_ray.study.results import METRICS, Cost, Failure, Prior, Study, TrialResult
 
-SHIFT = {"add": 0, "concat": 0, "multiply": 1, "project": 1}
+NEUTRAL = {"add": 0, "concat": 0, "multiply": 1, "project": 1}
 
 
-def trial(variant, seed, ap, setting="", priors=(), **metrics):
-    """A trial whose metrics are all `ap` unless given, whatever images are drawn."""
-    found = {**dict.fromkeys(METRICS, ap), **metrics}
-    resampled = np.tile([found[name] for name in METRICS], (20, 1))
-    return TrialResult(variant, setting, seed, f"file:///runs/{variant}-{seed}", found, resampled, tuple(priors), 3.5)
+def make_trial(variant, seed, ap, setting="", priors=(), **metrics):
+    """Return a trial with every metric equal to `ap` unless given, on every resample of the images."""
+    values = {**dict.fromkeys(METRICS, ap), **metrics}
+    resampled = np.tile([values[name] for name in METRICS], (20, 1))
+    return TrialResult(variant, setting, seed, f"file:///runs/{variant}-{seed}", values, resampled, tuple(priors), 3.5)
 
 
-def study(aps, settings=("",), **words):
-    """A study of {variant: AP of each seed, None where it has no trial}, the same under each setting."""
-    made = [trial(name, seed, ap, setting) for setting in settings for name in aps for seed, ap in enumerate(aps[name]) if ap is not None]
-    given = {"trials": tuple(made), "failures": (), "costs": {}, "classes": ("cat",), "summary": {"images": 100}, **words}
-    return Study(variants=tuple(aps), settings=tuple(settings), **given)
+def make_study(aps, settings=("",), **fields):
+    """Return a study of {variant: AP of each seed, None for a missing trial}, the same under each setting."""
+    trials = [
+        make_trial(name, seed, ap, setting) for setting in settings for name in aps for seed, ap in enumerate(aps[name]) if ap is not None
+    ]
+    defaults = {"trials": tuple(trials), "failures": (), "costs": {}, "classes": ("cat",), "summary": {"images": 100}}
+    return Study(variants=tuple(aps), settings=tuple(settings), **defaults | fields)
 
 
-def cost(parameters=1000, flops=2e9, fused_ms=10.0, unfused_ms=14.0):
+def make_cost(parameters=1000, flops=2e9, fused_ms=10.0, unfused_ms=14.0):
     return Cost(parameters, flops, 900, 1.5e9, unfused_ms, fused_ms)
 
 
-def failure(variant="fa-add", reason="ran out of memory", setting="", seed=2):
+def make_failure(variant="fa-add", reason="ran out of memory", setting="", seed=2):
     return Failure(variant, setting, seed, f"file:///runs/{variant}-{seed}", reason)
 
 
-def priors_of(variant, classes, seed, levels=3, channels=8, anchors=3):
-    """Priors as they may have been learned: objectness up, classes down."""
+def make_priors(variant, classes, seed, levels=3, channels=8, anchors=3):
+    """Return plausible learned priors: objectness raised, classes lowered."""
     implicit = VARIANTS[variant].implicit
     rng = np.random.default_rng(seed)
-    made = []
+    priors = []
     for level in range(levels):
         if implicit.align != "none":
-            values = SHIFT[implicit.align] + 0.1 * rng.standard_normal(channels * 2**level)
-            made.append(Prior("align", level, implicit.align, values))
+            values = NEUTRAL[implicit.align] + 0.1 * rng.standard_normal(channels * 2**level)
+            priors.append(Prior("align", level, implicit.align, values))
         if implicit.refine != "none":
             means = np.concatenate(([0, 0, 0.1, 0.2, 2.6], np.linspace(-0.5, -1.6, classes)))
-            values = SHIFT[implicit.refine] + means + 0.05 * rng.standard_normal((anchors, 5 + classes))
-            made.append(Prior("refine", level, implicit.refine, values))
-    return made
+            values = NEUTRAL[implicit.refine] + means + 0.05 * rng.standard_normal((anchors, 5 + classes))
+            priors.append(Prior("refine", level, implicit.refine, values))
+    return priors
 
 
-def learned(variants, classes=3, seeds=2, settings=("",)):
-    """A study whose trials have priors."""
-    names = tuple(f"class {k}" for k in range(classes))
-    made = [trial(v, seed, 0.3, s, priors_of(v, classes, seed)) for s in settings for v in (BASELINE, *variants) for seed in range(seeds)]
-    return study(dict.fromkeys((BASELINE, *variants), ()), settings, trials=tuple(made), classes=names)
+def make_study_with_priors(variants, classes=3, seeds=2, settings=("",)):
+    """Return a study of the baseline and `variants` whose trials have priors."""
+    names = (BASELINE, *variants)
+    trials = [make_trial(v, seed, 0.3, s, make_priors(v, classes, seed)) for s in settings for v in names for seed in range(seeds)]
+    return make_study(dict.fromkeys(names, ()), settings, trials=tuple(trials), classes=tuple(f"class {k}" for k in range(classes)))

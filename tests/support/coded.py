@@ -1,24 +1,24 @@
-"""Make records whose pixels tell the truth about them: each object is drawn in a grey level of its own, which is also its label."""
+"""Records whose pixels encode their annotations: each object is drawn in its own grey level, which encodes its label."""
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from pictures import encode
-from yolor_ray.data.augment.transforms import FILL
+from yolor_ray.data.images.decode import FILL
+from yolor_ray.data.rle import encode_mask
 from yolor_ray.data.shards.records import Objects, Record
 
-OBJECTS, LEVELS_APART = 5, 2
+OBJECTS, LEVEL_STEP = 5, 2
 ALL_TASKS = ("classify", "detect", "embed", "pose", "segment")
 
 
 def level_of(label: int) -> int:
-    """Return the grey level of a label, below that of the ground."""
-    return LEVELS_APART * label
+    """Return the grey level of a label, which is below that of the background."""
+    return LEVEL_STEP * label
 
 
 def coded_record(number: int, width: int, height: int, **changes) -> Record:
-    """Return a picture of overlapping ellipses, the smaller before the larger, drawn from their own masks."""
+    """Make an image of overlapping ellipses, smaller ones in front, drawn from their masks."""
     rng = np.random.default_rng(number)
     rows, columns = np.mgrid[0:height, 0:width] + 0.5
     masks = []
@@ -36,13 +36,9 @@ def coded_record(number: int, width: int, height: int, **changes) -> Record:
         labels=labels[order],
         crowd=np.zeros(OBJECTS, bool),
         areas=np.array([masks[i].sum() for i in order], np.float32),
-        masks=tuple(run_lengths(masks[i]) for i in order),
+        masks=tuple(encode_mask(masks[i]) for i in order),
     )
     return Record(f"coded-{number}.png", encode(pixels, "PNG"), width, height, objects, **{"tasks": ALL_TASKS} | changes)
-
-
-def run_lengths(mask: np.ndarray) -> bytes:
-    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
 
 
 def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -50,10 +46,10 @@ def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
-def cells_seen(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which pixels (S, S) of a picture have one level with their neighbours, and its label, -1 for none of `labels`."""
-    around = np.ones((3, 3), np.uint8)
-    lowest, highest = cv2.erode(image[..., 0], around).astype(int), cv2.dilate(image[..., 0], around)
+def visible_labels(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two (S, S) arrays: pixels of the same level as their neighbours, and the label of each pixel, -1 outside `labels`."""
+    neighbours = np.ones((3, 3), np.uint8)
+    lowest, highest = cv2.erode(image[..., 0], neighbours).astype(int), cv2.dilate(image[..., 0], neighbours)
     label_of = np.full(256, -1)
-    label_of[LEVELS_APART * labels] = labels
+    label_of[LEVEL_STEP * labels] = labels
     return lowest == highest, label_of[lowest]

@@ -1,6 +1,6 @@
-"""Stand between a client and a real S3 server and make the faults that S3 makes, on request and counted.
+"""Proxy before a real S3 server that injects the faults of S3 on request, and counts them.
 
-`PUT /__faults__` with JSON sets faults while it runs (see `Faults`), `GET /__faults__` tells how often each one struck.
+`PUT /__faults__` with JSON sets faults while the proxy runs (see `Faults`), `GET /__faults__` returns the count of each fault.
 As a program: `python tests/support/faulty_s3.py --listen HOST:PORT --upstream HOST:PORT [--share-503 0.5] [--seed 0]`.
 """
 
@@ -34,30 +34,30 @@ ANSWERS = {
 
 @dataclass
 class Faults:
-    """What goes wrong; all of it may be changed while the proxy runs."""
+    """Faults that the proxy injects; each may change while the proxy runs."""
 
     share_503: float = 0.0
     """Share of requests answered 503 SlowDown."""
     down_s: float = 0.0
-    """For so long every connection is closed without an answer."""
+    """Time in which every connection is closed without an answer (s)."""
     reset_next: int = 0
-    """Reads of objects, from the next one on, that are reset in the middle of the body."""
+    """Reads of objects, starting with the next one, that are reset in the middle of the body."""
     short_next: int = 0
-    """Reads of objects that end in the middle of the body, as if complete."""
+    """Reads of objects that end in the middle of the body, as if the body were complete."""
     flip_next: int = 0
-    """Reads of objects in whose middle one bit is flipped."""
+    """Reads of objects in which one bit in the middle of the body is flipped."""
     forbid_next: int = 0
     """Requests answered 403 AccessDenied."""
     expire_next: int = 0
     """Requests answered 400 ExpiredToken."""
     begin_next: int = 0
-    """Multipart uploads whose begin is answered 503 SlowDown."""
+    """Multipart uploads whose first request is answered 503 SlowDown."""
     delay_s: float = 0.0
-    """Wait before every answer."""
+    """Wait before every answer (s)."""
 
 
 class FaultyS3(ThreadingHTTPServer):
-    """Forward requests to an S3 server, `with FaultyS3(upstream) as proxy:`, and count in `proxy.struck` what went wrong."""
+    """Proxy to an S3 server, `with FaultyS3(upstream) as proxy:`; `proxy.struck` counts requests and faults."""
 
     daemon_threads = True
     block_on_close = False
@@ -87,7 +87,7 @@ class FaultyS3(ThreadingHTTPServer):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def set_faults(self, **changed: float) -> None:
-        """Change some faults; the rest stay."""
+        """Change some faults; the others stay."""
         unknown = set(changed) - {field.name for field in fields(Faults)}
         if unknown:
             raise ValueError(f"found faults {sorted(unknown)}, expected some of {[field.name for field in fields(Faults)]}")
@@ -98,7 +98,7 @@ class FaultyS3(ThreadingHTTPServer):
                 self._up_again = time.monotonic() + changed["down_s"]
 
     def strikes(self, fault: str) -> bool:
-        """Tell whether this fault hits now, and count it."""
+        """Return True if the fault hits the current request, and count the hit."""
         with self._lock:
             if fault == "share_503":
                 hit = self._random.random() < self.faults.share_503
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Suppress the log."""
 
     def handle_one_request(self) -> None:
         self.close_connection = True
@@ -191,16 +191,16 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._answer(200, json.dumps(dict(self.server.struck)).encode(), "application/json")
 
-    def _answer(self, status: int, content: bytes, kind: str) -> None:
+    def _answer(self, status: int, content: bytes, content_type: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
     def _body(self) -> Iterator[bytes]:
-        """Yield what the client sends after its head, as it is on the wire."""
+        """Yield the body of the request as it is on the wire."""
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
             size = 1
             while size:
@@ -219,16 +219,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self) -> None:
         self.upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
-            # The body is passed on as it is on the wire, so it stays chunked.
+            # The body is forwarded as it is on the wire, and stays chunked.
             if name.lower() not in HOP_BY_HOP - {"transfer-encoding"}:
                 self.upstream.putheader(name, value)
         self.upstream.endheaders()
         for data in self._body():
             self.upstream.send(data)
         with self.upstream.getresponse() as response:
-            self._pass_on(response)
+            self._forward_response(response)
 
-    def _pass_on(self, response: http.client.HTTPResponse) -> None:
+    def _forward_response(self, response: http.client.HTTPResponse) -> None:
         self.send_response_only(response.status, response.reason)
         for name, value in response.getheaders():
             if name.lower() not in HOP_BY_HOP:
@@ -246,7 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_object(response)
 
     def _send_object(self, response: http.client.HTTPResponse) -> None:
-        """Send a body of known length, with the faults that happen in the middle of an object."""
+        """Send a body of known length, with the faults in the middle of an object."""
         length = response.length or 0
         target = self.command == "GET" and self._names_object() and response.status in (200, 206) and length > 1
         reset, short, flip = (target and self.server.strikes(fault) for fault in ("reset_next", "short_next", "flip_next"))
@@ -274,12 +274,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Run the proxy until it is stopped."""
-    parser = argparse.ArgumentParser(description="A proxy before a real S3 server that makes S3's faults.")
+    """Run the proxy until SIGINT."""
+    parser = argparse.ArgumentParser(description="A proxy before a real S3 server that injects the faults of S3.")
     parser.add_argument("--listen", required=True, help="HOST:PORT to listen on")
     parser.add_argument("--upstream", required=True, help="HOST:PORT of the real server")
     parser.add_argument("--share-503", type=float, default=0.0, help="share of requests answered 503 SlowDown")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of these requests")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw of these requests")
     flags = parser.parse_args()
     proxy = FaultyS3(flags.upstream, flags.listen, flags.seed)
     proxy.set_faults(share_503=flags.share_503)

@@ -1,4 +1,4 @@
-"""Look at how trials begin, without training them to their ends."""
+"""First steps of a training run, without the rest of it."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from yolor_ray.train.learner import Learner
 from yolor_ray.train.run import train
 
 
-class _Seen(BaseException):
-    """Ends a training after its first steps."""
+class _Stopped(BaseException):
+    """End of training after its first steps."""
 
 
 def first_steps(config: TrainConfig, monkeypatch, steps: int = 3) -> tuple[dict[str, torch.Tensor], list[np.ndarray]]:
-    """Return the weights that a run starts with and the images of its first steps."""
+    """Return the initial weights of a run and the images of its first steps."""
     weights: dict[str, torch.Tensor] = {}
     images: list[np.ndarray] = []
 
@@ -24,10 +24,10 @@ def first_steps(config: TrainConfig, monkeypatch, steps: int = 3) -> tuple[dict[
         images.append(batch.numpy().copy())
         self.step += 1
         if len(images) == steps:
-            raise _Seen
+            raise _Stopped
         return None
 
-    with monkeypatch.context() as patch, pytest.raises(_Seen):
+    with monkeypatch.context() as patch, pytest.raises(_Stopped):
         patch.setattr(Learner, "learn", learn)
         patch.setattr("yolor_ray.train.epoch_meter.EpochMeter.add", lambda *_: None)
         train(config)

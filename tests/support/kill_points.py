@@ -1,8 +1,8 @@
-"""Kill trainings at chosen changes that their checkpoints make to a file system: `python tests/support/kill_points.py FOLDER POINT…`.
+"""Kill training at chosen changes that a checkpoint makes to a file system: `python tests/support/kill_points.py FOLDER POINT…`.
 
-Prints a JSON object: how many such changes an undisturbed run makes, and for each POINT (from 1) whether the run was killed
-there, from which step it went on, and whether its last checkpoint equals the undisturbed run's bit for bit. Each training is
-a forked process of its own and dies at once, without any clean-up.
+The program prints a JSON object: the changes of an undisturbed run, and for each POINT (from 1) whether the run was killed there,
+the step that it resumed from, and whether its last checkpoint equals the undisturbed run's bit for bit. Each training runs in a
+forked process, which dies at once and without any clean-up.
 """
 
 import json
@@ -27,17 +27,17 @@ KILLED = 137
 
 
 class Changes:
-    """Count what a thread that writes checkpoints changes, and die before a chosen one."""
+    """Count of the changes that the checkpoint thread makes; the process dies before a chosen change."""
 
     def __init__(self, fatal: int) -> None:
         self.count, self._fatal = 0, fatal
-        self.kinds: list[str] = []
+        self.names: list[str] = []
 
-    def before(self, kind: str, change: Callable) -> Callable:
+    def before(self, name: str, change: Callable) -> Callable:
         def counted(*args: Any, **kwargs: Any) -> Any:
             if threading.current_thread().name.startswith("yolor-checkpoint"):
                 self.count += 1
-                self.kinds.append(kind)
+                self.names.append(name)
                 if self.count == self._fatal:
                     os._exit(KILLED)
             return change(*args, **kwargs)
@@ -45,7 +45,7 @@ class Changes:
         return counted
 
 
-def run_of(folder: str, name: str) -> TrainConfig:
+def make_config(folder: str, name: str) -> TrainConfig:
     return TrainConfig(
         network=NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1),
         data=DataConfig(train="scenes:12", val="scenes:4", image_px=64),
@@ -56,7 +56,7 @@ def run_of(folder: str, name: str) -> TrainConfig:
 
 
 def train_in_a_fork(config: TrainConfig, fatal: int) -> int:
-    """Train in a process of its own and return its exit status; what it changed is told in a file beside the run."""
+    """Train in a forked process and return its exit status; a file beside the run lists the process's changes."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -66,50 +66,51 @@ def train_in_a_fork(config: TrainConfig, fatal: int) -> int:
     storage._remove = changes.before("remove", storage._remove)
     save = AsyncCheckpointer.save
 
-    def save_and_wait(self: AsyncCheckpointer, *args: Any) -> None:
-        save(self, *args)
-        self._settle()
+    def save_and_wait(self: AsyncCheckpointer, *args: Any, **kwargs: Any) -> None:
+        save(self, *args, **kwargs)
+        self._wait_for_write()
 
-    # Whether a checkpoint is due depends on how long the last one takes; here every run is to make the same changes.
+    # A checkpoint is due only after the previous one is written. Every run has to make the same changes, however long a write takes.
     AsyncCheckpointer.save = save_and_wait  # type: ignore[method-assign]
     status = 1
     try:
         train(config)
-        Path(config.run.storage, f"{config.run.name}.changes").write_text(json.dumps(changes.kinds))
+        Path(config.run.storage, f"{config.run.name}.changes").write_text(json.dumps(changes.names))
         status = 0
     finally:
-        # The fork must not come back into what its parent goes on with.
+        # The forked process must not continue with the code of its parent.
         traceback.print_exc()
         os._exit(status)
 
 
-def same(one: str, other: str) -> bool:
-    (found, state), (expected, expected_state) = newest_checkpoint(one), newest_checkpoint(other)
-    equal = found.keys() == expected.keys() and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+def has_equal_checkpoint(run: str, expected_run: str) -> bool:
+    (tensors, state), (expected, expected_state) = newest_checkpoint(run), newest_checkpoint(expected_run)
+    equal = tensors.keys() == expected.keys() and all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
     return equal and state["step"] == expected_state["step"]
 
 
+def kill_at_point(folder: str, point: int) -> dict[str, Any]:
+    """Kill a run at a point, resume it, and compare its end with the run `undisturbed`."""
+    config = make_config(folder, f"killed-{point}")
+    status = train_in_a_fork(config, fatal=point)
+    run = f"{folder}/{config.run.name}"
+    checkpoint = newest_checkpoint(run)
+    resumed_status = train_in_a_fork(config, fatal=0)
+    rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return {
+        "killed": status == KILLED,
+        "finished": resumed_status == 0,
+        "complete_step": checkpoint[1]["step"] if checkpoint else 0,
+        "from_step": read_attempts(run)[-1].from_step,
+        "records": [row["records"] for row in rows],
+        "equal": has_equal_checkpoint(run, f"{folder}/undisturbed"),
+    }
+
+
 def main(folder: str, points: list[int]) -> dict[str, Any]:
-    whole = run_of(folder, "whole")
-    assert train_in_a_fork(whole, fatal=0) == 0
-    found = {}
-    for point in points:
-        config = run_of(folder, f"killed-{point}")
-        status = train_in_a_fork(config, fatal=point)
-        run = f"{folder}/{config.run.name}"
-        left = newest_checkpoint(run)
-        whole_step = left[1]["step"] if left else 0
-        again = train_in_a_fork(config, fatal=0)
-        rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-        found[point] = {
-            "killed": status == KILLED,
-            "finished": again == 0,
-            "whole_step": whole_step,
-            "from_step": read_attempts(run)[-1].from_step,
-            "records": [row["records"] for row in rows],
-            "same": same(run, f"{folder}/whole"),
-        }
-    return {"changes": json.loads(Path(folder, "whole.changes").read_text()), "points": found}
+    assert train_in_a_fork(make_config(folder, "undisturbed"), fatal=0) == 0
+    changes = json.loads(Path(folder, "undisturbed.changes").read_text())
+    return {"changes": changes, "points": {point: kill_at_point(folder, point) for point in points}}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run a Ray cluster of several hosts, as a user starts one, with S3 behind a proxy that makes S3's faults, and hurt it."""
+"""A Ray cluster of several hosts, started as a user starts one, with S3 behind a faulty proxy; and the faults of its nodes."""
 
 import os
 import re
@@ -18,64 +18,64 @@ RAY, PYTHON = str(BIN / "ray"), str(BIN / "python")
 PORT = 6379
 START_TIMEOUT_S = 90
 OBJECT_STORE_BYTES = 100 << 20
-# Ray has a process ready for each CPU before anyone asks: on two cores for four hosts they come too soon.
-STARTS_LITTLE = {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0", "OMP_NUM_THREADS": "1"}
-NODE_SETTINGS = re.compile(r"^export (RAY_health_check_\w+)=(\d+)$", re.MULTILINE)
+# Ray starts a worker process for each CPU in advance: too many processes for four hosts on two cores.
+SLOW_START = {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0", "OMP_NUM_THREADS": "1"}
+HEALTH_CHECK = re.compile(r"^export (RAY_health_check_\w+)=(\d+)$", re.MULTILINE)
 WORKER = "RayTrainWorker"
-"""In the command line of every training worker."""
+"""Part of the command line of every training worker."""
 NODE_CPUS = 2
 CPUS_PER_WORKER = 1.5
-"""A node takes one worker, the head with its single CPU none."""
+"""Logical CPUs of a worker: one worker fits on a node, and none on the head with its single CPU."""
 
 
-def shipped_health_checks() -> dict[str, str]:
-    """Return how soon Ray takes a silent node for dead, as the project's cluster files have it."""
-    found = dict(NODE_SETTINGS.findall((ROOT / "clusters/node.env").read_text()))
-    assert found, "clusters/node.env sets no RAY_health_check_*"
-    return found
+def node_health_checks() -> dict[str, str]:
+    """Return the health-check settings of the project's cluster files, which decide how soon Ray takes a silent node for dead."""
+    settings = dict(HEALTH_CHECK.findall((ROOT / "clusters/node.env").read_text()))
+    assert settings, "clusters/node.env sets no RAY_health_check_*"
+    return settings
 
 
 class Lab:
-    """A head without room for workers, nodes with room for one each, and S3."""
+    """A head without capacity for workers, nodes with capacity for one worker each, and S3."""
 
     def __init__(self, net: Network, s3: FaultyS3, folder: Path) -> None:
         self.net, self.s3, self.folder = net, s3, folder
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "AWS_ENDPOINT_URL": s3.endpoint}
-        self.environment = {**inherited, **own, **shipped_health_checks(), **STARTS_LITTLE, "PATH": f"{BIN}:{os.environ['PATH']}"}
+        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "AWS_ENDPOINT_URL": s3.endpoint}
+        self.environment = {**inherited, **access, **node_health_checks(), **SLOW_START, "PATH": f"{BIN}:{os.environ['PATH']}"}
         self.nodes: dict[str, Host] = {}
-        self._hurt: set[str] = set()
+        self._faulty_nodes: set[str] = set()
         self._jobs: list[Process] = []
         self.rays: dict[str, Process] = {}
         self.head = net.host("head")
         self.address = f"{self.head.address}:{PORT}"
-        self._ray(self.head, "--head", "--port", str(PORT), "--num-cpus", "1")
+        self._start_ray(self.head, "--head", "--port", str(PORT), "--num-cpus", "1")
         wait_for_port(self.head.address, PORT, START_TIMEOUT_S)
 
     def start_node(self, name: str) -> Host:
-        """Start a host and Ray on it, in place of the one that had the name if it is gone."""
+        """Start a host and Ray on it; an earlier host of that name must be gone."""
         self.nodes[name] = host = self.net.host(name)
-        self._ray(host, "--address", self.address, "--num-cpus", str(NODE_CPUS))
+        self._start_ray(host, "--address", self.address, "--num-cpus", str(NODE_CPUS))
         return host
 
-    def _ray(self, host: Host, *role: str) -> None:
-        own = ["--node-ip-address", host.address, "--temp-dir", str(host.folder / "ray")]
-        room = ["--object-store-memory", str(OBJECT_STORE_BYTES), "--disable-usage-stats", "--block"]
-        self.rays[host.name] = host.start([RAY, "start", *role, *own, *room], self.environment, self.folder / f"{host.name}.log")
+    def _start_ray(self, host: Host, *role: str) -> None:
+        node = ["--node-ip-address", host.address, "--temp-dir", str(host.folder / "ray")]
+        limits = ["--object-store-memory", str(OBJECT_STORE_BYTES), "--disable-usage-stats", "--block"]
+        self.rays[host.name] = host.start([RAY, "start", *role, *node, *limits], self.environment, self.folder / f"{host.name}.log")
 
     def wait_for_nodes(self) -> None:
-        """Wait until the cluster has the head and these nodes, each of them and no other."""
-        wanted = {self.head.address, *(host.address for host in self.nodes.values())}
+        """Wait until the cluster consists of the head and the nodes, and of no other node."""
+        expected = {self.head.address, *(host.address for host in self.nodes.values())}
         alive = "{node['NodeManagerAddress'] for node in ray.nodes() if node['Alive']}"
-        self._ask(f"while {alive} != {wanted}: time.sleep(0.2)")
+        self._run_script(f"while {alive} != {expected}: time.sleep(0.2)")
 
-    def _ask(self, script: str) -> str:
-        """Run a few lines of Python on the head as a driver of the cluster, and return the last word that they printed."""
-        begin = "import logging, ray, time\nray.init(logging_level=logging.ERROR, log_to_driver=False)\n"
-        return self._tell([PYTHON, "-c", begin + script])
+    def _run_script(self, script: str) -> str:
+        """Run lines of Python on the head as a driver of the cluster, and return the last word of their output."""
+        start = "import logging, ray, time\nray.init(logging_level=logging.ERROR, log_to_driver=False)\n"
+        return self._run_command([PYTHON, "-c", start + script])
 
-    def _tell(self, command: list[str]) -> str:
-        process = self.head.start(command, self.driver_environment, self.folder / "asked.log")
+    def _run_command(self, command: list[str]) -> str:
+        process = self.head.start(command, self.driver_environment, self.folder / "commands.log")
         assert process.wait(START_TIMEOUT_S) == 0, process.output
         return (process.output.split() or [""])[-1]
 
@@ -84,74 +84,74 @@ class Lab:
         return {**self.environment, "RAY_ADDRESS": self.address}
 
     def train(self, arguments: list[str], name: str) -> Process:
-        """Start a training job on the head; the same name again goes on in the same log."""
+        """Start a training job on the head; jobs of the same name share a log."""
         command = [PYTHON, str(ROOT / "jobs/train.py"), *arguments]
         self._jobs.append(self.head.start(command, self.driver_environment, self.folder / f"{name}.log"))
         return self._jobs[-1]
 
     def workers(self, name: str) -> list[int]:
-        """Return the training workers on a node, as this machine numbers them."""
+        """Return the process ids, on this machine, of the training workers on a node."""
         return self.nodes[name].find(WORKER)
 
     def cut(self, name: str) -> None:
-        """Lose all that a node sends and is sent."""
-        self._hurt.add(name)
+        """Drop all packets from and to a node."""
+        self._faulty_nodes.add(name)
         self.net.cut(name)
 
     def heal(self, name: str) -> None:
-        """Let the node speak again; the cluster may have given it up by now."""
+        """Connect the node again; the cluster may have given the node up by now."""
         self.net.heal(name)
 
     def lose(self, name: str) -> None:
-        """Take a node away for good, as if its power were cut: nobody hears of it."""
+        """Kill a node for good, without a message to the cluster, as a power cut does."""
         self.cut(name)
         self.nodes.pop(name).kill()
 
     def end_ray(self, name: str) -> None:
-        """End Ray on a node as whoever shuts a machine down does, by SIGTERM to what the machine was started with."""
-        self._hurt.add(name)
+        """End Ray on a node by SIGTERM to `ray start --block`, as the shutdown of a machine does."""
+        self._faulty_nodes.add(name)
         self.rays[name].send(signal.SIGTERM)
 
     def announce_loss(self, name: str, notice_s: int) -> None:
-        """Tell the cluster that a node will be gone in so many seconds, as a cloud does before it takes a spot machine back."""
-        self._hurt.add(name)
-        here = f"node['Alive'] and node['NodeManagerAddress'] == {self.nodes[name].address!r}"
-        node = self._ask(f"print(*(node['NodeID'] for node in ray.nodes() if {here}))")
-        why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the machine is taken back"]
-        self._tell([RAY, "drain-node", "--node-id", node, *why, "--deadline-remaining-seconds", str(notice_s)])
+        """Drain a node that will be gone in so many seconds, as a cloud does before it takes a spot machine back."""
+        self._faulty_nodes.add(name)
+        is_node = f"node['Alive'] and node['NodeManagerAddress'] == {self.nodes[name].address!r}"
+        node_id = self._run_script(f"print(*(node['NodeID'] for node in ray.nodes() if {is_node}))")
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the machine is taken back"]
+        self._run_command([RAY, "drain-node", "--node-id", node_id, *reason, "--deadline-remaining-seconds", str(notice_s)])
 
     def repair(self) -> None:
-        """End all jobs and faults, and put new nodes in place of those that were hurt."""
+        """End all jobs and faults, and replace the nodes that had a fault."""
         for job in self._jobs:
             job.stop()
         self._jobs.clear()
         self.s3.set_faults(**asdict(Faults()))
-        if not self._hurt:
+        if not self._faulty_nodes:
             return
-        for name in self._hurt:
+        for name in self._faulty_nodes:
             if name in self.nodes:
                 self.nodes.pop(name).kill()
             self.start_node(name)
-        self._hurt.clear()
+        self._faulty_nodes.clear()
         self.wait_for_nodes()
 
 
 @contextmanager
-def lab(upstream: str, folder: Path, nodes: tuple[str, ...] = ("node1", "node2")) -> Iterator[Lab]:
+def start_lab(upstream: str, folder: Path, nodes: tuple[str, ...] = ("node1", "node2")) -> Iterator[Lab]:
     """Start a head and nodes; `upstream` is the HOST:PORT of the real S3 server on this machine."""
     with ExitStack() as stack:
         net = stack.enter_context(network())
         s3 = stack.enter_context(FaultyS3(upstream, listen=f"{net.address}:0"))
-        made = Lab(net, s3, folder)
+        lab = Lab(net, s3, folder)
         for name in nodes:
-            made.start_node(name)
-        made.wait_for_nodes()
-        yield made
+            lab.start_node(name)
+        lab.wait_for_nodes()
+        yield lab
 
 
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float) -> None:
-    """Wait until something holds; `what` says what was waited for in vain."""
+def wait_until(condition: Callable[[], bool], description: str, timeout_s: float) -> None:
+    """Wait until a condition holds; fail with its description after the timeout."""
     deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain: {what}"
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain: {description}"
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Tiny networks of every kind, with batch norm statistics and implicit vectors far from their start."""
+"""Fixture: tiny networks of any configuration, with batch norm statistics and implicit vectors far from their initial values."""
 
 from collections.abc import Callable
 
@@ -19,22 +19,24 @@ ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0]
 
 @pytest.fixture
 def make_network() -> Callable[..., Yolor]:
-    def make(classes: int = 3, seed: int = 0, **kind: object) -> Yolor:
-        kind = {"stem": "reorg", **kind}
-        stages = 3 if kind["stem"] == "reorg" else 4
+    """Return a factory of tiny networks with two levels; keywords are fields of `NetworkConfig`."""
+
+    def make(classes: int = 3, seed: int = 0, **settings: object) -> Yolor:
+        settings = {"stem": "reorg", **settings}
+        stages = 3 if settings["stem"] == "reorg" else 4
         widths, depths = (8, 16, 24, 32)[:stages], (1, 2, 1, 1)[:stages]
-        config = NetworkConfig(**{"stem_width": 8, "widths": widths, "depths": depths, "levels": 2, "neck_depth": 1, **kind})
+        config = NetworkConfig(**{"stem_width": 8, "widths": widths, "depths": depths, "levels": 2, "neck_depth": 1, **settings})
         torch.manual_seed(seed)
         network = Yolor(config, classes, ANCHORS, image_classes=3, keypoints=5, identities=4)
         with torch.no_grad():
             for module in network.modules():
-                _disturb(module)
+                _randomize(module)
         return network.eval()
 
     return make
 
 
-def _disturb(module: nn.Module) -> None:
+def _randomize(module: nn.Module) -> None:
     if isinstance(module, nn.BatchNorm2d):
         nn.init.uniform_(module.weight, 0.5, 2.0)
         nn.init.normal_(module.bias, std=0.5)

@@ -1,7 +1,7 @@
-"""A second, independent reading of the paper branch's P6 and S4: modules in a row, each taking what earlier ones made.
+"""An independent implementation of the paper branch's P6 and S4: a list of modules, each with the outputs of earlier modules as inputs.
 
-Written from the facts of the published modules (attribute names, their order, what is normalised together). Saving one
-pickles modules whose classes are called as that branch calls them, which no other program can import.
+Written from the facts of the released modules (names and order of attributes, halves with a joint norm). A saved network pickles
+modules whose classes have that branch's names, which no other program can import.
 """
 
 import sys
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from main_branch import disturb, reorg
+from main_branch import randomize_norms, reorg
 
 EPS = 1e-3
 
@@ -37,7 +37,7 @@ class Bottleneck(nn.Module):
         return x + y if self.add else y
 
 
-def _both(block: nn.Module, main: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+def _joint_norm(block: nn.Module, main: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
     return nn.functional.silu(block.bn(torch.cat((main, block.cv2(side)), dim=1)))
 
 
@@ -50,7 +50,7 @@ class BottleneckCSPF(nn.Module):
         self.m = nn.Sequential(*(Bottleneck(half, True) for _ in range(depth)))
 
     def forward(self, x):
-        return self.cv4(_both(self, self.m(self.cv1(x)), x))
+        return self.cv4(_joint_norm(self, self.m(self.cv1(x)), x))
 
 
 class BottleneckCSP(nn.Module):
@@ -63,7 +63,7 @@ class BottleneckCSP(nn.Module):
         self.m = nn.Sequential(*(Bottleneck(half, True) for _ in range(depth)))
 
     def forward(self, x):
-        return self.cv4(_both(self, self.cv3(self.m(self.cv1(x))), x))
+        return self.cv4(_joint_norm(self, self.cv3(self.m(self.cv1(x))), x))
 
 
 class BottleneckCSP2(nn.Module):
@@ -75,7 +75,7 @@ class BottleneckCSP2(nn.Module):
 
     def forward(self, x):
         x = self.cv1(x)
-        return self.cv3(_both(self, self.m(x), x))
+        return self.cv3(_joint_norm(self, self.m(x), x))
 
 
 class SPPCSP(nn.Module):
@@ -90,7 +90,7 @@ class SPPCSP(nn.Module):
     def forward(self, x):
         y = self.cv4(self.cv3(self.cv1(x)))
         y = self.cv6(self.cv5(torch.cat([y, *(pool(y) for pool in self.m)], dim=1)))
-        return self.cv7(_both(self, y, x))
+        return self.cv7(_joint_norm(self, y, x))
 
 
 class ReOrg(nn.Module):
@@ -99,13 +99,13 @@ class ReOrg(nn.Module):
 
 
 class DWT(nn.Module):
-    """Haar wavelets by a strided convolution with the four patterns, halved, details put around 0.5."""
+    """Haar wavelets as a strided convolution with four patterns, halved, with the details centred on 0.5."""
 
     def forward(self, x):
         patterns = torch.tensor([[[1.0, 1], [1, 1]], [[1, 1], [-1, -1]], [[1, -1], [1, -1]], [[1, -1], [-1, 1]]]) / 4
-        found = nn.functional.conv2d(x.flatten(0, 1).unsqueeze(1), patterns.unsqueeze(1), stride=2)
-        found = found.view(len(x), -1, 4, *found.shape[2:])
-        return torch.cat((found[:, :, 0], (found[:, :, 1:] + 0.5).flatten(1, 2)), dim=1)
+        coefficients = nn.functional.conv2d(x.flatten(0, 1).unsqueeze(1), patterns.unsqueeze(1), stride=2)
+        coefficients = coefficients.view(len(x), -1, 4, *coefficients.shape[2:])
+        return torch.cat((coefficients[:, :, 0], (coefficients[:, :, 1:] + 0.5).flatten(1, 2)), dim=1)
 
 
 class Concat(nn.Module):
@@ -135,7 +135,7 @@ class IDetect(nn.Module):
 
 
 class Model(nn.Module):
-    """P6 with these backbone widths, or S4 where there is a stem without convolutions; `sources` holds what each module takes."""
+    """P6, or S4 if `s4_stem` is given, with these backbone widths; `sources` holds the input modules of each module."""
 
     def __init__(
         self,
@@ -164,23 +164,24 @@ class Model(nn.Module):
             x = self._add(BottleneckCSP2(2 * half[level], half[level], neck_depth), self._add(Concat(), down, pyramid[level]))
             heads.append(self._add(Conv(half[level], 2 * half[level], 3), x))
         self._add(IDetect(classes, [2 * h for h in half], anchors), *heads)
-        disturb(self)
+        randomize_norms(self)
 
     def _p6_backbone(self, widths: tuple[int, ...], depths: tuple[int, ...]) -> list[int]:
-        x, c, features = self._add(Conv(12, 8, 3), self._add(ReOrg(), -1)), 8, []
+        x, c_in, features = self._add(Conv(12, 8, 3), self._add(ReOrg(), -1)), 8, []
         for width, depth in zip(widths, depths, strict=True):
-            x = self._add(BottleneckCSPF(width, width, depth), self._add(Conv(c, width, 3, 2), x))
-            features, c = [*features, x], width
+            x = self._add(BottleneckCSPF(width, width, depth), self._add(Conv(c_in, width, 3, 2), x))
+            features, c_in = [*features, x], width
         return features
 
     def _s4_backbone(self, widths: tuple[int, ...], depths: tuple[int, ...], stem: type) -> list[int]:
         x = self._add(stem(), self._add(stem(), self._add(stem(), -1)))
         features = [self._add(BottleneckCSP(192, widths[0], depths[0]), x)]
-        for width, before, depth in zip(widths[1:], widths, depths[1:], strict=False):
-            features.append(self._add(BottleneckCSP(width, width, depth), self._add(Conv(before, width, 3, 2), features[-1])))
+        for width, c_in, depth in zip(widths[1:], widths, depths[1:], strict=False):
+            features.append(self._add(BottleneckCSP(width, width, depth), self._add(Conv(c_in, width, 3, 2), features[-1])))
         return features
 
     def _add(self, module: nn.Module, *sources: int) -> int:
+        """Append a module and return its index."""
         self.model.append(module)
         self.sources.append(sources)
         return len(self.sources) - 1
@@ -193,20 +194,20 @@ class Model(nn.Module):
 
 
 @contextmanager
-def published_class_names() -> Iterator[None]:
-    """Let the classes above be pickled under the names of that branch, for as long as it takes."""
-    homes = {"models": {}, "models.yolo": {IDetect, Model}}
-    homes["models.common"] = {Conv, Bottleneck, BottleneckCSP, BottleneckCSPF, BottleneckCSP2, SPPCSP, ReOrg, DWT, Concat, ImplicitA}
-    own = Model.__module__
-    for name, classes in homes.items():
+def upstream_class_names() -> Iterator[None]:
+    """Pickle the classes above under the module names of the paper branch while the context is open."""
+    modules = {"models": {}, "models.yolo": {IDetect, Model}}
+    modules["models.common"] = {Conv, Bottleneck, BottleneckCSP, BottleneckCSPF, BottleneckCSP2, SPPCSP, ReOrg, DWT, Concat, ImplicitA}
+    this_module = Model.__module__
+    for name, classes in modules.items():
         sys.modules[name] = types.ModuleType(name)
-        for kind in classes:
-            setattr(sys.modules[name], kind.__name__, kind)
-            kind.__module__ = name
+        for cls in classes:
+            setattr(sys.modules[name], cls.__name__, cls)
+            cls.__module__ = name
     try:
         yield
     finally:
-        for name, classes in homes.items():
+        for name, classes in modules.items():
             del sys.modules[name]
-            for kind in classes:
-                kind.__module__ = own
+            for cls in classes:
+                cls.__module__ = this_module

@@ -1,6 +1,7 @@
-"""A tiny network and what trains it."""
+"""Fixtures of the training tests: a learner of a tiny network, and a finished run."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0]
 
 @pytest.fixture
 def make_learner() -> Callable[..., Learner]:
-    """Return a function that makes a learner of a tiny network at 64 px, four batches of two images per epoch."""
+    """Return a factory of learners: a tiny network at 64 px, four batches of two images per epoch."""
 
     def make(
         loss: LossConfig | None = None,
@@ -34,3 +35,19 @@ def make_learner() -> Callable[..., Learner]:
         return Learner(network, config, Schedule(settings, 4), network)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the runs."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(folder: Path) -> Path:
+    """Return the folder of a tiny run that finished undisturbed."""
+    # ray.train takes 3 s to import, which most tests of this folder do not need.
+    from tiny_run import tiny_run
+    from yolor_ray.train.run import train
+
+    return Path(train(tiny_run(folder, "uninterrupted"))["run"])

@@ -1,4 +1,4 @@
-"""Anchors fitted to boxes: they cover them, small ones go to fine levels, and poor data cannot break the fit."""
+"""Fitted anchors cover the boxes, small anchors go to fine levels, and poor data cannot break the fit."""
 
 import numpy as np
 import pytest
@@ -13,20 +13,20 @@ def fit(sides: np.ndarray, seed: int = 0) -> np.ndarray:
     return fit_anchors(sides, 3, 3, strides=STRIDES, seed=seed)
 
 
-def around(sizes: np.ndarray, count: int, spread: float) -> np.ndarray:
+def sides_around(sizes: np.ndarray, count: int, spread: float) -> np.ndarray:
     rng = np.random.default_rng(1)
     return (sizes[rng.integers(len(sizes), size=count)] * np.exp(rng.normal(0, spread, (count, 2)))).astype(np.float32)
 
 
-def test_sizes_that_come_in_clusters_are_found():
-    found = fit(around(SIZES, 3000, 0.03)).reshape(-1, 2)
-    nearest = np.abs(np.log(SIZES[:, None] / found[None])).max(axis=-1).min(axis=1)
+def test_clusters_of_sizes_become_anchors():
+    anchors = fit(sides_around(SIZES, 3000, 0.03)).reshape(-1, 2)
+    nearest = np.abs(np.log(SIZES[:, None] / anchors[None])).max(axis=-1).min(axis=1)
     assert (nearest < 0.1).mean() >= 7 / 9
     assert nearest.max() < 0.7
 
 
 def test_fine_levels_take_the_small_anchors():
-    areas = fit(around(SIZES, 1000, 0.3)).prod(axis=-1)
+    areas = fit(sides_around(SIZES, 1000, 0.3)).prod(axis=-1)
     assert areas.shape == (3, 3)
     assert (np.diff(areas.ravel()) >= 0).all()
 
@@ -37,7 +37,7 @@ def test_fitted_anchors_reach_almost_every_box():
 
 
 def test_the_same_seed_gives_the_same_anchors():
-    sides = around(SIZES, 500, 0.5)
+    sides = sides_around(SIZES, 500, 0.5)
     assert np.array_equal(fit(sides, seed=3), fit(sides, seed=3))
 
 
@@ -51,18 +51,18 @@ def test_the_same_seed_gives_the_same_anchors():
         np.vstack((np.full((5000, 2), 20, np.float32), SIZES)),
         np.full((20, 2), 1e-3, np.float32),
     ],
-    ids=["none", "one", "all alike", "five sizes", "nearly all alike", "specks"],
+    ids=["none", "one", "all equal", "five sizes", "nearly all equal", "below one pixel"],
 )
 def test_poor_data_still_gives_finite_anchors_of_the_right_shape(sides):
-    found = fit(sides)
-    assert found.shape == (3, 3, 2)
-    assert found.dtype == np.float32
-    assert np.isfinite(found).all()
-    assert (found >= 1).all()
-    assert (np.diff(found.prod(axis=-1).ravel()) >= 0).all()
+    anchors = fit(sides)
+    assert anchors.shape == (3, 3, 2)
+    assert anchors.dtype == np.float32
+    assert np.isfinite(anchors).all()
+    assert (anchors >= 1).all()
+    assert (np.diff(anchors.prod(axis=-1).ravel()) >= 0).all()
 
 
-def test_few_distinct_sizes_are_all_within_reach():
+def test_few_distinct_sizes_are_all_matched():
     sides = np.array([[30, 40], [33, 38], [50, 45]], np.float32)
     assert best_possible_recall(sides, fit(sides), anchor_ratio=4.0) == 1.0
 
@@ -72,7 +72,7 @@ def test_recall_counts_boxes_within_the_ratio_of_an_anchor(side, recall):
     assert best_possible_recall(np.array([[side, 10.0]]), np.array([[[10.0, 10.0]]]), anchor_ratio=4.0) == recall
 
 
-def test_recall_is_a_share_and_full_where_there_is_nothing_to_miss():
+def test_recall_is_a_share_of_boxes_and_1_without_boxes():
     sides = np.array([[10, 10], [10, 90], [12, 9], [500, 2]], np.float32)
     assert best_possible_recall(sides, np.array([[[10.0, 10.0]]]), anchor_ratio=4.0) == 0.5
     assert best_possible_recall(np.zeros((0, 2)), np.ones((3, 3, 2)), anchor_ratio=4.0) == 1.0

@@ -1,4 +1,4 @@
-"""Checkpoints beside training: when they are due, what a failure does, and that best weights outlive those who name them."""
+"""Checkpoints in the background: their schedule, failed writes, and the life of best weights."""
 
 import dataclasses
 import errno
@@ -16,7 +16,8 @@ from yolor_ray.model.network import Yolor
 from yolor_ray.train.checkpoint import checkpoint
 from yolor_ray.train.checkpoint.async_writer import AsyncCheckpointer
 from yolor_ray.train.checkpoint.attempts import RunAttempt
-from yolor_ray.train.checkpoint.checkpoint import Progress, newest_checkpoint
+from yolor_ray.train.checkpoint.checkpoint import Progress, newest_checkpoint, resume
+from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.optim import Schedule
 
@@ -33,29 +34,42 @@ def learner() -> Learner:
     return Learner(network, CONFIG, Schedule(CONFIG.optim, 10), network)
 
 
+def at_step(learner: Learner, step: int) -> Learner:
+    copy = dataclasses.replace(learner)
+    copy.step = step
+    return copy
+
+
 def progress(epoch: int = 0, best: str = "") -> Progress:
     return Progress("digest", epoch=epoch, seen=np.array([True, False, True]), best=best)
 
 
-def saver(folder: Path, **run: object) -> AsyncCheckpointer:
-    return AsyncCheckpointer(str(folder), RunConfig(**run), CONFIG.optim.epochs, RunAttempt(str(folder), 1, ""), step=0)
+def make_checkpointer(folder: Path, *, step: int = 0, epoch: int = 0, **run: object) -> AsyncCheckpointer:
+    return AsyncCheckpointer(str(folder), RunConfig(**run), RunAttempt(str(folder), 1, ""), step=step, epoch=epoch)
 
 
-def test_a_checkpoint_is_due_after_so_many_steps_or_so_long(tmp_path: Path) -> None:
-    by_steps = saver(tmp_path, checkpoint_steps=5, checkpoint_minutes=60)
-    assert [step for step in range(8) if by_steps.due(step)] == [5, 6, 7]
-    assert saver(tmp_path, checkpoint_minutes=0).due(1)
-    assert not saver(tmp_path, checkpoint_minutes=60).due(10**6)
+def wait_for_background_write(checkpointer: AsyncCheckpointer) -> None:
+    """Wait for the write without collecting its result, which `is_due` has to do."""
+    checkpointer._writing.exception(timeout=30)
 
 
-def test_what_is_saved_is_the_moment_it_was_asked_for(tmp_path: Path, learner: Learner) -> None:
-    one = saver(tmp_path)
+def test_a_checkpoint_is_due_after_so_many_steps_minutes_or_epochs(tmp_path: Path) -> None:
+    by_steps = make_checkpointer(tmp_path, step=20, checkpoint_steps=5, checkpoint_minutes=60)
+    assert [step for step in range(20, 28) if by_steps.is_due(step, 0)] == [25, 26, 27]
+    by_epochs = make_checkpointer(tmp_path, epoch=4, checkpoint_epochs=3, checkpoint_minutes=60)
+    assert [epoch for epoch in range(4, 9) if by_epochs.is_due(0, epoch)] == [6, 7, 8]
+    assert make_checkpointer(tmp_path, checkpoint_minutes=0).is_due(1, 0)
+    assert not make_checkpointer(tmp_path, checkpoint_minutes=60).is_due(10**6, 0)
+
+
+def test_a_checkpoint_holds_the_state_at_the_time_of_the_call(tmp_path: Path, learner: Learner) -> None:
+    checkpointer = make_checkpointer(tmp_path)
     weight = next(iter(learner.network.parameters()))
     before = weight.detach().clone()
-    one.save(learner, progress())
+    checkpointer.save(learner, progress())
     with torch.no_grad():
         weight += 1
-    one.close()
+    checkpointer.close()
     tensors, state = newest_checkpoint(str(tmp_path))
     name = next(name for name, _ in learner.network.named_parameters())
     assert torch.equal(tensors[f"network/{name}"], before)
@@ -63,114 +77,114 @@ def test_what_is_saved_is_the_moment_it_was_asked_for(tmp_path: Path, learner: L
     assert storage.list_names(str(tmp_path / "checkpoints")) == ["000000000-0001"]
 
 
-def test_an_epoch_that_ends_while_a_slow_disk_writes_does_not_wait(tmp_path: Path, learner: Learner, monkeypatch) -> None:
-    one, slow, write = saver(tmp_path, checkpoint_epochs=2, checkpoint_minutes=60), threading.Event(), storage.write_bytes
-    later = dataclasses.replace(learner)
+def test_the_checkpoint_of_an_epoch_waits_for_a_slow_disk_but_training_does_not(tmp_path: Path, learner: Learner, monkeypatch) -> None:
+    checkpointer = make_checkpointer(tmp_path, checkpoint_epochs=2, checkpoint_minutes=60)
+    disk_is_ready, write = threading.Event(), storage.write_bytes
 
     def write_slowly(url: str, data: bytes) -> None:
-        assert slow.wait(10)
+        assert disk_is_ready.wait(10)
         write(url, data)
 
-    monkeypatch.setattr(storage, "write_bytes", write_slowly)
-    one.save(learner, progress())
-    later.step = 5
-    one.epoch_done(later, progress(epoch=2))
-    assert not one.due(6)
-    slow.set()
-    while one._writing and not one.due(6):
-        pass
-    one.save(later, progress(epoch=2))
-    one.close()
-    assert newest_checkpoint(str(tmp_path))[1]["step"] == 5
-    assert not one.due(6), "it was owed once"
+    monkeypatch.setattr(manifest, "write_bytes", write_slowly)
+    checkpointer.save(learner, progress())
+    assert not checkpointer.is_due(5, 2)
+    disk_is_ready.set()
+    wait_for_background_write(checkpointer)
+    assert checkpointer.is_due(6, 2)
+    checkpointer.save(at_step(learner, 6), progress(epoch=2))
+    checkpointer.close()
+    assert newest_checkpoint(str(tmp_path))[1]["step"] == 6
+    assert not checkpointer.is_due(7, 3), "each pair of epochs has one checkpoint"
 
 
-def test_a_full_disk_is_told_and_training_goes_on_with_the_last_good_checkpoint(
-    tmp_path: Path, learner: Learner, monkeypatch, caplog
-) -> None:
-    one = saver(tmp_path, checkpoint_minutes=0)
-    one.finish(learner, progress())
+def test_a_full_disk_is_logged_and_the_previous_checkpoint_stays(tmp_path: Path, learner: Learner, monkeypatch, caplog) -> None:
+    checkpointer = make_checkpointer(tmp_path, checkpoint_minutes=0)
+    checkpointer.save(learner, progress(), wait=True)
     write = storage.write_bytes
 
-    def full(url: str, data: bytes) -> None:
+    def write_to_full_disk(url: str, data: bytes) -> None:
         if url.endswith(checkpoint.STATE_FILE):
             raise StorageError(f"{url}: cannot write it: {OSError(errno.ENOSPC, 'No space left on device')}")
         write(url, data)
 
-    later = dataclasses.replace(learner)
-    later.step = 7
+    later = at_step(learner, 7)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_bytes", full)
-        one.save(later, progress())
-        while one._writing and not one.due(7):
-            pass
+        patch.setattr(manifest, "write_bytes", write_to_full_disk)
+        checkpointer.save(later, progress())
+        wait_for_background_write(checkpointer)
+        assert checkpointer.is_due(7, 0)
         assert "event=checkpoint_failed step=7" in caplog.text and "No space left on device" in caplog.text
         assert newest_checkpoint(str(tmp_path))[1]["step"] == 0
-        assert storage.list_names(str(tmp_path / "checkpoints")) == ["000000000-0001"], "what was written of it made room"
+        assert storage.list_names(str(tmp_path / "checkpoints")) == ["000000000-0001"], "a failed checkpoint takes no space"
         with pytest.raises(StorageError, match="No space left"):
-            one.finish(later, progress())
-    one.save(later, progress())
-    one.close()
+            checkpointer.save(later, progress(), wait=True)
+    checkpointer.save(later, progress())
+    checkpointer.close()
     assert newest_checkpoint(str(tmp_path))[1]["step"] == 7
 
 
-def test_a_worker_that_was_cut_off_ends_when_another_goes_on(tmp_path: Path, learner: Learner) -> None:
-    old = saver(tmp_path, checkpoint_minutes=0)
-    saver(tmp_path)
+def test_a_partitioned_attempt_ends_when_another_attempt_has_started(tmp_path: Path, learner: Learner) -> None:
+    old = make_checkpointer(tmp_path, checkpoint_minutes=0)
+    make_checkpointer(tmp_path)
     old.save(learner, progress())
-    with pytest.raises(SupersededError, match="another job goes on with it"):
-        while True:
-            old.due(1)
+    wait_for_background_write(old)
+    with pytest.raises(SupersededError, match="another job continues the run"):
+        old.is_due(1, 0)
     assert storage.list_names(str(tmp_path / "checkpoints")) == []
 
 
-def test_a_moment_that_is_saved_is_not_written_again(tmp_path: Path, learner: Learner, monkeypatch) -> None:
-    one = saver(tmp_path)
-    one.finish(learner, progress())
-    monkeypatch.setattr(storage, "publish", lambda *_: pytest.fail("the only whole checkpoint was put at risk"))
-    one.finish(learner, progress())
+def test_a_state_that_is_saved_is_not_written_again(tmp_path: Path, learner: Learner, monkeypatch) -> None:
+    checkpointer = make_checkpointer(tmp_path)
+    checkpointer.save(learner, progress(), wait=True)
+    monkeypatch.setattr(manifest, "publish", lambda *_: pytest.fail("the only complete checkpoint was put at risk"))
+    checkpointer.save(learner, progress(), wait=True)
     assert newest_checkpoint(str(tmp_path))[1]["step"] == 0
 
 
-def test_a_late_writer_leaves_alone_what_the_next_life_is_writing(tmp_path: Path, learner: Learner, monkeypatch) -> None:
-    old, publish = saver(tmp_path), manifest.publish
+def test_a_late_writer_does_not_delete_the_checkpoint_that_the_next_attempt_is_writing(
+    tmp_path: Path, learner: Learner, monkeypatch
+) -> None:
+    old, publish = make_checkpointer(tmp_path), manifest.publish
     unfinished = f"{tmp_path}/checkpoints/000000009-0002/trainer.safetensors"
 
     def publish_late(url: str, files: dict[str, bytes]) -> None:
         publish(url, files)
-        storage.write_bytes(unfinished, b"of the next life")
+        storage.write_bytes(unfinished, b"of the next attempt")
 
-    monkeypatch.setattr(storage, "publish", publish_late)
-    old.finish(learner, progress())
+    monkeypatch.setattr(manifest, "publish", publish_late)
+    old.save(learner, progress(), wait=True)
     assert storage.exists(unfinished)
 
 
-def test_a_new_life_drops_what_earlier_ones_left_unfinished(tmp_path: Path, learner: Learner) -> None:
-    saver(tmp_path).finish(learner, progress())
+def test_a_new_attempt_deletes_the_unfinished_checkpoints_of_earlier_ones(tmp_path: Path, learner: Learner) -> None:
+    make_checkpointer(tmp_path).save(learner, progress(), wait=True)
     storage.write_bytes(f"{tmp_path}/checkpoints/000000003-0001/trainer.safetensors", b"half")
-    saver(tmp_path)
+    make_checkpointer(tmp_path)
     assert storage.list_names(str(tmp_path / "checkpoints")) == ["000000000-0001"]
 
 
-def test_a_checkpoint_whose_tensors_are_gone_is_passed_over(tmp_path: Path, learner: Learner) -> None:
-    one = saver(tmp_path)
-    one.finish(learner, progress())
-    later = dataclasses.replace(learner)
-    later.step = 7
-    one.finish(later, progress())
+def test_a_checkpoint_without_its_tensors_is_skipped(tmp_path: Path, learner: Learner) -> None:
+    checkpointer = make_checkpointer(tmp_path)
+    checkpointer.save(learner, progress(), wait=True)
+    checkpointer.save(at_step(learner, 7), progress(), wait=True)
     storage.delete(f"{tmp_path}/checkpoints/000000007-0001/{checkpoint.TENSORS_FILE}")
     assert newest_checkpoint(str(tmp_path))[1]["step"] == 0
 
 
-def test_best_weights_stay_until_no_checkpoint_names_them(tmp_path: Path, learner: Learner) -> None:
-    one = saver(tmp_path)
+def test_best_weights_stay_while_a_checkpoint_references_them(tmp_path: Path, learner: Learner) -> None:
+    checkpointer = make_checkpointer(tmp_path)
     run = str(tmp_path)
     for epoch in (1, 2, 3, 4):
-        # As a validation does, before the checkpoint that names them.
+        # As a validation does, before the checkpoint that references the weights.
         storage.write_bytes(f"{run}/best/{epoch:06d}/model", b"weights")
-        if epoch == 4:
-            break
-        learner_then = dataclasses.replace(learner)
-        learner_then.step = epoch
-        one.finish(learner_then, progress(epoch, best=f"best/{epoch:06d}"))
-    assert storage.list_names(f"{run}/best") == ["000002", "000003", "000004"], "those of both checkpoints, and what none names yet"
+        if epoch < 4:
+            checkpointer.save(at_step(learner, epoch), progress(epoch, best=f"best/{epoch:06d}"), wait=True)
+    assert storage.list_names(f"{run}/best") == ["000002", "000003", "000004"], "two are referenced, the last one not yet"
+
+
+def test_a_checkpoint_of_version_0_1_resumes_with_the_current_names_of_losses(tmp_path: Path, learner: Learner) -> None:
+    before = progress(epoch=1)
+    before.rows = [{"epoch": 1, "loss": 0.5, "classes": 0.25}]
+    make_checkpointer(tmp_path).save(learner, before, wait=True)
+    resumed = resume(str(tmp_path), at_step(learner, 0), progress(), DistContext(0, 1, torch.device("cpu")))
+    assert resumed.rows == [{"epoch": 1, "loss": 0.5, "cls": 0.25}]

@@ -1,4 +1,4 @@
-"""The detection loss against what its parts must be for predictions made by hand."""
+"""The terms of the detection loss for handmade predictions."""
 
 import math
 
@@ -11,7 +11,7 @@ from yolor_ray.model.heads.detect import DetectHead
 from yolor_ray.train.losses.assign import Targets, match_level
 from yolor_ray.train.losses.detect import detection_losses
 
-SIDE, SURE = 64, 20.0
+SIDE, CONFIDENT = 64, 20.0
 NOTHING = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
 ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0], [60.0, 32.0], [40.0, 80.0]]])
 BOXES = Targets(
@@ -39,26 +39,26 @@ def raw_zeros(head: DetectHead, images: int = 2) -> list[torch.Tensor]:
     return [torch.zeros(images, 3, side, side, 5 + head.classes, requires_grad=True) for side in sides]
 
 
-def perfect(head: DetectHead, targets: Targets) -> list[torch.Tensor]:
-    """Return raw predictions that decode to the targets where they are learned, and to nothing elsewhere."""
+def perfect_predictions(head: DetectHead, targets: Targets) -> list[torch.Tensor]:
+    """Return raw outputs that decode to the targets at the matches, and to background elsewhere."""
     raw = []
     for index, stride in enumerate(head.strides):
         side = SIDE // stride
-        level = torch.full((2, 3, side, side, 5 + head.classes), -SURE)
-        found = match_level(targets, head.anchors[index], stride, side, side, anchor_ratio=4.0)
-        cells = torch.stack((found.columns, found.rows), dim=-1)
-        centre = (found.boxes_cxcywh[:, :2] / stride - cells + 0.5) / 2
-        size = (found.boxes_cxcywh[:, 2:] / head.anchors[index][found.anchors]).sqrt() / 2
-        place = (found.images, found.anchors, found.rows, found.columns)
-        level[(*place, slice(0, 4))] = torch.logit(torch.cat((centre, size), dim=1), eps=1e-6)
-        level[(*place, torch.full_like(found.labels, 4))] = SURE
-        level[(*place, 5 + found.labels)] = SURE
+        level = torch.full((2, 3, side, side, 5 + head.classes), -CONFIDENT)
+        matches = match_level(targets, head.anchors[index], stride, side, side, anchor_ratio=4.0)
+        cells = torch.stack((matches.columns, matches.rows), dim=-1)
+        centre = (matches.boxes_cxcywh[:, :2] / stride - cells + 0.5) / 2
+        size = (matches.boxes_cxcywh[:, 2:] / head.anchors[index][matches.anchors]).sqrt() / 2
+        cell = (matches.images, matches.anchors, matches.rows, matches.columns)
+        level[(*cell, slice(0, 4))] = torch.logit(torch.cat((centre, size), dim=1), eps=1e-6)
+        level[(*cell, torch.full_like(matches.labels, 4))] = CONFIDENT
+        level[(*cell, 5 + matches.labels)] = CONFIDENT
         raw.append(level)
     return raw
 
 
 def objectness_targets(raw: list[torch.Tensor], targets: Targets, head: DetectHead) -> list[torch.Tensor]:
-    """Return each cell's objectness target, read from the gradient: at logit 0 it is (1/2 - target) times a constant."""
+    """Return the objectness target of each cell, from the gradient: at logit 0 the gradient is (1/2 - target) times a constant."""
     gains = LossConfig(objectness=1.0)
     detection_loss(raw, targets, head, gains)["objectness"].backward()
     scale = [balance * 3 / len(raw) for balance in (4.0, 1.0)]
@@ -66,33 +66,34 @@ def objectness_targets(raw: list[torch.Tensor], targets: Targets, head: DetectHe
     return [0.5 - level.grad[..., 4] * level[..., 4].numel() / s for level, s in zip(raw, scale, strict=True)]
 
 
-def values(parts: dict[str, torch.Tensor]) -> tuple[float, float, float]:
-    return parts["box"].item(), parts["objectness"].item(), parts["cls"].item()
+def values(terms: dict[str, torch.Tensor]) -> tuple[float, float, float]:
+    return terms["box"].item(), terms["objectness"].item(), terms["cls"].item()
 
 
 def test_perfect_predictions_cost_nothing():
     head = make_head()
-    parts = detection_loss(perfect(head, BOXES), BOXES, head, LossConfig())
-    assert values(parts) == pytest.approx((0, 0, 0), abs=1e-5)
+    terms = detection_loss(perfect_predictions(head, BOXES), BOXES, head, LossConfig())
+    assert values(terms) == pytest.approx((0, 0, 0), abs=1e-5)
 
 
-@pytest.mark.parametrize(("part", "channel"), [(0, 0), (0, 3), (1, 4), (2, 5)])
-def test_each_part_answers_to_its_own_predictions(part, channel):
+@pytest.mark.parametrize(("term", "channel"), [(0, 0), (0, 3), (1, 4), (2, 5)])
+def test_each_term_depends_on_its_own_outputs(term, channel):
     head = make_head()
-    raw = perfect(head, BOXES)
+    raw = perfect_predictions(head, BOXES)
     raw[0][..., channel] = -raw[0][..., channel] + 0.1
-    found = values(detection_loss(raw, BOXES, head, LossConfig()))
-    assert found[part] > 1e-3
-    others = [value for index, value in enumerate(found) if index != part and not (part == 0 and index == 1)]
-    assert others == pytest.approx([0] * len(others), abs=1e-5)
+    losses = values(detection_loss(raw, BOXES, head, LossConfig()))
+    assert losses[term] > 1e-3
+    # Objectness depends on the boxes too: its target is their CIoU.
+    other_losses = [loss for index, loss in enumerate(losses) if index != term and not (term == 0 and index == 1)]
+    assert other_losses == pytest.approx([0] * len(other_losses), abs=1e-5)
 
 
 def test_a_batch_without_boxes_has_a_finite_loss_and_finite_gradients():
     head = make_head()
     raw = raw_zeros(head)
-    parts = detection_loss(raw, NOTHING, head, LossConfig())
-    sum(parts.values()).backward()
-    assert values(parts) == pytest.approx((0, math.log(2) * (4.0 + 1.0) * 0.7 * 3 / 2, 0))
+    terms = detection_loss(raw, NOTHING, head, LossConfig())
+    sum(terms.values()).backward()
+    assert values(terms) == pytest.approx((0, math.log(2) * (4.0 + 1.0) * 0.7 * 3 / 2, 0))
     for level in raw:
         assert level.grad is not None
         assert torch.isfinite(level.grad).all()
@@ -103,20 +104,20 @@ def test_a_batch_without_boxes_has_a_finite_loss_and_finite_gradients():
 @pytest.mark.parametrize(("levels", "balance", "extra"), [(2, 5.0, 1.0), (3, 5.4, 1.0), (4, 5.5, 1.4), (5, 6.0, 1.4)])
 def test_levels_are_balanced_by_the_reference_weights(levels, balance, extra):
     head = make_head(levels=levels)
-    parts = detection_loss(raw_zeros(head), NOTHING, head, LossConfig(objectness=0.7))
-    assert parts["objectness"].item() == pytest.approx(math.log(2) * balance * 0.7 * 3 / levels * extra, rel=1e-5)
+    terms = detection_loss(raw_zeros(head), NOTHING, head, LossConfig(objectness=0.7))
+    assert terms["objectness"].item() == pytest.approx(math.log(2) * balance * 0.7 * 3 / levels * extra, rel=1e-5)
 
 
-def test_a_fine_level_weighs_its_objectness_four_times_a_coarse_one():
+def test_objectness_of_a_fine_level_weighs_four_times_that_of_a_coarse_level():
     head = make_head()
-    found = []
-    for wrong in range(2):
+    losses = []
+    for wrong_level in range(2):
         raw = raw_zeros(head)
         with torch.no_grad():
             for index, level in enumerate(raw):
-                level[..., 4] = SURE if index == wrong else -SURE
-        found.append(detection_loss(raw, NOTHING, head, LossConfig())["objectness"].item())
-    assert found[0] == pytest.approx(4 * found[1], rel=1e-4)
+                level[..., 4] = CONFIDENT if index == wrong_level else -CONFIDENT
+        losses.append(detection_loss(raw, NOTHING, head, LossConfig())["objectness"].item())
+    assert losses[0] == pytest.approx(4 * losses[1], rel=1e-4)
 
 
 def test_objectness_learns_the_ciou_of_the_predicted_box():
@@ -127,10 +128,10 @@ def test_objectness_learns_the_ciou_of_the_predicted_box():
     predicted = torch.tensor([[28.0, 20.0, 8.0, 10.0]])
     assert fine[1, 0, 2, 3].item() == pytest.approx(complete_iou(predicted, box.boxes_cxcywh).item(), abs=1e-4)
     assert fine[0].abs().max() < 1e-4, "the other image has no object"
-    assert (fine > 1e-3).sum() == 3, "three anchors fit, in one cell, as the centre is the cell's"
+    assert (fine > 1e-3).sum() == 3, "three anchors match, in one cell, because the box is centred on the cell"
 
 
-def test_boxes_that_share_a_cell_teach_it_the_best_ciou():
+def test_a_cell_shared_by_boxes_learns_the_highest_ciou():
     head = make_head()
     good, poor = [28.0, 20.0, 9.0, 11.0], [28.0, 20.0, 20.0, 24.0]
     expected = complete_iou(torch.tensor([[28.0, 20.0, 8.0, 10.0]]), torch.tensor([good])).item()
@@ -140,11 +141,11 @@ def test_boxes_that_share_a_cell_teach_it_the_best_ciou():
         assert fine[0, 0, 2, 3].item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_box_predicted_far_away_teaches_no_objectness_below_zero():
+def test_a_negative_ciou_gives_an_objectness_target_of_zero():
     head = make_head()
     raw = raw_zeros(head)
     with torch.no_grad():
-        raw[0][..., 2:4] = -SURE
+        raw[0][..., 2:4] = -CONFIDENT
     fine, _ = objectness_targets(raw, BOXES, head)
     assert fine.min() > -1e-4
 
@@ -152,41 +153,41 @@ def test_a_box_predicted_far_away_teaches_no_objectness_below_zero():
 def test_box_and_class_loss_are_means_over_matches():
     head = make_head()
     once = detection_loss(raw_zeros(head), BOXES, head, LossConfig())
-    twice = Targets(*(torch.cat((part, part)) for part in (BOXES.images, BOXES.labels, BOXES.boxes_cxcywh)))
+    twice = Targets(*(torch.cat((tensor, tensor)) for tensor in (BOXES.images, BOXES.labels, BOXES.boxes_cxcywh)))
     again = detection_loss(raw_zeros(head), twice, head, LossConfig())
     assert values(again) == pytest.approx(values(once), rel=1e-5)
 
 
 @pytest.mark.parametrize(("classes", "counted"), [(2, 30), (3, 30), (30, 30), (40, 40), (80, 80)])
-def test_the_class_gain_shrinks_with_the_number_of_classes_down_to_thirty(classes, counted):
+def test_the_class_gain_shrinks_with_the_number_of_classes_down_to_30(classes, counted):
     head = make_head(classes)
     boxes = Targets(BOXES.images, BOXES.labels.clamp(max=1), BOXES.boxes_cxcywh)
-    parts = detection_loss(raw_zeros(head), boxes, head, LossConfig())
-    assert parts["cls"].item() == pytest.approx(math.log(2) * 2 * 0.3 * 3 / 2 * counted / 80, rel=1e-5)
+    terms = detection_loss(raw_zeros(head), boxes, head, LossConfig())
+    assert terms["cls"].item() == pytest.approx(math.log(2) * 2 * 0.3 * 3 / 2 * counted / 80, rel=1e-5)
 
 
-def test_a_single_class_has_nothing_to_tell_apart():
+def test_a_single_class_has_no_class_loss():
     head = make_head(classes=1)
     raw = raw_zeros(head)
     boxes = Targets(BOXES.images, torch.zeros(3, dtype=torch.long), BOXES.boxes_cxcywh)
-    parts = detection_loss(raw, boxes, head, LossConfig())
-    sum(parts.values()).backward()
-    assert parts["cls"].item() == 0
+    terms = detection_loss(raw, boxes, head, LossConfig())
+    sum(terms.values()).backward()
+    assert terms["cls"].item() == 0
     assert all(level.grad is not None and (level.grad[..., 5] == 0).all() for level in raw)
 
 
-def test_the_gains_scale_their_parts():
+def test_the_gains_scale_their_terms():
     head = make_head()
     plain = values(detection_loss(raw_zeros(head), BOXES, head, LossConfig(box=0.05, objectness=0.7, cls=0.3)))
     more = values(detection_loss(raw_zeros(head), BOXES, head, LossConfig(box=0.1, objectness=2.1, cls=1.2)))
     assert [b / a for a, b in zip(plain, more, strict=True)] == pytest.approx([2, 3, 4], rel=1e-5)
 
 
-def test_half_precision_predictions_are_scored_in_float32():
+def test_the_loss_of_half_precision_outputs_is_computed_in_float32():
     head = make_head()
     raw = [level.detach().bfloat16().requires_grad_() for level in raw_zeros(head)]
-    parts = detection_loss(raw, BOXES, head, LossConfig())
-    sum(parts.values()).backward()
-    assert sum(parts.values()).dtype == torch.float32
-    assert values(parts) == pytest.approx(values(detection_loss(raw_zeros(head), BOXES, head, LossConfig())), rel=1e-5)
+    terms = detection_loss(raw, BOXES, head, LossConfig())
+    sum(terms.values()).backward()
+    assert sum(terms.values()).dtype == torch.float32
+    assert values(terms) == pytest.approx(values(detection_loss(raw_zeros(head), BOXES, head, LossConfig())), rel=1e-5)
     assert all(level.grad is not None and torch.isfinite(level.grad).all() for level in raw)

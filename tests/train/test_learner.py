@@ -1,4 +1,4 @@
-"""One training step: gathering, skipping what is not finite, sizes, and learning eight scenes by heart."""
+"""Training steps: accumulation, skipped non-finite gradients, gradient clipping and image sizes."""
 
 import logging
 from dataclasses import replace
@@ -14,7 +14,7 @@ from yolor_ray.train.losses.assign import Targets
 IMAGES = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 TARGETS = Targets(torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([[20.0, 20.0, 12.0, 14.0], [40.0, 30.0, 30.0, 28.0]]))
 NO_TARGETS = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
-ENDLESS = LossConfig(objectness=float("inf"))
+INFINITE_LOSS = LossConfig(objectness=float("inf"))
 
 
 def weights(learner: Learner) -> list[torch.Tensor]:
@@ -28,38 +28,38 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_a_step_moves_the_weights_and_their_average(make_learner):
     learner = make_learner()
     before, average = weights(learner), [p.clone() for p in learner.average.network.parameters()]
-    parts = learner.learn(IMAGES, TARGETS, must_update=False)
+    terms = learner.learn(IMAGES, TARGETS, must_update=False)
     assert not equal(before, weights(learner))
     assert not equal(average, list(learner.average.network.parameters()))
     assert (learner.step, learner.average.updates) == (1, 1)
-    assert not any(part.requires_grad for part in parts.values())
+    assert not any(term.requires_grad for term in terms.values())
 
 
-def test_gradients_are_gathered_over_as_many_batches_as_scheduled(make_learner):
+def test_gradients_are_accumulated_over_the_scheduled_number_of_batches(make_learner):
     learner = make_learner(nominal_batch=6)
     start = weights(learner)
-    settled = []
+    gradients_applied = []
     for _ in range(3):
         assert equal(start, weights(learner))
         learner.learn(IMAGES, TARGETS, must_update=False)
-        settled.append(learner.settled)
-    assert settled == [False, False, True]
+        gradients_applied.append(learner.gradients_applied)
+    assert gradients_applied == [False, False, True]
     assert not equal(start, weights(learner))
     assert (learner.step, learner.average.updates) == (3, 1)
 
 
-def test_the_end_of_an_epoch_ends_the_gathering(make_learner):
+def test_the_end_of_an_epoch_ends_the_accumulation(make_learner):
     learner = make_learner(nominal_batch=6)
     start = weights(learner)
     learner.learn(IMAGES, TARGETS, must_update=True)
-    assert learner.settled
+    assert learner.gradients_applied
     assert not equal(start, weights(learner))
 
 
-def test_a_batch_without_boxes_is_learned_from(make_learner):
+def test_a_batch_without_boxes_gives_a_finite_step(make_learner):
     learner = make_learner()
-    parts = learner.learn(IMAGES, NO_TARGETS, must_update=True)
-    assert all(torch.isfinite(part) for part in parts.values())
+    terms = learner.learn(IMAGES, NO_TARGETS, must_update=True)
+    assert all(torch.isfinite(term) for term in terms.values())
     assert all(torch.isfinite(weight).all() for weight in weights(learner))
 
 
@@ -71,8 +71,8 @@ def test_equal_learners_take_equal_steps(make_learner):
     assert equal(weights(first), weights(second))
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_and_counted(make_learner, caplog):
-    learner = make_learner(loss=ENDLESS)
+def test_a_non_finite_gradient_is_skipped_and_counted(make_learner, caplog):
+    learner = make_learner(loss=INFINITE_LOSS)
     before, average = weights(learner), [p.clone() for p in learner.average.network.parameters()]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -80,25 +80,25 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(make_learner, capl
     assert equal(before, weights(learner))
     assert equal(average, list(learner.average.network.parameters()))
     assert learner.average.updates == 0
-    assert learner.settled
+    assert learner.gradients_applied
     assert "event=gradient_not_finite step=2 in_a_row=2" in caplog.text
     assert all(parameter.grad is None for parameter in learner.network.parameters())
 
 
-def test_one_finite_gradient_forgives_those_before(make_learner):
+def test_a_finite_gradient_resets_the_count_of_non_finite_ones(make_learner):
     learner = make_learner()
-    good, bad = learner.config, replace(learner.config, loss=ENDLESS)
+    finite, infinite = learner.config, replace(learner.config, loss=INFINITE_LOSS)
     for _ in range(2):
-        learner.config = bad
+        learner.config = infinite
         for _ in range(MAX_BAD_UPDATES - 1):
             learner.learn(IMAGES, TARGETS, must_update=True)
-        learner.config = good
+        learner.config = finite
         learner.learn(IMAGES, TARGETS, must_update=True)
     assert learner.average.updates == 2
 
 
-def test_too_many_gradients_in_a_row_that_are_not_finite_end_the_run(make_learner):
-    learner = make_learner(loss=ENDLESS)
+def test_too_many_consecutive_non_finite_gradients_end_the_run(make_learner):
+    learner = make_learner(loss=INFINITE_LOSS)
     before = weights(learner)
     with pytest.raises(NonFiniteLossError, match=f"step {MAX_BAD_UPDATES}: {MAX_BAD_UPDATES} updates in a row .* lower optim.lr"):
         for _ in range(MAX_BAD_UPDATES):
@@ -111,32 +111,34 @@ def test_a_huge_gradient_is_clipped(make_learner):
     learner = make_learner(loss=LossConfig(box=1e6, objectness=1e6, cls=1e6), lr=0.01, clip_norm=1.0, weight_decay=0.0, momentum=0.5)
     before = weights(learner)
     learner.learn(IMAGES, TARGETS, must_update=True)
-    moved = torch.cat([(a - b).flatten() for a, b in zip(before, weights(learner), strict=True)]).norm().item()
-    assert moved == pytest.approx(0.01 * (1 + 0.5), rel=1e-3), "learning rate x clipped norm, with Nesterov's first step"
+    distance = torch.cat([(a - b).flatten() for a, b in zip(before, weights(learner), strict=True)]).norm().item()
+    assert distance == pytest.approx(0.01 * (1 + 0.5), rel=1e-3), (
+        "learning rate x clipped norm, times 1 + momentum in Nesterov's first step"
+    )
 
 
-def test_sizes_vary_by_steps_of_the_coarsest_stride_alike_on_every_worker(make_learner):
-    seen: list[list[int]] = []
+def test_sizes_are_multiples_of_the_coarsest_stride_and_equal_on_every_worker(make_learner):
+    sides_by_worker: list[list[int]] = []
     for _ in range(2):
         learner = make_learner(augment=AugmentConfig(multi_scale=0.5))
         sides: list[int] = []
         learner.network.register_forward_pre_hook(lambda _, args, sides=sides: sides.append(args[0].shape[-1]))
         for _ in range(20):
             learner.learn(IMAGES, TARGETS, must_update=True)
-        seen.append(sides)
-    assert seen[0] == seen[1]
-    assert set(seen[0]) == {32, 48, 64, 80, 96}
+        sides_by_worker.append(sides)
+    assert sides_by_worker[0] == sides_by_worker[1]
+    assert set(sides_by_worker[0]) == {32, 48, 64, 80, 96}
 
 
 def test_boxes_grow_with_the_image(make_learner, monkeypatch):
     learner = make_learner(augment=AugmentConfig(multi_scale=0.5))
     learned: list[tuple[int, torch.Tensor]] = []
 
-    def note(raw, targets, network, gains):
+    def record_targets(raw, targets, network, gains):
         learned.append((raw["detect"][0].shape[3] * 8, targets.boxes_cxcywh))
         raise InterruptedError
 
-    monkeypatch.setattr("yolor_ray.train.learner.loss_parts", note)
+    monkeypatch.setattr("yolor_ray.train.learner.loss_terms", record_targets)
     for step in range(10):
         learner.step = step
         with pytest.raises(InterruptedError):

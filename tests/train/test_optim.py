@@ -1,4 +1,4 @@
-"""Parameter groups, schedule and weight average against the reference recipe's numbers."""
+"""Parameter groups, schedule and weight average: compared with the numbers of the reference recipe."""
 
 import math
 
@@ -12,7 +12,7 @@ from yolor_ray.train.optim import WARMUP_BIAS_LR, WARMUP_MOMENTUM, Schedule, Wei
 
 
 @pytest.mark.parametrize(("config", "sizes"), [(presets.P6, [149, 145, 145]), (presets.CSP, [118, 115, 115])], ids=["p6", "csp"])
-def test_groups_are_as_large_as_the_references(config, sizes):
+def test_parameter_groups_have_the_sizes_of_the_reference(config, sizes):
     with torch.device("meta"):
         network = Yolor(config, 80, torch.ones(config.levels, 3, 2))
     groups = parameter_groups(network, 5e-4)
@@ -29,12 +29,12 @@ def test_only_convolution_weights_decay(make_learner):
     assert {group["weight_decay"] for group in learner.optimizer.param_groups} == {0.0, 0.25}
 
 
-def test_the_learning_rate_follows_the_published_cosine():
+def test_the_learning_rate_follows_the_reference_cosine():
     schedule = Schedule(OptimConfig(epochs=450, final_lr_ratio=0.2), steps_per_epoch=1)
-    assert schedule.decay(0) == 1.0
-    assert schedule.decay(299) == pytest.approx(0.4024, abs=5e-5)
-    assert schedule.decay(450) == pytest.approx(0.2)
-    assert all(schedule.decay(step) > schedule.decay(step + 1) for step in range(450))
+    assert schedule.lr_factor(0) == 1.0
+    assert schedule.lr_factor(299) == pytest.approx(0.4024, abs=5e-5)
+    assert schedule.lr_factor(450) == pytest.approx(0.2)
+    assert all(schedule.lr_factor(step) > schedule.lr_factor(step + 1) for step in range(450))
 
 
 @pytest.mark.parametrize(
@@ -49,34 +49,34 @@ def test_warm_up_is_three_epochs_or_1000_steps_but_never_over_a_tenth_of_the_run
 
 def test_accumulation_ramps_up_during_warm_up():
     schedule = Schedule(OptimConfig(batch=8, nominal_batch=64, epochs=100), steps_per_epoch=100)
-    ramp = [schedule.accumulate(step) for step in range(schedule.warmup_steps)]
+    ramp = [schedule.batches_per_update(step) for step in range(schedule.warmup_steps)]
     assert ramp[0] == 1
     assert ramp == sorted(ramp)
     assert set(ramp) == set(range(1, 9))
-    assert {schedule.accumulate(step) for step in range(schedule.warmup_steps, 2000)} == {8}
+    assert {schedule.batches_per_update(step) for step in range(schedule.warmup_steps, 2000)} == {8}
 
 
 @pytest.mark.parametrize(("batch", "full"), [(1, 64), (16, 4), (24, 3), (64, 1), (500, 1)])
-def test_about_the_nominal_batch_is_accumulated(batch, full):
+def test_accumulated_batches_add_up_to_about_the_nominal_batch(batch, full):
     schedule = Schedule(OptimConfig(batch=batch, nominal_batch=64, warmup_epochs=0.0), steps_per_epoch=10)
-    assert schedule.accumulate(0) == full
+    assert schedule.batches_per_update(0) == full
 
 
 def test_warm_up_raises_rate_and_momentum_and_lowers_the_rate_of_biases(make_learner):
     optim = OptimConfig(epochs=300, lr=0.01, momentum=0.937)
     schedule, optimizer = Schedule(optim, steps_per_epoch=100), make_optimizer(make_learner().network, optim)
-    seen = []
+    rates = []
     for step in (0, 500, 1000, 29_999):
         schedule.apply(optimizer, step)
         scales, weights, biases = optimizer.param_groups
         assert scales["lr"] == weights["lr"]
         assert scales["momentum"] == weights["momentum"] == biases["momentum"]
-        seen.append((weights["lr"], biases["lr"], biases["momentum"]))
-    assert seen[0] == (0.0, WARMUP_BIAS_LR, WARMUP_MOMENTUM)
-    half = 0.01 * schedule.decay(500)
-    assert seen[1] == pytest.approx((half / 2, (0.1 + half) / 2, (0.8 + 0.937) / 2))
-    assert seen[2] == pytest.approx((0.01 * schedule.decay(1000), 0.01 * schedule.decay(1000), 0.937))
-    assert seen[3] == pytest.approx((0.002, 0.002, 0.937), rel=1e-3)
+        rates.append((weights["lr"], biases["lr"], biases["momentum"]))
+    assert rates[0] == (0.0, WARMUP_BIAS_LR, WARMUP_MOMENTUM)
+    half = 0.01 * schedule.lr_factor(500)
+    assert rates[1] == pytest.approx((half / 2, (0.1 + half) / 2, (0.8 + 0.937) / 2))
+    assert rates[2] == pytest.approx((0.01 * schedule.lr_factor(1000), 0.01 * schedule.lr_factor(1000), 0.937))
+    assert rates[3] == pytest.approx((0.002, 0.002, 0.937), rel=1e-3)
 
 
 def test_without_warm_up_the_first_step_has_the_full_rate(make_learner):
@@ -109,7 +109,7 @@ def test_the_weight_average_follows_the_reference_formula():
     assert average.network[1].num_batches_tracked == network[1].num_batches_tracked == 5
 
 
-def test_in_a_short_run_the_average_forgets_its_start():
+def test_the_average_of_a_short_run_forgets_the_initial_weights():
     network = small_network()
     average = WeightAverage(network, 0.9999, total_updates=200)
     start, end = network[0].weight.detach().clone(), torch.zeros_like(network[0].weight)

@@ -10,9 +10,9 @@ from yolor_ray.config import AugmentConfig, ClusterConfig, DataConfig, LossConfi
 from yolor_ray.config.network import TASKS
 from yolor_ray.data.augment.instance_map import instance_map
 from yolor_ray.data.images.letterbox import Letterbox
-from yolor_ray.data.shards.dataset import Dataset, dataset_digest, open_dataset, shard_bytes, write_dataset
+from yolor_ray.data.shards.dataset import Dataset, dataset_digest, open_dataset, encode_shard, write_dataset
 from yolor_ray.data.synthetic import scenes
-from yolor_ray.evaluate.metrics import FITNESS, measure
+from yolor_ray.evaluate.metrics import MAIN_METRICS, measure
 from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.postprocess import to_image_detections
 from yolor_ray.train.run import train
@@ -25,7 +25,7 @@ ENOUGH = 0.95
 
 def packed(folder: Path) -> str:
     found = [scenes.scene(number, size_px=SIDE) for number in SCENES]
-    data, shard = shard_bytes(found, 0)
+    data, shard = encode_shard(found, 0)
     (folder / shard.name).write_bytes(data.to_pybytes())
     boxes = sum(len(record.objects.labels) for record in found)
     names = scenes.CLASSES, scenes.IMAGE_CLASSES, scenes.KEYPOINT_NAMES
@@ -56,7 +56,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "segment"])
 def test_eight_scenes_are_learned_by_heart_in_each_task(learned, task):
-    assert learned[FITNESS[task]] >= ENOUGH
+    assert learned[MAIN_METRICS[task]] >= ENOUGH
 
 
 def test_eight_scenes_have_masks_nearly_as_good_as_their_resolution_allows(learned):

@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Benchmarks that users run on their own machine or cluster; one file per benchmark."""

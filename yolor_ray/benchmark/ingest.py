@@ -1,39 +1,58 @@
-"""Compare the ingest alone, the training step alone and both together."""
+"""Compare the ingest alone, the training step alone, and both together as in training.
+
+The three are measured in turns on each training worker, with one network, one loader and one plan, so that a slow moment of the machine
+affects all of them.
+"""
 
 import dataclasses
 import functools
+import itertools
 import logging
 import statistics
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
-from yolor_ray.benchmark.ingest_rounds import measure
+import numpy as np
+import torch
+from torch import Tensor
+
 from yolor_ray.config import TrainConfig
 from yolor_ray.config.benchmark import IngestConfig
+from yolor_ray.data.loading.epoch_plan import plan_steps
+from yolor_ray.data.loading.loader import Batch, Loader
 from yolor_ray.inference.timing import spread
 from yolor_ray.io import storage
-from yolor_ray.train.context import TrainContext
+from yolor_ray.report.provenance import machine
+from yolor_ray.train.context import Report, TrainContext, make_learner, make_loader, make_targets, make_windows
+from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
+from yolor_ray.train.learner import Learner
+from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.run import prepare
 
 logger = logging.getLogger(__name__)
 
-STILL_LR = 1e-6
-"""Keeps the weights where they are, so that every round does the same work."""
+TINY_LR = 1e-6
+"""Learning rate that hardly changes the weights, so that every round computes the same."""
+KEPT_BATCHES = 8
+"""Batches in memory for the measurement of the step alone."""
 
 
 def ingest(config: IngestConfig) -> dict[str, Any]:
-    """Measure the ingest alone, the step alone and the whole in turns and return their rates and ratios.
+    """Measure the ingest alone, the step alone and the whole in turns, and return their rates and ratios.
 
-    `ratio` is whole / min(ingest, step): 1 when the faster of the two costs nothing. `shared_ratio` is the whole over
-    1 / (1/ingest + 1/step), what is left when both share the same cores: 1 or more means that nothing else costs time.
+    `ratio` is whole / min(ingest, step): 1 if the faster of the two costs nothing. `shared_ratio` is the whole relative to
+    1 / (1/ingest + 1/step), the rate if both share the same cores: 1 or more if nothing else costs time.
     Ratios are medians over rounds; spreads are (largest - smallest) / median.
     """
     run = storage.absolute(storage.join(config.train.run.storage, f"benchmark-{uuid.uuid4().hex[:8]}"))
-    context = prepare(_steady(config), run)
-    found = _measure(context, config)
-    rounds = found["rounds"]
+    context = prepare(_steady_config(config), run)
+    measurement = _measure(context, config)
+    rounds = measurement["rounds"]
     for number, row in enumerate(rounds, start=1):
         logger.info("event=round number=%d %s", number, " ".join(f"{name}={value:.4g}" for name, value in row.items()))
     return {
@@ -42,16 +61,16 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
         "spreads": {name: spread([row[name] for row in rounds]) for name in ("ingest", "step", "whole")},
         "first_batch_s": statistics.median(row["first_batch_s"] for row in rounds),
         "rounds": rounds,
-        "settings": {**_settings(context, config.train), "steps": found["steps"], "parameters": found["parameters"]},
-        "machine": found["machine"],
+        "settings": {**_settings(context, config.train), "steps": measurement["steps"], "parameters": measurement["parameters"]},
+        "machine": measurement["machine"],
     }
 
 
-def _steady(config: IngestConfig) -> TrainConfig:
-    """Return the run in its steady state: no warm-up, whose steps cost more, and epochs enough for all rounds."""
+def _steady_config(config: IngestConfig) -> TrainConfig:
+    """Return the run without warm-up, whose steps cost more, and with enough epochs for all rounds."""
     optim = config.train.optim
     epochs = max(optim.epochs, 2 * config.rounds + 1)
-    return dataclasses.replace(config.train, optim=dataclasses.replace(optim, epochs=epochs, warmup_epochs=0.0, lr=STILL_LR))
+    return dataclasses.replace(config.train, optim=dataclasses.replace(optim, epochs=epochs, warmup_epochs=0.0, lr=TINY_LR))
 
 
 def _ratios(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -73,11 +92,100 @@ def _settings(context: TrainContext, train: TrainConfig) -> dict[str, Any]:
 
 
 def _measure(context: TrainContext, config: IngestConfig) -> dict[str, Any]:
-    """Measure on the workers that training would run on."""
-    work = functools.partial(measure, rounds=config.rounds, limit=config.steps)
+    """Measure on the same workers as training."""
+    train_fn = functools.partial(measure_worker, rounds=config.rounds, max_batches=config.steps)
     if config.train.cluster.worker_range[1] == 0:
-        return run_in_process(context, work)
+        return run_in_process(context, train_fn)
     try:
-        return run_on_workers(context, work)
+        return run_on_workers(context, train_fn)
     finally:
         storage.delete(context.run)
+
+
+def measure_worker(context: TrainContext, dist_context: DistContext, report: Report, *, rounds: int, max_batches: int) -> dict[str, Any]:
+    """Return the rates of every round, in images/s over all workers, and the machine of this worker."""
+    learner = make_learner(context, dist_context)
+    loader = make_loader(context)
+    rows = []
+    with closing(loader):
+        timer = WorkerTimer(context, dist_context, learner, loader, max_batches)
+        before = machine()
+        timer.warm_up()
+        for _ in range(rounds):
+            rates = {"ingest": timer.rate(timer.ingest), "step": timer.rate(timer.step), "whole": timer.rate(timer.whole)}
+            rows.append({**rates, "first_batch_s": max(dist_context.gather(timer.first_batch_s))})
+    parameters = sum(p.numel() for p in learner.network.parameters())
+    return {"rounds": rows, "steps": timer.steps, "parameters": parameters, "machine": before}
+
+
+@dataclass
+class WorkerTimer:
+    """Timer of one training worker, with the network and the loader of all measurements."""
+
+    context: TrainContext
+    dist_context: DistContext
+    learner: Learner
+    loader: Loader
+    max_batches: int
+    """Most batches per measurement; 0 for the whole epoch."""
+    epochs: int = 0
+    """Number of epochs begun."""
+    first_batch_s: float = 0.0
+    """Time from the beginning of the newest epoch to its first batch, with planning."""
+    steps: int = 0
+    """Batches of an epoch."""
+    kept: list[tuple[Tensor, Targets]] = field(default_factory=list)
+    """Batches in memory, for the step alone."""
+
+    def warm_up(self) -> int:
+        """Learn from one epoch, and keep copies of its first batches."""
+        return self._learn(self._keep_copies(self._next_epoch()))
+
+    def ingest(self) -> int:
+        """Load the batches of an epoch and return their number of images."""
+        return sum(len(batch.images) for batch in self._next_epoch())
+
+    def step(self) -> int:
+        """Learn from as many batches as an epoch has, all in memory; return their number of images."""
+        return self._learn(itertools.islice(itertools.cycle(self.kept), self.steps))
+
+    def whole(self) -> int:
+        """Load the batches of an epoch, learn from each, and return their number of images."""
+        return self._learn((torch.from_numpy(batch.images), make_targets(batch)) for batch in self._next_epoch())
+
+    def rate(self, function: Callable[[], int]) -> float:
+        """Return the images/s of all workers, which start together; the time is that of the slowest worker."""
+        self.dist_context.gather(None)
+        started = time.perf_counter()
+        images = function()
+        seconds = time.perf_counter() - started
+        return sum(self.dist_context.gather(images)) / max(self.dist_context.gather(seconds))
+
+    def _next_epoch(self) -> Iterator[Batch]:
+        """Begin the next epoch and yield its batches."""
+        started = time.perf_counter()
+        windows = make_windows(self.context, self.epochs)
+        none_seen = np.zeros(self.context.train.images, bool)
+        rank, world_size, batch = self.dist_context.rank, self.dist_context.world_size, self.context.config.optim.batch
+        steps = plan_steps(windows, none_seen, rank=rank, world_size=world_size, batch=batch)[: self.max_batches or None]
+        self.steps, self.epochs = len(steps), self.epochs + 1
+        for index, loaded in enumerate(self.loader.epoch(windows, steps, epoch=self.epochs - 1)):
+            if index == 0:
+                self.first_batch_s = time.perf_counter() - started
+            yield loaded
+
+    def _keep_copies(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Targets]]:
+        for batch in batches:
+            sample = torch.from_numpy(batch.images.copy()), make_targets(batch)
+            if len(self.kept) < KEPT_BATCHES:
+                self.kept.append(sample)
+            yield sample
+
+    def _learn(self, batches: Iterator[tuple[Tensor, Targets]]) -> int:
+        images = 0
+        for number, (pixels, targets) in enumerate(batches, start=1):
+            self.learner.learn(pixels, targets, must_update=number == self.steps)
+            images += len(pixels)
+        if self.dist_context.device.type == "cuda":
+            torch.cuda.synchronize()
+        return images

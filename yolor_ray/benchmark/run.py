@@ -1,4 +1,7 @@
-"""Run a benchmark and return ratios that were measured in one run, with the command, the commit and the machine."""
+"""Run a benchmark, and add the command and the commit to its result.
+
+The ratios of a result were measured in one run, on the machine that the result names.
+"""
 
 import time
 from collections.abc import Callable
@@ -9,20 +12,20 @@ from yolor_ray.benchmark.ingest import ingest
 from yolor_ray.config.benchmark import InferenceConfig, IngestConfig
 from yolor_ray.report.provenance import command, commit
 
-MEASURES: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+BENCHMARKS: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     IngestConfig: ("ingest", ingest),
     InferenceConfig: ("inference", inference),
 }
 
 
 def benchmark(config: IngestConfig | InferenceConfig) -> dict[str, Any]:
-    """Return what the benchmark found, `machine` and `settings` among it, and what it was run with."""
+    """Return the benchmark's result, `machine` and `settings` included, with its command and commit."""
     started = time.monotonic()
-    name, measure = MEASURES[type(config)]
-    found = measure(config)
+    name, measure = BENCHMARKS[type(config)]
+    result = measure(config)
     return {
         "benchmark": name,
-        **found,
+        **result,
         "command": command(),
         "commit": commit(),
         "seconds": round(time.monotonic() - started, 1),

@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Ray as this package meets it: joining a cluster, its access and capacity, stop signals, and blocks of encoded records."""

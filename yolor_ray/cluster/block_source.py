@@ -1,6 +1,6 @@
-"""Bring encoded row groups to training workers: kept in Ray's object store where they fit, else streamed by Ray Data.
+"""Bring encoded row groups to training workers: from Ray's object store where the dataset fits, else streamed by Ray Data.
 
-Only encoded bytes travel; workers decode. The order is the epoch plan's, never Ray's.
+Only encoded bytes travel; workers decode. The order of row groups is the epoch plan's, never Ray's.
 """
 
 import logging
@@ -17,26 +17,26 @@ from yolor_ray.data.shards.dataset import Dataset, RowGroup, read_row_group
 
 logger = logging.getLogger(__name__)
 
-KEPT_SHARE = 0.3
-"""Largest share of the cluster's object store that a data set may take to be kept there."""
+OBJECT_STORE_SHARE = 0.3
+"""Largest share of the cluster's object store that a dataset may take."""
 READ_CPUS = 0.25
-"""Logical CPUs of a read: it waits more than it computes."""
+"""Logical CPUs of a read task, which waits for storage more than it computes."""
 
 
 def direct_source(dataset: Dataset) -> Source:
-    """Return a source that reads row groups itself: for training inside this process."""
+    """Return a source that reads row groups from storage, for training in this process."""
     return lambda groups: (read_row_group(dataset, group) for group in groups)
 
 
 @dataclass(frozen=True)
-class KeptSource:
-    """Take row groups from the object store."""
+class ObjectStoreSource:
+    """Source of row groups that the object store holds."""
 
     dataset: Dataset
     tables: dict[RowGroup, ray.ObjectRef]
 
     def __call__(self, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
-        """Yield the tables in order, without copying; what was lost with its node is read again."""
+        """Yield the tables in order, without copies; a table that was lost with its node is read from storage again."""
         return (self._table(group) for group in groups)
 
     def _table(self, group: RowGroup) -> pa.Table:
@@ -49,19 +49,19 @@ class KeptSource:
 
 @dataclass(frozen=True)
 class StreamedSource:
-    """Let Ray Data read ahead, on whatever CPUs the cluster has."""
+    """Source of row groups that Ray Data reads ahead, on any CPUs of the cluster."""
 
     dataset: Dataset
 
     def __call__(self, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
-        """Yield the tables in order, a few of them read ahead."""
+        """Yield the tables in order and read two of them ahead."""
         if not groups:
             return iter(())
         return iter(_stream(self.dataset, groups).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
 
 
 def _stream(dataset: Dataset, groups: Sequence[RowGroup]) -> ray.data.Dataset:
-    """Return a Ray data set of one block per row group, in order."""
+    """Return a Ray dataset with one block per row group, in order."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -76,11 +76,12 @@ def _stream(dataset: Dataset, groups: Sequence[RowGroup]) -> ray.data.Dataset:
 
 
 def cluster_source(dataset: Dataset) -> Source:
-    """Return a source for workers of a running cluster; a data set that fits is read into the object store here and now."""
+    """Return a source for workers of a running cluster; a dataset that fits is read into the object store by this call."""
     size = sum(shard.bytes for shard in dataset.shards)
-    room = ray.cluster_resources().get("object_store_memory", 0) * KEPT_SHARE
-    logger.info("event=ingest mode=%s dataset_mb=%.1f room_mb=%.1f", "kept" if size <= room else "streamed", size / 1e6, room / 1e6)
-    if size > room:
+    limit = ray.cluster_resources().get("object_store_memory", 0) * OBJECT_STORE_SHARE
+    mode = "object_store" if size <= limit else "streamed"
+    logger.info("event=ingest mode=%s dataset_mb=%.1f limit_mb=%.1f", mode, size / 1e6, limit / 1e6)
+    if size > limit:
         return StreamedSource(dataset)
-    kept = _stream(dataset, dataset.row_groups).materialize()
-    return KeptSource(dataset, dict(zip(dataset.row_groups, kept.to_arrow_refs(), strict=True)))
+    blocks = _stream(dataset, dataset.row_groups).materialize().to_arrow_refs()
+    return ObjectStoreSource(dataset, dict(zip(dataset.row_groups, blocks, strict=True)))

@@ -1,14 +1,18 @@
-"""Count the workers that a cluster has room for, and wait until there are enough."""
+"""Count the workers that a cluster can schedule, and wait until the fewest of them fit."""
 
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import ray
-from ray._private import state
 from ray.autoscaler.sdk import request_resources
 
+from yolor_ray.cluster.ray_internals import (
+    available_resources_per_node,
+    get_draining_nodes,
+    get_max_resources_from_cluster_config,
+    total_resources_per_node,
+)
 from yolor_ray.cluster.stop_signal import StopSignal
 from yolor_ray.config import ClusterConfig
 from yolor_ray.errors import ConfigError, TrainingError
@@ -18,9 +22,9 @@ logger = logging.getLogger(__name__)
 READER_CPUS = 0.5
 """Logical CPUs that reading needs beside the workers."""
 SETTLE_S = 8.0
-"""Seconds that a lost life's resources may take to come back before fewer workers start."""
+"""Longest wait for the resources of the previous attempt before fewer workers start (s)."""
 CAPACITY_TIMEOUT_S = 1800.0
-"""Seconds without room for the fewest workers after which a run gives up."""
+"""Longest wait for the fewest workers before a run gives up (s)."""
 LOG_EVERY_S = 30.0
 POLL_S = 0.5
 
@@ -31,99 +35,98 @@ def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
 
 
 def draining_nodes() -> set[str]:
-    """Return the ids of nodes that are about to leave."""
-    return set(state.state.get_draining_nodes() or {})
+    """Return the ids of the nodes that are being drained."""
+    return set(get_draining_nodes() or {})
 
 
 def schedulable_workers(cluster: ClusterConfig) -> int:
-    """Return how many workers fit into what is free on the nodes that stay."""
-    return _count_workers(cluster, state.available_resources_per_node())
+    """Return the number of workers that fit into the free resources of the nodes that are not drained."""
+    return _count_workers(cluster, available_resources_per_node())
 
 
 def _total_workers(cluster: ClusterConfig) -> int:
-    """Return how many would fit if nothing else ran there."""
-    return _count_workers(cluster, state.total_resources_per_node())
+    """Return the number of workers that would fit if the nodes ran nothing else."""
+    return _count_workers(cluster, total_resources_per_node())
 
 
-def _count_workers(cluster: ClusterConfig, nodes: Mapping[str, Mapping[str, float]]) -> int:
-    leaving = draining_nodes()
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - leaving
-    free = [resources for node, resources in nodes.items() if node in alive]
-    places = sum(count_fitting(resources, worker_resources(cluster)) for resources in free)
+def _count_workers(cluster: ClusterConfig, resources_by_node: Mapping[str, Mapping[str, float]]) -> int:
+    usable = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
+    nodes = [resources for node, resources in resources_by_node.items() if node in usable]
+    workers = sum(count_fitting(resources, worker_resources(cluster)) for resources in nodes)
     if cluster.gpu or cluster.cpus_per_worker == 0:
-        return places
-    cpus = sum(resources.get("CPU", 0) for resources in free)
-    return min(places, count_fitting({"CPU": cpus - READER_CPUS}, worker_resources(cluster)))
+        return workers
+    cpus = sum(resources.get("CPU", 0) for resources in nodes)
+    return min(workers, count_fitting({"CPU": cpus - READER_CPUS}, worker_resources(cluster)))
 
 
-def count_fitting(resources: Mapping[str, float], each: Mapping[str, float]) -> int:
-    """Return how often a demand fits into resources."""
-    return min((int(max(resources.get(kind, 0), 0) / amount + 1e-9) for kind, amount in each.items() if amount > 0), default=10**6)
+def count_fitting(resources: Mapping[str, float], demand: Mapping[str, float]) -> int:
+    """Return how many times a demand fits into resources; 10^6 for an empty demand."""
+    return min((int(max(resources.get(name, 0), 0) / amount + 1e-9) for name, amount in demand.items() if amount > 0), default=10**6)
 
 
-def wait_for_capacity(cluster: ClusterConfig, notice: StopSignal) -> int:
-    """Return how many workers to start: all there is room for, between the fewest and the most; 0 if the notice ends the wait.
+def wait_for_capacity(cluster: ClusterConfig, stop_signal: StopSignal) -> int:
+    """Wait until the fewest workers fit and return the number to start, at most the largest; 0 after a stop signal.
 
-    An autoscaler is asked for nodes meanwhile.
+    While waiting, the autoscaler is asked for nodes.
 
     Raises:
-        TrainingError: no room came for half an hour.
+        TrainingError: the fewest workers did not fit for CAPACITY_TIMEOUT_S.
 
     """
-    fewest, most = cluster.worker_range
-    began = told = time.monotonic()
+    min_workers, max_workers = cluster.worker_range
+    started_at = logged_at = time.monotonic()
     _request_nodes(cluster)
-    while not notice():
-        found, waited = schedulable_workers(cluster), time.monotonic() - began
-        hoped = min(most, max(_total_workers(cluster), fewest))
-        if found >= hoped or (found >= fewest and waited > SETTLE_S):
-            return min(found, most)
-        if waited > CAPACITY_TIMEOUT_S:
+    while not stop_signal():
+        schedulable, waited_s = schedulable_workers(cluster), time.monotonic() - started_at
+        expected = min(max_workers, max(_total_workers(cluster), min_workers))
+        if schedulable >= expected or (schedulable >= min_workers and waited_s > SETTLE_S):
+            return min(schedulable, max_workers)
+        if waited_s > CAPACITY_TIMEOUT_S:
             raise TrainingError(
-                f"cluster.workers: found room for {found} workers for {waited:.0f} s, expected {fewest}; the same command goes on"
+                f"cluster.workers: found capacity for {schedulable} workers for {waited_s:.0f} s, expected {min_workers}; "
+                "the same command resumes the run"
             )
-        if time.monotonic() - told > LOG_EVERY_S:
-            told = time.monotonic()
-            logger.warning("event=waiting_for_nodes room=%d fewest=%d waited_s=%.0f", found, fewest, waited)
+        if time.monotonic() - logged_at > LOG_EVERY_S:
+            logged_at = time.monotonic()
+            logger.warning("event=waiting_for_nodes schedulable=%d min_workers=%d waited_s=%.0f", schedulable, min_workers, waited_s)
             _request_nodes(cluster)
         time.sleep(POLL_S)
     return 0
 
 
-def check_capacity(cluster: ClusterConfig, *, begun: bool) -> None:
-    """Refuse a cluster that can never have room for the fewest workers: Ray would wait for ever.
+def check_capacity(cluster: ClusterConfig, *, resumes: bool) -> None:
+    """Refuse a cluster that can never schedule the fewest workers: Ray would wait for ever.
 
-    A run that has `begun` there had room for them once: it waits until lost nodes are back.
+    A run that `resumes` had its workers on the cluster before, so that it waits until lost nodes are back.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the cluster is too small.
 
     """
-    fewest = cluster.worker_range[0]
-    kind = "GPU" if cluster.gpu else "CPU"
-    needed = fewest * worker_resources(cluster)[kind] + (0 if cluster.gpu else READER_CPUS)
-    at_most: Any = state.state.get_max_resources_from_cluster_config()
-    found = ray.cluster_resources().get(kind, 0) if at_most is None else at_most.get(kind, 0)
-    if found < needed and not begun:
-        raise ConfigError(f"cluster.workers: {fewest} workers and reading need {needed:g} {kind}s, found {found:g}")
+    min_workers = cluster.worker_range[0]
+    resource = "GPU" if cluster.gpu else "CPU"
+    needed = min_workers * worker_resources(cluster)[resource] + (0 if cluster.gpu else READER_CPUS)
+    limits = get_max_resources_from_cluster_config()
+    largest = ray.cluster_resources().get(resource, 0) if limits is None else limits.get(resource, 0)
+    if largest < needed and not resumes:
+        raise ConfigError(f"cluster.workers: {min_workers} workers and reading need {needed:g} {resource}s, found {largest:g}")
 
 
 def _request_nodes(cluster: ClusterConfig) -> None:
-    """Ask the autoscaler, if there is one, for nodes for the most workers beside what is taken.
+    """Request the largest number of workers plus the resources in use from the autoscaler, if the cluster has one.
 
-    It starts nodes for what is asked for, not for what would be nice to have; and it holds one request for all jobs, about all
-    that there is to be.
+    `request_resources` replaces the previous request of the whole cluster, for all of its jobs.
     """
-    if _autoscales():
-        taken = max(_total_workers(cluster) - schedulable_workers(cluster), 0)
-        request_resources(bundles=[worker_resources(cluster)] * (cluster.worker_range[1] + taken))
+    if _has_autoscaler():
+        workers_in_use = max(_total_workers(cluster) - schedulable_workers(cluster), 0)
+        request_resources(bundles=[worker_resources(cluster)] * (cluster.worker_range[1] + workers_in_use))
 
 
 def clear_resource_request() -> None:
-    """Ask the autoscaler, if there is one, for nothing any more; jobs that need nodes later ask again."""
-    if _autoscales():
+    """Clear the request to the autoscaler, if the cluster has one; other jobs repeat theirs while they wait."""
+    if _has_autoscaler():
         request_resources(bundles=[])
 
 
-def _autoscales() -> bool:
-    return state.state.get_max_resources_from_cluster_config() is not None
+def _has_autoscaler() -> bool:
+    return get_max_resources_from_cluster_config() is not None

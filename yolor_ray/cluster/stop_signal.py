@@ -1,4 +1,4 @@
-"""Hear that training is to end soon: a preempted machine is told by SIGTERM."""
+"""Stop signals of a training run; a preempted machine sends SIGTERM."""
 
 import signal
 import threading
@@ -7,37 +7,37 @@ from types import FrameType
 from typing import Any
 
 StopSignal = Callable[[], str]
-"""Returns why training is to end after a checkpoint; empty while it may go on."""
+"""Returns the reason to stop training after a checkpoint; empty while training may continue."""
 
 
 def never_stop() -> str:
-    """Never ask training to end."""
+    """Return no reason to stop."""
     return ""
 
 
 class SigtermStopSignal:
-    """Take SIGTERM for a notice while the block runs, in the main thread; a second one ends the process at once."""
+    """Stop signal that SIGTERM sets while the block runs in the main thread; a second SIGTERM ends the process at once."""
 
     def __init__(self) -> None:
-        self._heard = threading.Event()
-        self._before: Any = None
+        self._received = threading.Event()
+        self._previous_handler: Any = None
 
     def __call__(self) -> str:
-        """Return why training is to end; empty while it may go on."""
-        return "SIGTERM" if self._heard.is_set() else ""
+        """Return the reason to stop training; empty while training may continue."""
+        return "SIGTERM" if self._received.is_set() else ""
 
     def __enter__(self) -> "SigtermStopSignal":
-        """Begin to listen; elsewhere than in the main thread, where Python allows no handlers, hear nothing."""
+        """Install the handler; outside of the main thread, where Python allows no handlers, do nothing."""
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._hear)
+            self._previous_handler = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave SIGTERM to whoever had it before."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        """Restore the previous handler."""
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self._heard.is_set():
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._received.is_set():
             raise SystemExit(128 + number)
-        self._heard.set()
+        self._received.set()

@@ -1,7 +1,7 @@
-"""Define every knob of every job.
+"""Define every setting of every job.
 
 The dotted name of a field is its command-line flag, its Tune key, the logged parameter and its key in `config.json`.
-Values are checked when a configuration is made, so nothing is built from a bad one.
+The values are checked when a configuration is created, so nothing is built from an invalid configuration.
 """
 
 from yolor_ray.config.evaluate import EvaluateConfig

@@ -1,4 +1,4 @@
-"""Define the knobs of the benchmarks; the subcommand names the benchmark."""
+"""Define the settings of the benchmarks; the subcommand names the benchmark."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from yolor_ray.config import TrainConfig
+from yolor_ray.config.network import Precision
 from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
 from yolor_ray.errors import ConfigError, check
 
@@ -19,14 +20,14 @@ else:
 
 @dataclass(frozen=True)
 class IngestConfig:
-    """Compare the ingest alone, the training step alone and both together, in turns."""
+    """Benchmark of the ingest alone, of the training step alone, and of both together, interleaved."""
 
     train: Preset = PRESETS["nano"]
     """The run to measure: a preset, with the flags of `jobs/train.py`."""
     rounds: int = 3
-    """Times that the three are measured in turn, 1 or more."""
+    """Rounds, 1 or more; each round measures all three."""
     steps: int = 0
-    """Batches per measure and worker, 0 or more; 0 takes the whole epoch."""
+    """Batches per measurement and worker, 0 or more; 0 takes the whole epoch."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -39,34 +40,34 @@ class IngestConfig:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """Compare the served form of a network with the network as the ancestor runs it, in turns."""
+    """Benchmark of the served network and of the plain, unfolded network that the ancestor runs, interleaved."""
 
     weights: str = ""
     """URL of a weights folder that is not folded; empty measures a preset's network with random weights."""
     preset: PresetName = "nano"
-    """Whose network to measure when there are no weights."""
+    """Preset of the network to measure when there are no weights."""
     image_px: int = 0
-    """Side of the network input, pixels, a multiple of the coarsest stride; 0 takes that of the weights or the preset."""
+    """Side of the network input, pixels, a multiple of the coarsest stride; 0 takes the size of the weights or of the preset."""
     batches: tuple[int, ...] = (1, 8)
-    """Images per forward pass, each 1 or more; all are measured."""
+    """Images per forward pass, each 1 or more; all batch sizes are measured."""
     rounds: int = 5
-    """Times that all forms are measured in turn, 1 or more."""
+    """Rounds, 1 or more; each round measures all forms of the network."""
     compute_threads: int = 0
     """Compute threads; 0 takes every core."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the served form may compute in; everything else computes in float32."""
+    precision: Precision = "float32"
+    """Number format of the served network's computation; all other forms compute in float32."""
     gpu: bool = False
     """Measure on the GPU."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         check(len(self.batches) > 0 and min(self.batches) >= 1, "batches", self.batches, "one number or more, each 1 or more")
-        for name, least in (("rounds", 1), ("compute_threads", 0), ("image_px", 0)):
-            check(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
+        for name, minimum in (("rounds", 1), ("compute_threads", 0), ("image_px", 0)):
+            check(getattr(self, name) >= minimum, name, getattr(self, name), f"{minimum} or more")
 
 
 BENCHMARKS = {"ingest": IngestConfig(), "inference": InferenceConfig()}
 BENCHMARK_DESCRIPTIONS = {
     "ingest": "Images/s of the ingest alone, of the training step alone, and of both together.",
-    "inference": "Latency of the served network against the plain, unfolded one, and the share of this machine's peak that it reaches.",
+    "inference": "Latency of the served network and of the plain, unfolded one, as fractions of this machine's peak.",
 }

@@ -1,4 +1,4 @@
-"""Define the knobs of the network: the family member, and its implicit knowledge."""
+"""Define the settings of the network: the member of the YOLOR family, and its implicit knowledge."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,52 +7,54 @@ from yolor_ray.errors import check
 
 Task = Literal["detect", "classify", "embed", "segment", "pose"]
 TASKS: tuple[Task, ...] = ("detect", "classify", "embed", "segment", "pose")
-"""What a network can learn: boxes, labels of the whole image, identities, instance masks and keypoints."""
+"""Tasks that a network can learn: boxes, labels of the whole image, identities, instance masks and keypoints."""
+Precision = Literal["float32", "bfloat16"]
+"""Number format of a network's computation."""
 
 
 @dataclass(frozen=True)
 class ImplicitConfig:
-    """Say which implicit knowledge a task has on each level: learned constants that fold away (YOLOR sections 3 to 5).
+    """Implicit knowledge of each task on each level: learned constants that are folded away (YOLOR sections 3 to 5).
 
-    The defaults are the published networks' (+FA and xPR by vectors). Nothing changes at step 0, whatever is chosen.
+    The defaults are those of the published networks (+FA and xPR by vectors). No choice changes the predictions at step 0.
     """
 
     align: Literal["none", "add", "multiply", "concat", "project"] = "add"
     """Feature alignment: shift, scale, extend or select the features; `project` gates each channel by an inner product."""
     align_at: Literal["prediction", "pyramid"] = "prediction"
-    """Where features are aligned: before the prediction convolution, or on the neck's map before the head's 3x3."""
+    """Place of the alignment: before the prediction convolution, or on the neck's map before the head's 3x3."""
     align_by: Literal["vector", "network", "factors"] = "vector"
-    """How the alignment's constants are made: g = z (eq 6), g = W z (eq 7), or g = Z'c (eq 8)."""
+    """Model of the alignment's constants: g = z (eq 6), g = W z (eq 7), or g = Z'c (eq 8)."""
     align_per: Literal["level", "anchor"] = "level"
     """One alignment per level, or one for each anchor's outputs (the paper's FA*)."""
     refine: Literal["none", "add", "multiply"] = "multiply"
     """Prediction refinement: shift or scale the outputs."""
     refine_by: Literal["vector", "network", "factors"] = "vector"
-    """How the refinement's constants are made, as in align_by."""
+    """Model of the refinement's constants, as in align_by."""
     refine_what: Literal["all", "size"] = "all"
     """Outputs that are refined: all, or box width and height only (the paper's PR*)."""
     std: float = 0.02
     """Standard deviation of fresh priors, 0 or more."""
 
     def __post_init__(self) -> None:
-        """Check what goes together."""
+        """Check the range of std, and combinations."""
         name = "network.implicit"
         check(self.std >= 0, f"{name}.std", self.std, "0 or more")
         check(self.align != "project" or self.align_by == "vector", f"{name}.align_by", self.align_by, "vector: project has its own model")
         per_anchor = self.align_per == "anchor"
         check(not per_anchor or self.align_at == "prediction", f"{name}.align_at", self.align_at, "prediction, as alignment is per anchor")
         check(not per_anchor or self.align_by == "vector", f"{name}.align_by", self.align_by, "vector, as alignment is per anchor")
-        joins = self.align in ("add", "multiply", "concat")
-        check(not per_anchor or joins, f"{name}.align", self.align, "add, multiply or concat, as alignment is per anchor")
+        aligns_per_anchor = self.align in ("add", "multiply", "concat")
+        check(not per_anchor or aligns_per_anchor, f"{name}.align", self.align, "add, multiply or concat, as alignment is per anchor")
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Describe one member of the YOLOR family; levels run from fine to coarse, stride 8 first."""
+    """One member of the YOLOR family; levels are ordered from fine to coarse, stride 8 first."""
 
     stem: Literal["conv", "csp", "reorg", "s2d", "dwt"] = "conv"
-    """How the image comes in: `conv` = 3x3, 3x3 stride 2 and a residual stage; `csp` = the same with a CSP stage; `reorg` = space to
-    depth, then 3x3; `s2d` = three times space to depth, and `dwt` = three Haar wavelets, both straight to stride 8."""
+    """Layers from the image to the backbone: `conv` = 3x3, 3x3 stride 2 and a residual stage; `csp` = the same with a CSP stage;
+    `reorg` = space to depth, then 3x3; `s2d` = three times space to depth, and `dwt` = three Haar wavelets, both down to stride 8."""
     stem_width: int = 32
     """Channels of the first convolution; s2d and dwt have none."""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
@@ -62,10 +64,10 @@ class NetworkConfig:
     block: Literal["csp", "cspf"] = "csp"
     """Backbone block: `csp` has a 1x1 after the residuals, `cspf` (fusion first) has none."""
     down: Literal["conv", "downc"] = "conv"
-    """Down-sampling: 3x3 stride 2, or that beside max pooling."""
+    """Down-sampling: 3x3 stride 2, or 3x3 stride 2 beside max pooling."""
     joint_norm: bool = False
-    """One batch norm and activation over both halves of each block (paper branch), or one over each half that ends in a convolution
-    (main branch)."""
+    """True: one batch norm and activation over both halves of each block (paper branch). False: one over each half that ends in a
+    convolution (main branch)."""
     neck_depth: int = 2
     """Bottlenecks per neck block."""
     spp_pairs: int = 1
@@ -77,11 +79,11 @@ class NetworkConfig:
     norm_eps: float = 1e-3
     """Batch norm epsilon: 1e-4 on the main branch, 1e-3 on the paper branch."""
     activation: Literal["silu", "mish"] = "silu"
-    """What follows each batch norm."""
+    """Activation after each batch norm."""
     tasks: tuple[Task, ...] = ("detect",)
-    """What is learned on the shared features. `detect` is always among them: masks, keypoints and identities are those of its boxes."""
+    """Tasks on the shared features. `detect` is required: masks, keypoints and identities belong to detected boxes."""
     implicit: ImplicitConfig = field(default_factory=ImplicitConfig)
-    """What each prediction level of each task has learned beside what it sees."""
+    """Implicit knowledge of each task on each prediction level."""
 
     def __post_init__(self) -> None:
         """Check the numbers against each other."""
@@ -95,10 +97,15 @@ class NetworkConfig:
         check(self.neck_depth >= 0, "network.neck_depth", self.neck_depth, "0 or more")
         check(self.norm_eps > 0, "network.norm_eps", self.norm_eps, "more than 0")
         check(2 <= self.levels <= 5, "network.levels", self.levels, "2 to 5")
-        known = len(set(self.tasks)) == len(self.tasks) and set(self.tasks) <= set(TASKS)
-        check(known and "detect" in self.tasks, "network.tasks", self.tasks, f"detect, and each of {', '.join(TASKS[1:])} at most once")
+        valid = len(set(self.tasks)) == len(self.tasks) and set(self.tasks) <= set(TASKS)
+        check(valid and "detect" in self.tasks, "network.tasks", self.tasks, f"detect, and each of {', '.join(TASKS[1:])} at most once")
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels per cell, level by level."""
+        """Pixels per cell of each level."""
         return tuple(8 * 2**level for level in range(self.levels))
+
+    def check_image_px(self, image_px: int, name: str) -> None:
+        """Raise ConfigError unless an input side, pixels, is a positive multiple of the coarsest stride; `name` is the dotted flag."""
+        stride = self.strides[-1]
+        check(image_px > 0 and image_px % stride == 0, name, image_px, f"a multiple of the coarsest stride, {stride}")

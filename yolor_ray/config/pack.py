@@ -1,4 +1,4 @@
-"""Define the knobs of packing, one configuration per source of annotations; the subcommand names the source."""
+"""Define the settings of packing, with one configuration per source of annotations; the subcommand names the source."""
 
 import re
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from yolor_ray.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """Say where a data set goes and how strict to be."""
+    """Output of packing, and strictness."""
 
     output: str
-    """URL of the folder for the data set; it must be empty, unfinished or hold the very same data set."""
+    """URL of the folder for the dataset; the folder must be empty, unfinished or hold exactly the same dataset."""
     strict: bool = False
-    """Refuse the whole data set when anything is wrong with it, instead of leaving the faulty parts out."""
+    """Refuse a dataset that has any fault, instead of leaving the faulty annotations out."""
     shard_mb: float = 128.0
-    """Encoded image bytes per shard, MB; each shard is made by one Ray task."""
+    """Encoded image bytes per shard, MB; one Ray task makes each shard."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -28,29 +28,29 @@ class PackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PackAnnotatedConfig(PackConfig):
-    """Say where annotated images are, and what their image labels are."""
+    """Annotated images."""
 
     images: str
     """URL of the folder of images."""
     image_labels: Literal["annotated", "present"] = "annotated"
-    """Labels of whole images: those that the annotations have, or the classes of the objects present on each image."""
+    """Labels of whole images: those in the annotations, or the classes of the objects present on each image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackVocConfig(PackAnnotatedConfig):
-    """Pack images with PASCAL VOC XML annotations."""
+    """Images with PASCAL VOC XML annotations."""
 
     annotations: str
     """URL of the folder of XML files."""
     split_file: str = ""
     """URL of a list of images, one stem or file name per line; empty takes all."""
     classes: str = ""
-    """Class names by label, separated by commas; empty collects and sorts those in the XML files."""
+    """Class names by label, separated by commas; empty collects and sorts the names in the XML files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackCocoConfig(PackAnnotatedConfig):
-    """Pack images with COCO JSON annotations: boxes, masks, keypoints, identities, image labels."""
+    """Images with COCO JSON annotations: boxes, masks, keypoints, identities, image labels."""
 
     annotations: str
     """URL of the JSON file."""
@@ -60,7 +60,7 @@ class PackCocoConfig(PackAnnotatedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PackYoloConfig(PackAnnotatedConfig):
-    """Pack images with YOLO text annotations; images without a text file are backgrounds."""
+    """Images with YOLO text annotations; images without a text file are backgrounds."""
 
     annotations: str
     """URL of the folder of text files."""
@@ -70,14 +70,14 @@ class PackYoloConfig(PackAnnotatedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PackCropsConfig(PackAnnotatedConfig):
-    """Pack images of one object each, whose file names tell who it is and which camera saw it: re-identification sets."""
+    """Images of one object each, with identity and camera in the file name: re-identification sets."""
 
     pattern: str
-    """Regular expression, searched in the path below `images` without suffix; named groups identity, and if there are class, camera."""
+    """Regular expression to search in the path below `images` without suffix; named groups: identity, and optionally class and camera."""
     split_file: str = ""
     """URL of a list of images, one file name per line; empty takes all."""
     classes: str = ""
-    """Class names by label, separated by commas; empty collects and sorts those in the file names."""
+    """Class names by label, separated by commas; empty collects and sorts the names in the file names."""
 
     def __post_init__(self) -> None:
         """Check ranges and the pattern."""
@@ -87,18 +87,18 @@ class PackCropsConfig(PackAnnotatedConfig):
         except re.error as error:
             raise ConfigError(f"pattern: found {self.pattern!r}, expected a regular expression: {error}") from error
         if "identity" not in groups or not set(groups) <= {"identity", "class", "camera"}:
-            found = ", ".join(groups) or "none"
-            raise ConfigError(f"pattern: found named groups {found}, expected (?P<identity>…), and at will (?P<class>…), (?P<camera>…)")
+            names = ", ".join(groups) or "none"
+            raise ConfigError(f"pattern: found named groups {names}, expected (?P<identity>…), optionally (?P<class>…) and (?P<camera>…)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackScenesConfig(PackConfig):
-    """Pack scenes of the built-in data set."""
+    """Scenes of the built-in dataset."""
 
     count: int = 320
     """Images to make."""
     seed: int = 0
-    """Another seed makes another data set."""
+    """Seed of the dataset; another seed makes other scenes."""
     size_px: int = 320
     """Side of the square images."""
 

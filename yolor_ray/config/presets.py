@@ -1,9 +1,9 @@
-"""Name complete runs: what to type after `jobs/train.py`.
+"""Define the presets: complete runs by name.
 
-The published sizes are YOLOR's own (paper table A2 and the released configurations). P6 and W6 were released in two
-layouts, which are different networks: that of the main branch, and that of the paper branch with `joint_norm`. The
-YOLOv4 networks are YOLOR's without implicit knowledge, its baselines. `nano` and `small` are this project's, for CPUs and
-edge devices.
+The published sizes are those of YOLOR (paper table A2 and the released configurations). P6 and W6 were released in two
+layouts, which are different networks: the layout of the main branch, and the layout of the paper branch with `joint_norm`.
+The YOLOv4 networks are YOLOR's baselines without implicit knowledge. `nano` and `small` are networks of this project, for
+CPUs and edge devices.
 """
 
 from dataclasses import replace
@@ -52,8 +52,8 @@ AUGMENT_1280 = AugmentConfig(translate=0.5, scale=0.5, multi_scale=0.5)
 LOSS_1280 = LossConfig(cls=0.5, objectness=1.0)
 
 
-def _large(network: NetworkConfig) -> TrainConfig:
-    """Return a run of a four-level network at 1280 px by the published recipe."""
+def _at_1280_px(network: NetworkConfig) -> TrainConfig:
+    """Make a run of a network with four levels or more at 1280 px, with the published recipe."""
     return TrainConfig(network=network, data=DataConfig(image_px=1280), augment=AUGMENT_1280, loss=LOSS_1280, optim=OptimConfig(batch=64))
 
 
@@ -78,16 +78,16 @@ PRESETS = {
     "v4-csp-x": TrainConfig(network=V4_CSP_X, augment=AUGMENT_640),
     "s4-s2d": TrainConfig(network=S4_S2D),
     "s4-dwt": TrainConfig(network=S4_DWT),
-    "p6": _large(P6),
-    "w6": _large(W6),
-    "p6-paper": _large(P6_PAPER),
-    "w6-paper": _large(W6_PAPER),
-    "e6": _large(E6),
-    "d6": _large(D6),
-    "v4-p6": _large(V4_P6),
-    "v4-p7": replace(_large(V4_P7), data=DataConfig(image_px=1536)),
+    "p6": _at_1280_px(P6),
+    "w6": _at_1280_px(W6),
+    "p6-paper": _at_1280_px(P6_PAPER),
+    "w6-paper": _at_1280_px(W6_PAPER),
+    "e6": _at_1280_px(E6),
+    "d6": _at_1280_px(D6),
+    "v4-p6": _at_1280_px(V4_P6),
+    "v4-p7": replace(_at_1280_px(V4_P7), data=DataConfig(image_px=1536)),
 }
-"""Complete runs by name: what to type after `jobs/train.py`."""
+"""Complete runs by name, the first argument of `yolor-ray train`."""
 
 DESCRIPTIONS = {
     "demo": "nano network on built-in scenes; needs nothing, a few minutes on 2 CPU cores.",

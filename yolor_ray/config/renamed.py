@@ -1,11 +1,14 @@
-"""Names of version 0.1 that version 0.2 still accepts, each with a warning that names the new one.
+"""Translate names of version 0.1, which version 0.2 still accepts with a warning that has the new name.
 
-The table serves flags, keys of `config.json` and of preset files, `--search` arguments, and files in a run's folder. Version 0.3 removes it.
+The tables serve flags, keys of `config.json` and of preset files, `--search` arguments, and files in a run's folder. Version 0.3
+removes the tables.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from yolor_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ FLAGS: dict[str, dict[str, str]] = {
     "serve": {"threads": "compute_threads"},
     "tune": {"concurrent": "max_concurrent_trials"},
 }
-"""Further flags by job."""
+"""Further flags by job: old names and new ones."""
 FILES = {"attempts.jsonl": "lives.jsonl", "heartbeat.json": "beat.json"}
 """Files of a run's folder: the new name, and the old name that is read where the new one is absent."""
 RECORD_FIELDS = {
@@ -38,19 +41,36 @@ RECORD_FIELDS = {
     "token": "fencing_token",
 }
 """Keys in the rows of `lives.jsonl` and in `beat.json`."""
+METRICS = {"classes": "cls"}
+"""Keys in the rows of `metrics.jsonl` and of checkpoints: terms of the loss."""
+STUDY_PREFIX = "train."
+"""Prefix of a run's settings in `study.json`."""
 
 
 def current_setting(name: str) -> str:
-    """Return the dotted name of a setting in this version; log a warning where `name` is an old one."""
-    if name not in SETTINGS:
+    """Return the dotted name of a setting in this version, and log a warning for an old name."""
+    prefix = STUDY_PREFIX if name.startswith(STUDY_PREFIX) else ""
+    setting = name.removeprefix(prefix)
+    if setting not in SETTINGS:
         return name
-    logger.warning("event=setting_renamed old=%s new=%s: version 0.3 refuses the old name", name, SETTINGS[name])
-    return SETTINGS[name]
+    logger.warning("event=setting_renamed old=%s new=%s advice='version 0.3 refuses the old name'", setting, SETTINGS[setting])
+    return prefix + SETTINGS[setting]
 
 
 def current_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by their dotted names of this version; see `current_setting`."""
-    return {current_setting(name): value for name, value in values.items()}
+    """Return settings by their dotted names of this version; see `current_setting`.
+
+    Raises:
+        ConfigError: a setting has a value under its old name and another under its new name.
+
+    """
+    current: dict[str, Any] = {}
+    for name, value in values.items():
+        new_name = current_setting(name)
+        if new_name != name and new_name in values:
+            raise ConfigError(f"{new_name}: found a value for its old name {name}, too, expected one of the two names")
+        current[new_name] = value
+    return current
 
 
 def current_arguments(job: str, arguments: Sequence[str]) -> list[str]:
@@ -62,7 +82,7 @@ def current_arguments(job: str, arguments: Sequence[str]) -> list[str]:
 def _current_argument(argument: str, flags: Mapping[str, str]) -> str:
     name, separator, value = argument.removeprefix("--").partition("=")
     plain = name.replace("-", "_")
-    # A switch such as --cluster.allow_open has its opposite, --cluster.no-allow_open.
+    # The opposite of a switch such as --cluster.allow_open is --cluster.no-allow_open.
     section, dot, last = plain.rpartition(".")
     switch_off = last.startswith("no_")
     old = section + dot + last.removeprefix("no_")
@@ -71,8 +91,13 @@ def _current_argument(argument: str, flags: Mapping[str, str]) -> str:
     new = flags[plain] if plain in flags else flags[old]
     section, dot, last = new.rpartition(".")
     flag = f"--{section}{dot}{'no-' if plain not in flags else ''}{last}"
-    logger.warning("event=flag_renamed old=--%s new=%s: version 0.3 refuses the old name", name, flag)
+    logger.warning("event=flag_renamed old=--%s new=%s advice='version 0.3 refuses the old name'", name, flag)
     return f"{flag}{separator}{value}"
+
+
+def current_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a run's metrics by the keys of this version."""
+    return {METRICS.get(name, name): value for name, value in row.items()}
 
 
 def current_record(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,66 +1,93 @@
-"""Define the knobs of serving."""
+"""Define the settings of serving."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from yolor_ray.config.network import Precision
 from yolor_ray.errors import check
 
 
 @dataclass(frozen=True)
+class ServedRange:
+    """Allowed values of a parameter that a request may set: from `low` to `high`, `high` included."""
+
+    low: float
+    high: float
+    above_low: bool = False
+    """True if `low` itself is not allowed."""
+
+    def allows(self, value: float) -> bool:
+        """Return True if a value lies in the range."""
+        return (self.low < value if self.above_low else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        """Return the range in words, as error messages write it."""
+        return f"over {self.low}, up to {self.high}" if self.above_low else f"{self.low} to {self.high}"
+
+
+SERVED_RANGES = {"confidence": ServedRange(0, 1), "iou": ServedRange(0, 1, above_low=True), "max_detections": ServedRange(1, 1000)}
+"""Ranges of the limits of a detection, by parameter; the settings, the HTTP parameters and OpenAPI take the ranges from here."""
+
+
+def check_limits(confidence: float, iou: float, max_detections: int) -> None:
+    """Raise ConfigError if a limit of a detection is out of range."""
+    for name, value in (("confidence", confidence), ("iou", iou), ("max_detections", max_detections)):
+        check(SERVED_RANGES[name].allows(value), name, value, str(SERVED_RANGES[name]))
+
+
+@dataclass(frozen=True)
 class ServeConfig:
-    """Serve weights over HTTP on autoscaling replicas."""
+    """HTTP service of weights on autoscaling replicas."""
 
     weights: str
-    """URL of a weights folder; fused when loaded if it is not already."""
+    """URL of a weights folder; unfused weights are fused when they are loaded."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8000
     """TCP port, 1 to 65535."""
     confidence: float = 0.25
-    """Least confidence of a returned box, 0 to 1; a request may override it."""
+    """Lowest confidence of a returned box, 0 to 1; a request may set another."""
     iou: float = 0.5
-    """Boxes of one class that overlap more than this are one object, over 0, up to 1; a request may override it."""
+    """IoU from which boxes of one class are one object, over 0, up to 1; a request may set another."""
     max_detections: int = 300
-    """Most boxes per image, 1 to 1000; a request may override it."""
+    """Most boxes per image, 1 to 1000; a request may set another."""
     min_replicas: int = 1
     """Fewest replicas, 1 or more."""
     max_replicas: int = 1
     """Most replicas; more than min_replicas turns autoscaling on."""
     target_ongoing_requests: float = 4.0
-    """Requests in work per replica that autoscaling aims at."""
+    """Target of autoscaling: requests in progress per replica."""
     gpus_per_replica: float = 0.0
-    """GPUs that each replica reserves; a fraction lets replicas share one."""
+    """GPUs that each replica reserves; replicas with a fraction share a GPU."""
     cpus_per_replica: float = 1.0
     """Logical CPUs that each replica reserves."""
     compute_threads: int = 1
     """Compute threads per replica without a GPU, 1 or more."""
     decode_threads: int = 2
-    """Threads per replica that decode images beside the network, and as many that make masks, 1 or more."""
+    """Threads per replica that decode images beside the network, and as many threads that make masks, 1 or more."""
     engine: Literal["fastest", "torch", "onnxruntime", "openvino"] = "fastest"
-    """What runs the network. `fastest` builds each that is installed when a replica starts, checks it against the weights and times it;
-    naming one saves most of that time. On a GPU there is only torch."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in. `bfloat16` is faster where the CPU or GPU computes in it, most of all for large networks, and
-    scores move by about 0.01: measure the weights' AP before. ONNX Runtime keeps to float32."""
+    """Engine that executes the network. When a replica starts, `fastest` builds each installed engine, compares its predictions with
+    the weights' and measures its speed; a named engine saves most of that time. On a GPU there is only torch."""
+    precision: Precision = "float32"
+    """Number format of the network's computation. `bfloat16` is faster on a CPU or GPU that supports it, most of all for large networks.
+    Scores change by about 0.01: measure the AP of the weights before. ONNX Runtime always computes in float32."""
     max_batch: int = 8
     """Most images per forward pass, 1 or more."""
     batch_wait_ms: float = 0.0
-    """Longest wait of an idle network for more images, milliseconds; a busy one finds its next batch waiting anyway."""
+    """Longest wait of an idle network for more images, milliseconds; a busy network finds its next batch in the queue."""
     max_queued: int = 64
-    """Requests that may wait per replica beside one full batch; more are answered 429 with Retry-After."""
+    """Requests that may wait per replica beside one full batch; further requests are answered 429 with Retry-After."""
     max_body_mb: float = 20.0
-    """Largest request body as it travels, MB."""
+    """Largest request body as transmitted, MB."""
     max_megapixels: float = 50.0
     """Largest image, million pixels, checked before decoding."""
     request_timeout_s: float = 30.0
-    """Longest time for one request, seconds; its body must be in after nine tenths of it."""
+    """Longest time for one request, seconds; the body must arrive within nine tenths of that time."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         check(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
-        check(0 <= self.confidence <= 1, "confidence", self.confidence, "0 to 1")
-        check(0 < self.iou <= 1, "iou", self.iou, "over 0, up to 1")
-        check(1 <= self.max_detections <= 1000, "max_detections", self.max_detections, "1 to 1000")
+        check_limits(self.confidence, self.iou, self.max_detections)
         check(1 <= self.min_replicas <= self.max_replicas, "min_replicas", self.min_replicas, f"1 to max_replicas, {self.max_replicas}")
         for name in ("compute_threads", "decode_threads", "max_batch"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")

@@ -1,4 +1,4 @@
-"""Define the knobs of studies: several trainings that Ray Tune runs beside each other. The subcommand names the study."""
+"""Define the settings of studies: several trainings that Ray Tune runs side by side. The subcommand names the study."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,53 +22,54 @@ SearchArguments = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """Train every form of implicit knowledge alike, over several seeds, and compare each with the baseline without any."""
+    """Comparison of each variant of implicit knowledge with the baseline without any, over several seeds."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The run that all trials vary: a preset, with the flags of `jobs/train.py`; run.name names the study."""
     variants: tuple[VariantName, ...] = tuple(VARIANTS)
-    """Forms of implicit knowledge; the baseline is always among them."""
+    """Variants of implicit knowledge; the baseline is always added."""
     seeds: int = 3
-    """Repeats of each, with run.seed and the numbers after it; 1 or more, and 2 or more to know the noise. More may be added later."""
+    """Repeats, with run.seed and the seeds after it; 1 or more, and 2 or more to measure the noise. A later larger number
+    adds repeats."""
     search: SearchArguments = ()
-    """One more dimension, such as `optim.lr=1e-2,2e-2`; may be given several times. Each combination has a baseline of its own."""
+    """A further dimension, such as `optim.lr=1e-2,2e-2`; may be given several times. Each combination has its own baseline."""
     max_concurrent_trials: int = 0
-    """Most trials at a time; 0 takes as many as the cluster has room for at the start."""
+    """Most trials at a time; 0 takes as many as the cluster can schedule at the start."""
 
     def __post_init__(self) -> None:
-        """Check ranges and that the further dimensions exist."""
-        _check_free(self.train)
-        implicit = "the study's own: --variants says which implicit knowledge is trained"
-        check(self.train.network.implicit == PLAIN, "network.implicit", self.train.network.implicit, implicit)
+        """Check ranges and the further dimensions."""
+        _check_validation_default(self.train)
+        expected = "none: --variants defines the implicit knowledge of the trials"
+        check(self.train.network.implicit == PLAIN, "network.implicit", self.train.network.implicit, expected)
         check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
         check(self.max_concurrent_trials >= 0, "max_concurrent_trials", self.max_concurrent_trials, "0 or more")
         check(len(set(self.variants)) == len(self.variants), "variants", self.variants, "each name once")
         ablation_choices(self.train, self.search)
 
     @property
-    def compared(self) -> tuple[str, ...]:
-        """The variants, the baseline first."""
+    def variants_with_baseline(self) -> tuple[str, ...]:
+        """The variants to train, the baseline first."""
         return (BASELINE, *(name for name in self.variants if name != BASELINE))
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Look for the settings of the recipe that give the highest AP, with Optuna; bad trials are stopped early."""
+    """Search for the settings with the highest AP, with Optuna; bad trials are stopped early."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """The run that all trials vary: a preset, with the flags of `jobs/train.py`; run.name names the study."""
     trials: int = 30
-    """Trainings in all, 1 or more; more may be added later."""
+    """Number of trials, 1 or more; a later larger number adds trials."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """What stops trials: `asha` keeps the best third at 1/9 and 1/3 of the epochs, `median` stops what is under the others' median."""
+    """Rule that stops trials: `asha` keeps the best third at 1/9 and 1/3 of the epochs, `median` stops trials under the others' median."""
     search: SearchArguments = ()
-    """Further or other dimensions: a range `optim.lr=1e-3..1e-1`, a choice `optim.batch=8,16`, or one value, which is then fixed."""
+    """Further or replaced dimensions: a range `optim.lr=1e-3..1e-1`, a choice `optim.batch=8,16`, or one fixed value."""
     max_concurrent_trials: int = 0
-    """Most trials at a time; 0 takes as many as the cluster has room for at the start."""
+    """Most trials at a time; 0 takes as many as the cluster can schedule at the start."""
 
     def __post_init__(self) -> None:
         """Check ranges and the search space."""
-        _check_free(self.train)
+        _check_validation_default(self.train)
         check(self.trials >= 1, "trials", self.trials, "1 or more")
         check(self.max_concurrent_trials >= 0, "max_concurrent_trials", self.max_concurrent_trials, "0 or more")
         search_space(self.train, self.search)
@@ -76,55 +77,56 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class TasksConfig:
-    """Train each task alone, all tasks together, and all together with implicit knowledge, and compare them: the paper's table 3."""
+    """Comparison of each task alone, all tasks together, and all tasks together with implicit knowledge: the paper's table 3."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    """The run that all trials vary: a preset, with the flags of `jobs/train.py`; run.name names the study. network.tasks are the tasks,
-    or if it names detect alone, all that both data sets are annotated for; network.implicit is the implicit knowledge that is tried."""
+    """The run that all trials vary: a preset, with the flags of `jobs/train.py`; run.name names the study. network.tasks are the tasks to
+    compare; detect alone stands for all tasks that both datasets are annotated for. network.implicit is the implicit knowledge to test."""
     seeds: int = 3
-    """Repeats of each, with run.seed and the numbers after it; 1 or more, and 2 or more to know the noise. More may be added later."""
+    """Repeats, with run.seed and the seeds after it; 1 or more, and 2 or more to measure the noise. A later larger number
+    adds repeats."""
     max_concurrent_trials: int = 0
-    """Most trials at a time; 0 takes as many as the cluster has room for at the start."""
+    """Most trials at a time; 0 takes as many as the cluster can schedule at the start."""
 
     def __post_init__(self) -> None:
-        """Check ranges and that there is implicit knowledge to try."""
-        _check_free(self.train)
-        implicit = "some: one form has it, and the others have none"
-        check(self.train.network.implicit != PLAIN, "network.implicit", self.train.network.implicit, implicit)
+        """Check ranges, and that there is implicit knowledge to test."""
+        _check_validation_default(self.train)
+        expected = "some: one arm of the study has it, and the others have none"
+        check(self.train.network.implicit != PLAIN, "network.implicit", self.train.network.implicit, expected)
         check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
         check(self.max_concurrent_trials >= 0, "max_concurrent_trials", self.max_concurrent_trials, "0 or more")
 
 
-def _check_free(train: TrainConfig) -> None:
-    expected = f"{RunConfig.validate_epochs}: a study says itself when its trials are validated"
+def _check_validation_default(train: TrainConfig) -> None:
+    expected = f"{RunConfig.validate_epochs}: a study sets the validation epochs of its trials itself"
     check(train.run.validate_epochs == RunConfig.validate_epochs, "run.validate_epochs", train.run.validate_epochs, expected)
 
 
-def _of_preset(kind: str, preset: TrainConfig) -> TrainConfig:
-    """Return a preset as what a study varies, named after the study."""
-    return replace(preset, run=replace(preset.run, name=kind, validate_epochs=RunConfig.validate_epochs))
+def _base_run(study: str, preset: TrainConfig) -> TrainConfig:
+    """Return a preset as the base run of a study, with the name of the study."""
+    return replace(preset, run=replace(preset.run, name=study, validate_epochs=RunConfig.validate_epochs))
 
 
-def _ablation(preset: TrainConfig) -> AblationConfig:
-    train = _of_preset("ablation", preset)
+def _make_ablation(preset: TrainConfig) -> AblationConfig:
+    train = _base_run("ablation", preset)
     return AblationConfig(train=replace(train, network=replace(train.network, implicit=PLAIN)))
 
 
-def _tasks(preset: TrainConfig) -> TasksConfig:
-    train = _of_preset("tasks", preset)
-    # A preset without implicit knowledge would leave nothing to try.
+def _make_tasks(preset: TrainConfig) -> TasksConfig:
+    train = _base_run("tasks", preset)
+    # A preset without implicit knowledge leaves nothing to compare.
     implicit = ImplicitConfig() if train.network.implicit == PLAIN else train.network.implicit
     return TasksConfig(train=replace(train, network=replace(train.network, implicit=implicit)))
 
 
 STUDIES: dict[str, Callable[[TrainConfig], AblationConfig | SearchConfig | TasksConfig]] = {
-    "ablation": _ablation,
-    "search": lambda preset: SearchConfig(train=_of_preset("search", preset)),
-    "tasks": _tasks,
+    "ablation": _make_ablation,
+    "search": lambda preset: SearchConfig(train=_base_run("search", preset)),
+    "tasks": _make_tasks,
 }
-"""Make a study of a preset."""
+"""Factories of the studies' configurations from a preset, by the name of the study."""
 STUDY_DESCRIPTIONS = {
-    "ablation": "Which implicit knowledge helps on this data: every form, several seeds, differences with error bars.",
-    "search": "Which recipe suits this data: learning rate, loss gains, augmentation, anchors; ends in a preset file.",
-    "tasks": "Which tasks gain by being learned together: each alone, all jointly, and jointly with implicit knowledge, several seeds.",
+    "ablation": "Compare the variants of implicit knowledge on this data: several seeds, differences with error bars.",
+    "search": "Search the best recipe for this data: learning rate, loss gains, augmentation, anchors; writes a preset file.",
+    "tasks": "Compare joint training of tasks: each task alone, all jointly, and jointly with implicit knowledge; several seeds.",
 }

@@ -1,4 +1,4 @@
-"""Define the knobs of training, from the data to the run."""
+"""Define the settings of training, from the data to the run."""
 
 from dataclasses import dataclass, field
 
@@ -8,16 +8,16 @@ from yolor_ray.errors import check
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Say what to learn from."""
+    """Datasets, and how they are read."""
 
     train: str = "scenes:320"
-    """URL of the packed training set, or several separated by commas that are trained together; `scenes:N` makes N built-in scenes."""
+    """URL of the packed training set, or several separated by commas that form one set; `scenes:N` makes N built-in scenes."""
     val: str = "scenes:80"
     """URL of the packed validation set, or several separated by commas; `scenes:N` makes N other built-in scenes."""
     image_px: int = 640
     """Side of the square network input, pixels; a multiple of the coarsest stride."""
     decode_threads: int = 1
-    """Decode and augmentation threads beside each worker, 1 or more."""
+    """Threads beside each worker that decode and augment images, 1 or more."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -27,16 +27,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Say how training images are varied; the validation set never is."""
+    """Augmentation of training images; the validation set is never augmented."""
 
     mosaic: float = 1.0
     """Probability of a 2x2 mosaic of four images, 0 to 1."""
     mixup: float = 0.0
     """Probability of blending two mosaics, 0 to 1."""
     translate: float = 0.1
-    """Largest shift, as a fraction of the image side."""
+    """Largest shift, as a fraction of the image side, 0 or more and under 1."""
     scale: float = 0.5
-    """Zoom is drawn from 1 - scale to 1 + scale."""
+    """Range of the random zoom: from 1 - scale to 1 + scale."""
     degrees: float = 0.0
     """Largest rotation either way, degrees."""
     hue: float = 0.015
@@ -50,9 +50,9 @@ class AugmentConfig:
     flip_vertical: float = 0.0
     """Probability of an upside-down flip; 0.5 suits microscopes and aerial views."""
     multi_scale: float = 0.0
-    """Batches are resized by a factor from 1 - x to 1 + x; 0.5 in the paper, 0 is fastest."""
+    """Range of the random size of a batch: factors from 1 - x to 1 + x; 0.5 in the paper, 0 is fastest."""
     close_mosaic_epochs: int = 0
-    """Last epochs without mosaic and mixup, so that training ends on whole images."""
+    """Last epochs without mosaic and mixup, so that training ends on unmixed images."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -66,7 +66,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weigh the parts of the loss (reference recipe, 640 px from scratch)."""
+    """Weights of the loss terms; the defaults are the reference recipe for 640 px from scratch."""
 
     box: float = 0.05
     """Gain of 1 - CIoU."""
@@ -83,7 +83,7 @@ class LossConfig:
     pose: float = 0.3
     """Gain of keypoint distances and of the BCE of their visibility."""
     anchor_ratio: float = 4.0
-    """An anchor matches a box when neither side differs by more than this factor."""
+    """Largest factor between the sides of an anchor and of a matching box."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -94,28 +94,28 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Say how to descend, and from where."""
+    """Initial weights, optimizer and schedule."""
 
     pretrained: str = ""
-    """URL of unfused weights to start from; what does not fit, such as other classes, starts fresh. Empty starts from scratch."""
+    """URL of unfused initial weights; parameters that do not fit, such as other classes, start at random. Empty starts from scratch."""
     epochs: int = 300
     """Passes over the training set."""
     batch: int = 16
     """Images per step over all workers together."""
     nominal_batch: int = 64
-    """Gradients are accumulated to about this many images per optimizer step."""
+    """Images per optimizer step, approximately: gradients are accumulated over steps."""
     lr: float = 0.01
     """Peak learning rate."""
     final_lr_ratio: float = 0.2
-    """Learning rate at the end, as a fraction of the peak; cosine between."""
+    """Learning rate at the end, as a fraction of the peak; the decay follows a cosine."""
     momentum: float = 0.937
     """SGD momentum (Nesterov)."""
     weight_decay: float = 5e-4
     """Weight decay of convolution weights at the nominal batch."""
     warmup_epochs: float = 3.0
-    """Linear warm-up; at least 1000 steps where the run is long, never over a tenth of the run."""
+    """Epochs of linear warm-up; at least 1000 steps in a long run, at most a tenth of every run."""
     ema_decay: float = 0.9999
-    """Decay of the weight average, per optimizer step; capped so that it looks back over at most a tenth of the run."""
+    """Decay of the weight average (EMA), per optimizer step; capped so that the average covers at most a tenth of the run."""
     clip_norm: float = 10.0
     """Largest gradient norm per optimizer step."""
 
@@ -134,20 +134,20 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Say what the workers run on."""
+    """Training workers and their resources."""
 
     workers: str = "0"
-    """Training workers: 0 = in this process, N = that many, MIN-MAX = as many as there is room for, also while training."""
+    """Training workers: 0 = in this process, N = that many, MIN-MAX = as many as the cluster can schedule, also during training."""
     gpu: bool = False
     """One GPU per worker."""
     cpus_per_worker: float = 0.5
-    """Logical CPUs that Ray reserves per worker without a GPU; under 1 leaves room for reading."""
+    """Logical CPUs that Ray reserves per worker without a GPU; under 1 leaves CPUs for reading."""
     compute_threads: int = 0
-    """Compute threads per worker without a GPU; 0 shares the machine's cores evenly."""
+    """Compute threads per worker without a GPU; 0 divides the machine's cores evenly."""
     max_failures: int = 3
-    """Restarts after lost workers, in a row and without a new checkpoint between them, before the run gives up."""
+    """Consecutive restarts after lost workers, without a new checkpoint between them, before the run fails."""
     allow_unauthenticated: bool = False
-    """Join a cluster though it has no token authentication, so that whoever reaches it can run code on it."""
+    """Join a cluster without token authentication. Everyone who can connect to such a cluster can run code on the cluster."""
 
     def __post_init__(self) -> None:
         """Check the worker range."""
@@ -158,30 +158,31 @@ class ClusterConfig:
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """Fewest and most workers."""
-        parts = self.workers.split("-")
-        check(len(parts) in (1, 2) and all(p.isdigit() for p in parts), "cluster.workers", self.workers, "N or MIN-MAX, such as 2 or 1-4")
-        return int(parts[0]), int(parts[-1])
+        """Minimum and maximum number of workers."""
+        limits = self.workers.split("-")
+        valid = len(limits) in (1, 2) and all(limit.isdigit() for limit in limits)
+        check(valid, "cluster.workers", self.workers, "N or MIN-MAX, such as 2 or 1-4")
+        return int(limits[0]), int(limits[-1])
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Name the run and say what it keeps."""
+    """Name and folder of a run, its seed, validations and checkpoints."""
 
     storage: str = "runs"
     """URL of the folder that holds runs."""
     name: str = "train"
     """Name of the run; the same storage and name again resumes it."""
     seed: int = 0
-    """Seed of weights, order and augmentation."""
+    """Seed of initial weights, order and augmentation."""
     validate_epochs: int = 10
     """Epochs between validations; the last epoch always validates."""
     checkpoint_epochs: int = 10
-    """Epochs between checkpoints; the last epoch always writes one."""
+    """Epochs between checkpoints; the last epoch always writes a checkpoint."""
     checkpoint_steps: int = 0
-    """Steps between checkpoints, also inside an epoch; 0 counts none."""
+    """Steps between checkpoints, also inside an epoch; 0 ignores steps."""
     checkpoint_minutes: float = 5.0
-    """Longest time without a checkpoint, also inside an epoch: the most work that a lost node can cost."""
+    """Longest time without a checkpoint, also inside an epoch: the most training time that a lost node can cost."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -194,7 +195,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train one network."""
+    """Training of one network."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -205,8 +206,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        """Check what concerns more than one part."""
-        stride = self.network.strides[-1]
-        check(self.data.image_px % stride == 0, "data.image_px", self.data.image_px, f"a multiple of the coarsest stride, {stride}")
+        """Check combinations of settings."""
+        self.network.check_image_px(self.data.image_px, "data.image_px")
         workers = self.cluster.worker_range[1]
         check(self.optim.batch >= max(workers, 1), "optim.batch", self.optim.batch, f"at least one image for each of {workers} workers")

@@ -1,1 +1,1 @@
-"""Data: annotations, records, shards, decoding and augmentation. Needs NumPy and pyarrow, never torch or ray."""
+"""Datasets and training data: records, shards, decoding, augmentation and loading. Imports NumPy and pyarrow, never torch or ray."""

@@ -1,1 +1,1 @@
-"""Evaluation: predictions and truths to COCO numbers and pictures."""
+"""Evaluation of weights on packed datasets: metrics of every task, detections and example images."""

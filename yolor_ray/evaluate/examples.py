@@ -1,54 +1,61 @@
-"""Choose images of a data set that show how well a network does, with what was found and what is annotated."""
+"""Select example images of a dataset, with their detections and annotations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from yolor_ray.data.shards.dataset import Dataset, read_row_group, records
+from yolor_ray.data.shards.dataset import Dataset, read_row_group, to_records
 from yolor_ray.data.shards.records import Objects, Record
-from yolor_ray.evaluate import coco
+from yolor_ray.evaluate.coco import CocoResult
 from yolor_ray.evaluate.multilabel import THRESHOLD
-from yolor_ray.inference.dataset_images import pixels_of
+from yolor_ray.inference.dataset_images import decode_record
 from yolor_ray.inference.postprocess import ImageDetections, select_detections
 
-LEAST_CONFIDENCE = 0.25
-"""Least confidence shown where no better one was measured."""
+MIN_CONFIDENCE = 0.25
+"""Least confidence of detections in examples, for classes without a measured best confidence."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image with what was found and what is there."""
+class ExampleImage:
+    """One image with its detections and annotations."""
 
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
-    found: ImageDetections
+    detections: ImageDetections
     truth: Objects
     caption: str = ""
-    """What was found of the image as a whole."""
+    """Labels of the whole image."""
 
 
-def pictures(dataset: Dataset, found: Sequence[ImageDetections], boxes: coco.CocoResult, count: int = 9) -> list[Picture]:
-    """Return images from all over the data set with their detections of at least the best confidence of each class."""
-    least = np.array([c.confidence if c.confidence > 0 else LEAST_CONFIDENCE for c in boxes.classes.values()])
-    shown = np.linspace(0, dataset.images - 1, min(count, dataset.images)).round().astype(int).tolist()
-    made = []
+def select_examples(dataset: Dataset, detections: Sequence[ImageDetections], boxes: CocoResult, count: int = 9) -> list[ExampleImage]:
+    """Return images evenly spread over the dataset, with the detections above the best confidence of each class.
+
+    Args:
+        dataset: source of the images.
+        detections: detections by image id.
+        boxes: result on the boxes, which has the best confidence of each class.
+        count: most images.
+    """
+    thresholds = np.array([score.confidence if score.confidence > 0 else MIN_CONFIDENCE for score in boxes.classes.values()])
+    selected = np.linspace(0, dataset.images - 1, min(count, dataset.images)).round().astype(int).tolist()
+    examples = []
     for group in dataset.row_groups:
-        inside = [image_id for image_id in shown if 0 <= image_id - group.first_record < group.rows]
-        neighbours = records(read_row_group(dataset, group)) if inside else []
-        for image_id in inside:
-            located, record = found[image_id], neighbours[image_id - group.first_record]
-            confident = select_detections(located, located.confidences >= least[located.labels])
-            caption = _caption(dataset.image_classes, located, record)
-            made.append(Picture(pixels_of(record, dataset.url), confident, record.objects, caption))
-    return made
+        image_ids = [image_id for image_id in selected if 0 <= image_id - group.first_record < group.rows]
+        group_records = to_records(read_row_group(dataset, group)) if image_ids else []
+        for image_id in image_ids:
+            image_detections, record = detections[image_id], group_records[image_id - group.first_record]
+            confident = select_detections(image_detections, image_detections.confidences >= thresholds[image_detections.labels])
+            caption = _caption(dataset.image_classes, image_detections, record)
+            examples.append(ExampleImage(decode_record(record, dataset.url), confident, record.objects, caption))
+    return examples
 
 
-def _caption(names: Sequence[str], located: ImageDetections, record: Record) -> str:
-    """Return the labels of the whole image: those found, with their probabilities, and those annotated."""
-    if located.image_labels is None:
+def _caption(names: Sequence[str], detections: ImageDetections, record: Record) -> str:
+    """Return the labels of the whole image: the predicted ones with their probabilities, and the annotated ones."""
+    if detections.image_labels is None:
         return ""
-    likely = [f"{name} {p:.2f}" for name, p in zip(names, located.image_labels, strict=True) if p >= THRESHOLD]
-    found = ", ".join(likely) or "no label"
-    known = ", ".join(names[label] for label in record.image_labels) or "none"
-    return f"{found} (annotated: {known})" if "classify" in record.tasks else found
+    likely = [f"{name} {p:.2f}" for name, p in zip(names, detections.image_labels, strict=True) if p >= THRESHOLD]
+    predicted = ", ".join(likely) or "no label"
+    annotated = ", ".join(names[label] for label in record.image_labels) or "none"
+    return f"{predicted} (annotated: {annotated})" if "classify" in record.tasks else predicted

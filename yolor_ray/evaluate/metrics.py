@@ -1,6 +1,6 @@
-"""Measure everything that a network has learned on everything that a packed data set is annotated for.
+"""Measure every task that both a network has learned and a packed dataset is annotated for.
 
-What an image is not annotated for counts for nothing there: neither as a miss nor as a false alarm.
+A task for which an image is not annotated counts neither as a miss nor as a false positive on that image.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,28 +12,28 @@ from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.data.shards.records import Record
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.multilabel import LabelScore, label_metrics
-from yolor_ray.evaluate.predict import annotations_of, truth_among
-from yolor_ray.evaluate.retrieval import Views, represent, retrieval_metrics
+from yolor_ray.evaluate.predict import make_task_truth, read_annotations
+from yolor_ray.evaluate.retrieval import IdentifiedObjects, match_embeddings, retrieval_metrics
 from yolor_ray.inference.postprocess import ImageDetections
 
-FITNESS = {"detect": "AP", "classify": "classify/mAP", "embed": "embed/mAP", "segment": "segment/AP", "pose": "pose/AP"}
-"""The number of each task that says most: by these the best epoch is chosen."""
-KINDS: dict[str, coco.Kind] = {"detect": "bbox", "segment": "segm", "pose": "keypoints"}
-"""What COCO's rules compare for a task."""
+MAIN_METRICS = {"detect": "AP", "classify": "classify/mAP", "embed": "embed/mAP", "segment": "segment/AP", "pose": "pose/AP"}
+"""Main metric of each task; the mean of the main metrics selects the best epoch."""
+IOU_TYPES: dict[str, coco.IouType] = {"detect": "bbox", "segment": "segm", "pose": "keypoints"}
+"""COCO's kind of comparison for a task."""
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What one comparison of a network with a data set yields; None for a task that one of the two lacks."""
+    """Result of one comparison of a network with a dataset; None for a task that one of the two lacks."""
 
     metrics: dict[str, float]
-    """Numbers of all tasks by name: COCO's for boxes, and of another task `TASK/NAME`; -1 where there is nothing to measure on."""
+    """Metrics of all tasks by name: COCO's for boxes, `TASK/NAME` for the other tasks; -1 where there is nothing to measure on."""
     boxes: coco.CocoResult
     masks: coco.CocoResult | None
     keypoints: coco.CocoResult | None
     labels: dict[str, LabelScore] | None
-    """Of each label of whole images, in the data set's order."""
-    rows: list[coco.Row]
+    """Numbers of each label of whole images, in the dataset's order."""
+    rows: list[coco.ResultRow]
     """The detections whose boxes were compared."""
 
 
@@ -42,67 +42,69 @@ class _Image:
     image_id: int
     record: Record
     member: int
-    """Which data set of a union it belongs to."""
-    found: ImageDetections
+    """Index of the image's dataset within a union."""
+    detections: ImageDetections
 
 
 def fitness(metrics: Mapping[str, float], tasks: Collection[str]) -> float:
-    """Return the mean of the tasks' main numbers, of those that could be measured; -1 where none could."""
-    numbers = [metrics.get(name, -1.0) for task, name in FITNESS.items() if task in tasks]
-    known = [number for number in numbers if number >= 0]
-    return float(np.mean(known)) if known else -1.0
+    """Return the mean of the tasks' main metrics that have a value; -1 without such a metric."""
+    values = [coco.value_or(metrics.get(name, coco.NO_VALUE), None) for task, name in MAIN_METRICS.items() if task in tasks]
+    measured = [value for value in values if value is not None]
+    return float(np.mean(measured)) if measured else coco.NO_VALUE
 
 
-def measure(dataset: Dataset, found: Sequence[ImageDetections], tasks: Collection[str]) -> EvalResult:
-    """Return all numbers of what was found, by image id, for those of `tasks` that images are annotated for; of boxes always.
+def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Collection[str]) -> EvalResult:
+    """Measure detections, ordered by image id, for those of `tasks` that images are annotated for; boxes are always measured.
 
     Raises:
         DataError: as `coco.measure`.
     """
-    images = _images(dataset, found)
+    images = _images(dataset, detections)
     measured = {task for image in images for task in image.record.tasks} & set(tasks)
-    boxes, rows = _compared(dataset, images, "detect")
-    masks = _compared(dataset, images, "segment")[0] if "segment" in measured else None
-    keypoints = _compared(dataset, images, "pose")[0] if "pose" in measured else None
-    label_numbers, labels = _labels(dataset, images) if "classify" in measured else ({}, None)
-    numbers = {
+    boxes, rows = _measure_coco(dataset, images, "detect")
+    masks = _measure_coco(dataset, images, "segment")[0] if "segment" in measured else None
+    keypoints = _measure_coco(dataset, images, "pose")[0] if "pose" in measured else None
+    label_numbers, labels = _measure_labels(dataset, images) if "classify" in measured else ({}, None)
+    task_metrics = {
         "classify": label_numbers,
-        "embed": retrieval_metrics(_views(images)) if "embed" in measured else {},
+        "embed": retrieval_metrics(_identified_objects(images)) if "embed" in measured else {},
         "segment": masks.metrics if masks else {},
         "pose": keypoints.metrics if keypoints else {},
     }
-    named = {f"{task}/{name}": value for task, one in numbers.items() for name, value in one.items()}
+    named = {f"{task}/{name}": value for task, metrics in task_metrics.items() for name, value in metrics.items()}
     return EvalResult({**boxes.metrics, **named}, boxes, masks, keypoints, labels, rows)
 
 
-def _images(dataset: Dataset, found: Sequence[ImageDetections]) -> list[_Image]:
+def _images(dataset: Dataset, detections: Sequence[ImageDetections]) -> list[_Image]:
     members = [group.member for group in dataset.row_groups for _ in range(group.rows)]
-    return [_Image(*one) for one in zip(range(dataset.images), annotations_of(dataset), members, found, strict=True)]
+    return [_Image(*fields) for fields in zip(range(dataset.images), read_annotations(dataset), members, detections, strict=True)]
 
 
-def _compared(dataset: Dataset, images: Sequence[_Image], task: str) -> tuple[coco.CocoResult, list[coco.Row]]:
-    """Compare by COCO's rules what its annotations can judge: in a union, of each image the classes that its own data set names."""
-    kind, classes = KINDS[task], dataset.classes
-    known = [{classes.index(name) for name in one.classes} for one in dataset.members or (dataset,)]
+def _measure_coco(dataset: Dataset, images: Sequence[_Image], task: str) -> tuple[coco.CocoResult, list[coco.ResultRow]]:
+    """Compare by COCO's rules; in a union, an image is compared in the classes that its own dataset names."""
+    iou_type, classes = IOU_TYPES[task], dataset.classes
+    member_classes = [{classes.index(name) for name in member.classes} for member in dataset.members or (dataset,)]
     rows = [
         row
         for image in images
         if task in image.record.tasks
-        for row in coco.detection_rows(image.image_id, image.found, image.record.width, image.record.height, kind)
-        if row["category_id"] in known[image.member]
+        for row in coco.make_result_rows(image.image_id, image.detections, image.record.width, image.record.height, iou_type)
+        if row["category_id"] in member_classes[image.member]
     ]
-    return coco.measure(truth_among([image.record for image in images], classes, task), rows, kind), rows
+    return coco.measure(make_task_truth([image.record for image in images], classes, task), rows, iou_type), rows
 
 
-def _labels(dataset: Dataset, images: Sequence[_Image]) -> tuple[dict[str, float], dict[str, LabelScore]]:
-    known = [image for image in images if "classify" in image.record.tasks]
-    truth = np.where([dataset.image_classes_of(image.member) for image in known], 0.0, np.nan)
-    for row, image in zip(truth, known, strict=True):
+def _measure_labels(dataset: Dataset, images: Sequence[_Image]) -> tuple[dict[str, float], dict[str, LabelScore]]:
+    annotated = [image for image in images if "classify" in image.record.tasks]
+    truth = np.where([dataset.image_classes_of(image.member) for image in annotated], 0.0, np.nan)
+    for row, image in zip(truth, annotated, strict=True):
         row[image.record.image_labels] = 1
-    return label_metrics(np.array([image.found.image_labels for image in known]), truth, dataset.image_classes)
+    return label_metrics(np.array([image.detections.image_labels for image in annotated]), truth, dataset.image_classes)
 
 
-def _views(images: Sequence[_Image]) -> Views:
-    known = [(image.record.camera, *represent(image.record.objects, image.found)) for image in images if "embed" in image.record.tasks]
-    cameras = [np.full(len(identities), camera) for camera, identities, _ in known]
-    return Views(np.concatenate([one for _, one, _ in known]), np.concatenate(cameras), np.concatenate([one for *_, one in known]))
+def _identified_objects(images: Sequence[_Image]) -> IdentifiedObjects:
+    annotated = [image for image in images if "embed" in image.record.tasks]
+    matched = [match_embeddings(image.record.objects, image.detections) for image in annotated]
+    cameras = [np.full(len(identities), image.record.camera) for image, (identities, _) in zip(annotated, matched, strict=True)]
+    identities, embeddings = zip(*matched, strict=True)
+    return IdentifiedObjects(np.concatenate(identities), np.concatenate(cameras), np.concatenate(embeddings))

@@ -1,17 +1,20 @@
-"""TODO module docstring."""
+"""Draw the precision-recall curves of all classes as PNG.
+
+The curves are those of `CocoResult`: precision at 101 recalls, averaged over IoU thresholds or at IoU .50.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from yolor_ray.report.plots import COLOURS, INK, colour, new_figure, plain_axes, png_bytes
+from yolor_ray.report.plots import COLOURS, INK, colour, new_figure, png_bytes, style_axes
 
 
 def precision_recall_png(precision50: np.ndarray, precision: np.ndarray, classes: Sequence[str]) -> bytes:
     """Draw precision over recall, (101, K) each: every class at IoU .50, and the mean of all at .50 and at .50 to .95."""
     figure = new_figure(6.4, 5.2)
     axes = figure.subplots()
-    plain_axes(axes, "Precision and recall", "recall")
+    style_axes(axes, "Precision and recall", "recall")
     recall = np.linspace(0, 1, len(precision50))
     measured = [k for k in range(len(classes)) if not np.isnan(precision50[0, k])]
     # Names of many classes would cover the curves.

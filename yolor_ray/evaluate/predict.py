@@ -1,6 +1,6 @@
-"""Run a network over row groups of a packed data set and return what it finds, image by image.
+"""Run a network over row groups of a packed dataset and return the detections of each image.
 
-Needs no Ray: the evaluate job and the validation of the training loop spread row groups over workers, and both run this.
+Nothing here needs Ray. The evaluate job and the validation of the training loop spread row groups over workers, and both use this module.
 Legend: B images, S side of the square network input in pixels.
 """
 
@@ -11,70 +11,72 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from yolor_ray.data.shards.dataset import SCHEMA, Dataset, RowGroup, read_row_group, records
+from yolor_ray.data.shards.dataset import SCHEMA, Dataset, RowGroup, read_row_group, to_records
 from yolor_ray.data.shards.records import Record
 from yolor_ray.evaluate import coco
-from yolor_ray.inference.dataset_images import images_of
+from yolor_ray.inference.dataset_images import image_batches
 from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.postprocess import ImageDetections, to_image_detections
 
 CONFIDENCE = 0.001
-"""Precision is measured down to nearly every prediction."""
+"""Confidence threshold of evaluation: low, because average precision counts nearly every prediction."""
 IOU = 0.65
 MAX_DETECTIONS = 300
-"""Per image; COCO's table counts the best 100 of each class."""
+"""Most detections per image; COCO's table counts the best 100 of each class."""
 
 Detect = Callable[..., list[Detections]]
-"""Takes images (B, S, S, 3) uint8 and, by name, confidence, iou and max_detections; see `model.predict`."""
+"""Function of images (B, S, S, 3) uint8 with the keyword parameters confidence, iou and max_detections; see `inference.detect.predict`."""
 
 
-def shares(groups: Sequence[RowGroup], workers: int) -> list[list[RowGroup]]:
-    """Deal row groups out so that workers get about as many rows each; a worker gets none when there are too few."""
-    dealt: list[list[RowGroup]] = [[] for _ in range(workers)]
+def split_row_groups(groups: Sequence[RowGroup], workers: int) -> list[list[RowGroup]]:
+    """Distribute row groups over workers with about equal numbers of rows; a worker gets none if there are too few."""
+    shares: list[list[RowGroup]] = [[] for _ in range(workers)]
     rows = [0] * workers
-    for group in sorted(groups, key=lambda g: (-g.rows, g.first_record)):
-        least = rows.index(min(rows))
-        dealt[least].append(group)
-        rows[least] += group.rows
-    return [sorted(share, key=lambda g: g.first_record) for share in dealt]
+    for group in sorted(groups, key=lambda group: (-group.rows, group.first_record)):
+        smallest = rows.index(min(rows))
+        shares[smallest].append(group)
+        rows[smallest] += group.rows
+    return [sorted(share, key=lambda group: group.first_record) for share in shares]
 
 
-def predict_groups(
-    detect: Detect, dataset: Dataset, groups: Sequence[RowGroup], image_px: int, batch: int, threads: int = 1
+def predict_row_groups(
+    detect: Detect, dataset: Dataset, groups: Sequence[RowGroup], image_px: int, batch: int, decode_threads: int = 1
 ) -> Iterator[tuple[int, ImageDetections]]:
-    """Yield (image id, what was found) for every image of the row groups."""
-    for found in images_of(dataset, groups, image_px, batch, threads):
-        detections = detect(torch.from_numpy(found.images), confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
-        for index, (one, place, record) in enumerate(zip(detections, found.letterboxes, found.records, strict=True)):
-            # Masks take time and embeddings memory; nobody can say whether they are right where they are not annotated.
-            known = one if "embed" in record.tasks else replace(one, embeddings=None)
-            yield found.first_id + index, to_image_detections(known, place, masks="segment" in record.tasks)
+    """Yield (image id, detections) for every image of the row groups."""
+    for images in image_batches(dataset, groups, image_px, batch, decode_threads):
+        batch_detections = detect(torch.from_numpy(images.images), confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
+        image_ids = range(images.first_id, images.first_id + len(images.records))
+        for image_id, detections, letterbox, record in zip(image_ids, batch_detections, images.letterboxes, images.records, strict=True):
+            # Masks take time and embeddings take memory; neither can be scored on an image that is not annotated for its task.
+            scored = detections if "embed" in record.tasks else replace(detections, embeddings=None)
+            yield image_id, to_image_detections(scored, letterbox, masks="segment" in record.tasks)
 
 
-def merge(parts: Sequence[Mapping[int, ImageDetections]], images: int) -> list[ImageDetections]:
-    """Return what was found, in the order of the image ids; every image must have been predicted exactly once."""
-    found = {image_id: one for part in parts for image_id, one in part.items()}
+def merge_detections(parts: Sequence[Mapping[int, ImageDetections]], images: int) -> list[ImageDetections]:
+    """Merge the detections of all workers in the order of image ids; every image must have been predicted exactly once."""
+    merged = {image_id: detections for part in parts for image_id, detections in part.items()}
     predicted = sum(len(part) for part in parts)
-    assert predicted == images and found.keys() == set(range(images)), f"{predicted} predictions of {len(found)} images, {images} expected"
-    return [found[image_id] for image_id in range(images)]
+    complete = predicted == images and merged.keys() == set(range(images))
+    assert complete, f"found {predicted} predictions of {len(merged)} images, expected one for each of {images} images"
+    return [merged[image_id] for image_id in range(images)]
 
 
-def annotations_of(dataset: Dataset) -> list[Record]:
-    """Return the records of a packed data set by image id, without reading any image."""
-    return [record for group in dataset.row_groups for record in _annotations(dataset, group)]
+def read_annotations(dataset: Dataset) -> list[Record]:
+    """Read the records of a packed dataset by image id, with empty images."""
+    return [record for group in dataset.row_groups for record in _read_annotations(dataset, group)]
 
 
-def _annotations(dataset: Dataset, group: RowGroup) -> list[Record]:
+def _read_annotations(dataset: Dataset, group: RowGroup) -> list[Record]:
     table = read_row_group(dataset, group, [name for name in SCHEMA.names if name != "image"])
-    return records(table.append_column(SCHEMA.field("image"), pa.array([b""] * len(table), pa.binary())))
+    return to_records(table.append_column(SCHEMA.field("image"), pa.array([b""] * len(table), pa.binary())))
 
 
-def truth_of(dataset: Dataset) -> dict[str, Any]:
-    """Return the boxes of a packed data set as COCO JSON; images that are not annotated for detection are left out."""
-    return truth_among(annotations_of(dataset), dataset.classes, "detect")
+def read_truth(dataset: Dataset) -> dict[str, Any]:
+    """Read the boxes of a packed dataset as COCO JSON, without images that are not annotated for detection."""
+    return make_task_truth(read_annotations(dataset), dataset.classes, "detect")
 
 
-def truth_among(annotated: Sequence[Record], classes: Sequence[str], task: str) -> dict[str, Any]:
-    """Return what was annotated for a task as COCO JSON; images that were not are left out."""
-    known = ((image_id, one.width, one.height, one.objects) for image_id, one in enumerate(annotated) if task in one.tasks)
-    return coco.truth(known, classes)
+def make_task_truth(records: Sequence[Record], classes: Sequence[str], task: str) -> dict[str, Any]:
+    """Make COCO JSON of the annotations for a task, without images that are not annotated for the task."""
+    images = ((image_id, record.width, record.height, record.objects) for image_id, record in enumerate(records) if task in record.tasks)
+    return coco.make_truth(images, classes)

@@ -1,6 +1,6 @@
-"""Evaluate weights on a packed data set, in this process or spread over Ray tasks, or score files that are there already.
+"""Evaluate weights on a packed dataset, in this process or in Ray tasks, or score existing files.
 
-Workers take whole row groups and their predictions are merged by image id, so the numbers do not depend on their count.
+Workers take whole row groups, and their predictions are merged by image id: metrics do not depend on the number of workers.
 """
 
 import functools
@@ -14,96 +14,106 @@ import ray
 import torch
 from tqdm import tqdm
 
-from yolor_ray.cluster.connect import as_they_finish, start_ray
+from yolor_ray.cluster.connect import as_completed, start_ray
 from yolor_ray.config import EvaluateConfig
+from yolor_ray.config.network import Precision
 from yolor_ray.data.shards.dataset import Dataset, RowGroup
 from yolor_ray.data.shards.union import open_datasets, relabel_to
 from yolor_ray.errors import ConfigError
 from yolor_ray.evaluate import coco
-from yolor_ray.evaluate.examples import pictures
+from yolor_ray.evaluate.examples import select_examples
 from yolor_ray.evaluate.metrics import measure
-from yolor_ray.evaluate.predict import Detect, merge, predict_groups, shares
+from yolor_ray.evaluate.predict import Detect, merge_detections, predict_row_groups, split_row_groups
 from yolor_ray.evaluate.report import report_files
-from yolor_ray.inference import detect as predict
+from yolor_ray.inference import detect
 from yolor_ray.inference.engine_choice import choose_engine
 from yolor_ray.inference.postprocess import ImageDetections
-from yolor_ray.inference.runtimes import Precision
 from yolor_ray.io.manifest import publish
 from yolor_ray.io.storage import absolute
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights
-from yolor_ray.pack.scenes_url import resolve_dataset_urls
+from yolor_ray.pack.scenes_url import temporary_dataset_urls
 
-BAR: dict[str, Any] = {"desc": "predicting", "unit": "image", "mininterval": 1}
+PROGRESS: dict[str, Any] = {
+    "bar_format": "event=predicting images={n_fmt} total={total_fmt} seconds={elapsed_s:.0f} images_per_s={rate_noinv_fmt}",
+    "unit": "",
+    "mininterval": 1,
+}
+"""Settings of tqdm for a line of progress on standard error."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Return COCO's numbers by name, beside those of further tasks, `images`, `weights` and `data` when a network was run."""
+    """Return the metrics by name; if a network was run, also `images`, `weights` and `data`."""
     if config.truth:
         return dict(coco.score_files(config.truth, config.results, config.iou_type))
-    with resolve_dataset_urls(config.data) as data_url:
-        return _evaluate(config, open_datasets(data_url))
+    with temporary_dataset_urls(config.data) as urls:
+        return _evaluate_weights(config, open_datasets(urls))
 
 
-def _evaluate(config: EvaluateConfig, dataset: Dataset) -> dict[str, Any]:
-    network, info = _network(config)
-    # Weights that were trained on several data sets know more names than each of them.
+def _evaluate_weights(config: EvaluateConfig, dataset: Dataset) -> dict[str, Any]:
+    network, info = _load_network(config)
+    # Weights that were trained on several datasets have more names than each of the datasets.
     dataset = relabel_to(dataset, info)
     started = time.perf_counter()
     if config.workers == 0:
         predictions = _predict(config, network, info, dataset, dataset.row_groups)
-        parts = [dict(tqdm(predictions, total=dataset.images, **BAR))]
+        parts = [dict(tqdm(predictions, total=dataset.images, **PROGRESS))]
     else:
-        parts = list(_predict_by_ray(config, dataset))
-    found = merge(parts, dataset.images)
+        parts = list(_predict_on_workers(config, dataset))
+    detections = merge_detections(parts, dataset.images)
     predicted = time.perf_counter()
-    measured = measure(dataset, found, network.config.tasks)
-    took = predicted - started
-    log.info("event=predicted images=%d seconds=%.1f images_per_s=%.1f", dataset.images, took, dataset.images / took)
-    log.info("event=scored detections=%d seconds=%.1f", len(measured.rows), time.perf_counter() - predicted)
+    result = measure(dataset, detections, network.config.tasks)
+    seconds = predicted - started
+    logger.info("event=predicted images=%d seconds=%.1f images_per_s=%.1f", dataset.images, seconds, dataset.images / seconds)
+    logger.info("event=scored detections=%d seconds=%.1f", len(result.rows), time.perf_counter() - predicted)
     summary = {"images": dataset.images, "weights": config.weights, "data": config.data}
     if config.output:
-        publish(config.output, report_files(measured, pictures(dataset, found, measured.boxes), summary))
-    return {**measured.metrics, **summary}
+        publish(config.output, report_files(result, select_examples(dataset, detections, result.boxes), summary))
+    return {**result.metrics, **summary}
 
 
-def _network(config: EvaluateConfig) -> tuple[Yolor, WeightsInfo]:
+def _load_network(config: EvaluateConfig) -> tuple[Yolor, WeightsInfo]:
     network, info = load_weights(config.weights)
-    return network, replace(info, image_px=config.image_px or info.image_px)
+    image_px = config.image_px or info.image_px
+    network.config.check_image_px(image_px, "image_px")
+    return network, replace(info, image_px=image_px)
 
 
 def _predict(
     config: EvaluateConfig, network: Yolor, info: WeightsInfo, dataset: Dataset, groups: Sequence[RowGroup]
 ) -> Iterator[tuple[int, ImageDetections]]:
+    """Yield (image id, detections) for every image of the row groups, predicted in this process."""
     if config.gpu and not torch.cuda.is_available():
         raise ConfigError("gpu: found no CUDA device in this process, expected one; leave --gpu out to use the CPU")
-    detect = _detector(network.to("cuda" if config.gpu else "cpu"), info, config.precision)
-    return predict_groups(detect, dataset, groups, info.image_px, config.batch, config.decode_threads)
+    detector = _make_detector(network.to("cuda" if config.gpu else "cpu"), info, config.precision)
+    return predict_row_groups(detector, dataset, groups, info.image_px, config.batch, config.decode_threads)
 
 
-def _detector(network: Yolor, info: WeightsInfo, precision: Precision) -> Detect:
-    """Return what finds objects: the network as it is or, in another precision, what a replica would serve."""
+def _make_detector(network: Yolor, info: WeightsInfo, precision: Precision) -> Detect:
+    """Return the network's detection function: by torch in float32, else by the engine that a replica would choose."""
     if precision == "float32":
-        return functools.partial(predict.predict, network if info.fused else fuse(network))
-    form = choose_engine(network, info, precision=precision)
-    torch.set_num_threads(form.threads)
-    return functools.partial(predict.detect, form.predict, device=network.head.anchors.device)
+        return functools.partial(detect.predict, network if info.fused else fuse(network))
+    model = choose_engine(network, info, precision=precision)
+    torch.set_num_threads(model.threads)
+    return functools.partial(detect.detect, model.predict, device=network.head.anchors.device)
 
 
 def _predict_share(config: EvaluateConfig, dataset: Dataset, groups: Sequence[RowGroup]) -> dict[int, ImageDetections]:
-    return dict(_predict(config, *_network(config), dataset, groups))
+    """Predict one worker's row groups, in a Ray task."""
+    return dict(_predict(config, *_load_network(config), dataset, groups))
 
 
-def _predict_by_ray(config: EvaluateConfig, dataset: Dataset) -> Iterator[dict[int, ImageDetections]]:
+def _predict_on_workers(config: EvaluateConfig, dataset: Dataset) -> Iterator[dict[int, ImageDetections]]:
+    """Yield the detections of each Ray task by image id, in the order of completion."""
     start_ray(allow_unauthenticated=True)
-    # Workers may run in another folder.
+    # Workers may have another working directory.
     config = replace(config, weights=absolute(config.weights))
     task: Any = ray.remote(num_cpus=1, num_gpus=int(config.gpu), max_retries=3)(_predict_share)
-    tasks = [task.remote(config, dataset, share) for share in shares(dataset.row_groups, config.workers) if share]
-    with tqdm(total=dataset.images, **BAR) as bar:
-        for part in as_they_finish(tasks):
-            bar.update(len(part))
+    tasks = [task.remote(config, dataset, share) for share in split_row_groups(dataset.row_groups, config.workers) if share]
+    with tqdm(total=dataset.images, **PROGRESS) as progress:
+        for part in as_completed(tasks):
+            progress.update(len(part))
             yield part

@@ -1,6 +1,6 @@
-"""Export a network: fold its constants away, write it in a format, and publish it only if it still predicts the same.
+"""Export a network: fuse it, write it in a format, and publish the files only if their predictions agree with the network's.
 
-The network comes from a weights folder or from a published checkpoint; the latter stays unfused as safetensors.
+The network comes from a weights folder or from an upstream checkpoint. An upstream checkpoint stays unfused as safetensors.
 """
 
 import logging
@@ -14,67 +14,66 @@ from yolor_ray.config import ExportConfig
 from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.errors import ConfigError, WeightsError
 from yolor_ray.export.upstream import upstream_weights
-from yolor_ray.inference import runtimes
-from yolor_ray.inference.parity import Parity, compare, rounding
+from yolor_ray.inference.parity import Parity, compare, rounding_error
+from yolor_ray.inference.runtimes.graph import PACKAGES, require_packages
+from yolor_ray.inference.runtimes.onnx_runtime import onnx_files, onnx_predictor
+from yolor_ray.inference.runtimes.openvino_runtime import openvino_files, openvino_predictor
+from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor, Predictor
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights, weights_files
-from yolor_ray.pack.scenes_url import resolve_dataset_urls
+from yolor_ray.pack.scenes_url import temporary_dataset_urls
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""Largest `max_error` that is published: of scores, and of box corners as fractions of the input's side."""
+"""Largest `max_error` of a published export: of scores, and of box corners as fractions of the input's side."""
 ROUNDINGS = 4
-"""A network may differ by this many times what its own float32 arithmetic loses: both that are compared round, each in its order."""
+"""Allowed error in multiples of the network's own float32 rounding error: both compared networks round, each in its own order."""
 
 CHECK_IMAGES = 16
-"""Images on which predictions are compared, unless `check_images` says otherwise."""
+"""Images on which predictions are compared, unless `check_images` is set."""
 UPSTREAM_CHECK = 4, 256
-"""Images, and largest side in pixels, for an imported network unless the settings say otherwise: seconds for each on a CPU."""
+"""The same for an upstream checkpoint, and the largest side in pixels: each image takes seconds on a CPU."""
 
 Files = Mapping[str, bytes]
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Publish the network and return `output`, `format`, `max_error`, its parts, and `parameters`; see `upstream_weights` for more.
+    """Publish the network and return `output`, `format`, `max_error` and its parts, `parameters`, and the keys of `upstream_weights`.
 
-    Scores and boxes of what was written, read back, are compared with those of the weights as they were found.
+    The written files are read back. Their scores and boxes are compared with those of the given weights.
 
     Raises:
         ConfigError: a package for the format is absent, or a setting does not fit the weights.
         WeightsError: the predictions differ by more than `TOLERANCE`; nothing is published.
     """
-    _check(config)
-    network, info, about = upstream_weights(config.upstream, config.names) if config.upstream else (*load_weights(config.weights), {})
-    info = replace(info, image_px=_fitting(config, network, "image_px", config.image_px or info.image_px))
-    images, largest_px = UPSTREAM_CHECK if config.upstream else (CHECK_IMAGES, info.image_px)
-    check_px = _fitting(config, network, "check_px", config.check_px or min(info.image_px, largest_px))
-    as_it_is = info.fused or (config.upstream and config.format == "safetensors")
-    written = network if as_it_is else _fused(config, network)
+    _check_config(config)
+    network, info, details = upstream_weights(config.upstream, config.names) if config.upstream else (*load_weights(config.weights), {})
+    info = replace(info, image_px=config.image_px or info.image_px)
+    check_images, max_check_px = UPSTREAM_CHECK if config.upstream else (CHECK_IMAGES, info.image_px)
+    check_px = config.check_px or min(info.image_px, max_check_px)
+    for name, side in (("image_px", info.image_px), ("check_px", check_px)):
+        network.config.check_image_px(side, name)
+    keep_as_is = info.fused or (config.upstream and config.format == "safetensors")
+    written = network if keep_as_is else _fuse(config, network)
     write, read = FORMATS[config.format]
     files = write(written, info)
-    images = config.check_images or images
-    with resolve_dataset_urls(config.data) as data_url:
-        dataset = open_dataset(data_url)
-        found = compare(network, written, read(files), dataset, image_px=check_px, images=images)
-        # What a network's own arithmetic loses takes long to measure, and hardly any network needs it.
-        own = 0.0 if found.max_error <= TOLERANCE else rounding(network, dataset, image_px=check_px, images=images)
-    _judge(config, found, own)
+    parity = _check_parity(config, network, written, read(files), check_px, config.check_images or check_images)
     manifest.publish(config.output, files)
     return {
         "output": config.output,
         "format": config.format,
-        **about,
-        "max_error": found.max_error,
-        "score_error": found.score_error,
-        "box_error_px": found.box_error_px,
-        "task_error": found.task_error,
-        "raw_error": found.raw_error,
-        "images": found.images,
+        **details,
+        "max_error": parity.max_error,
+        "score_error": parity.score_error,
+        "box_error_px": parity.box_error_px,
+        "task_error": parity.task_error,
+        "raw_error": parity.raw_error,
+        "images": parity.images,
         "image_px": info.image_px,
-        "check_px": found.image_px,
+        "check_px": parity.image_px,
         "parameters": sum(tensor.numel() for tensor in written.parameters()),
     }
 
@@ -83,60 +82,63 @@ def _source(config: ExportConfig) -> str:
     return config.upstream or config.weights
 
 
-def _check(config: ExportConfig) -> None:
-    """Refuse before any work what cannot end well."""
+def _check_config(config: ExportConfig) -> None:
+    """Raise ConfigError for settings that cannot succeed, before any work."""
     if storage.absolute(config.output).rstrip("/") == storage.absolute(_source(config)).rstrip("/"):
-        raise ConfigError(f"output: found the place of the weights, {config.output}, expected another one")
-    if config.format in runtimes.PACKAGES:
-        runtimes.require_packages(config.format)
+        raise ConfigError(f"output: found the URL of the weights, {config.output}, expected another URL")
+    if config.format in PACKAGES:
+        require_packages(config.format)
 
 
-def _fitting(config: ExportConfig, network: Yolor, name: str, side: int) -> int:
-    """Return a side of the input if the network can take it: it has to be a multiple of the coarsest stride."""
-    stride = network.config.strides[-1]
-    if side % stride:
-        raise ConfigError(f"{name}: found {side}, expected a multiple of the coarsest stride of {_source(config)}, {stride}")
-    return side
-
-
-def _fused(config: ExportConfig, network: Yolor) -> Yolor:
+def _fuse(config: ExportConfig, network: Yolor) -> Yolor:
     fused = fuse(network)
     if not is_fused(fused):
         raise WeightsError(f"{_source(config)}: found batch norm or implicit tensors after fusing, expected none")
     return fused
 
 
-def _judge(config: ExportConfig, found: Parity, own_rounding: float) -> None:
-    """Log the differences; raise WeightsError if they are too large or not numbers.
+def _check_parity(config: ExportConfig, network: Yolor, written: Yolor, predictor: Predictor, check_px: int, images: int) -> Parity:
+    """Compare the predictions on images of `config.data`; raise WeightsError if the differences are too large or not numbers."""
+    with temporary_dataset_urls(config.data) as data_url:
+        dataset = open_dataset(data_url)
+        parity = compare(network, written, predictor, dataset, image_px=check_px, images=images)
+        # Measuring a network's own rounding error takes long, and hardly any network needs it.
+        rounding = 0.0 if parity.max_error <= TOLERANCE else rounding_error(network, dataset, image_px=check_px, images=images)
+    _judge(config, parity, rounding)
+    return parity
 
-    A network that amplifies rounding errors cannot be held to more than its own float32 arithmetic gives.
+
+def _judge(config: ExportConfig, parity: Parity, rounding: float) -> None:
+    """Log the differences; raise WeightsError if they exceed the tolerance or are not numbers.
+
+    A network that amplifies rounding errors is held only to the accuracy of its own float32 arithmetic.
     """
-    allowed = max(TOLERANCE, ROUNDINGS * own_rounding) if math.isfinite(own_rounding) else TOLERANCE
+    allowed = max(TOLERANCE, ROUNDINGS * rounding) if math.isfinite(rounding) else TOLERANCE
     logger.info(
-        "event=parity images=%d max_error=%.3g score_error=%.3g box_error_px=%.3g raw_error=%.3g own_rounding=%.3g tolerance=%.3g",
-        *(found.images, found.max_error, found.score_error, found.box_error_px, found.raw_error, own_rounding, allowed),
+        "event=parity images=%d max_error=%.3g score_error=%.3g box_error_px=%.3g raw_error=%.3g rounding_error=%.3g tolerance=%.3g",
+        *(parity.images, parity.max_error, parity.score_error, parity.box_error_px, parity.raw_error, rounding, allowed),
     )
-    if not found.max_error <= allowed:
+    if not parity.max_error <= allowed:
         raise WeightsError(
-            f"{_source(config)}: found predictions that differ by {found.max_error:.3g} after the export to {config.format}, "
-            f"expected at most {allowed:.3g} (scores by {found.score_error:.3g}, boxes by {found.box_error_px:.3g} px "
-            f"on {found.images} images of {config.data}); nothing was written to {config.output}"
+            f"{_source(config)}: found predictions that differ by {parity.max_error:.3g} after the export to {config.format}, "
+            f"expected at most {allowed:.3g} (scores by {parity.score_error:.3g}, boxes by {parity.box_error_px:.3g} px "
+            f"on {parity.images} images of {config.data}); nothing was written to {config.output}"
         )
     if allowed > TOLERANCE:
-        logger.warning("event=ill_conditioned own_rounding=%.3g reason='this network amplifies the rounding of float32'", own_rounding)
+        logger.warning("event=ill_conditioned rounding_error=%.3g reason='this network amplifies the rounding of float32'", rounding)
 
 
-def _safetensors_predictor(files: Files) -> runtimes.Predictor:
-    """Return what the weights folder predicts once it is read like any other."""
+def _safetensors_predictor(files: Files) -> Predictor:
+    """Make a predictor from the files of a weights folder, read back like any weights folder."""
     with tempfile.TemporaryDirectory(prefix="yolor_ray_export_") as folder:
         manifest.publish(folder, files)
         network, _ = load_weights(folder)
-    return runtimes.DecodedYolor(network)
+    return DecodedYolor(network)
 
 
-FORMATS: dict[str, tuple[Callable[[Yolor, WeightsInfo], Files], Callable[[Files], runtimes.Predictor]]] = {
+FORMATS: dict[str, tuple[Callable[[Yolor, WeightsInfo], Files], Callable[[Files], Predictor]]] = {
     "safetensors": (weights_files, _safetensors_predictor),
-    "onnx": (runtimes.onnx_files, runtimes.onnx_predictor),
-    "openvino": (runtimes.openvino_files, runtimes.openvino_predictor),
+    "onnx": (onnx_files, onnx_predictor),
+    "openvino": (openvino_files, openvino_predictor),
 }
-"""How each format is written, and read back for the check."""
+"""Writer of each format, and the reader for the check."""

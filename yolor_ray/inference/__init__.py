@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Weights and images to detections: engines, engine choice, non-maximum suppression, postprocessing, parity and timing."""

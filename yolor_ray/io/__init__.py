@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Read, write and publish files at s3:// URLs and local paths."""

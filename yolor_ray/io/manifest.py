@@ -1,4 +1,7 @@
-"""TODO module docstring."""
+"""Publish folders of files: the files are written first, and then `manifest.json` with their sizes and SHA-256.
+
+A published folder is complete exactly when its manifest exists.
+"""
 
 import hashlib
 import json
@@ -6,39 +9,45 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 
 from yolor_ray.errors import IntegrityError, NotFoundError, StorageError
-from yolor_ray.io.filesystem import attempt
-from yolor_ray.io.storage import _read, delete, exists, join, read_bytes, write_bytes
+from yolor_ray.io.storage import delete, exists, join, read_bytes, write_bytes
 
 MANIFEST = "manifest.json"
 
 
 def publish(url: str, files: Mapping[str, bytes]) -> None:
-    """Write files into a folder and then the manifest that makes them count; an older manifest goes first."""
+    """Write files into a folder, and then their manifest; an older manifest is deleted first."""
     for name in files:
         if name == MANIFEST or name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise StorageError(f"{url}: found file name {name!r}, expected a plain one other than {MANIFEST}")
     delete(join(url, MANIFEST))
     for name, data in files.items():
         write_bytes(join(url, name), data)
-    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())}
-    write_bytes(join(url, MANIFEST), json.dumps({"files": listed}, indent=1).encode())
+    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())}
+    write_bytes(join(url, MANIFEST), json.dumps({"files": entries}, indent=1).encode())
 
 
 def is_published(url: str) -> bool:
-    """Tell whether a folder's manifest is there."""
+    """Return True if a folder has a manifest."""
     return exists(join(url, MANIFEST))
 
 
 def read_published(url: str, names: Collection[str] | None = None) -> dict[str, bytes]:
-    """Return the files of a published folder (or those named), each checked for size and SHA-256: DamagedError if one fails."""
-    listed = _manifest(join(url, MANIFEST))
-    absent = sorted(set(names or ()) - set(listed))
+    """Return the verified content of a published folder's files by name; `names` selects files, None means all.
+
+    Raises:
+        NotFoundError: the folder has no manifest.
+        IntegrityError: a file is absent or has another size or SHA-256 than the manifest says, or the manifest is damaged.
+
+    """
+    entries = _manifest(join(url, MANIFEST))
+    absent = sorted(set(names or ()) - set(entries))
     if absent:
-        raise IntegrityError(f"{url}: found {', '.join(sorted(listed))} in {MANIFEST}, expected also {', '.join(absent)}")
-    return {name: _verified(join(url, name), listed[name]) for name in (listed if names is None else names)}
+        raise IntegrityError(f"{url}: found {', '.join(sorted(entries))} in {MANIFEST}, expected also {', '.join(absent)}")
+    return {name: _read_verified(join(url, name), *entries[name]) for name in (entries if names is None else names)}
 
 
 def _manifest(url: str) -> dict[str, tuple[int, str]]:
+    """Return size (bytes) and SHA-256 of each file by name."""
     try:
         files = json.loads(read_bytes(url))["files"]
         return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
@@ -46,15 +55,13 @@ def _manifest(url: str) -> dict[str, tuple[int, str]]:
         raise IntegrityError(f'{url}: found no manifest, expected {{"files": {{name: {{"bytes", "sha256"}}}}}}') from error
 
 
-def _verified(url: str, expected: tuple[int, str]) -> bytes:
-    def read() -> bytes:
-        data = _read(url)
-        found = len(data), hashlib.sha256(data).hexdigest()
-        if found != expected:
-            raise IntegrityError(f"found {found[0]} bytes with SHA-256 {found[1]}, expected {expected[0]} and {expected[1]}")
-        return data
+def _read_verified(url: str, size: int, sha256: str) -> bytes:
+    def verify(data: bytes) -> None:
+        found_sha256 = hashlib.sha256(data).hexdigest()
+        if (len(data), found_sha256) != (size, sha256):
+            raise IntegrityError(f"found {len(data)} bytes with SHA-256 {found_sha256}, expected {size} and {sha256}")
 
     try:
-        return attempt(url, "read", read)
+        return read_bytes(url, verify)
     except NotFoundError as error:
         raise IntegrityError(f"{url}: not found, expected it as {MANIFEST} lists it") from error

@@ -1,7 +1,6 @@
-"""Reach s3:// URLs and local folders through one pyarrow filesystem.
+"""Read, write, list and delete files at s3:// URLs and local paths.
 
-Files appear whole or not at all, and a published folder is complete exactly when its `manifest.json` is there.
-Credentials, region and endpoint come from the `AWS_*` variables; no message ever repeats them.
+A written file appears complete or not at all.
 """
 
 import os
@@ -14,72 +13,82 @@ import pyarrow as pa
 from pyarrow import fs
 
 from yolor_ray.errors import IntegrityError, NotFoundError, StorageError
-from yolor_ray.io.filesystem import Result, attempt, filesystem
+from yolor_ray.io.filesystem import Result, call_with_retries, filesystem, path_of
 
 MULTIPART_BYTES = 10 * 2**20
-"""From here on pyarrow's delayed open uploads in parts, and leaves an empty object if the store refuses to begin: it must not delay."""
+"""Size from which files are written without delayed open (bytes).
+
+pyarrow's delayed open uploads such files in parts, and leaves an empty object if the store refuses to begin the upload.
+"""
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+"""Names of unfinished local files; `list_files` leaves them out."""
 
 
 def absolute(url: str) -> str:
-    """Return the URL so that it means the same in every working directory."""
-    return url if url.startswith("s3://") else filesystem(url)[1]
+    """Return an equal URL that is valid in every working directory."""
+    return url if url.startswith("s3://") else path_of(url)
 
 
 def join(url: str, *parts: str) -> str:
-    """Return the URL of something below another URL."""
+    """Return the URL of a file or folder below a folder."""
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def exists(url: str) -> bool:
-    """Tell whether a file or folder is there."""
-    path = filesystem(url)[1]
-    return attempt(url, "look for", lambda: filesystem(url)[0].get_file_info(path).type) != fs.FileType.NotFound
+    """Return True if a file or folder is at the URL."""
+
+    def get_type() -> fs.FileType:
+        system, path = filesystem(url)
+        return system.get_file_info(path).type
+
+    return bool(call_with_retries(url, "look for", get_type) != fs.FileType.NotFound)
 
 
-def read_bytes(url: str) -> bytes:
-    """Return a whole file."""
-    return attempt(url, "read", lambda: _read(url))
+def read_bytes(url: str, verify: Callable[[bytes], None] | None = None) -> bytes:
+    """Return the content of a file; content for which `verify` raises IntegrityError is read again."""
 
-
-def _read(url: str) -> bytes:
-    system, path = filesystem(url)
-    with system.open_input_file(path) as file:
-        data = file.read()
-        if len(data) != file.size():
-            raise IntegrityError(f"found {len(data)} bytes, expected {file.size()}")
+    def read() -> bytes:
+        system, path = filesystem(url)
+        with system.open_input_file(path) as file:
+            data: bytes = file.read()
+            if len(data) != file.size():
+                raise IntegrityError(f"found {len(data)} bytes, expected {file.size()}")
+        if verify:
+            verify(data)
         return data
+
+    return call_with_retries(url, "read", read)
 
 
 def list_files(url: str, recursive: bool = False) -> list[fs.FileInfo]:
-    """Return what lies under a folder, sorted by path; nothing when the folder is absent."""
+    """Return the files and folders below a folder, sorted by path; an empty list when the folder is absent."""
 
-    def listed() -> list[fs.FileInfo]:
+    def list_all() -> list[fs.FileInfo]:
         system, path = filesystem(url)
-        return system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
+        return list(system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive)))
 
-    found = attempt(url, "list", listed)
-    return sorted((info for info in found if not TEMPORARY.fullmatch(info.base_name)), key=lambda info: info.path)
+    infos = call_with_retries(url, "list", list_all)
+    return sorted((info for info in infos if not TEMPORARY.fullmatch(info.base_name)), key=lambda info: info.path)
 
 
 def list_names(url: str) -> list[str]:
-    """Return the sorted names directly under a folder; nothing when it is absent."""
+    """Return the sorted names directly below a folder; an empty list when the folder is absent."""
     return sorted(info.base_name for info in list_files(url))
 
 
 def delete(url: str) -> None:
-    """Remove a file or a folder with all that is in it; absent is fine."""
-    path = filesystem(url)[1]
+    """Delete a file, or a folder with its content; an absent one is no error."""
+    path = path_of(url)
     if "/" not in path.strip("/"):
-        raise StorageError(f"{url}: found a bucket or a top-level folder to delete, expected something inside one")
+        raise StorageError(f"{url}: found a bucket or a top-level folder to delete, expected a file or folder inside one")
     _remove(url, path)
 
 
 def _remove(url: str, path: str) -> None:
-    found = _step(url, fs.FileSystem.get_file_info, path)
-    if found and found.type == fs.FileType.File:
-        _step(url, fs.FileSystem.delete_file, path)
-    elif found and found.type == fs.FileType.Directory:
+    info = _delete_step(url, fs.FileSystem.get_file_info, path)
+    if info and info.type == fs.FileType.File:
+        _delete_step(url, fs.FileSystem.delete_file, path)
+    elif info and info.type == fs.FileType.Directory:
         try:
             filesystem(url)[0].delete_dir(path)
         except OSError:
@@ -88,25 +97,25 @@ def _remove(url: str, path: str) -> None:
 
 
 def _remove_one_by_one(url: str, path: str) -> None:
-    """Remove files and then the folders that held them; not several at once, as pyarrow makes sure of the parent after each."""
-    inside = _step(url, fs.FileSystem.get_file_info, fs.FileSelector(path, recursive=True, allow_not_found=True)) or []
-    for kind, remove in ((fs.FileType.File, fs.FileSystem.delete_file), (fs.FileType.Directory, fs.FileSystem.delete_dir)):
-        for found in sorted((info.path for info in inside if info.type == kind), key=len, reverse=True):
-            _step(url, remove, found)
-    _step(url, fs.FileSystem.delete_dir, path)
+    """Delete files and then their folders, one at a time: pyarrow creates the parent folder again after each deletion."""
+    infos = _delete_step(url, fs.FileSystem.get_file_info, fs.FileSelector(path, recursive=True, allow_not_found=True)) or []
+    for file_type, remove in ((fs.FileType.File, fs.FileSystem.delete_file), (fs.FileType.Directory, fs.FileSystem.delete_dir)):
+        for inner_path in sorted((info.path for info in infos if info.type == file_type), key=len, reverse=True):
+            _delete_step(url, remove, inner_path)
+    _delete_step(url, fs.FileSystem.delete_dir, path)
 
 
-def _step(url: str, act: Callable[..., Result], what: str | fs.FileSelector) -> Result | None:
-    """Try one step of a removal until it is done: a store that refuses many requests never lets all of them through in a row."""
+def _delete_step(url: str, operation: Callable[..., Result], target: str | fs.FileSelector) -> Result | None:
+    """Run one step of a deletion with its own retries: a throttling store never accepts all steps in a row."""
     try:
-        return attempt(url, "delete", lambda: act(filesystem(url)[0], what))
+        return call_with_retries(url, "delete", lambda: operation(filesystem(url)[0], target))
     except NotFoundError:
-        # An earlier try has done it, and only the rest of it failed.
+        # An earlier attempt deleted the target, and only the rest of that attempt failed.
         return None
 
 
 def write_bytes(url: str, data: bytes | memoryview | pa.Buffer) -> None:
-    """Write a file that appears whole or not at all, and lasts once this returns."""
+    """Write a file that appears complete or not at all. Local files are on disk (fsync) when this function returns."""
 
     def write() -> None:
         system, path = filesystem(url, delayed_open=memoryview(data).nbytes < MULTIPART_BYTES)
@@ -116,7 +125,7 @@ def write_bytes(url: str, data: bytes | memoryview | pa.Buffer) -> None:
         with system.open_output_stream(path) as stream:
             stream.write(data)
 
-    attempt(url, "write", write)
+    call_with_retries(url, "write", write)
 
 
 def _write_local(path: Path, data: bytes | memoryview | pa.Buffer) -> None:

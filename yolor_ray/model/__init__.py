@@ -1,1 +1,1 @@
-"""Networks: implicit knowledge, layers, heads, fusing and weights. Needs torch alone."""
+"""The network: layers, implicit knowledge, heads, fusing, weights and the import of upstream checkpoints. Needs torch alone."""

@@ -1,7 +1,7 @@
-"""Fold batch norm and implicit knowledge into the convolutions; predictions stay the same, the constants disappear.
+"""Fuse a network: fold batch norm and implicit knowledge into the convolutions without changing a prediction.
 
-Exact in eval mode. Around the prediction convolution of the published networks (weights W, bias b, prior a before, m
-after): W' = m W and b' = m (b + W a), in that order (paper equations 9 and 10 combined).
+Fusing is exact in eval mode. A prediction convolution (weights W, bias b) has a prior a before and a prior m after. Fused, W' = m W
+and b' = m (b + W a), in this order (paper equations 9 and 10 combined).
 """
 
 import copy
@@ -17,12 +17,12 @@ from yolor_ray.model.layers import Conv, CspBlock, Merge, NeckBlock, SppCsp
 from yolor_ray.model.network import Yolor
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-FOLDED = (*NORMS, Implicit)
-"""What a fused network has none of."""
+FOLDABLE_MODULES = (*NORMS, Implicit)
+"""Module classes that a fused network does not contain."""
 
 
-def _scale_and_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
-    """Return s and t with BN(x) = s x + t at the running statistics, in float64."""
+def _norm_affine(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor]:
+    """Return scale s and shift t with BN(x) = s x + t at the running statistics, (C,) each, in float64."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - scale * norm.running_mean.double()
@@ -30,11 +30,14 @@ def _scale_and_shift(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, T
 
 def _fuse_conv(module: Conv) -> None:
     assert isinstance(module.conv, nn.Conv2d) and isinstance(module.norm, NORMS)
-    module.conv, module.norm = fold_after(module.conv, *_scale_and_shift(module.norm)), nn.Identity()
+    module.conv, module.norm = fold_after(module.conv, *_norm_affine(module.norm)), nn.Identity()
 
 
-class _SplitJoint(nn.Module):
-    """Scale, shift and activate the main half; the side half was folded and is only activated."""
+class _FusedJointNorm(nn.Module):
+    """Fused joint norm behind an activation: scales and shifts the main half and activates both halves.
+
+    The side half has scale 1 and shift 0, because its part of the norm is folded into the side convolution.
+    """
 
     scale: Tensor
     shift: Tensor
@@ -49,30 +52,30 @@ class _SplitJoint(nn.Module):
         return self.act(x * self.scale + self.shift)
 
 
-def _fuse_joint(module: Merge, main: nn.Module) -> nn.Module:
-    """Fold the joint norm of the paper branch and return the convolution that the main half comes from, folded.
+def _fuse_joint_norm(merge: Merge, main: nn.Module) -> nn.Module:
+    """Fold the joint norm of the paper branch and return the module that replaces `main`, the last one of the main path.
 
-    Its side half goes into the bare side convolution, its main half into the bare convolution `main` where there is one;
-    else, behind an activation, it stays as a scale and shift.
+    The side half of the norm is folded into the bare side convolution. The main half is folded into `main` if that is a bare
+    convolution. Otherwise the main path ends in an activation, and the main half stays as a scale and a shift.
     """
-    norm, act = module.joint if isinstance(module.joint, nn.Sequential) else (None, None)
-    side = module.side
+    norm, act = merge.joint if isinstance(merge.joint, nn.Sequential) else (None, None)
+    side = merge.side
     if not (isinstance(side, nn.Conv2d) and isinstance(norm, NORMS) and act is not None):
         return main
-    dtype, (scale, shift) = side.weight.dtype, _scale_and_shift(norm)
+    dtype, (scale, shift) = side.weight.dtype, _norm_affine(norm)
     half = len(scale) // 2
-    module.side = fold_after(side, scale[half:], shift[half:])
+    merge.side = fold_after(side, scale[half:], shift[half:])
     if isinstance(main, nn.Conv2d):
-        module.joint = act
+        merge.joint = act
         return fold_after(main, scale[:half], shift[:half])
     ones, zeros = torch.ones_like(scale[half:]), torch.zeros_like(shift[half:])
     scale, shift = torch.cat((scale[:half], ones)).to(dtype), torch.cat((shift[:half], zeros)).to(dtype)
-    module.joint = _SplitJoint(scale, shift, act)
+    merge.joint = _FusedJointNorm(scale, shift, act)
     return main
 
 
 def _fold_implicit_before(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d | BorderConv:
-    """Return what answers as the convolution behind the implicit knowledge does."""
+    """Return a module equal to implicit knowledge followed by the convolution."""
     if not isinstance(implicit, Implicit):
         return conv
     g = implicit.constant()
@@ -82,6 +85,7 @@ def _fold_implicit_before(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d | B
 
 
 def _fold_implicit_after(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d:
+    """Return a convolution equal to the convolution followed by implicit knowledge."""
     if not isinstance(implicit, Implicit):
         return conv
     g = implicit.constant()
@@ -90,29 +94,33 @@ def _fold_implicit_after(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d:
     return fold_after(conv, g, torch.zeros_like(g))
 
 
-def _ungrouped(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return the convolution on one copy of features that every group of `conv` sees alike: the weights are the same."""
+def _merge_groups(conv: nn.Conv2d) -> nn.Conv2d:
+    """Turn a convolution whose groups all see the same features into an ungrouped one with the same weights."""
     conv.in_channels, conv.groups = conv.weight.shape[1], 1
     return conv
 
 
 def _fuse_level(level: PredictionLevel) -> None:
-    """Fold what is linear after each convolution first, then what stands before it; the level's norm is folded by now."""
+    """Fold the norm and the implicit knowledge of a prediction level; the norm of `level.conv` is folded already.
+
+    A norm is folded before the prior in front of the same convolution, because a `BorderConv` takes no further fold.
+    """
     assert isinstance(level.conv.conv, nn.Conv2d) and isinstance(level.predict, nn.Conv2d)
     level.conv.conv = _fold_implicit_before(level.conv.conv, level.pyramid)
     if isinstance(level.norm, NORMS):
-        level.predict, level.norm = fold_after(level.predict, *_scale_and_shift(level.norm)), nn.Identity()
+        level.predict, level.norm = fold_after(level.predict, *_norm_affine(level.norm)), nn.Identity()
     aligned = _fold_implicit_before(level.predict, level.align)
     assert isinstance(aligned, nn.Conv2d), "a 1x1 convolution has no border"
-    level.predict = _ungrouped(_fold_implicit_after(aligned, level.refine))
+    level.predict = _merge_groups(_fold_implicit_after(aligned, level.refine))
     level.pyramid, level.align, level.refine = nn.Identity(), nn.Identity(), nn.Identity()
 
 
 @torch.no_grad()
 def fuse(network: Yolor) -> Yolor:
-    """Return a folded copy in eval mode, without batch norm and implicit tensors.
+    """Return a fused copy in eval mode, without batch norm, implicit tensors and proxies; its parameters are frozen.
 
-    Raises ValueError for a network that is folded already: folding what is left once more would count it twice.
+    Raises:
+        ValueError: the network is fused already; folding twice would count a constant twice.
     """
     if is_fused(network):
         raise ValueError("the network is fused already: found no batch norm and no implicit tensor to fold")
@@ -121,9 +129,9 @@ def fuse(network: Yolor) -> Yolor:
     for conv in (m for m in modules if isinstance(m, Conv)):
         _fuse_conv(conv)
     for block in (m for m in modules if isinstance(m, CspBlock)):
-        block.last = _fuse_joint(block.merge, block.last)
+        block.last = _fuse_joint_norm(block.merge, block.last)
     for merge in (m.merge for m in modules if isinstance(m, NeckBlock | SppCsp)):
-        _fuse_joint(merge, nn.Identity())
+        _fuse_joint_norm(merge, nn.Identity())
     for level in (m for m in modules if isinstance(m, PredictionLevel)):
         _fuse_level(level)
     for head in (m for m in modules if isinstance(m, EmbedHead)):
@@ -132,5 +140,5 @@ def fuse(network: Yolor) -> Yolor:
 
 
 def is_fused(network: nn.Module) -> bool:
-    """Tell whether no batch norm and no implicit tensor is left."""
-    return not any(isinstance(m, FOLDED) for m in network.modules())
+    """Return True if the network has no batch norm and no implicit tensor."""
+    return not any(isinstance(m, FOLDABLE_MODULES) for m in network.modules())

@@ -1,8 +1,8 @@
-"""Hold implicit knowledge: learned constants that change features without looking at the image.
+"""Implicit knowledge: learned constants that change features independently of the image (YOLOR section 3).
 
-YOLOR section 3: a representation g of a latent prior z meets the explicit features x by an operator (equation 3). The prior
-is made so that nothing changes at the start (section 4.3), and once learned it folds into a convolution (`model.fold`).
-Legend: B images, C channels, H W cells, N channels of a prior, G groups.
+A representation g of a latent prior z meets the explicit features x through an operator (equation 3). A fresh prior is
+neutral (section 4.3). After training, `model.fold` folds g into a convolution.
+Legend: B images, C channels of x, H W cells, G groups, N = C · G channels of g.
 """
 
 import math
@@ -17,13 +17,13 @@ Operator = Literal["add", "multiply", "concat", "project"]
 Model = Literal["vector", "network", "factors"]
 
 NEUTRAL = {"add": 0.0, "multiply": 1.0, "concat": 0.0}
-"""The constant with which each operator changes nothing."""
+"""The neutral constant of each operator."""
 PRIOR_WIDTH = 2
-"""A prior that is mixed (equations 7 and 8) is this many times as large as what is made of it (section 5.6)."""
+"""Size of a prior that phi mixes (equations 7 and 8), as a multiple of the size of g (section 5.6)."""
 
 
-def _mix(model: Model, channels: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Return the shapes of z and of the phi that mixes it into `channels` numbers; a vector needs no phi."""
+def _parameter_shapes(model: Model, channels: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Return the shape of z and the shape of the phi that mixes z into `channels` numbers; a vector has no phi."""
     shapes: dict[Model, tuple[tuple[int, ...], tuple[int, ...] | None]] = {
         "vector": ((channels,), None),
         "network": ((PRIOR_WIDTH * channels,), (channels, PRIOR_WIDTH * channels)),
@@ -33,12 +33,13 @@ def _mix(model: Model, channels: int) -> tuple[tuple[int, ...], tuple[int, ...] 
 
 
 class Implicit(nn.Module):
-    """Join features with a constant g made of a learned prior z ~ N(0, std).
+    """Join features x with a constant g made of a learned prior z ~ N(0, std) (equation 3).
 
-    Operators: `add` x + g, `multiply` x · g, `concat` (g, x) along the channels, and `project`, x · 2σ(⟨p, z⟩): each channel
-    has its own learned projection p of one prior, whose inner product selects (up to 2) or drops (0) the channel.
-    Models: `vector` g = z (equation 6), `network` g = W z (equation 7), `factors` g = Zᵀ c (equation 8); W and c are `phi`.
-    Under `multiply` g is around 1.
+    Operators: `add` x + g, `multiply` x · g, `concat` (g, x) along the channels, `project` x · 2σ(⟨p, z⟩). Under `project`,
+    each channel has a learned projection p of one common prior; the inner product selects (factor up to 2) or drops
+    (factor 0) the channel (section 3).
+    Models: `vector` g = z (equation 6), `network` g = W z (equation 7), `factors` g = Zᵀ c (equation 8). The parameter
+    `phi` holds W or c. Under `multiply`, g lies around 1.
     """
 
     index: Tensor | None
@@ -51,27 +52,34 @@ class Implicit(nn.Module):
         model: Model = "vector",
         std: float,
         groups: int = 1,
-        only: Sequence[int] | None = None,
+        channel_indices: Sequence[int] | None = None,
     ) -> None:
-        """Take the number of channels of x.
+        """Create a neutral prior for features of `channels` channels.
 
-        With `groups`, x is repeated and each copy has a prior of its own. `only` names the channels that the prior acts on.
+        Args:
+            operator: how g meets x.
+            channels: channels of x, before the repetition by `groups`.
+            model: how g is made of z.
+            std: standard deviation of the fresh prior.
+            groups: copies of x, each joined with a separate part of g.
+            channel_indices: channels that the prior changes; None for all.
         """
         super().__init__()
         self.operator = operator
         self.groups = groups
         self.channels = channels * groups
-        z, phi = _mix("network" if operator == "project" else model, len(only) if only is not None else self.channels)
+        prior_channels = len(channel_indices) if channel_indices is not None else self.channels
+        z, phi = _parameter_shapes("network" if operator == "project" else model, prior_channels)
         self.z = nn.Parameter(torch.randn(z) * std)
         self.phi = None if phi is None else nn.Parameter((2 * torch.rand(phi) - 1) / math.sqrt(phi[-1]))
-        self.register_buffer("index", None if only is None else torch.tensor(only), persistent=False)
+        self.register_buffer("index", None if channel_indices is None else torch.tensor(channel_indices), persistent=False)
         if phi is None and NEUTRAL[operator]:
-            # A plain vector is stored as the published networks store it, around 1.
+            # The upstream networks store a plain vector around 1, so the same tensor is stored here.
             with torch.no_grad():
                 self.z.add_(NEUTRAL[operator])
 
     def constant(self) -> Float[Tensor, "N"]:
-        """Return g, one number per channel."""
+        """Return g, one number per channel (equations 6 to 8)."""
         g = self.z if self.phi is None else self.phi @ self.z
         if self.operator == "project":
             return 2 * g.sigmoid()
@@ -81,16 +89,16 @@ class Implicit(nn.Module):
         return g if self.index is None else g.new_full((self.channels,), neutral).index_copy(0, self.index, g)
 
     def forward(self, x: Float[Tensor, "B _ H W"]) -> Float[Tensor, "B _ H W"]:
-        """Return x joined with g; `groups` times the channels, and twice that with `concat`."""
+        """Return x joined with g: (B, C, H, W) -> (B, C·G, H, W), or (B, 2·C·G, H, W) under `concat`."""
         if self.groups > 1:
             x = x.repeat(1, self.groups, 1, 1)
         return OPERATORS[self.operator](x, self.constant().view(1, -1, 1, 1), self.groups)
 
 
 def _concat(x: Tensor, g: Tensor, groups: int) -> Tensor:
-    """Put each group's prior before its features."""
-    parts = zip(g.expand_as(x).chunk(groups, dim=1), x.chunk(groups, dim=1), strict=True)
-    return torch.cat([part for pair in parts for part in pair], dim=1)
+    """Concatenate the prior and the features of each group, the prior first."""
+    pairs = zip(g.expand_as(x).chunk(groups, dim=1), x.chunk(groups, dim=1), strict=True)
+    return torch.cat([chunk for pair in pairs for chunk in pair], dim=1)
 
 
 OPERATORS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {

@@ -1,6 +1,6 @@
-"""Build the blocks of the YOLOR family from convolutions; every block names its channels in and out.
+"""Convolution blocks of the YOLOR family. The classes are the blocks of the released networks (CSP, CSPF, CSP2, SPPCSP, DownC).
 
-Legend: B images, C channels, H W cells.
+Legend: B images, C channels, H W cells. Every block maps (B, C_in, H, W) to (B, C_out, H', W').
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from yolor_ray.config import NetworkConfig
 
-Image = Float[Tensor, "B _ _ _"]
-"""Features of a batch: images, channels, rows, columns; each block says what it does to the last three."""
+FeatureMap = Float[Tensor, "B _ _ _"]
+"""Features of a batch, (B, C, H, W); the docstring of a block states C, H and W where they change."""
 
 NORM_MOMENTUM = 0.03
 ACTIVATIONS = {"silu": nn.SiLU, "mish": nn.Mish}
@@ -21,122 +21,128 @@ ACTIVATIONS = {"silu": nn.SiLU, "mish": nn.Mish}
 
 @dataclass(frozen=True)
 class ConvSettings:
-    """Say what all convolutions of a network share."""
+    """Settings that all convolutions of a network share."""
 
     eps: float
     """Batch norm epsilon."""
     activation: Literal["silu", "mish"]
-    """What follows each batch norm."""
+    """Activation after each batch norm."""
 
 
 def conv_settings(config: NetworkConfig) -> ConvSettings:
-    """Return what all convolutions of a network share."""
+    """Return the settings that all convolutions of a network share."""
     return ConvSettings(config.norm_eps, config.activation)
 
 
 class Conv(nn.Module):
-    """Convolve without bias, normalise, activate."""
+    """Convolution without bias, batch norm and activation."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, *, style: ConvSettings) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, *, settings: ConvSettings) -> None:
         super().__init__()
         self.conv: nn.Module = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=style.eps, momentum=NORM_MOMENTUM)
-        self.act = ACTIVATIONS[style.activation](inplace=True)
+        self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=settings.eps, momentum=NORM_MOMENTUM)
+        self.act = ACTIVATIONS[settings.activation](inplace=True)
 
-    def forward(self, x: Image) -> Image:
-        """Return act(BN(conv(x)))."""
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Return act(BN(conv(x))): (B, C_in, H, W) -> (B, C_out, H/stride, W/stride)."""
         return self.act(self.norm(self.conv(x)))
 
 
 class Bottleneck(nn.Module):
-    """Squeeze (1x1), convolve (3x3) and, in the backbone, add the input."""
+    """1x1 and 3x3 convolution f, with a shortcut x + f(x) in the backbone."""
 
-    def __init__(self, channels: int, hidden: int, *, shortcut: bool, style: ConvSettings) -> None:
+    def __init__(self, channels: int, hidden: int, *, shortcut: bool, settings: ConvSettings) -> None:
         super().__init__()
-        self.squeeze = Conv(channels, hidden, style=style)
-        self.expand = Conv(hidden, channels, 3, style=style)
+        self.squeeze = Conv(channels, hidden, settings=settings)
+        self.expand = Conv(hidden, channels, 3, settings=settings)
         self.shortcut = shortcut
 
-    def forward(self, x: Image) -> Image:
-        """Return x + f(x), or f(x) without the shortcut."""
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Return x + f(x), or f(x) without the shortcut, in the shape of x."""
         y = self.expand(self.squeeze(x))
         return x + y if self.shortcut else y
 
 
 class Merge(nn.Module):
-    """Join the main path with a 1x1 side path: cat(main, side), then 1x1.
+    """Merge of the main path with a 1x1 side path: cat(main, side), then 1x1.
 
-    With `joint_norm` the side convolution is bare, and one batch norm and activation act on both halves (the paper branch).
+    Main branch: the side path is a complete `Conv`. Paper branch (`joint_norm`): the side path is a bare convolution, and
+    one batch norm and activation (`joint`) follow the concatenation.
     """
 
-    def __init__(self, c_side: int, hidden: int, c_out: int, *, joint_norm: bool, style: ConvSettings) -> None:
+    def __init__(self, c_side: int, hidden: int, c_out: int, *, joint_norm: bool, settings: ConvSettings) -> None:
         super().__init__()
-        self.side: nn.Module = nn.Conv2d(c_side, hidden, 1, bias=False) if joint_norm else Conv(c_side, hidden, style=style)
+        self.side: nn.Module = nn.Conv2d(c_side, hidden, 1, bias=False) if joint_norm else Conv(c_side, hidden, settings=settings)
         self.joint: nn.Module = (
-            nn.Sequential(nn.BatchNorm2d(2 * hidden, eps=style.eps, momentum=NORM_MOMENTUM), ACTIVATIONS[style.activation](inplace=True))
+            nn.Sequential(
+                nn.BatchNorm2d(2 * hidden, eps=settings.eps, momentum=NORM_MOMENTUM), ACTIVATIONS[settings.activation](inplace=True)
+            )
             if joint_norm
             else nn.Identity()
         )
-        self.out = Conv(2 * hidden, c_out, style=style)
+        self.out = Conv(2 * hidden, c_out, settings=settings)
 
-    def forward(self, main: Image, side: Image) -> Image:
-        """Return the merged paths."""
+    def forward(self, main: FeatureMap, side: FeatureMap) -> FeatureMap:
+        """Merge main (B, hidden, H, W) and side (B, c_side, H, W) into (B, c_out, H, W)."""
         return self.out(self.joint(torch.cat((main, self.side(side)), dim=1)))
 
 
 class CspBlock(nn.Module):
-    """Send half of the channels through residual bottlenecks, half past them (backbone).
+    """Backbone block: half of the channels pass through residual bottlenecks, the other half through a 1x1 side path.
 
-    `last` is the 1x1 after the bottlenecks: a convolution in CSP blocks, bare under a joint norm, and nothing in CSPF ("fusion
-    first") blocks.
+    `last` is the 1x1 after the bottlenecks: a `Conv` in CSP blocks of the main branch, a bare convolution under
+    `joint_norm`, and an identity in CSPF ("fusion first") blocks.
     """
 
-    def __init__(self, c_in: int, channels: int, depth: int, *, fusion_first: bool, joint_norm: bool, style: ConvSettings) -> None:
+    def __init__(self, c_in: int, channels: int, depth: int, *, fusion_first: bool, joint_norm: bool, settings: ConvSettings) -> None:
         super().__init__()
         hidden = channels // 2
-        self.first = Conv(c_in, hidden, style=style)
-        self.bottlenecks = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut=True, style=style) for _ in range(depth)))
+        self.first = Conv(c_in, hidden, settings=settings)
+        self.bottlenecks = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut=True, settings=settings) for _ in range(depth)))
         self.last: nn.Module = nn.Identity()
         if not fusion_first:
-            self.last = nn.Conv2d(hidden, hidden, 1, bias=False) if joint_norm else Conv(hidden, hidden, style=style)
-        self.merge = Merge(c_in, hidden, channels, joint_norm=joint_norm, style=style)
+            self.last = nn.Conv2d(hidden, hidden, 1, bias=False) if joint_norm else Conv(hidden, hidden, settings=settings)
+        self.merge = Merge(c_in, hidden, channels, joint_norm=joint_norm, settings=settings)
 
-    def forward(self, x: Image) -> Image:
-        """Return the block's features."""
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Map (B, c_in, H, W) to (B, channels, H, W)."""
         return self.merge(self.last(self.bottlenecks(self.first(x))), x)
 
 
 class NeckBlock(nn.Module):
-    """Squeeze, then split into bottlenecks without shortcut and a 1x1 side path (CSP2)."""
+    """Neck block (CSP2): a 1x1, then bottlenecks without shortcut beside a 1x1 side path."""
 
-    def __init__(self, c_in: int, c_out: int, depth: int, *, joint_norm: bool, style: ConvSettings) -> None:
+    def __init__(self, c_in: int, c_out: int, depth: int, *, joint_norm: bool, settings: ConvSettings) -> None:
         super().__init__()
-        self.first = Conv(c_in, c_out, style=style)
-        self.bottlenecks = nn.Sequential(*(Bottleneck(c_out, c_out, shortcut=False, style=style) for _ in range(depth)))
-        self.merge = Merge(c_out, c_out, c_out, joint_norm=joint_norm, style=style)
+        self.first = Conv(c_in, c_out, settings=settings)
+        self.bottlenecks = nn.Sequential(*(Bottleneck(c_out, c_out, shortcut=False, settings=settings) for _ in range(depth)))
+        self.merge = Merge(c_out, c_out, c_out, joint_norm=joint_norm, settings=settings)
 
-    def forward(self, x: Image) -> Image:
-        """Return the block's features."""
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Map (B, c_in, H, W) to (B, c_out, H, W)."""
         x = self.first(x)
         return self.merge(self.bottlenecks(x), x)
 
 
 class SppCsp(nn.Module):
-    """Pool over 5, 9 and 13 cells inside a CSP block, so that the coarsest level sees the whole image."""
+    """Spatial pyramid pooling (SPP) over 5, 9 and 13 cells inside a CSP block: the coarsest level sees the whole image."""
 
-    def __init__(self, c_in: int, c_out: int, pairs: int, *, joint_norm: bool, style: ConvSettings) -> None:
+    def __init__(self, c_in: int, c_out: int, pairs: int, *, joint_norm: bool, settings: ConvSettings) -> None:
         super().__init__()
-        self.before = nn.Sequential(Conv(c_in, c_out, style=style), Conv(c_out, c_out, 3, style=style), Conv(c_out, c_out, style=style))
+        self.before = nn.Sequential(
+            Conv(c_in, c_out, settings=settings), Conv(c_out, c_out, 3, settings=settings), Conv(c_out, c_out, settings=settings)
+        )
         self.pool = nn.MaxPool2d(5, stride=1, padding=2)
-        after = [Conv(4 * c_out, c_out, style=style), Conv(c_out, c_out, 3, style=style)]
+        after = [Conv(4 * c_out, c_out, settings=settings), Conv(c_out, c_out, 3, settings=settings)]
         for _ in range(pairs - 1):
-            after += [Conv(c_out, c_out, style=style), Conv(c_out, c_out, 3, style=style)]
+            after += [Conv(c_out, c_out, settings=settings), Conv(c_out, c_out, 3, settings=settings)]
         self.after = nn.Sequential(*after)
-        self.merge = Merge(c_in, c_out, c_out, joint_norm=joint_norm, style=style)
+        self.merge = Merge(c_in, c_out, c_out, joint_norm=joint_norm, settings=settings)
 
-    def forward(self, x: Image) -> Image:
-        """Return the block's features; a 9-pool is two 5-pools and a 13-pool three, which is exact and faster."""
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Map (B, c_in, H, W) to (B, c_out, H, W)."""
         y = self.before(x)
+        # Two 5-pools equal a 9-pool and three equal a 13-pool: exact and faster.
         pool_5 = self.pool(y)
         pool_9 = self.pool(pool_5)
         pool_13 = self.pool(pool_9)
@@ -144,31 +150,34 @@ class SppCsp(nn.Module):
 
 
 class DownC(nn.Module):
-    """Halve the resolution by a strided convolution beside max pooling (E6, D6)."""
+    """Down-sampling by a strided convolution beside max pooling (E6, D6)."""
 
-    def __init__(self, c_in: int, c_out: int, *, style: ConvSettings) -> None:
+    def __init__(self, c_in: int, c_out: int, *, settings: ConvSettings) -> None:
         super().__init__()
-        self.conv = nn.Sequential(Conv(c_in, c_in, style=style), Conv(c_in, c_out // 2, 3, 2, style=style))
-        self.pool = nn.Sequential(nn.MaxPool2d(2), Conv(c_in, c_out // 2, style=style))
+        self.conv = nn.Sequential(Conv(c_in, c_in, settings=settings), Conv(c_in, c_out // 2, 3, 2, settings=settings))
+        self.pool = nn.Sequential(nn.MaxPool2d(2), Conv(c_in, c_out // 2, settings=settings))
 
-    def forward(self, x: Image) -> Image:
-        """Return cat(conv, pool) at half the resolution."""
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Return cat(conv, pool): (B, c_in, H, W) -> (B, c_out, H/2, W/2)."""
         return torch.cat((self.conv(x), self.pool(x)), dim=1)
 
 
 class ReOrg(nn.Module):
-    """Turn each 2x2 patch into channels, in (row, column) parity order (0,0), (1,0), (0,1), (1,1)."""
+    """Space to depth: each 2x2 patch becomes channels, in (row, column) parity order (0,0), (1,0), (0,1), (1,1)."""
 
-    def forward(self, x: Image) -> Image:
-        """Return (B, 4C, H/2, W/2); not the order of `pixel_unshuffle`."""
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Map (B, C, H, W) to (B, 4C, H/2, W/2); `pixel_unshuffle` has another channel order."""
         return torch.cat((x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]), dim=1)
 
 
 class Wavelet(nn.Module):
-    """Turn each 2x2 patch into its Haar wavelet coefficients: means of 0..1 stay in 0..1, differences are put around 0.5."""
+    """Haar wavelet coefficients of each 2x2 patch: the means of an image in 0..1 stay in 0..1, the differences are centred on 0.5."""
 
-    def forward(self, x: Image) -> Image:
-        """Return (B, 4C, H/2, W/2): all channels' means, then per channel the differences along rows, along columns, and of both."""
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Map (B, C, H, W) to (B, 4C, H/2, W/2).
+
+        The means of all channels come first. Per channel follow the differences between rows, between columns, and of both.
+        """
         a, b, c, d = x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
         details = torch.stack((a + b - c - d, a - b + c - d, a - b - c + d), dim=2).flatten(1, 2)
         return torch.cat(((a + b + c + d) / 4, details / 4 + 0.5), dim=1)

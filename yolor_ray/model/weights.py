@@ -1,6 +1,6 @@
-"""Write and read weights: a folder with `weights.safetensors` and `config.json`, verified by its manifest.
+"""Write and read weights folders: `weights.safetensors` and `config.json`, verified by a manifest.
 
-Nothing is ever unpickled. The configuration holds all that is needed to build the network and to name what it finds.
+Nothing is ever unpickled. The configuration holds everything needed to build the network and to name its outputs.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from yolor_ray.model.network import Yolor
 
 FORMAT, VERSION = "yolor_ray.weights", 1
 CONFIG_FILE, TENSORS_FILE = "config.json", "weights.safetensors"
-PROXIES = "tasks.embed.proxies"
-"""A direction for each identity that was told apart while training; only unfused weights have them."""
-FILE_ENDINGS = (".pt", ".pth", ".weights")
+PROXIES_TENSOR = "tasks.embed.proxies"
+"""Name of the tensor with one direction per identity of the training set, (I, E); absent from fused weights."""
+UPSTREAM_SUFFIXES = (".pt", ".pth", ".weights")
 
 CONFIG_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda v: isinstance(v, str), "text"),
@@ -36,35 +36,35 @@ CONFIG_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "image_classes": (lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v), "a list of names"),
     "keypoint_names": (lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v), "a list of names"),
 }
-"""What each key of `config.json` must look like."""
+"""Check and expectation for the value of each key of `config.json`."""
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Say what weights are, beside the tensors."""
+    """Description of weights beside their tensors."""
 
     name: str
-    """Name of the run that made them."""
+    """Name of the run that trained the weights."""
     classes: tuple[str, ...]
     """Class names in the order of the network's outputs."""
     image_px: int
-    """Side of the square input that they were trained for, pixels."""
+    """Side of the square network input in training, pixels."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """COCO numbers on the validation set."""
+    """COCO metrics on the validation set."""
     version: str = ""
-    """First 12 hexadecimal digits of the digest of the stored tensors; set by reading."""
+    """First 12 hexadecimal digits of the SHA-256 of the tensors file; set by reading."""
     image_classes: tuple[str, ...] = ()
-    """Names of the labels of whole images, in the order of the network's outputs."""
+    """Names of the image labels, in the order of the network's outputs."""
     keypoint_names: tuple[str, ...] = ()
-    """Names of each object's keypoints, in the order of the network's outputs."""
+    """Names of an object's keypoints, in the order of the network's outputs."""
     tasks: tuple[str, ...] = ("detect",)
-    """What the network has learned; set by reading."""
+    """Tasks of the network; set by reading."""
     fused: bool = False
-    """Whether batch norm and implicit vectors are folded away; set by writing."""
+    """True if batch norm and implicit vectors are folded; set by reading."""
 
 
 def weights_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
-    """Return the files of a weights folder."""
+    """Return the contents of the files of a weights folder, by file name."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     config = {
         "format": FORMAT,
@@ -87,14 +87,15 @@ def save_weights(url: str, network: Yolor, info: WeightsInfo) -> None:
 
 
 def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
-    """Return the network, in eval mode on the CPU, and what it is.
+    """Return the network of a weights folder, in eval mode on the CPU, and its description.
 
-    Raises WeightsError when the folder is incomplete, altered, of another format or does not fit its own configuration.
+    Raises:
+        WeightsError: the folder is incomplete, altered, of another format, or its tensors do not fit its configuration.
     """
-    if url.endswith(FILE_ENDINGS):
+    if url.endswith(UPSTREAM_SUFFIXES):
         raise WeightsError(
             f"{url}: found the name of a file, expected a weights folder; "
-            f"import a published checkpoint with: python jobs/export.py --published {url} --output FOLDER"
+            f"import an upstream checkpoint with: python jobs/export.py --upstream {url} --output FOLDER"
         )
     files = manifest.read_published(url, (CONFIG_FILE, TENSORS_FILE))
     config = _read_config(url, files[CONFIG_FILE])
@@ -102,7 +103,7 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
         tensors = safetensors.torch.load(files[TENSORS_FILE])
     except SafetensorError as error:
         raise WeightsError(f"{storage.join(url, TENSORS_FILE)}: not a safetensors file: {error}") from error
-    network = _build(url, config, tensors)
+    network = _build_network(url, config, tensors)
     info = WeightsInfo(
         name=config["name"],
         classes=tuple(config["classes"]),
@@ -118,68 +119,73 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
 
 
 def _read_config(url: str, data: bytes) -> dict[str, Any]:
-    place = storage.join(url, CONFIG_FILE)
+    config_url = storage.join(url, CONFIG_FILE)
     try:
         config = json.loads(data)
     except ValueError as error:
-        raise WeightsError(f"{place}: not JSON: {error}") from error
-    found = (config.get("format"), config.get("version")) if isinstance(config, dict) else None
-    if found != (FORMAT, VERSION):
-        raise WeightsError(f"{place}: found format and version {found!r}, expected {(FORMAT, VERSION)!r}")
-    # Weights from before there were other tasks than detection do not speak of these.
+        raise WeightsError(f"{config_url}: not JSON: {error}") from error
+    format_and_version = (config.get("format"), config.get("version")) if isinstance(config, dict) else None
+    if format_and_version != (FORMAT, VERSION):
+        raise WeightsError(f"{config_url}: found format and version {format_and_version!r}, expected {(FORMAT, VERSION)!r}")
+    # Weights written before other tasks than detection existed do not have these keys.
     config = {"image_classes": [], "keypoint_names": [], **config}
     missing = {"name", "classes", "image_px", "metrics", "fused", "network"} - config.keys()
     if missing:
-        raise WeightsError(f"{place}: keys {sorted(missing)} are missing")
-    for key, (sensible, expected) in CONFIG_CHECKS.items():
-        if not sensible(config[key]):
-            raise WeightsError(f"{place}: {key}: found {config[key]!r}, expected {expected}")
+        raise WeightsError(f"{config_url}: keys {sorted(missing)} are missing")
+    for key, (is_valid, expected) in CONFIG_CHECKS.items():
+        if not is_valid(config[key]):
+            raise WeightsError(f"{config_url}: {key}: found {config[key]!r}, expected {expected}")
     return config
 
 
-def network_config(values: dict[str, Any]) -> NetworkConfig:
-    """Rebuild a network configuration from its JSON form."""
-    implicit = _known_fields("network.implicit", ImplicitConfig, values.get("implicit", {}))
-    fields = _known_fields("network", NetworkConfig, values)
+def parse_network_config(values: dict[str, Any]) -> NetworkConfig:
+    """Rebuild a network configuration from its JSON form.
+
+    Raises:
+        ConfigError: a key is unknown or a value is out of range.
+    """
+    implicit = _check_fields("network.implicit", ImplicitConfig, values.get("implicit", {}))
+    fields = _check_fields("network", NetworkConfig, values)
     return NetworkConfig(**{**fields, "implicit": ImplicitConfig(**implicit)})
 
 
-def _known_fields(place: str, kind: type, values: Any) -> dict[str, Any]:
-    known = {f.name for f in dataclasses.fields(kind)}
+def _check_fields(name: str, config_class: type, values: Any) -> dict[str, Any]:
+    """Return the settings with lists as tuples, after checking that the configuration class has a field for each."""
+    fields = {f.name for f in dataclasses.fields(config_class)}
     if not isinstance(values, dict):
-        raise ConfigError(f"{place}: found {values!r}, expected settings by name")
-    if values.keys() - known:
-        raise ConfigError(f"{place}: unknown keys {sorted(values.keys() - known)}, expected some of {sorted(known)}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        raise ConfigError(f"{name}: found {values!r}, expected settings by name")
+    if values.keys() - fields:
+        raise ConfigError(f"{name}: unknown keys {sorted(values.keys() - fields)}, expected some of {sorted(fields)}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-def _build(url: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Yolor:
-    place = storage.join(url, TENSORS_FILE)
+def _build_network(url: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Yolor:
+    tensors_url = storage.join(url, TENSORS_FILE)
     anchors = tensors.get("head.anchors")
     if anchors is None:
-        raise WeightsError(f"{place}: tensor 'head.anchors' is missing")
+        raise WeightsError(f"{tensors_url}: tensor 'head.anchors' is missing")
     try:
         network = Yolor(
-            network_config(config["network"]),
+            parse_network_config(config["network"]),
             len(config["classes"]),
             anchors,
             image_classes=len(config["image_classes"]),
             keypoints=len(config["keypoint_names"]),
-            identities=len(tensors.get(PROXIES, ())),
+            identities=len(tensors.get(PROXIES_TENSOR, ())),
         )
     except (ConfigError, TypeError, ValueError) as error:
         raise WeightsError(f"{storage.join(url, CONFIG_FILE)}: {error}") from error
     network = fuse(network) if config["fused"] else network.eval()
-    _check_fit(place, network, tensors)
+    _check_tensors(tensors_url, network, tensors)
     network.load_state_dict(tensors)
     return network
 
 
-def _check_fit(place: str, network: Yolor, tensors: dict[str, torch.Tensor]) -> None:
+def _check_tensors(url: str, network: Yolor, tensors: dict[str, torch.Tensor]) -> None:
     expected = network.state_dict()
-    for label, names in (("missing", expected.keys() - tensors.keys()), ("unknown", tensors.keys() - expected.keys())):
+    for problem, names in (("missing", expected.keys() - tensors.keys()), ("unknown", tensors.keys() - expected.keys())):
         if names:
-            raise WeightsError(f"{place}: {len(names)} tensors are {label}, first {min(names)!r}")
+            raise WeightsError(f"{url}: {len(names)} tensors are {problem}, first {min(names)!r}")
     for name, tensor in expected.items():
         if tensor.shape != tensors[name].shape:
-            raise WeightsError(f"{place}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
+            raise WeightsError(f"{url}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")

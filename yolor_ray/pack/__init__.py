@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Check annotated images and pack them into the Parquet shards of a dataset."""

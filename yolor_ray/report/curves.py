@@ -1,4 +1,4 @@
-"""TODO module docstring."""
+"""Draw the training curves of a run as PNG bytes."""
 
 import math
 from collections.abc import Sequence
@@ -6,21 +6,31 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from yolor_ray.report.plots import CURVES, INK, colour, new_figure, plain_axes, png_bytes
+from yolor_ray.report.plots import INK, colour, new_figure, png_bytes, style_axes
+
+PANELS = {
+    "Loss": ("loss", "box", "objectness", "cls", "classify", "embed", "segment", "pose"),
+    "Accuracy": ("AP", "AP50", "classify/mAP", "embed/mAP", "segment/AP", "pose/AP"),
+    "Learning rate": ("lr",),
+    "Images per second": ("images_per_s",),
+}
+"""Keys of the rows of `metrics.jsonl` that each panel shows."""
+MARKED_POINTS = 30
+"""Curves with fewer points have markers, as a single point is no line."""
 
 
 def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Draw losses, accuracy, learning rate and speed over epochs, from the rows of metrics.jsonl; NaN and infinity are left out."""
+    """Draw losses, accuracy, learning rate and speed over epochs, from the rows of `metrics.jsonl`; NaN and infinity are left out."""
     figure = new_figure(11, 7)
     panels = figure.subplots(2, 2)
     epochs = [row["epoch"] for row in rows]
-    for axes, (title, keys) in zip(panels.flat, CURVES.items(), strict=True):
-        plain_axes(axes, title, "epoch")
-        known = {key: [(row["epoch"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))] for key in keys}
-        curves = {key: points for key, points in known.items() if points}
+    for axes, (title, keys) in zip(panels.flat, PANELS.items(), strict=True):
+        style_axes(axes, title, "epoch")
+        finite = {key: [(row["epoch"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))] for key in keys}
+        curves = {key: points for key, points in finite.items() if points}
         for label, (key, points) in enumerate(curves.items()):
-            # A single point is no line: few points get marks.
-            axes.plot(*zip(*points, strict=True), color=colour(label), label=key, marker="o" if len(points) < 30 else "", markersize=3.5)
+            marker = "o" if len(points) < MARKED_POINTS else ""
+            axes.plot(*zip(*points, strict=True), color=colour(label), label=key, marker=marker, markersize=3.5)
         axes.set_xlim(min(epochs, default=0) - 0.5, max(epochs, default=0) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(curves) > 1:

@@ -1,6 +1,6 @@
-"""Draw training curves and precision-recall curves as PNG bytes.
+"""Define the common style of plots, which are PNG bytes.
 
-Figures are made without pyplot: it keeps global state and wants the main thread, and these are drawn in workers.
+Figures are made without pyplot. pyplot keeps global state and needs the main thread, but workers draw in other threads.
 """
 
 import io
@@ -11,12 +11,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = ("#2f8dff", "#ff9f0a", "#ff4d6d", "#1fc16b", "#b57bff", "#ff7ac6", "#00c2c7", "#c5d93b", "#9c6b4a", "#8ea2ff")
-CURVES = {
-    "Loss": ("loss", "box", "objectness", "cls", "classify", "embed", "segment", "pose"),
-    "Accuracy": ("AP", "AP50", "classify/mAP", "embed/mAP", "segment/AP", "pose/AP"),
-    "Learning rate": ("lr",),
-    "Images per second": ("images_per_s",),
-}
 INK, GRID = "#24292f", "#d8dee4"
 
 
@@ -26,14 +20,14 @@ def colour(label: int) -> str:
 
 
 def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
-    """Return a white figure of so many inches, 110 pixels each."""
+    """Make a white figure; width and height are inches of 110 pixels."""
     figure = Figure(figsize=(width, height), dpi=110, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def plain_axes(axes: Axes, title: str, x_label: str) -> None:
-    """Give a panel its title and the looks of all: a light grid, no frame."""
+def style_axes(axes: Axes, title: str, x_label: str) -> None:
+    """Set title and x label, a light grid and no frame on the upper and right side."""
     axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
     axes.set_xlabel(x_label, color=INK)
     axes.grid(color=GRID, linewidth=0.8)

@@ -1,4 +1,4 @@
-"""Say what a measurement was made with: command, commit and machine."""
+"""Collect the provenance of a measurement: command, commit and machine."""
 
 import os
 import platform
@@ -14,13 +14,20 @@ import torch
 CPU_INFO = Path("/proc/cpuinfo")
 
 
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use, 1 or more: its CPU affinity where the platform has one."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(len(os.sched_getaffinity(0)), 1)
+    return os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
-    """Return what this process runs on, and how busy that was over the last minute."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the hardware and software of this process, and the load of the machine over the last minute."""
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(pages / 1e9, 1),
+        "cores": available_cores(),
+        "memory_gb": round(memory_bytes / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_1m": round(os.getloadavg()[0], 2),
         "compute_threads": torch.get_num_threads(),
@@ -42,16 +49,16 @@ def command() -> str:
 
 
 def commit() -> str:
-    """Return the commit that this code is at, with `+` when files differ from it, or `unknown` outside a repository."""
-    found = _git("rev-parse", "--short=12", "HEAD")
-    if not found:
+    """Return the commit of this code: with `+` when files differ from the commit, `unknown` outside a repository."""
+    revision = _git("rev-parse", "--short=12", "HEAD")
+    if not revision:
         return "unknown"
-    return found + ("+" if _git("status", "--porcelain") else "")
+    return revision + ("+" if _git("status", "--porcelain") else "")
 
 
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        process = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
-    return done.stdout.strip()
+    return process.stdout.strip()

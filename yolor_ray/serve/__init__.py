@@ -1,1 +1,1 @@
-"""Serving over HTTP on Ray Serve."""
+"""Serve weights over HTTP on Ray Serve, on one machine or on the replicas of a cluster."""

@@ -1,4 +1,4 @@
-"""Run the network: encoded image in, detections in pixels of the network input out.
+"""Run the network of a replica: encoded images in, detections in pixels of the network input out.
 
 `prepare` may run in any number of threads; `detect` belongs to one thread at a time. Neither may run on the event loop.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from yolor_ray import config
-from yolor_ray.data.images.decode import decode
+from yolor_ray.data.images.decode import FILL, decode
 from yolor_ray.data.images.header import read_header
 from yolor_ray.data.images.letterbox import Letterbox, letterbox
 from yolor_ray.inference import detect
@@ -21,15 +21,15 @@ from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.engine_choice import RunnableModel, choose_engine
 from yolor_ray.model.weights import WeightsInfo, load_weights
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-Choose = Callable[..., RunnableModel]
-"""Takes what `fastest` takes."""
+EngineChooser = Callable[..., RunnableModel]
+"""Has the parameters of `choose_engine`."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What one request asks for."""
+class DetectOptions:
+    """Options of one request."""
 
     confidence: float
     """Least confidence of a returned box."""
@@ -38,102 +38,113 @@ class Options:
     max_detections: int
     """Most boxes."""
     masks: bool = True
-    """Whether to make masks; so for the others, where the network has learned them."""
+    """Return masks, if the network has learned the task segment."""
     keypoints: bool = True
+    """Return keypoints, if the network has learned the task pose."""
     labels: bool = True
-    """Those of the image as a whole."""
+    """Return the labels of the whole image, if the network has learned the task classify."""
     embeddings: bool = True
+    """Return embeddings, if the network has learned the task embed."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """One image as the network sees it."""
+class PreparedImage:
+    """One decoded image as input of the network."""
 
     pixels: np.ndarray
     """(S, S, 3) uint8 RGB."""
-    place: Letterbox
-    """Where the displayed image lies in it."""
+    letterbox: Letterbox
+    """Position of the displayed image in the square."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found in one image."""
+class TimedDetections:
+    """Detections of one image, and the time that they took."""
 
     detections: Detections
-    """In pixels of the network input; all that the request asked for and no more, and every box has an area inside the image."""
+    """In pixels of the network input, within the limits of the request; every box has an area inside the image."""
     seconds: float
-    """Time of the forward pass and NMS that it was part of."""
+    """Time of the forward pass and NMS of the image's batch."""
 
 
 class Engine(Protocol):
-    """What the service asks of a network; tests pass their own."""
+    """Network as the service uses it; tests pass an engine of their own."""
 
     info: WeightsInfo
     name: str
-    """What runs the network."""
+    """Engine that executes the network: torch, onnxruntime or openvino."""
     precision: str
-    """What it computes in."""
+    """Precision of the arithmetic: float32 or bfloat16."""
 
-    def prepare(self, data: bytes) -> Prepared:
+    def prepare(self, data: bytes) -> PreparedImage:
         """Decode one image; raises ImageError."""
 
-    def detect(self, images: Sequence[tuple[Prepared, Options]]) -> list[Found]:
-        """Return what is in each image."""
+    def detect(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
+        """Return the detections of each image."""
 
 
 class LocalEngine:
-    """Hold one folded network in this process, on a GPU if this replica has one."""
+    """One fused network in this process, on a GPU if the replica reserves one."""
 
-    def __init__(self, settings: config.ServeConfig, choose: Choose = choose_engine) -> None:
-        """Load the weights, have the form that runs them chosen, and warm it up; raises WeightsError, StorageError or ConfigError."""
+    def __init__(self, settings: config.ServeConfig, choose: EngineChooser = choose_engine) -> None:
+        """Load the weights, choose the engine and warm it up; raises WeightsError, StorageError or ConfigError."""
         torch.set_num_threads(settings.compute_threads)
         network, info = load_weights(settings.weights)
         self.info = replace(info, fused=True)
         self._device = torch.device("cuda" if settings.gpus_per_replica > 0 else "cpu")
-        form = choose(network.to(self._device), info, engine=settings.engine, precision=settings.precision)
-        self.name, self.precision = form.engine, str(form.precision)
-        self._predictor = form.predict
-        torch.set_num_threads(form.threads)
-        log.info("event=engine name=%s precision=%s error=%.2g", form.engine, form.precision, form.error)
+        model = choose(network.to(self._device), info, engine=settings.engine, precision=settings.precision)
+        self.name, self.precision = model.engine, str(model.precision)
+        self._predictor = model.predict
+        torch.set_num_threads(model.threads)
+        logger.info("event=engine_chosen engine=%s precision=%s error=%.2g", model.engine, model.precision, model.error)
         self._max_pixels = int(settings.max_megapixels * 1e6)
-        blank = self._place(np.full((info.image_px, info.image_px, 3), 114, np.uint8), info.image_px, info.image_px)
-        usual = Options(settings.confidence, settings.iou, settings.max_detections)
-        # cuDNN chooses its algorithms at the first batch of each size; on the CPU, the choice of the form has warmed up the rest.
-        for count in sorted({1, settings.max_batch}) if self._device.type == "cuda" else [1]:
-            self.detect([(blank, usual)] * count)
+        self._warm_up(settings)
 
-    def prepare(self, data: bytes) -> Prepared:
-        """Decode one image and fit it into the network's square; raises ImageError."""
+    def _warm_up(self, settings: config.ServeConfig) -> None:
+        side = self.info.image_px
+        blank = self._letterbox(np.full((side, side, 3), FILL, np.uint8), side, side)
+        options = DetectOptions(settings.confidence, settings.iou, settings.max_detections)
+        # cuDNN chooses its algorithms at the first batch of each size; on the CPU, the choice of the engine has warmed up the rest.
+        for count in sorted({1, settings.max_batch}) if self._device.type == "cuda" else [1]:
+            self.detect([(blank, options)] * count)
+
+    def prepare(self, data: bytes) -> PreparedImage:
+        """Decode one image and letterbox it into the network's square; raises ImageError."""
         header = read_header(data)
         pixels = decode(data, fit_px=self.info.image_px, max_pixels=self._max_pixels)
-        return self._place(pixels, header.width, header.height)
+        return self._letterbox(pixels, header.width, header.height)
 
-    def detect(self, images: Sequence[tuple[Prepared, Options]]) -> list[Found]:
-        """Return what is in each image; images that ask for the same IoU share a forward pass."""
-        found: dict[int, Found] = {}
+    def detect(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
+        """Return the detections of each image; images with the same IoU threshold share a forward pass."""
+        results: dict[int, TimedDetections] = {}
         for iou in {options.iou for _, options in images}:
-            numbers = [number for number, (_, options) in enumerate(images) if options.iou == iou]
-            found.update(zip(numbers, self._detect_alike([images[number] for number in numbers]), strict=True))
-        return [found[number] for number in range(len(images))]
+            indices = [index for index, (_, options) in enumerate(images) if options.iou == iou]
+            results.update(zip(indices, self._detect_same_iou([images[index] for index in indices]), strict=True))
+        return [results[index] for index in range(len(images))]
 
-    def _place(self, pixels: np.ndarray, width: int, height: int) -> Prepared:
-        out = np.empty((self.info.image_px, self.info.image_px, 3), np.uint8)
-        return Prepared(out, letterbox(pixels, width, height, out))
+    def _letterbox(self, pixels: np.ndarray, width: int, height: int) -> PreparedImage:
+        side = self.info.image_px
+        out = np.empty((side, side, 3), np.uint8)
+        return PreparedImage(out, letterbox(pixels, width, height, out))
 
-    def _detect_alike(self, images: Sequence[tuple[Prepared, Options]]) -> list[Found]:
-        # Greedy NMS never lets a weaker box remove a stronger one, so the laxest threshold serves all and each is cut after.
+    def _detect_same_iou(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
+        # In greedy NMS a weaker box never removes a stronger one. The most permissive limits thus serve all requests, and each
+        # request's own limits are applied afterwards.
         started = time.perf_counter()
         batch = torch.from_numpy(np.stack([prepared.pixels for prepared, _ in images]))
-        laxest = Options(
+        widest = DetectOptions(
             confidence=min(options.confidence for _, options in images),
             iou=images[0][1].iou,
             max_detections=max(options.max_detections for _, options in images),
         )
-        answers = self._predict(batch, laxest)
+        batch_detections = self._predict(batch, widest)
         seconds = time.perf_counter() - started
-        return [_cut(answer, *image, seconds) for answer, image in zip(answers, images, strict=True)]
+        return [
+            TimedDetections(_apply_limits(detections, *image), seconds) for detections, image in zip(batch_detections, images, strict=True)
+        ]
 
-    def _predict(self, batch: torch.Tensor, limits: Options) -> list[Detections]:
+    def _predict(self, batch: torch.Tensor, limits: DetectOptions) -> list[Detections]:
+        """Run the network and NMS; a batch that does not fit into the GPU's memory is halved."""
         try:
             return detect.detect(
                 self._predictor,
@@ -147,13 +158,15 @@ class LocalEngine:
             if len(batch) == 1:
                 raise
         torch.cuda.empty_cache()
-        return [answer for half in batch.chunk(2) for answer in self._predict(half, limits)]
+        return [detections for half in batch.chunk(2) for detections in self._predict(half, limits)]
 
 
-def _cut(answer: Detections, prepared: Prepared, options: Options, seconds: float) -> Found:
-    boxes_xyxy = prepared.place.to_image(answer.boxes_xyxy.numpy())
-    # A box that lies in the grey bars has no area left inside the image.
+def _apply_limits(detections: Detections, prepared: PreparedImage, options: DetectOptions) -> Detections:
+    """Keep the detections that lie in the image and within the limits of the request."""
+    boxes_xyxy = prepared.letterbox.to_image(detections.boxes_xyxy.numpy())
+    # A box in the grey bars has no area left inside the image.
     inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
-    keep = torch.from_numpy(np.flatnonzero(inside & (answer.confidences.numpy() >= options.confidence))[: options.max_detections])
-    of_objects = {name: getattr(answer, name) for name in ("boxes_xyxy", "confidences", "labels", *detect.OF_PREDICTIONS)}
-    return Found(replace(answer, **{name: values[keep] for name, values in of_objects.items() if values is not None}), seconds)
+    confident = detections.confidences.numpy() >= options.confidence
+    keep = torch.from_numpy(np.flatnonzero(inside & confident)[: options.max_detections])
+    rows = {name: getattr(detections, name) for name in ("boxes_xyxy", "confidences", "labels", *detect.PREDICTION_OUTPUTS)}
+    return replace(detections, **{name: values[keep] for name, values in rows.items() if values is not None})

@@ -1,7 +1,7 @@
-"""Count and time what one replica does, for Prometheus.
+"""Metrics of one replica for Prometheus.
 
-The same numbers go two ways: `GET /metrics` shows those of the replica that answers (enough with one replica), and inside
-Ray each node's metrics port shows those of all replicas on it (`ray_yolor_…`), which is what a cluster should scrape.
+The same numbers are published twice. `GET /metrics` returns the numbers of the replica that answers, which is enough for one replica.
+Inside Ray, the metrics port of each node returns the numbers of all its replicas (`ray_yolor_…`): a cluster should scrape these ports.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,39 +17,48 @@ COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 300.0)
 
 
 @dataclass(frozen=True)
-class _Kind:
-    text: str
+class _MetricSpec:
+    description: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram; empty for a counter."""
 
 
-KINDS: Mapping[str, _Kind] = {
-    "yolor_requests": _Kind("Requests answered, by route and HTTP status.", ("route", "status")),
-    "yolor_request_seconds": _Kind("Time from first byte to answer, by route.", ("route",), SECONDS),
-    "yolor_stage_seconds": _Kind("Time of one request per stage: body, decode, queue, network (with NMS), answer.", ("stage",), SECONDS),
-    "yolor_batch_images": _Kind("Images per forward pass.", (), COUNTS),
-    "yolor_detections": _Kind("Boxes per image.", (), (0.0, *COUNTS)),
+SPECS: Mapping[str, _MetricSpec] = {
+    "yolor_requests": _MetricSpec("Requests answered, by route and HTTP status.", ("route", "status")),
+    "yolor_request_seconds": _MetricSpec("Time from first byte to answer, by route.", ("route",), SECONDS),
+    "yolor_stage_seconds": _MetricSpec(
+        "Time of one request per stage: body, decode, queue, network (with NMS), answer.", ("stage",), SECONDS
+    ),
+    "yolor_batch_images": _MetricSpec("Images per forward pass.", (), COUNTS),
+    "yolor_detections": _MetricSpec("Boxes per image.", (), (0.0, *COUNTS)),
 }
 
 
 class ServiceMetrics:
-    """Hold the metrics of one replica."""
+    """Counters and histograms of one replica."""
 
     def __init__(self, replica: str = "", to_ray: bool = False) -> None:
+        """Create the metrics of SPECS.
+
+        Args:
+            replica: name of the replica, a label of every metric of `GET /metrics`.
+            to_ray: publish the metrics on Ray's metrics ports as well.
+        """
         self._registry = CollectorRegistry()
         self._replica = replica
-        self._metrics = {name: self._local(name, kind) for name, kind in KINDS.items()}
-        self._ray = {name: _ray_metric(name, kind) for name, kind in KINDS.items()} if to_ray else {}
+        self._metrics = {name: self._prometheus_metric(name, spec) for name, spec in SPECS.items()}
+        self._ray = {name: _ray_metric(name, spec) for name, spec in SPECS.items()} if to_ray else {}
 
     def count(self, name: str, **labels: str) -> None:
-        """Add one to a counter."""
-        self._metrics[name].labels(self._replica, *_values(name, labels)).inc()
+        """Increment a counter."""
+        self._metrics[name].labels(self._replica, *_label_values(name, labels)).inc()
         if self._ray:
             self._ray[name].inc(tags=labels)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Add one value to a histogram."""
-        self._metrics[name].labels(self._replica, *_values(name, labels)).observe(value)
+        self._metrics[name].labels(self._replica, *_label_values(name, labels)).observe(value)
         if self._ray:
             self._ray[name].observe(value, tags=labels)
 
@@ -57,19 +66,19 @@ class ServiceMetrics:
         """Return the replica's metrics in Prometheus text format, and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
 
-    def _local(self, name: str, kind: _Kind) -> Any:
-        labels = ("replica", *kind.labels)
-        if kind.buckets:
-            return Histogram(name, kind.text, labels, buckets=kind.buckets, registry=self._registry)
-        return Counter(name, kind.text, labels, registry=self._registry)
+    def _prometheus_metric(self, name: str, spec: _MetricSpec) -> Any:
+        labels = ("replica", *spec.labels)
+        if spec.buckets:
+            return Histogram(name, spec.description, labels, buckets=spec.buckets, registry=self._registry)
+        return Counter(name, spec.description, labels, registry=self._registry)
 
 
-def _values(name: str, labels: Mapping[str, str]) -> Sequence[str]:
-    return [labels[label] for label in KINDS[name].labels]
+def _label_values(name: str, labels: Mapping[str, str]) -> Sequence[str]:
+    return [labels[label] for label in SPECS[name].labels]
 
 
-def _ray_metric(name: str, kind: _Kind) -> Any:
-    if kind.buckets:
-        # Ray wants boundaries above zero.
-        return metrics.Histogram(name, kind.text, [edge for edge in kind.buckets if edge > 0], tag_keys=kind.labels)
-    return metrics.Counter(name, kind.text, tag_keys=kind.labels)
+def _ray_metric(name: str, spec: _MetricSpec) -> Any:
+    if spec.buckets:
+        # Ray requires boundaries above zero.
+        return metrics.Histogram(name, spec.description, [bound for bound in spec.buckets if bound > 0], tag_keys=spec.labels)
+    return metrics.Counter(name, spec.description, tag_keys=spec.labels)

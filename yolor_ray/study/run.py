@@ -1,16 +1,20 @@
-"""Run a study: an ablation, a search or a comparison of tasks."""
+"""Run a study: an ablation, a hyper-parameter search, or a comparison of tasks. The type of the configuration selects the study."""
 
 from collections.abc import Callable
 from typing import Any
 
 from yolor_ray.config.study import AblationConfig, SearchConfig, TasksConfig
-from yolor_ray.study.ablation.run import ablation
-from yolor_ray.study.search.run import search
-from yolor_ray.study.tasks.run import tasks_study
+from yolor_ray.study.ablation.run import run_ablation
+from yolor_ray.study.search.run import run_search
+from yolor_ray.study.tasks.run import run_tasks
 
-STUDIES: dict[type, Callable[[Any], dict[str, Any]]] = {AblationConfig: ablation, SearchConfig: search, TasksConfig: tasks_study}
+STUDY_RUNNERS: dict[type, Callable[[Any], dict[str, Any]]] = {
+    AblationConfig: run_ablation,
+    SearchConfig: run_search,
+    TasksConfig: run_tasks,
+}
 
 
 def tune(study: AblationConfig | SearchConfig | TasksConfig) -> dict[str, Any]:
-    """Do the study, or go on with the one of that name, and return where its report is and what is best."""
-    return STUDIES[type(study)](study)
+    """Run a study, or resume the study of that name; return `report`, `best`, `study` and the numbers of trials."""
+    return STUDY_RUNNERS[type(study)](study)

@@ -1,20 +1,17 @@
-"""Run trainings beside each other by Ray Tune, as many at a time as the cluster has room for.
+"""Run the trials of a study in parallel by Ray Tune, as many at a time as the cluster can schedule.
 
-A trial without workers trains in its own process, on the CPUs or the GPU that Ray gives it: nothing is asked for twice, so
-nothing can wait for itself. A trial with workers is a Ray Train run, whose driver takes next to nothing and whose workers are
-counted before any trial starts. All state is in the run folders: a study that goes on starts its trials again under their
-names, and they go on from their checkpoints. Tune keeps nothing that outlives the job.
+A trial without workers trains in its own process, on the CPUs or the GPU that Ray assigns. No resource is reserved twice, so trials
+cannot deadlock. A trial with workers is a Ray Train run: its driver takes almost no CPU, and its workers are counted before any trial
+starts. All state is in the run folders. A resumed study starts its trials again under their names, and each continues from its newest
+checkpoint. Tune keeps no state after the job.
 """
 
-import json
+import contextlib
 import logging
-import math
 import os
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +21,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 
 from yolor_ray.cluster.block_source import StreamedSource, cluster_source
-from yolor_ray.cluster.capacity import READER_CPUS, count_fitting
+from yolor_ray.cluster.capacity import READER_CPUS, count_fitting, worker_resources
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.config import ClusterConfig, TrainConfig
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import ConfigError, LedgerError, NonFiniteLossError, StorageError, SupersededError, UserError
 from yolor_ray.io import manifest, storage
+from yolor_ray.study.trial_log import STOPPED_FILE, TrialLog, TrialOutcome, run_url
 from yolor_ray.train.checkpoint.checkpoint import CHECKPOINTS
 from yolor_ray.train.run import train
 from yolor_ray.train.run_log import read_metrics
@@ -38,73 +36,59 @@ from yolor_ray.train.run_log import read_metrics
 logger = logging.getLogger(__name__)
 
 DRIVER_CPUS = 0.001
-"""Logical CPUs of a trial whose work is done by workers: its own process only waits."""
+"""Logical CPUs of the process of a trial with workers: that process only waits."""
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-"""Each trial writes its own metrics into its run folder, and Ctrl-C ends the job."""
+"""Environment variables of Tune: each trial writes its own metrics into its run folder, and Ctrl-C ends the job."""
 
-STOPPED_FILE = "stopped.json"
-"""Says in a run's folder that a scheduler ended it early."""
 FAILED_AP = -1.0
-"""What a searcher is told of a failed trial: worse than any."""
+"""AP of a failed trial for a searcher: below every AP."""
 
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class TrialOutcome:
-    """What became of a trial."""
-
-    values: dict[str, Any]
-    """What Tune chose for it."""
-    metrics: dict[str, Any]
-    """What it reported last; empty if it never did."""
-    reason: str
-    """Why it failed; empty if it did not."""
-
-
-@dataclass(frozen=True)
 class TrialPlan:
-    """Say what a study's trials have in common."""
+    """Common inputs of a study's trials."""
 
     config_of: Callable[[Values], TrainConfig]
-    """Returns the run that a trial's values stand for; its name is the trial's."""
+    """Returns the configuration of the trial with these values; its run.name is the trial's name."""
     cluster: ClusterConfig
-    """What the study was told that each trial trains on."""
+    """The study's own cluster settings."""
     count: int
-    """Trials in all, for the time left."""
+    """Number of trials, for the remaining time."""
     max_concurrent_trials: int = 0
-    """Most at a time; 0 takes as many as there is room for."""
+    """Maximum number of trials at a time; 0 takes as many as the cluster can schedule."""
 
 
 def start_cluster(cluster: ClusterConfig) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start Ray here, as trials need it."""
+    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine, with the settings that trials need."""
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
-    # It misses the files that are switched off here.
+    # The analysis warns about the result files that TUNE_SETTINGS switches off.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    # Ray Train asks the dashboard whether a stopped trial's workers are gone, and frees what they held.
+    # Ray Train asks the dashboard whether a stopped trial's workers have ended, and frees their resources.
     start_ray(log_to_driver=True, dashboard=cluster.worker_range[1] > 0, allow_unauthenticated=cluster.allow_unauthenticated)
 
 
 def trial_cluster(cluster: ClusterConfig) -> ClusterConfig:
-    """Return the cluster settings of one trial: without workers, it computes on one thread unless told otherwise.
+    """Return the cluster settings of one trial: by default, a trial without workers computes on one thread.
 
-    It keeps to the fewest workers, as the room for more is other trials'. It is retried as a whole, from its checkpoint: were its
-    workers restarted as well, retries would multiply.
+    A trial takes the minimum number of workers, because the remaining capacity is for other trials. Tune retries the whole trial from its
+    checkpoint. Restarts of its workers on top would multiply the retries.
     """
     threads = cluster.compute_threads or int(cluster.worker_range[1] == 0)
     return replace(cluster, workers=str(cluster.worker_range[0]), compute_threads=threads, max_failures=0)
 
 
 def shared_source(dataset: Dataset, cluster: ClusterConfig) -> Source | None:
-    """Return the training set in Ray's object store, where all trials of a node share it, or None if each must read it itself.
+    """Return the training set in Ray's object store, shared by all trials of a node; None if each trial must read its own copy.
 
-    What is shared is encoded: a trial decodes an image once and keeps it. A data set too large for the store is streamed by
-    Ray Data to trials with workers; without workers every CPU may be a trial's, and Ray Data's reads would wait for ever.
+    The shared images are encoded: each trial decodes an image once and keeps it. Ray Data streams a dataset that is too large for the
+    store to trials with workers. Without workers, trials may occupy every CPU, and Ray Data's reads would wait without end.
     """
     source = cluster_source(dataset)
     return None if isinstance(source, StreamedSource) and cluster.worker_range[1] == 0 else source
@@ -119,25 +103,27 @@ def run_trials(
     scheduler: TrialScheduler | None = None,
     searcher: tune.search.Searcher | None = None,
 ) -> list[TrialOutcome]:
-    """Train all trials of the space and return what became of them; one that fails again and again does not stop the others."""
+    """Train all trials of the search space and return their outcomes; a trial that keeps failing does not stop the others."""
     cluster = trial_cluster(plan.cluster)
-    room = _schedulable_trials(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    at_a_time = min(room, plan.max_concurrent_trials or room, plan.count)
-    logger.info("event=trials count=%d at_a_time=%d room=%d each='%s'", plan.count, at_a_time, room, _resources(cluster))
+    schedulable = _schedulable_trials(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    concurrent = min(schedulable, plan.max_concurrent_trials or schedulable, plan.count)
+    resources = _process_resources(cluster)
+    line = "event=trials_planned count=%d concurrent=%d schedulable=%d resources='%s'"
+    logger.info(line, plan.count, concurrent, schedulable, resources)
     trainable = tune.with_parameters(_trial, plan=plan, source=source)
-    ledger = TrialLogger(plan, at_a_time)
+    log = TrialLog(plan.count, concurrent)
     with tempfile.TemporaryDirectory(prefix="yolor-tune-") as folder:
         tune.Tuner(
-            tune.with_resources(trainable, _resources(cluster)),
+            tune.with_resources(trainable, resources),
             param_space=space,
             tune_config=tune.TuneConfig(
                 num_samples=samples,
-                max_concurrent_trials=at_a_time,
+                max_concurrent_trials=concurrent,
                 scheduler=scheduler,
                 search_alg=searcher,
                 trial_name_creator=lambda trial: plan.config_of(trial.config).run.name,
                 trial_dirname_creator=lambda trial: trial.trial_id,
-                # A process takes seconds to start; one that trained in itself can train again.
+                # A process takes seconds to start; the process of a trial without workers can train the next trial.
                 reuse_actors=cluster.worker_range[1] == 0,
             ),
             run_config=tune.RunConfig(
@@ -145,127 +131,118 @@ def run_trials(
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=plan.cluster.max_failures),
-                callbacks=[ledger],
+                callbacks=[TrialLogger(plan, log)],
             ),
         ).fit()
-    return ledger.outcomes
+    return log.outcomes
 
 
 def _trial(values: dict[str, Any], *, plan: TrialPlan, source: Source | None) -> None:
-    """Train one run in a process of its own, and report each validation to Tune."""
+    """Train one trial in its own process, and report each validation to Tune."""
     config = plan.config_of(values)
-    logging.getLogger("yolor_ray").setLevel(logging.WARNING)
-    run = storage.join(config.run.storage, config.run.name)
+    run = run_url(config)
     stopped = storage.exists(storage.join(run, STOPPED_FILE))
     if stopped or manifest.is_published(storage.join(run, "weights")):
         _report_again(run, config.optim.epochs)
     if stopped:
         return
     try:
-        metrics = _metrics(config, source)
+        with _warnings_only():
+            metrics = _train(config, source)
     except StorageError:
         raise
     except (UserError, NonFiniteLossError, LedgerError, SupersededError) as error:
-        # The same would happen again: there is nothing to retry. Tune wants its numbers from failures too.
+        # A retry would fail in the same way. Tune expects metrics from failed trials too.
         tune.report({"reason": f"{type(error).__name__}: {error}", "epoch": 0, "AP": FAILED_AP})
         return
-    # A finished run needs them no more, and a study has many runs.
+    # A finished run needs its checkpoints no more, and a study has many runs.
     storage.delete(storage.join(run, CHECKPOINTS))
     tune.report({"epoch": config.optim.epochs, **metrics})
 
 
-def _metrics(config: TrainConfig, source: Source | None) -> dict[str, float]:
-    """Train and return the numbers of the weights."""
+@contextlib.contextmanager
+def _warnings_only() -> Iterator[None]:
+    """Log no progress of this package within the block: the study logs each trial in the driver."""
+    package = logging.getLogger("yolor_ray")
+    level = package.level
+    package.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+
+
+def _train(config: TrainConfig, source: Source | None) -> dict[str, float]:
+    """Train and return the metrics of the weights."""
     if config.cluster.worker_range[1] > 0:
         return train(config, source=source, callbacks=[TuneReportCallback()])["metrics"]
     return train(config, source=source, report=tune.report)["metrics"]
 
 
 def _report_again(run: str, epochs: int) -> None:
-    """Report what a run measured before its end, so that a scheduler judges others at each epoch by what it was then."""
+    """Report a run's validations before its last epoch, so that a scheduler compares trials at equal epochs."""
     for row in read_metrics(run):
         if "AP" in row and row["epoch"] < epochs:
             tune.report(row)
 
 
-def _resources(cluster: ClusterConfig) -> dict[str, float]:
-    """Return what one trial's own process takes."""
+def _process_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """Return the logical resources of a trial's own process."""
     if cluster.worker_range[1] > 0:
         return {"CPU": DRIVER_CPUS}
     return {"CPU": float(cluster.compute_threads), **({"GPU": 1.0} if cluster.gpu else {})}
 
 
 def _schedulable_trials(cluster: ClusterConfig, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Return how many trials fit the nodes, or raise ConfigError if not a single one does: Ray would wait for ever."""
+    """Return the number of trials that fit the nodes' resources.
+
+    Raises:
+        ConfigError: not a single trial fits; Ray would wait without end.
+
+    """
     workers = cluster.worker_range[0]
-    each = _resources(cluster) if workers == 0 else {"GPU": 1.0} if cluster.gpu else {"CPU": cluster.cpus_per_worker}
-    places = sum(count_fitting(node, each) for node in nodes)
-    room = places // max(workers, 1)
-    needed = " and ".join(f"{amount:g} {kind}s" for kind, amount in each.items())
-    what = (
-        f"one trial needs {needed}" if workers == 0 else f"one trial needs {workers} workers of {needed}, and {READER_CPUS:g} CPUs to read"
-    )
-    if workers > 0:
-        cpus = workers * each.get("CPU", 0) + READER_CPUS
-        room = min(room, count_fitting({"CPU": sum(node.get("CPU", 0) for node in nodes)}, {"CPU": cpus}))
-    if room < 1:
-        has = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise ConfigError(f"cluster: {what}, found nodes of {has}")
-    return room
+    demand = worker_resources(cluster) if workers else _process_resources(cluster)
+    trials = sum(count_fitting(node, demand) for node in nodes) // max(workers, 1)
+    needed = " and ".join(f"{amount:g} {resource}s" for resource, amount in demand.items())
+    if workers:
+        needed = f"{workers} workers of {needed}, and {READER_CPUS:g} CPUs to read"
+        cpus = workers * demand.get("CPU", 0) + READER_CPUS
+        trials = min(trials, count_fitting({"CPU": sum(node.get("CPU", 0) for node in nodes)}, {"CPU": cpus}))
+    if trials < 1:
+        available = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise ConfigError(f"cluster: found nodes of {available}, expected {needed} for one trial")
+    return trials
 
 
 class TrialLogger(tune.Callback):
-    """Write down what becomes of each trial, and say so, with the time that the rest will take."""
+    """Forwards Tune's events to the log of the trials."""
 
-    def __init__(self, plan: TrialPlan, at_a_time: int) -> None:
-        self._outcomes: dict[str, TrialOutcome] = {}
-        self._plan, self._at_a_time = plan, at_a_time
-        self._began: dict[str, float] = {}
-        self._spent_s = 0.0
-
-    @property
-    def outcomes(self) -> list[TrialOutcome]:
-        """In the order in which the trials began."""
-        order = list(self._began)
-        return [outcome for _, outcome in sorted(self._outcomes.items(), key=lambda item: order.index(item[0]))]
+    def __init__(self, plan: TrialPlan, log: TrialLog) -> None:
+        self._plan, self._log = plan, log
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._began.setdefault(trial.trial_id, time.monotonic())
-        logger.info("event=trial_started trial=%s", trial)
+        """Log the start of a trial."""
+        self._log.record_start(trial.trial_id, str(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        logger.warning("event=trial_retried trial=%s reason='%s'", trial, _last_line(trial))
+        """Log a failed attempt that Tune retries."""
+        self._log.record_retry(str(trial), _last_error_line(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._add(trial, _last_line(trial))
+        """Log a trial that Tune gave up."""
+        self._record_end(trial, _last_error_line(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._add(trial, (trial.last_result or {}).get("reason", ""))
+        """Log a trial that ended: finished, stopped by the scheduler, or failed with a reported reason."""
+        self._record_end(trial, (trial.last_result or {}).get("reason", ""))
 
-    def _add(self, trial: Any, reason: str) -> None:
-        metrics = dict(trial.last_result or {})
-        stopped = not reason and metrics.get("epoch", 0) < self._plan.config_of(trial.config).optim.epochs
-        self._outcomes[trial.trial_id] = TrialOutcome(dict(trial.config), metrics, reason)
-        if stopped:
-            self._mark(trial, metrics)
-        now = time.monotonic()
-        self._spent_s += now - self._began.setdefault(trial.trial_id, now)
-        done, count = len(self._outcomes), self._plan.count
-        eta = timedelta(seconds=round(self._spent_s / done * (count - done) / self._at_a_time))
-        what = f"failed reason='{reason}'" if reason else f"{'stopped' if stopped else 'done'} AP={metrics.get('AP', math.nan):.4f}"
-        logger.info("event=trial_%s trial=%s epoch=%s done=%d/%d eta=%s", what, trial, metrics.get("epoch", 0), done, count, eta)
-
-    def _mark(self, trial: Any, metrics: Mapping[str, Any]) -> None:
-        """Leave a word for a job that goes on: what a scheduler has stopped is not trained again."""
-        config = self._plan.config_of(trial.config)
-        run = storage.join(config.run.storage, config.run.name)
-        if not manifest.is_published(storage.join(run, "weights")):
-            told = {"epoch": metrics.get("epoch", 0), "AP": metrics.get("AP")}
-            storage.write_bytes(storage.join(run, STOPPED_FILE), json.dumps(told).encode())
+    def _record_end(self, trial: Any, reason: str) -> None:
+        outcome = TrialOutcome(dict(trial.config), dict(trial.last_result or {}), reason)
+        self._log.record_end(trial.trial_id, self._plan.config_of(trial.config), outcome)
 
 
-def _last_line(trial: Any) -> str:
-    """Return the newest failure of a trial in one line, as far as Ray knows it."""
+def _last_error_line(trial: Any) -> str:
+    """Return the last line of the newest error that Ray stored for a trial."""
     text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "Ray gave no reason"

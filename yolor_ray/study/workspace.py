@@ -1,4 +1,4 @@
-"""Do what several kinds of study have in common: a folder that is theirs, data that all trials share, their trials and their report."""
+"""Common steps of all studies: lock the study's folder, resolve the data, train the pending trials, publish the report."""
 
 import dataclasses
 import functools
@@ -19,6 +19,7 @@ from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.weights import load_weights
 from yolor_ray.report.provenance import command, commit
+from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import TrialPlan, run_trials, shared_source, trial_cluster
 from yolor_ray.train.run import MUTABLE_SETTINGS, open_datasets
 from yolor_ray.train.run_log import read_metrics
@@ -26,94 +27,104 @@ from yolor_ray.train.settings_lock import STUDY_FILE, lock_settings
 
 logger = logging.getLogger(__name__)
 
-TRIALS = "trials"
-"""Folder of a study that holds the runs of its trials."""
-LONGEST_NAME = 120
-"""Characters of a folder's name."""
-FREE = tuple(f"train.{name}" for name in MUTABLE_SETTINGS)
+REPORT_FILE = "report.md"
+TRIALS_FOLDER = "trials"
+"""Subfolder of a study with the run folders of its trials."""
+MAX_FOLDER_NAME_LENGTH = 120
+MUTABLE_STUDY_SETTINGS = tuple(f"train.{name}" for name in MUTABLE_SETTINGS)
+"""Settings in study.json that a resumed study may change."""
 
 
-def folder_of(train: TrainConfig) -> str:
+def study_folder(train: TrainConfig) -> str:
     """Return the URL of the study's folder."""
     return storage.absolute(storage.join(train.run.storage, train.run.name))
 
 
-def lock_study(kind: str, train: TrainConfig, words: Sequence[str]) -> None:
-    """Write down what the study is, or raise ConfigError if another one, or a run, is in its folder."""
-    settings = {"kind": kind, "search": list(words), "seed": train.run.seed, "train": dataclasses.asdict(train)}
-    lock_settings(folder_of(train), STUDY_FILE, settings, may_change=FREE, older={"train": dataclasses.asdict(TrainConfig())})
+def lock_study(kind: str, train: TrainConfig, search: Sequence[str]) -> None:
+    """Lock the study's folder to its settings; `search` are the search arguments as typed.
+
+    Raises:
+        ConfigError: the folder has a run or a different study.
+
+    """
+    settings = {"kind": kind, "search": list(search), "seed": train.run.seed, "train": dataclasses.asdict(train)}
+    defaults = {"train": dataclasses.asdict(TrainConfig())}
+    lock_settings(study_folder(train), STUDY_FILE, settings, mutable=MUTABLE_STUDY_SETTINGS, defaults=defaults)
 
 
 @functools.cache
-def with_data(train: TrainConfig) -> tuple[TrainConfig, Dataset, Dataset]:
-    """Return the run with absolute URLs, as trials run in other folders, beside its data sets; built-in scenes are packed first."""
+def resolve_data(train: TrainConfig) -> tuple[TrainConfig, Dataset, Dataset]:
+    """Return the configuration with absolute URLs, the training set and the validation set; built-in scenes are packed first.
+
+    Trials run in other working directories, so relative URLs would not resolve.
+    """
     train_set, val_set = open_datasets(train)
     data = replace(train.data, train=train_set.url, val=val_set.url)
     pretrained = storage.absolute(train.optim.pretrained) if train.optim.pretrained else ""
     return replace(train, data=data, optim=replace(train.optim, pretrained=pretrained)), train_set, val_set
 
 
-def as_trial(train: TrainConfig, folder: str, name: str) -> TrainConfig:
-    """Return a run as a trial of the study in `folder`."""
-    run = replace(train.run, storage=storage.join(folder, TRIALS), name=name)
+def trial_config(train: TrainConfig, folder: str, name: str) -> TrainConfig:
+    """Return a configuration as the trial `name` of the study in `folder`."""
+    run = replace(train.run, storage=storage.join(folder, TRIALS_FOLDER), name=name)
     return replace(train, run=run, cluster=trial_cluster(train.cluster))
 
 
-def run_of(trial: TrainConfig) -> str:
-    """Return the URL of a trial's run folder."""
-    return storage.join(trial.run.storage, trial.run.name)
-
-
 def is_finished(trial: TrainConfig) -> bool:
-    """Tell whether a trial was trained to its end."""
-    return manifest.is_published(storage.join(run_of(trial), "weights"))
+    """Return True if a trial's weights are published."""
+    return manifest.is_published(storage.join(run_url(trial), "weights"))
 
 
-def check_start(pretrained: str) -> None:
-    """Raise ConfigError if trials were to start from weights that have grown with implicit knowledge: they favour theirs."""
+def check_pretrained(pretrained: str) -> None:
+    """Check that pretrained weights have no implicit knowledge: such weights would favour the variant that they come from.
+
+    Raises:
+        ConfigError: the weights have implicit knowledge.
+
+    """
     if not pretrained:
         return
-    found = load_weights(pretrained)[0].config.implicit
-    if found != PLAIN:
+    implicit = load_weights(pretrained)[0].config.implicit
+    if implicit != PLAIN:
         raise ConfigError(
-            f"optim.pretrained: found weights with implicit knowledge (align {found.align}, refine {found.refine}) at {pretrained}, "
-            "expected those of a network without any, so that all trials start alike"
+            f"optim.pretrained: found weights with implicit knowledge (align {implicit.align}, refine {implicit.refine}) at {pretrained}, "
+            "expected weights without implicit knowledge, so that all trials start alike"
         )
 
 
 def train_pending(train: TrainConfig, pending: Sequence[TrainConfig], max_concurrent_trials: int) -> dict[str, str]:
-    """Train what is left of the trials that vary `train`, and return why some failed, by the names of their runs."""
+    """Train the pending trials, which are variations of `train`; return the reason of each failed trial by run.name."""
     if not pending:
         return {}
-    configs = {one.run.name: one for one in pending}
-    shared, train_set, _ = with_data(train)
-    # With training sets as a dimension, each trial reads its own.
-    same = all(one.data.train == shared.data.train for one in pending)
-    source = shared_source(train_set, train.cluster) if same else None
+    configs = {config.run.name: config for config in pending}
+    resolved, train_set, _ = resolve_data(train)
+    # If the training set is a dimension of the study, each trial reads its own training set.
+    same_data = all(config.data.train == resolved.data.train for config in pending)
+    source = shared_source(train_set, train.cluster) if same_data else None
     plan = TrialPlan(lambda values: configs[values["trial"]], train.cluster, len(configs), max_concurrent_trials)
     outcomes = run_trials(plan, {"trial": tune.grid_search(list(configs))}, source)
     return {outcome.values["trial"]: outcome.reason for outcome in outcomes if outcome.reason}
 
 
-def typed_words(values: Mapping[str, Any]) -> str:
-    """Return settings as they are typed: `optim.lr=0.01 loss.box=0.1`."""
+def format_settings(values: Mapping[str, Any]) -> str:
+    """Return settings as command-line text: `optim.lr=0.01 loss.box=0.1`."""
     return " ".join(f"{name}={format_value(value)}" for name, value in values.items())
 
 
 def folder_name(text: str) -> str:
-    """Return text that may name a folder; what had to be replaced or cut is told apart by a digest."""
-    plain = re.sub(r"[^A-Za-z0-9_.=-]+", "_", text)[:LONGEST_NAME]
+    """Return a valid folder name for a text; a digest keeps names distinct after replaced or cut characters."""
+    plain = re.sub(r"[^A-Za-z0-9_.=-]+", "_", text)[:MAX_FOLDER_NAME_LENGTH]
     return plain if plain == text else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def minutes_of(run: str) -> float:
-    """Return how long the epochs of a run took; 0 if it has none."""
+def training_minutes(run: str) -> float:
+    """Return the total time of a run's epochs; 0 without epochs."""
     return sum(row["seconds"] for row in read_metrics(run)) / 60
 
 
-def done_on(train: TrainConfig) -> dict[str, tuple[str, Any]]:
-    """Return what a report says of the run that trials vary, by setting: what it is called, and its value."""
-    train, train_set, val_set = with_data(train)
+def describe_training(train: TrainConfig) -> dict[str, tuple[str, Any]]:
+    """Return the report's description of the common training run, by setting: a label and a value."""
+    train, train_set, val_set = resolve_data(train)
     return {
         "data.train": ("training set", f"{train_set.url}, {train_set.images} images"),
         "data.val": ("validation set", f"{val_set.url}, {val_set.images} images"),
@@ -124,7 +135,7 @@ def done_on(train: TrainConfig) -> dict[str, tuple[str, Any]]:
 
 
 def provenance() -> dict[str, Any]:
-    """Return with which command and code a study was done."""
+    """Return the command and the commit of the study."""
     return {"command": command(), "commit": commit()}
 
 
@@ -135,6 +146,3 @@ def publish_study(folder: str, files: Mapping[str, bytes], result: Mapping[str, 
     report = storage.join(folder, REPORT_FILE)
     logger.info("event=study_done report=%s", report)
     return {"study": folder, "report": report, **result}
-
-
-REPORT_FILE = "report.md"

@@ -1,4 +1,4 @@
-"""Fit anchors to the boxes of a data set and say how well they cover them.
+"""Fit anchors to the boxes of a dataset, and measure the share of boxes that anchors cover.
 
 Legend: N boxes, L levels, A anchors per cell.
 """
@@ -9,7 +9,13 @@ FIT_ITERATIONS = 300
 
 
 def best_possible_recall(sides: np.ndarray, anchors: np.ndarray, *, anchor_ratio: float) -> float:
-    """Return the share of boxes, (N, 2) sides in pixels, that at least one of the (…, 2) anchors matches."""
+    """Return the share of boxes, 0..1, that at least one anchor matches; 1 if there are no boxes.
+
+    Args:
+        sides: (N, 2) widths and heights of boxes in pixels.
+        anchors: (…, 2) widths and heights of anchors in pixels.
+        anchor_ratio: limit of the ratio between box side and anchor side, either way.
+    """
     if len(sides) == 0:
         return 1.0
     ratio = sides[:, None] / anchors.reshape(-1, 2)[None]
@@ -17,9 +23,16 @@ def best_possible_recall(sides: np.ndarray, anchors: np.ndarray, *, anchor_ratio
 
 
 def fit_anchors(sides: np.ndarray, levels: int, per_level: int, *, strides: tuple[int, ...], seed: int) -> np.ndarray:
-    """Return (L, A, 2) anchors in pixels for (N, 2) box sides: k-means on log sides, small anchors on fine levels.
+    """Return (L, A, 2) anchors in pixels, from k-means on the logarithms of box sides; small anchors go to fine levels.
 
-    With fewer distinct boxes than anchors, the sizes are spread around the boxes' mean, a factor of two per level.
+    With fewer distinct boxes than anchors, the anchors are spread around the mean of the boxes, a factor of two per level.
+
+    Args:
+        sides: (N, 2) widths and heights of boxes in pixels.
+        levels: L.
+        per_level: A.
+        strides: pixels per cell of each level.
+        seed: seed of the random restarts of empty clusters.
     """
     count = levels * per_level
     logs = np.log(np.maximum(sides, 2.0).astype(np.float64))
@@ -37,15 +50,15 @@ def _spread(logs: np.ndarray, levels: int, per_level: int, strides: tuple[int, .
 
 
 def _k_means(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `count` centres by Lloyd's algorithm from quantiles of size; an empty cluster restarts at a random point."""
+    """Return `count` cluster centres by Lloyd's algorithm, started from quantiles of size; an empty cluster restarts at a random point."""
     order = np.argsort(points.sum(axis=1), kind="stable")
     centres = points[order[np.linspace(0, len(points) - 1, count + 2)[1:-1].astype(int)]]
     for _ in range(FIT_ITERATIONS):
         nearest = ((points[:, None] - centres[None]) ** 2).sum(axis=-1).argmin(axis=1)
-        moved = np.stack(
+        new_centres = np.stack(
             [points[nearest == k].mean(axis=0) if (nearest == k).any() else points[rng.integers(len(points))] for k in range(count)]
         )
-        if np.allclose(moved, centres):
+        if np.allclose(new_centres, centres):
             break
-        centres = moved
+        centres = new_centres
     return centres

@@ -1,4 +1,4 @@
-"""Say what a training worker needs to know, and build from it what a worker trains with."""
+"""Picklable inputs of a training worker, and factories for its learner, loader, windows and targets."""
 
 import math
 from collections.abc import Callable
@@ -28,28 +28,28 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class TrainContext:
-    """Hold all that a worker needs; small enough to send, for pixels and weights travel otherwise."""
+    """Inputs of a worker; small enough to send, because pixels and weights travel separately."""
 
     config: TrainConfig
     run: str
-    """Folder of the run."""
+    """URL of the run's folder."""
     train: Dataset
     val: Dataset
     anchors: np.ndarray
     """(L, A, 2) pixels."""
     source: Source
     identities: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Individuals of the training set, ascending, if the network is to tell them apart."""
+    """Ids of the training set's individuals, ascending; empty without the embed task."""
     pretrained: str = ""
-    """URL of the weights to start from, if any."""
+    """URL of the weights to start from; empty for none."""
     stop_signal: StopSignal = never_stop
-    """Tells the leading worker, or a process that trains alone, that training is to end."""
+    """Stop signal of rank 0; other workers agree with rank 0."""
     restart_reason: str = ""
-    """Why the life before this one ended, if that is known."""
+    """End of the previous attempt; empty for the first attempt, and where the driver was lost."""
 
     @property
     def label_spec(self) -> LabelSpec:
-        """What training needs to know beside boxes."""
+        """Labels that the network's tasks need beside boxes."""
         tasks, train = self.config.network.tasks, self.train
         members = range(max(len(train.members), 1))
         return LabelSpec(
@@ -61,7 +61,7 @@ class TrainContext:
 
 
 def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
-    """Build the network alike on every worker, and what trains it."""
+    """Build the learner; the network's initial weights are the same on every worker."""
     config = context.config
     cv2.setNumThreads(0)
     torch.manual_seed(config.run.seed)
@@ -82,32 +82,32 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
 
 
 def make_loader(context: TrainContext) -> Loader:
-    """Return what makes the batches of a worker."""
+    """Build the loader of a worker's batches."""
     config = context.config
     return Loader(
         context.source,
         image_px=config.data.image_px,
         augment=config.augment,
         seed=config.run.seed,
-        threads=config.data.decode_threads,
-        wanted=context.label_spec,
+        decode_threads=config.data.decode_threads,
+        label_spec=context.label_spec,
     )
 
 
-def windows_of(context: TrainContext, epoch: int) -> list[Window]:
+def make_windows(context: TrainContext, epoch: int) -> list[Window]:
     """Return the windows of an epoch."""
     size = records_per_window(context.config.data.image_px, context.label_spec)
     return epoch_windows(context.train.row_groups, records_per_window=size, seed=context.config.run.seed, epoch=epoch)
 
 
-def targets_of(batch: Batch) -> Targets:
-    """Return what is known about a batch as tensors."""
-    others = ("keypoints", "identities", "has_mask", "instances", "image_labels")
-    known = {name: torch.from_numpy(array) for name in others if (array := getattr(batch, name)) is not None}
+def make_targets(batch: Batch) -> Targets:
+    """Return the labels of a batch as tensors."""
+    optional = ("keypoints", "identities", "has_mask", "instances", "image_labels")
+    labels = {name: torch.from_numpy(array) for name in optional if (array := getattr(batch, name)) is not None}
     return Targets(
         torch.from_numpy(batch.positions),
         torch.from_numpy(batch.labels),
         cxcywh_from_xyxy(torch.from_numpy(batch.boxes_xyxy)),
         boxes_known=None if batch.boxes_known.all() else torch.from_numpy(batch.boxes_known),
-        **known,
+        **labels,
     )

@@ -1,6 +1,6 @@
-"""Know the other training workers: rank, device, and the few things that workers tell each other.
+"""The process group of the training workers: rank, device, and the collectives for control messages.
 
-The same calls work alone, without a process group.
+Without a process group, the same calls serve a single process.
 """
 
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ from torch.nn.parallel import DistributedDataParallel
 Item = TypeVar("Item")
 
 COLLECTIVE_TIMEOUT_S = 600
-"""Longest that workers wait for each other: while one validates or writes, the others do."""
+"""Longest wait in a collective (s): while one worker validates or writes, the others wait."""
 
 
 @dataclass(frozen=True)
 class DistContext:
-    """Say who this worker is among all workers."""
+    """One worker among all workers of a training attempt."""
 
     rank: int
     world_size: int
     device: torch.device
     control_group: Any = None
-    """Process group that what workers tell each other goes through, on the CPU; None is the one that gradients take too."""
+    """Gloo group for control messages; None uses the default group."""
 
     @property
     def is_rank_zero(self) -> bool:
-        """Tell whether this worker writes files and scores."""
+        """True for the worker that writes the run's files and scores validations."""
         return self.rank == 0
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Return the network, or a replica that averages gradients over the workers."""
+        """Return a replica that averages gradients over the workers; for a single worker, the network itself."""
         if self.world_size == 1:
             return network
         return DistributedDataParallel(network, device_ids=[self.device] if self.device.type == "cuda" else None)
@@ -48,25 +48,25 @@ class DistContext:
         return items
 
     def all_reduce_max(self, number: int) -> int:
-        """Return the highest of all workers' numbers; a barrier."""
+        """Return the maximum over all workers; a barrier."""
         if self.world_size == 1:
             return number
-        shared = torch.tensor(number)
-        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.control_group)
-        return int(shared)
+        maximum = torch.tensor(number)
+        dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self.control_group)
+        return int(maximum)
 
     def broadcast_state(self, network: nn.Module) -> None:
-        """Give every worker the first one's weights and statistics."""
+        """Copy the weights and statistics of rank 0 to every worker."""
         if self.world_size > 1:
             for tensor in network.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
 
 def make_dist_context(device: torch.device) -> DistContext:
-    """Return the dist_context of the process group, or a dist_context of one, with this worker on `device`."""
+    """Build the context of this worker, on `device`; without a process group, of a single worker."""
     if not dist.is_initialized():
         return DistContext(0, 1, device)
-    # Asking each other after every update must not wait for the GPU.
-    patience = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
-    talk = dist.new_group(backend="gloo", timeout=patience) if dist.get_backend() == "nccl" else None
-    return DistContext(dist.get_rank(), dist.get_world_size(), device, talk)
+    # A control message after every update must not wait for the GPU, as it would in an NCCL group.
+    timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+    control_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() == "nccl" else None
+    return DistContext(dist.get_rank(), dist.get_world_size(), device, control_group)

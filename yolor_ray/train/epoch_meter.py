@@ -1,4 +1,4 @@
-"""Add up what an epoch learns and how long it takes."""
+"""Losses, speed and waiting time of an epoch."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from yolor_ray.data.loading.loader import Batch
 
 @dataclass
 class EpochMeter:
-    """Add up losses on the device; read them only when asked."""
+    """Running totals of an epoch; the losses stay on the device until they are read."""
 
     images: int = 0
     steps: int = 0
@@ -21,14 +21,14 @@ class EpochMeter:
     waited_s: float = 0.0
     first_wait_s: float = 0.0
 
-    def add(self, parts: dict[str, Tensor], images: int) -> None:
-        """Add a step's losses and how many images it took over all workers."""
-        self.totals = {name: self.totals.get(name, 0) + part for name, part in parts.items()}
+    def add(self, losses: dict[str, Tensor], images: int) -> None:
+        """Add the losses of a step and its number of images over all workers."""
+        self.totals = {name: self.totals.get(name, 0) + loss for name, loss in losses.items()}
         self.images += images
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """Return the mean loss and its parts."""
+        """Return the mean `loss` per step and its terms."""
         if not self.totals:
             return {"loss": 0.0}
         values = (torch.stack(list(self.totals.values())) / self.steps).tolist()
@@ -40,19 +40,23 @@ class EpochMeter:
         return self.images / max(time.monotonic() - self.start, 1e-9)
 
     def rates(self) -> dict[str, float]:
-        """Return images/s, the share of time spent waiting for batches, the wait for the first one, and the time since the start."""
-        elapsed = max(time.monotonic() - self.start, 1e-9)
-        rates = {"images_per_s": self.images_per_s, "wait_share": self.waited_s / elapsed, "first_batch_s": self.first_wait_s}
-        return {**rates, "seconds": elapsed}
+        """Return images/s, the share of time spent waiting for batches, the wait for the first batch (s), and the epoch's duration (s)."""
+        elapsed_s = max(time.monotonic() - self.start, 1e-9)
+        return {
+            "images_per_s": self.images_per_s,
+            "wait_share": self.waited_s / elapsed_s,
+            "first_batch_s": self.first_wait_s,
+            "seconds": elapsed_s,
+        }
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches and add up the time spent waiting for them."""
         while True:
-            asked = time.monotonic()
+            start = time.monotonic()
             batch = next(batches, None)
-            waited = time.monotonic() - asked
-            self.first_wait_s = self.first_wait_s or waited
-            self.waited_s += waited
+            waited_s = time.monotonic() - start
+            self.first_wait_s = self.first_wait_s or waited_s
+            self.waited_s += waited_s
             if batch is None:
                 return
             yield batch

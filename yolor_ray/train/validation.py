@@ -1,4 +1,4 @@
-"""Measure the averaged weights on the validation set, spread over the workers, and keep the best ones with their report."""
+"""Evaluate the averaged weights on the validation set, spread over the workers, and publish the best weights with their report."""
 
 import functools
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from typing import Any
 
 from yolor_ray.config import TrainConfig
 from yolor_ray.data.shards.dataset import Dataset
-from yolor_ray.evaluate.examples import pictures
+from yolor_ray.evaluate.examples import select_examples
 from yolor_ray.evaluate.metrics import EvalResult, fitness, measure
-from yolor_ray.evaluate.predict import merge, predict_groups, shares
+from yolor_ray.evaluate.predict import merge_detections, predict_row_groups, split_row_groups
 from yolor_ray.evaluate.report import report_files
 from yolor_ray.inference.detect import predict
 from yolor_ray.inference.postprocess import ImageDetections
@@ -22,38 +22,38 @@ from yolor_ray.train.learner import Learner
 
 @dataclass(frozen=True)
 class Validation:
-    """Hold what the leading worker knows after a validation."""
+    """Result of a validation, on rank 0."""
 
-    measured: EvalResult
-    found: list[ImageDetections]
-    """By image id."""
+    result: EvalResult
+    detections: list[ImageDetections]
+    """Detections of each image, by image id."""
 
 
 def validate(learner: Learner, dataset: Dataset, config: TrainConfig, dist_context: DistContext) -> Validation | None:
-    """Return the numbers of all tasks on the leading worker and None on the others; every worker must call it."""
+    """Evaluate all tasks and return the result on rank 0, None on the other workers; a collective call."""
     network = learner.average.network
     dist_context.broadcast_state(network)
-    groups = shares(dataset.row_groups, dist_context.world_size)[dist_context.rank]
-    part = dict(
-        predict_groups(
+    groups = split_row_groups(dataset.row_groups, dist_context.world_size)[dist_context.rank]
+    own_detections = dict(
+        predict_row_groups(
             functools.partial(predict, network), dataset, groups, config.data.image_px, config.optim.batch, config.data.decode_threads
         )
     )
-    parts = dist_context.gather(part)
+    detections_by_rank = dist_context.gather(own_detections)
     if not dist_context.is_rank_zero:
         return None
-    found = merge(parts, dataset.images)
-    return Validation(measure(dataset, found, config.network.tasks), found)
+    detections = merge_detections(detections_by_rank, dataset.images)
+    return Validation(measure(dataset, detections, config.network.tasks), detections)
 
 
-def keep_best(context: TrainContext, life: int, learner: Learner, progress: Progress, found: Validation) -> None:
-    """Publish the averaged weights and their report as the run's best, if no earlier epoch did better; see `fitness`."""
+def save_if_best(context: TrainContext, attempt: int, learner: Learner, progress: Progress, validation: Validation) -> None:
+    """Publish the averaged weights and their report as the run's best, if no earlier epoch has a higher or equal `fitness`."""
     run, config, dataset = context.run, context.config, context.val
-    metrics, tasks = found.measured.metrics, config.network.tasks
-    reached = fitness(metrics, tasks)
-    if progress.best and reached <= progress.best_fitness:
+    metrics, tasks = validation.result.metrics, config.network.tasks
+    epoch_fitness = fitness(metrics, tasks)
+    if progress.best and epoch_fitness <= progress.best_fitness:
         return
-    folder = f"{BEST}/{progress.epoch:06d}-{life:04d}"
+    folder = f"{BEST}/{progress.epoch:06d}-{attempt:04d}"
     info = WeightsInfo(
         config.run.name,
         dataset.classes,
@@ -63,8 +63,9 @@ def keep_best(context: TrainContext, life: int, learner: Learner, progress: Prog
         keypoint_names=dataset.keypoint_names if "pose" in tasks else (),
     )
     save_weights(storage.join(run, folder), learner.average.network, info)
-    # The weights before stay until a checkpoint names these: a run that is killed now goes on from one that names those.
-    progress.best, progress.best_fitness = folder, reached
+    # The previous best weights stay until a checkpoint names the new ones: a run that is killed now resumes from a checkpoint that
+    # names the previous ones.
+    progress.best, progress.best_fitness = folder, epoch_fitness
     summary: dict[str, Any] = {"run": run, "epoch": progress.epoch, "data": dataset.url, "images": dataset.images}
-    shown = pictures(dataset, found.found, found.measured.boxes)
-    manifest.publish(storage.join(run, "report"), report_files(found.measured, shown, summary))
+    examples = select_examples(dataset, validation.detections, validation.result.boxes)
+    manifest.publish(storage.join(run, "report"), report_files(validation.result, examples, summary))

@@ -1,4 +1,7 @@
-"""Start a run from trained weights: on which anchors, from which tensors, and what starts fresh."""
+"""Start a run from pretrained weights: take their anchors and transfer their tensors.
+
+Legend: L levels, A anchors per cell.
+"""
 
 import logging
 
@@ -13,22 +16,26 @@ logger = logging.getLogger(__name__)
 
 
 def pretrained_anchors(url: str, config: NetworkConfig) -> np.ndarray:
-    """Return the (L, A, 2) anchors, pixels, of weights that fit the network; raises WeightsError where they do not."""
+    """Return the (L, A, 2) anchors, in pixels, of pretrained weights.
+
+    Raises:
+        WeightsError: the weights do not fit the network of `config`.
+    """
     network, _ = load_trainable(url, config)
     return network.head.anchors.numpy()
 
 
-def start_from(url: str, learner: Learner, names: ClassNames) -> None:
-    """Take the weights over into the network and its average, and log what starts fresh."""
+def load_pretrained(url: str, learner: Learner, names: ClassNames) -> None:
+    """Copy pretrained weights into the network and its weight average, and log the tensors that start fresh."""
     source, info = load_trainable(url, learner.network.config)
-    taken = transfer_weights(learner.network, names, source, info)
+    report = transfer_weights(learner.network, names, source, info)
     learner.average.network.load_state_dict(learner.network.state_dict())
     logger.info(
         "event=pretrained url=%s tensors=%d partly=%d fresh=%d classes_kept='%s' classes_fresh='%s'",
-        *(url, taken.tensors, len(taken.partial), len(taken.fresh), ", ".join(taken.known_classes)),
-        ", ".join(name for name in names.classes if name not in taken.known_classes),
+        *(url, report.copied, len(report.partial), len(report.fresh), ", ".join(report.shared_classes)),
+        ", ".join(name for name in names.classes if name not in report.shared_classes),
     )
-    if taken.partial:
-        logger.info("event=outputs_reinitialised tensors='%s' kept='boxes, objectness and known classes'", " ".join(taken.partial))
-    if taken.fresh:
-        logger.info("event=reinitialised tensors='%s'", " ".join(taken.fresh))
+    if report.partial:
+        logger.info("event=outputs_reinitialised tensors='%s' kept='boxes, objectness and known classes'", " ".join(report.partial))
+    if report.fresh:
+        logger.info("event=reinitialised tensors='%s'", " ".join(report.fresh))

@@ -1,11 +1,11 @@
-"""Instance maps show what pycocotools decodes, one mask at a time."""
+"""Instance maps, compared with masks that pycocotools decodes one at a time."""
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from coded import run_lengths
-from yolor_ray.data.augment.instance_map import instance_map, renumber_instances, shown, warp_instances
+from yolor_ray.data.augment.instance_map import instance_map, renumber_instances, visible_objects, warp_instances
+from yolor_ray.data.rle import encode_mask
 
 # pycocotools itself is older than NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -23,26 +23,26 @@ def painted(masks: list[bytes], width: int, height: int) -> np.ndarray:
 def blobs(seed: int, count: int, width: int, height: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width]
-    places = rng.uniform(0, 1, (count, 3)) * (width, height, max(width, height) / 2)
-    return [(columns - x) ** 2 + (rows - y) ** 2 < radius**2 for x, y, radius in places]
+    circles = rng.uniform(0, 1, (count, 3)) * (width, height, max(width, height) / 2)
+    return [(columns - x) ** 2 + (rows - y) ** 2 < radius**2 for x, y, radius in circles]
 
 
 @pytest.mark.parametrize(("width", "height", "count"), [(37, 53, 30), (300, 211, 8), (1, 1, 2), (5, 1, 3), (1, 7, 3)])
-def test_a_map_shows_every_mask_and_the_smaller_before_the_larger(width, height, count):
+def test_a_map_shows_every_mask_smaller_ones_in_front(width, height, count):
     for seed in range(3):
-        masks = [run_lengths(blob) for blob in blobs(seed, count, width, height)]
+        masks = [encode_mask(blob) for blob in blobs(seed, count, width, height)]
         found = instance_map(masks, width, height, (width, height))
         assert found.dtype == np.uint16
         assert np.array_equal(found, painted(masks, width, height))
 
 
-def test_masks_of_single_pixels_of_nothing_and_of_everything_are_read():
+def test_masks_of_single_pixels_of_no_pixel_and_of_all_pixels_are_read():
     rng = np.random.default_rng(0)
     noise = [rng.random((40, 30)) < share for share in (0.5, 0.01, 0.99)]
-    masks = [run_lengths(mask) for mask in (*noise, np.zeros((40, 30)), np.ones((40, 30)))]
+    masks = [encode_mask(mask) for mask in (*noise, np.zeros((40, 30)), np.ones((40, 30)))]
     found = instance_map(masks, 30, 40, (30, 40))
     assert np.array_equal(found, painted(masks, 30, 40))
-    assert shown(found, 5).tolist() == [True, True, True, False, True]
+    assert visible_objects(found, 5).tolist() == [True, True, True, False, True]
 
 
 def test_runs_of_millions_of_pixels_are_read():
@@ -57,16 +57,16 @@ def test_a_map_of_no_masks_is_empty():
 
 
 @pytest.mark.parametrize("size", [(60, 40), (30, 20), (90, 60), (47, 31)])
-def test_a_map_of_another_size_holds_what_lies_at_its_pixels_centres(size):
+def test_a_map_of_another_size_samples_the_pixel_centres(size):
     width, height = 60, 40
-    masks = [run_lengths(blob) for blob in blobs(1, 12, width, height)]
-    whole, found = painted(masks, width, height), instance_map(masks, width, height, size)
+    masks = [encode_mask(blob) for blob in blobs(1, 12, width, height)]
+    full_size, found = painted(masks, width, height), instance_map(masks, width, height, size)
     assert found.shape == size[::-1]
     columns, rows = ((np.arange(n) + 0.5) * full / n for n, full in zip(size, (width, height), strict=True))
-    # A centre on the edge between two pixels may fall to either.
+    # A centre on the edge between two pixels may take the value of either.
     nudges = [(x, y) for x in (-1e-6, 1e-6) for y in (-1e-6, 1e-6)]
-    truths = [whole[np.ix_((rows + y).astype(int), (columns + x).astype(int))] for x, y in nudges]
-    assert np.logical_or.reduce([found == truth for truth in truths]).all()
+    expected = [full_size[np.ix_((rows + y).astype(int), (columns + x).astype(int))] for x, y in nudges]
+    assert np.logical_or.reduce([found == values for values in expected]).all()
 
 
 def test_a_pixel_shows_the_object_at_its_centre():
@@ -77,15 +77,15 @@ def test_a_pixel_shows_the_object_at_its_centre():
 
 
 @pytest.mark.parametrize(("border", "expected"), [(0, 2), (1, 1), (2, 1)])
-def test_the_centre_of_a_pixel_is_found_when_two_become_one(border, expected):
-    # After a shift by a quarter and half the size, the one centre shows what lay at 0.75 of 2: the first pixel.
+def test_shrinking_samples_the_centre_of_each_new_pixel(border, expected):
+    # Scaled by a half and shifted by an eighth, the centre of the new pixel, 0.5, comes from 0.75: from the first pixel.
     halves = np.full((2, 2), 2, np.uint16)
     halves[:, :border] = 1
     assert warp_instances(halves, np.array(((0.5, 0, 0.125), (0, 0.5, 0.125))), 1).item() == expected
 
 
-def test_objects_that_are_left_out_leave_the_map_and_the_others_move_up():
+def test_removed_objects_leave_the_map_and_the_others_are_renumbered():
     instances = np.array([[0, 1, 2], [3, 4, 4]])
     found = renumber_instances(instances, np.array([False, True, False, True]))
     assert np.array_equal(found, [[0, 0, 1], [0, 2, 2]])
-    assert shown(found, 3).tolist() == [True, True, False]
+    assert visible_objects(found, 3).tolist() == [True, True, False]

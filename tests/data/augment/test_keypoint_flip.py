@@ -1,4 +1,4 @@
-"""Left and right are told from names alone, however they are spelt."""
+"""Left and right keypoints are paired by their names, in many spellings."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ FLY = (
 )
 
 
-def test_the_keypoints_of_persons_and_of_flies_change_sides():
+def test_keypoints_of_persons_and_of_flies_change_sides():
     assert flipped_keypoint_order(COCO).tolist() == [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
     assert flipped_keypoint_order(FLY).tolist() == [0, 2, 1, 3, 4, 6, 5, 8, 7, 10, 9, 12, 11]
 
@@ -38,16 +38,16 @@ def test_the_keypoints_of_persons_and_of_flies_change_sides():
         ("l", "r"),
     ],
 )
-def test_a_left_name_and_a_right_name_are_a_pair(left, right):
+def test_a_left_and_a_right_name_are_a_pair(left, right):
     assert flipped_keypoint_order((left, "middle", right)).tolist() == [2, 1, 0]
 
 
 @pytest.mark.parametrize("names", [("left_eye", "left_ear"), ("Leg", "Reg"), ("ball", "barr"), ("tail", "tair"), ("eyeL", "eyer"), ()])
-def test_a_name_without_its_other_side_stays(names):
+def test_a_name_without_an_opposite_keeps_its_index(names):
     assert flipped_keypoint_order(names).tolist() == list(range(len(names)))
 
 
-def test_two_mirrors_leave_everything():
+def test_flipping_twice_restores_the_order():
     names = (*FLY, *COCO, "left", "LEFT", "R", "xR", "leftL", "rightR")
-    joints = flipped_keypoint_order(names)
-    assert np.array_equal(joints[joints], np.arange(len(names)))
+    order = flipped_keypoint_order(names)
+    assert np.array_equal(order[order], np.arange(len(names)))

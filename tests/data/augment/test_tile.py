@@ -1,110 +1,110 @@
-"""A tile tells what its record was annotated with, in its own pixels, and of nothing else does it say no."""
+"""A tile carries its record's annotations in pixels of the tile; labels that were not annotated are unknown, not negative."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from coded import ALL_TASKS, OBJECTS, cells_seen, coded_record
+from coded import ALL_TASKS, OBJECTS, coded_record, visible_labels
 from yolor_ray.data.augment.label_spec import LabelSpec
 from yolor_ray.data.augment.tile import Tile, TileCache, make_tile
 from yolor_ray.data.synthetic.scenes import IMAGE_CLASSES, KEYPOINT_NAMES, scene
 
-KNOWS = np.array([[True, True, True, False], [False, True, True, True]])
-EVERYTHING = LabelSpec(masks=True, keypoint_names=KEYPOINT_NAMES, identities=np.array([2, 3, 5, 30]), image_classes=KNOWS)
+ANNOTATED = np.array([[True, True, True, False], [False, True, True, True]])
+EVERYTHING = LabelSpec(masks=True, keypoint_names=KEYPOINT_NAMES, identities=np.array([2, 3, 5, 30]), image_classes=ANNOTATED)
 RECORD = scene(3, size_px=64)
 
 
-def test_without_other_wishes_a_tile_knows_boxes_alone():
-    known = make_tile(RECORD, 64).known
-    assert known.boxes_known
-    assert (known.keypoints, known.identities, known.has_mask, known.instances, known.image_labels) == (None,) * 5
+def test_by_default_a_tile_carries_boxes_alone():
+    annotations = make_tile(RECORD, 64).annotations
+    assert annotations.boxes_known
+    assert [getattr(annotations, name) for name in ("keypoints", "identities", "has_mask", "instances", "image_labels")] == [None] * 5
 
 
 def test_crowd_regions_are_left_out_of_tiles():
     count = len(RECORD.objects.labels)
     objects = replace(RECORD.objects, crowd=np.arange(count) == 0)
     tile = make_tile(replace(RECORD, objects=objects), 128, EVERYTHING)
-    whole = make_tile(RECORD, 128, EVERYTHING)
-    assert len(tile.known.labels) == count - 1
-    assert np.array_equal(tile.known.boxes_xyxy, 2 * RECORD.objects.boxes_xyxy[1:])
-    assert np.array_equal(tile.known.labels, RECORD.objects.labels[1:])
-    assert np.array_equal(tile.known.keypoints, whole.known.keypoints[1:])
-    assert np.array_equal(tile.known.identities, whole.known.identities[1:])
-    assert np.array_equal(tile.known.instances, np.maximum(whole.known.instances, 1) - 1)
-    assert tile.known.has_mask.all()
+    with_all = make_tile(RECORD, 128, EVERYTHING)
+    assert len(tile.annotations.labels) == count - 1
+    assert np.array_equal(tile.annotations.boxes_xyxy, 2 * RECORD.objects.boxes_xyxy[1:])
+    assert np.array_equal(tile.annotations.labels, RECORD.objects.labels[1:])
+    assert np.array_equal(tile.annotations.keypoints, with_all.annotations.keypoints[1:])
+    assert np.array_equal(tile.annotations.identities, with_all.annotations.identities[1:])
+    assert np.array_equal(tile.annotations.instances, np.maximum(with_all.annotations.instances, 1) - 1)
+    assert tile.annotations.has_mask.all()
 
 
 @pytest.mark.parametrize("image_px", [64, 96, 160])
-def test_a_tile_has_the_asked_longer_side(image_px):
+def test_the_longer_side_of_a_tile_is_that_of_the_network_input(image_px):
     assert make_tile(scene(1, size_px=96), image_px).image.shape == (image_px, image_px, 3)
 
 
 @pytest.mark.parametrize(("width", "height"), [(128, 128), (128, 92), (60, 128)])
-def test_the_map_shows_the_objects_of_the_picture(width, height):
+def test_the_map_shows_the_objects_of_the_image(width, height):
     tile = make_tile(coded_record(1, width, height), 128, EVERYTHING)
     square = np.full((128, 128, 3), 255, np.uint8)
     square[:height, :width] = tile.image
     numbers = np.zeros((128, 128), np.uint16)
-    numbers[:height, :width] = tile.known.instances
-    sure, seen = cells_seen(square, tile.known.labels)
-    found = np.append(-1, tile.known.labels)[numbers]
+    numbers[:height, :width] = tile.annotations.instances
+    sure, seen = visible_labels(square, tile.annotations.labels)
+    found = np.append(-1, tile.annotations.labels)[numbers]
     assert np.array_equal(found[sure], seen[sure])
-    assert set(found.ravel().tolist()) == {-1, *tile.known.labels.tolist()}
+    assert set(found.ravel().tolist()) == {-1, *tile.annotations.labels.tolist()}
 
 
 @pytest.mark.parametrize("image_px", [50, 200])
 def test_a_map_has_the_size_of_the_tile(image_px):
     tile = make_tile(coded_record(1, 128, 90), image_px, EVERYTHING)
-    assert tile.known.instances.shape == tile.image.shape[:2]
-    assert tile.known.instances.dtype == np.uint16
-    assert tile.known.instances.flags.c_contiguous
-    for number, (x1, y1, x2, y2) in enumerate(tile.known.boxes_xyxy, start=1):
-        rows, columns = np.nonzero(tile.known.instances == number)
+    assert tile.annotations.instances.shape == tile.image.shape[:2]
+    assert tile.annotations.instances.dtype == np.uint16
+    assert tile.annotations.instances.flags.c_contiguous
+    for number, (x1, y1, x2, y2) in enumerate(tile.annotations.boxes_xyxy, start=1):
+        rows, columns = np.nonzero(tile.annotations.instances == number)
         assert (columns.min() + 1 > x1) and (columns.max() < x2) and (rows.min() + 1 > y1) and (rows.max() < y2)
 
 
-def test_keypoints_are_scaled_with_the_picture_and_keep_their_visibility():
-    known = make_tile(RECORD, 96, EVERYTHING).known
-    assert known.keypoints.dtype == np.float32
-    assert np.allclose(known.keypoints, RECORD.objects.keypoints * (1.5, 1.5, 1))
+def test_keypoints_are_scaled_with_the_image_and_keep_their_visibility():
+    annotations = make_tile(RECORD, 96, EVERYTHING).annotations
+    assert annotations.keypoints.dtype == np.float32
+    assert np.allclose(annotations.keypoints, RECORD.objects.keypoints * (1.5, 1.5, 1))
 
 
-def test_individuals_that_are_not_known_have_no_place():
+def test_unknown_individuals_have_index_minus_one():
     objects = replace(RECORD.objects, identities=np.resize([5, -1, 2, 99, 4, 0], len(RECORD.objects.labels)))
-    known = make_tile(replace(RECORD, objects=objects), 64, EVERYTHING).known
+    annotations = make_tile(replace(RECORD, objects=objects), 64, EVERYTHING).annotations
     expected = {5: 2, 2: 0, -1: -1, 99: -1, 4: -1, 0: -1}
-    assert known.identities.tolist() == [expected[identity] for identity in objects.identities.tolist()]
+    assert annotations.identities.tolist() == [expected[identity] for identity in objects.identities.tolist()]
     nobody = replace(EVERYTHING, identities=np.zeros(0, np.int64))
-    assert set(make_tile(RECORD, 64, nobody).known.identities.tolist()) == {-1}
+    assert set(make_tile(RECORD, 64, nobody).annotations.identities.tolist()) == {-1}
 
 
 @pytest.mark.parametrize("member", [0, 1])
-def test_image_labels_beyond_the_words_of_its_data_set_are_unknown(member):
+def test_image_labels_outside_the_classes_of_the_dataset_are_unknown(member):
     assert len(IMAGE_CLASSES) >= 2
     record = replace(RECORD, image_labels=np.array([1], np.int64))
-    found = make_tile(record, 64, EVERYTHING, member).known.image_labels
-    assert np.array_equal(found, np.where(KNOWS[member], [0, 1, 0, 0], np.nan), equal_nan=True)
+    found = make_tile(record, 64, EVERYTHING, member).annotations.image_labels
+    assert np.array_equal(found, np.where(ANNOTATED[member], [0, 1, 0, 0], np.nan), equal_nan=True)
     assert found.dtype == np.float32
 
 
-def test_nothing_is_said_of_what_was_not_annotated():
-    known = make_tile(replace(RECORD, tasks=()), 64, EVERYTHING).known
-    assert not known.boxes_known
-    assert not known.has_mask.any()
-    assert not known.instances.any()
-    assert (known.keypoints[..., 2] == -1).all()
-    assert np.isnan(known.image_labels).all()
+def test_labels_of_unannotated_tasks_are_unknown():
+    annotations = make_tile(replace(RECORD, tasks=()), 64, EVERYTHING).annotations
+    assert not annotations.boxes_known
+    assert not annotations.has_mask.any()
+    assert not annotations.instances.any()
+    assert (annotations.keypoints[..., 2] == -1).all()
+    assert np.isnan(annotations.image_labels).all()
     plain = replace(RECORD.objects, masks=None, keypoints=None, identities=None)
-    absent = make_tile(replace(RECORD, objects=plain), 64, EVERYTHING).known
+    absent = make_tile(replace(RECORD, objects=plain), 64, EVERYTHING).annotations
     assert absent.boxes_known
     assert not absent.has_mask.any()
     assert (absent.keypoints[..., 2] == -1).all()
     assert (absent.identities == -1).all()
 
 
-@pytest.mark.parametrize("joints", [0, len(KEYPOINT_NAMES)])
-def test_a_background_has_empty_arrays(joints):
+@pytest.mark.parametrize("keypoint_count", [0, len(KEYPOINT_NAMES)])
+def test_a_background_has_empty_arrays(keypoint_count):
     objects = RECORD.objects
     empty = replace(
         objects,
@@ -113,18 +113,18 @@ def test_a_background_has_empty_arrays(joints):
         crowd=objects.crowd[:0],
         areas=objects.areas[:0],
         masks=(),
-        keypoints=np.zeros((0, joints, 3), np.float32),
+        keypoints=np.zeros((0, keypoint_count, 3), np.float32),
         identities=objects.identities[:0],
     )
-    known = make_tile(replace(RECORD, objects=empty, tasks=ALL_TASKS), 64, EVERYTHING).known
-    assert known.keypoints.shape == (0, len(KEYPOINT_NAMES), 3)
-    assert known.identities.shape == known.has_mask.shape == (0,)
-    assert known.instances.shape == (64, 64)
-    assert not known.instances.any()
+    annotations = make_tile(replace(RECORD, objects=empty, tasks=ALL_TASKS), 64, EVERYTHING).annotations
+    assert annotations.keypoints.shape == (0, len(KEYPOINT_NAMES), 3)
+    assert annotations.identities.shape == annotations.has_mask.shape == (0,)
+    assert annotations.instances.shape == (64, 64)
+    assert not annotations.instances.any()
 
 
-def test_the_cache_counts_pictures_and_maps():
-    plain, mapped = (make_tile(coded_record(0, 64, 64), 64, wanted) for wanted in (LabelSpec(), EVERYTHING))
+def test_the_cache_counts_pixels_and_maps():
+    plain, mapped = (make_tile(coded_record(0, 64, 64), 64, label_spec) for label_spec in (LabelSpec(), EVERYTHING))
     assert plain.nbytes == 3 * 64 * 64
     assert mapped.nbytes == 5 * 64 * 64
     for tile, kept in ((plain, 5), (mapped, 3)):
@@ -138,5 +138,5 @@ def test_the_cache_counts_pictures_and_maps():
             cache.get(record, make)
         for record in reversed(range(8)):
             cache.get(record, make)
-        assert len(made) == 16 - kept, "a full cache keeps the latest, and each that is not kept is made again"
-    assert len(mapped.known.labels) == OBJECTS
+        assert len(made) == 16 - kept, "a full cache keeps the latest tiles, and every other tile is made again"
+    assert len(mapped.annotations.labels) == OBJECTS

@@ -1,4 +1,4 @@
-"""What is said of a whole picture follows from how much of each of its parts is seen."""
+"""Image labels of a mosaic follow from the visible share of each tile."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from yolor_ray.data.augment.labels import SampleLabels, mixup_labels
-from yolor_ray.data.augment.visibility import labels_of_all, visible_share
+from yolor_ray.data.augment.visibility import combine_image_labels, visible_share
 
 NAN = math.nan
 
@@ -28,13 +28,13 @@ def quad(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
         (quad(12, 12, 15, 40), 0),
     ],
 )
-def test_the_share_of_an_upright_picture_is_that_of_rectangles(corners, share):
+def test_the_visible_share_of_an_upright_tile_is_exact(corners, share):
     area = np.prod(corners[2] - corners[0])
     assert visible_share(corners.tolist(), area, 10) == pytest.approx(share)
     assert visible_share(corners[::-1].tolist(), area, 10) == pytest.approx(share)
 
 
-def test_the_share_of_a_turned_picture_is_that_of_its_points():
+def test_the_visible_share_of_a_rotated_tile_agrees_with_sampled_points():
     rng = np.random.default_rng(0)
     grid = (np.stack(np.meshgrid(*[(np.arange(200) + 0.5) / 200] * 2), axis=-1)).reshape(-1, 2)
     for _ in range(40):
@@ -63,13 +63,13 @@ def test_the_share_of_a_turned_picture_is_that_of_its_points():
         ([0, 0, 0, 0], [1, 0.1, 0, 0.5], 0),
     ],
 )
-def test_a_label_of_many_pictures(labels, shares, expected):
-    found = labels_of_all(np.array(labels, np.float32)[:, None], np.array(shares))
+def test_image_labels_of_a_mosaic(labels, shares, expected):
+    found = combine_image_labels(np.array(labels, np.float32)[:, None], np.array(shares))
     assert found.dtype == np.float32
     assert np.array_equal(found, [expected], equal_nan=True)
 
 
-def known(**changes) -> SampleLabels:
+def sample_labels(**changes) -> SampleLabels:
     return SampleLabels(np.zeros((2, 4), np.float32), np.arange(2), **changes)
 
 
@@ -77,20 +77,18 @@ def known(**changes) -> SampleLabels:
     ("first", "second", "expected"),
     [(0, 0, 0), (0, 1, 1), (1, 1, 1), (1, NAN, 1), (NAN, 1, 1), (0, NAN, NAN), (NAN, NAN, NAN)],
 )
-def test_a_label_of_two_pictures_seen_through_each_other(first, second, expected):
-    one, other = (known(image_labels=np.array([label], np.float32)) for label in (first, second))
-    found = mixup_labels(one, other).image_labels
+def test_image_labels_of_a_mixup(first, second, expected):
+    both = [sample_labels(image_labels=np.array([label], np.float32)) for label in (first, second)]
+    found = mixup_labels(*both).image_labels
     assert found is not None
     assert found.dtype == np.float32
     assert np.array_equal(found, [expected], equal_nan=True)
 
 
-def test_of_two_pictures_seen_through_each_other_the_first_keeps_its_masks():
-    maps = np.array([[1, 2]]), np.array([[2, 0]])
-    has_mask = np.array([True, True]), np.array([False, True])
-    found = mixup_labels(
-        *(known(has_mask=has, instances=numbers, identities=np.arange(2)) for has, numbers in zip(has_mask, maps, strict=True))
-    )
+def test_in_a_mixup_only_the_first_image_keeps_its_masks():
+    first = sample_labels(has_mask=np.array([True, True]), instances=np.array([[1, 2]]), identities=np.arange(2))
+    second = sample_labels(has_mask=np.array([False, True]), instances=np.array([[2, 0]]), identities=np.arange(2))
+    found = mixup_labels(first, second)
     assert found.has_mask.tolist() == [True, True, False, False]
     assert found.instances.tolist() == [[1, 2]]
     assert found.identities.tolist() == [0, 1, 0, 1]
@@ -98,5 +96,5 @@ def test_of_two_pictures_seen_through_each_other_the_first_keeps_its_masks():
 
 
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
-def test_boxes_are_known_only_where_those_of_both_are(first, second):
-    assert mixup_labels(known(boxes_known=first), known(boxes_known=second)).boxes_known == (first and second)
+def test_boxes_of_a_mixup_are_known_only_if_those_of_both_images_are(first, second):
+    assert mixup_labels(sample_labels(boxes_known=first), sample_labels(boxes_known=second)).boxes_known == (first and second)

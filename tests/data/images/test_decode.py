@@ -1,4 +1,4 @@
-"""Decode what cameras and editors write; Pillow writes the files, so its own reading is the oracle for plain ones."""
+"""Decoding of files as cameras and editors write them; Pillow writes the files, and its reader is the oracle for plain files."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ from yolor_ray.data.images.header import read_header
 from yolor_ray.errors import ImageError
 
 LOSSLESS = ("PNG", "WEBP", "BMP", "TIFF")
-UNDO = {
+UNDO_ORIENTATION = {
     1: None,
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -39,7 +39,7 @@ def code_of(data: bytes, **options) -> str:
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-def test_a_lossless_format_decodes_to_the_pixels_that_were_written(name, photo):
+def test_a_lossless_format_decodes_to_the_written_pixels(name, photo):
     data = encode(photo, name)
     assert np.array_equal(decode(data), photo)
     header = read_header(data)
@@ -47,7 +47,7 @@ def test_a_lossless_format_decodes_to_the_pixels_that_were_written(name, photo):
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"subsampling": "4:2:0"}])
-def test_a_jpeg_decodes_to_what_pillow_reads(options, photo):
+def test_a_jpeg_decodes_to_the_pixels_that_pillow_reads(options, photo):
     data = encode(photo, "JPEG", **options)
     with Image.open(io.BytesIO(data)) as image:
         assert distance(decode(data), np.asarray(image)) < 0.5
@@ -55,11 +55,11 @@ def test_a_jpeg_decodes_to_what_pillow_reads(options, photo):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_every_orientation_of_one_photo_gives_the_same_pixels_and_the_displayed_size(name, orientation, photo):
+def test_every_orientation_of_a_photo_gives_the_same_pixels_and_the_displayed_size(name, orientation, photo):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(photo)
-    stored = stored.transpose(UNDO[orientation]) if UNDO[orientation] is not None else stored
+    stored = stored.transpose(UNDO_ORIENTATION[orientation]) if UNDO_ORIENTATION[orientation] is not None else stored
     data = encode(stored, name, exif=exif)
     header = read_header(data)
     assert (header.width, header.height, header.orientation) == (96, 64, orientation)
@@ -67,11 +67,11 @@ def test_every_orientation_of_one_photo_gives_the_same_pixels_and_the_displayed_
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 8])
-def test_a_scaled_jpeg_is_turned_upright_too(orientation, photo):
+def test_a_scaled_jpeg_is_turned_upright(orientation, photo):
     exif = Image.Exif()
     exif[0x0112] = orientation
     large = Image.fromarray(photo).resize((960, 640))
-    stored = large.transpose(UNDO[orientation]) if UNDO[orientation] is not None else large
+    stored = large.transpose(UNDO_ORIENTATION[orientation]) if UNDO_ORIENTATION[orientation] is not None else large
     scaled = decode(encode(stored, "JPEG", exif=exif), fit_px=240)
     assert scaled.shape == (160, 240, 3)
     assert distance(scaled, np.asarray(large.resize((240, 160), Image.Resampling.BOX))) < 1.5
@@ -91,10 +91,10 @@ def test_cmyk_and_ycck_jpegs_keep_their_colours(colour):
 
 
 def _ycck(inks: Image.Image) -> bytes:
-    """Encode as Photoshop does: inks inverted, their first three turned into YCbCr, Adobe transform 2."""
+    """Encode as Photoshop does: inverted inks, the first three of them converted to YCbCr, Adobe transform 2."""
     cyan, magenta, yellow, black = inks.split()
     ycc = Image.merge("RGB", (cyan, magenta, yellow)).convert("YCbCr").split()
-    # Pillow inverts all four planes on writing; Y, Cb and Cr are wanted as they are.
+    # Pillow inverts all four planes on writing; Y, Cb and Cr must be stored uninverted.
     planes = [plane.point(lambda value: 255 - value) for plane in ycc]
     data = bytearray(encode(Image.merge("CMYK", (*planes, black)), "JPEG"))
     data[data.index(b"Adobe") + 11] = 2
@@ -142,9 +142,9 @@ def test_sixteen_bits_keep_their_high_byte(name):
     assert np.array_equal(decode(colour.tobytes())[..., ::-1], (np.dstack((ramp, ramp // 2, ramp // 4)) >> 8).astype(np.uint8))
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.int32])
-def test_samples_without_a_known_range_are_refused_not_clipped(kind):
-    assert code_of(encode(np.full((8, 8), 1000, kind), "TIFF")) == "unsupported_image"
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_samples_without_a_known_range_are_refused_not_clipped(dtype):
+    assert code_of(encode(np.full((8, 8), 1000, dtype), "TIFF")) == "unsupported_image"
 
 
 @pytest.mark.parametrize("precision", [12, 16])

@@ -1,10 +1,10 @@
-"""Refuse what is damaged, no photo, or made to hurt; forgive what loses no pixel."""
+"""Damaged files, files that are no photos, and decompression bombs are refused; harmless faults are forgiven."""
 
 import io
 import struct
 import subprocess
 import sys
-import time
+import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pictures import distance, encode, photo, with_exif
+from yolor_ray.data.images import decode as decode_module
 from yolor_ray.data.images.decode import decode
 from yolor_ray.data.images.header import read_header
 from yolor_ray.errors import ImageError
@@ -70,7 +71,7 @@ def test_a_jpeg_whose_end_was_cut_and_sealed_again_is_refused(photo):
 
 
 @pytest.mark.parametrize("tail", [b"garbage" * 100, encode(np.zeros((8, 8, 3), np.uint8), "JPEG")], ids=["garbage", "a second JPEG"])
-def test_what_follows_the_end_of_a_jpeg_is_ignored(tail, photo):
+def test_bytes_after_the_end_of_a_jpeg_are_ignored(tail, photo):
     data = encode(photo, "JPEG")
     assert np.array_equal(decode(data + tail), decode(data))
 
@@ -85,7 +86,7 @@ def test_padding_before_the_end_of_a_jpeg_is_forgiven(photo):
     [b"<html></html>", b"<svg/>", b"%!PS-Adobe-3.0", b"%PDF-1.7", b"GIF89a" + bytes(40), b"\0\0\0 ftypheic", b"RIFF\4\0\0\0WAVE", b"BMW"],
     ids=["html", "svg", "eps", "pdf", "gif", "heic", "wav", "text that starts with BM"],
 )
-def test_what_is_no_photo_is_refused(data):
+def test_a_file_that_is_no_photo_is_refused(data):
     assert code_of(data) == "unsupported_image"
 
 
@@ -93,15 +94,15 @@ def test_an_empty_file_has_its_own_code():
     assert code_of(b"") == "empty_image"
 
 
-def test_a_bomb_is_refused_from_its_header_within_50_ms():
+def test_a_bomb_is_refused_by_its_header_before_any_decoder_sees_it(monkeypatch):
+    for decoder in ("_decode_jpeg", "_decode_pillow"):
+        monkeypatch.delattr(decode_module, decoder)
     bomb = png(60_000, 60_000, png_chunk(b"IDAT", zlib.compress(bytes(10_000_000))))
-    start = time.thread_time()
     assert code_of(bomb) == "image_too_large"
-    assert time.thread_time() - start < 0.05
 
 
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
-def test_the_limit_holds_for_every_format(name, photo):
+def test_the_limit_of_pixels_holds_for_every_format(name, photo):
     data = encode(photo, name)
     assert decode(data, max_pixels=96 * 64).shape == (64, 96, 3)
     assert code_of(data, max_pixels=96 * 64 - 1) == "image_too_large"
@@ -110,7 +111,7 @@ def test_the_limit_holds_for_every_format(name, photo):
 def test_a_bomb_costs_no_memory():
     script = """
 import resource, struct, sys
-from yolor_ray.data.decode import decode
+from yolor_ray.data.images.decode import decode
 from yolor_ray.errors import ImageError
 webp = b"RIFF" + struct.pack("<I", 30) + b"WEBPVP8L" + struct.pack("<I", 18) + b"\\x2f" + b"\\xff" * 17
 tiff = b"II*\\0" + struct.pack("<IH", 8, 4)
@@ -134,11 +135,16 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iCCP"])
-def test_a_png_with_a_giant_compressed_chunk_is_refused_quickly(name):
+def test_a_giant_compressed_chunk_of_a_png_is_refused_without_inflating_it(name):
     chunk = png_chunk(name, b"k\0\0" + zlib.compress(bytes(100_000_000), 1))
-    start = time.thread_time()
-    assert code_of(png(8, 8, chunk, png_chunk(b"IDAT", zlib.compress(bytes(8 * 25))))) in ("truncated_image", "image_too_large")
-    assert time.thread_time() - start < 0.5
+    data = png(8, 8, chunk, png_chunk(b"IDAT", zlib.compress(bytes(8 * 25))))
+    tracemalloc.start()
+    try:
+        assert code_of(data) in ("truncated_image", "image_too_large")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_a_progressive_jpeg_of_a_thousand_scans_is_refused(photo):
@@ -147,7 +153,7 @@ def test_a_progressive_jpeg_of_a_thousand_scans_is_refused(photo):
     assert code_of(data[:-2] + scan * 1000 + data[-2:]) == "image_too_large"
 
 
-def test_pillow_warns_of_a_strange_tiff_but_decode_does_not_and_leaves_the_filters_alone():
+def test_decode_hides_the_warnings_of_pillow_and_leaves_the_warning_filters_alone():
     tags = [(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (262, 3, 1, 1), (270, 2, 1000, 60_000), (273, 4, 1, 100), (279, 4, 1, 64)]
     directory = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     strange = b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(6) + bytes(range(64))

@@ -1,4 +1,4 @@
-"""Fit decoded images into the square and bring boxes there and back."""
+"""Letterboxing of decoded images, and boxes converted to the input and back."""
 
 import cv2
 import numpy as np
@@ -16,17 +16,17 @@ from yolor_ray.data.synthetic import scenes
 def test_extreme_shapes_decode_and_fit(name, size):
     data = encode(Image.new("RGB", size, (200, 10, 10)), name)
     out = np.empty((320, 320, 3), np.uint8)
-    place = letterbox(decode(data, fit_px=320), *size, out)
-    whole = np.array(((0, 0, *size),), float)
-    x1, y1, x2, y2 = place.to_input(whole)[0]
+    position = letterbox(decode(data, fit_px=320), *size, out)
+    image_box = np.array(((0, 0, *size),), float)
+    x1, y1, x2, y2 = position.to_input(image_box)[0]
     assert 0 <= x1 < x2 <= 320
     assert 0 <= y1 < y2 <= 320
     assert np.abs(out[int(y1) : int(y2), int(x1) : int(x2)].astype(int) - (200, 10, 10)).max() < 6
-    assert np.allclose(place.to_image(place.to_input(whole)), whole, atol=1e-3)
+    assert np.allclose(position.to_image(position.to_input(image_box)), image_box, atol=1e-3)
 
 
 @pytest.mark.parametrize(("width", "fit", "expected"), [(640, 320, 320), (640, 321, 640), (640, 100, 160), (640, 10, 80), (200, 320, 200)])
-def test_a_jpeg_is_halved_as_often_as_its_long_side_still_covers_the_request(width, fit, expected):
+def test_a_jpeg_is_halved_while_its_long_side_covers_the_requested_size(width, fit, expected):
     data = encode(Image.new("RGB", (width, width // 2)), "JPEG")
     assert decode(data, fit_px=fit).shape[1] == expected
     assert decode(data).shape[1] == width
@@ -43,31 +43,31 @@ def test_a_dct_scaled_letterbox_is_close_to_a_full_decode(side):
 
 def test_a_letterboxed_image_is_centred_on_grey():
     out = np.zeros((64, 64, 3), np.uint8)
-    place = letterbox(np.full((20, 40, 3), 200, np.uint8), 40, 20, out)
-    assert place == Letterbox(1.6, 0, 16, 40, 20)
+    position = letterbox(np.full((20, 40, 3), 200, np.uint8), 40, 20, out)
+    assert position == Letterbox(1.6, 0, 16, 40, 20)
     assert (out[16:48] == 200).all()
     assert (out[:16] == FILL).all()
     assert (out[48:] == FILL).all()
 
 
 @pytest.mark.parametrize("size", [(640, 480), (333, 500), (17, 13), (5000, 7), (320, 320)])
-def test_boxes_survive_the_way_into_the_square_and_back(size):
+def test_boxes_survive_the_conversion_to_the_input_and_back(size):
     rng = np.random.default_rng(0)
     corners = np.sort(rng.uniform(0, 1, (100, 2, 2)), axis=1).reshape(100, 4)
     boxes = corners * (size * 2)
-    place = letterbox(np.zeros((size[1], size[0], 3), np.uint8), *size, np.empty((320, 320, 3), np.uint8))
-    there = place.to_input(boxes)
-    assert there.min() >= 0
-    assert there.max() <= 320
-    assert np.abs(place.to_image(there) - boxes).max() < 1e-3
+    position = letterbox(np.zeros((size[1], size[0], 3), np.uint8), *size, np.empty((320, 320, 3), np.uint8))
+    in_input = position.to_input(boxes)
+    assert in_input.min() >= 0
+    assert in_input.max() <= 320
+    assert np.abs(position.to_image(in_input) - boxes).max() < 1e-3
 
 
 def test_a_box_in_the_bars_is_clipped_to_the_image():
-    place = letterbox(np.zeros((480, 640, 3), np.uint8), 640, 480, np.empty((320, 320, 3), np.uint8))
-    assert place.to_image(np.array((-10.0, 0, 400, 320))).tolist() == [0, 0, 640, 480]
+    position = letterbox(np.zeros((480, 640, 3), np.uint8), 640, 480, np.empty((320, 320, 3), np.uint8))
+    assert position.to_image(np.array((-10.0, 0, 400, 320))).tolist() == [0, 0, 640, 480]
 
 
-def test_boxes_meet_the_pixels_that_they_mark():
+def test_boxes_frame_their_pixels():
     image = np.zeros((300, 500, 3), np.uint8)
     image[100:200, 250:400] = 255
     out = np.empty((320, 320, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""The epoch's plan over many sizes: every record once, equal shares, and a resume that goes on where it stopped."""
+"""The plan of an epoch over many sizes: every record once, equal shares, and an exact resume."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolor_ray.data.loading.epoch_plan import Step, Window, epoch_windows, steps_of
+from yolor_ray.data.loading.epoch_plan import Step, Window, epoch_windows, plan_steps
 from yolor_ray.data.shards.dataset import RowGroup
 
 WORLDS, BATCHES = (1, 2, 3, 5), (1, 2, 3, 8)
@@ -24,7 +24,7 @@ def windows_of(images: int, rows: int = 4, per_window: int = 10, seed: int = 0, 
 
 
 def shares(windows: list[Window], seen: np.ndarray, world_size: int, batch: int) -> list[list[Step]]:
-    return [steps_of(windows, seen, rank=rank, world_size=world_size, batch=batch) for rank in range(world_size)]
+    return [plan_steps(windows, seen, rank=rank, world_size=world_size, batch=batch) for rank in range(world_size)]
 
 
 def numbers(steps: list[Step]) -> list[list[int]]:
@@ -32,7 +32,7 @@ def numbers(steps: list[Step]) -> list[list[int]]:
 
 
 def times_taken(plan: list[list[Step]], images: int) -> np.ndarray:
-    """Return how often each record is learned from: what a worker repeats to keep step does not count."""
+    """Return (images,) the number of times each record is learned from; records repeated with weight 0 do not count."""
     return np.bincount([record for steps in plan for step in steps if step.weight > 0 for record in step.records], minlength=images)
 
 
@@ -51,18 +51,18 @@ def test_every_record_is_taken_once_over_all_workers(images, world_size, batch):
 
 
 @pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
-def test_a_step_takes_as_many_records_whatever_the_number_of_workers(images, world_size, batch):
+def test_the_records_per_step_do_not_depend_on_the_number_of_workers(images, world_size, batch):
     plan = shares(windows_of(images), np.zeros(images, bool), world_size, batch)
     sizes = [sum(len(step.records) for step in steps if step.weight > 0) for steps in zip(*plan, strict=True)]
-    assert sizes == [len(part) for part in np.array_split(np.arange(images), math.ceil(images / batch))]
+    assert sizes == [len(step) for step in np.array_split(np.arange(images), math.ceil(images / batch))]
     for steps in zip(*plan, strict=True):
-        own = [len(step.records) for step in steps]
-        assert 1 <= min(own) <= max(own) <= math.ceil(batch / world_size)
-        assert max(own) - min(own) <= 1
+        counts = [len(step.records) for step in steps]
+        assert 1 <= min(counts) <= max(counts) <= math.ceil(batch / world_size)
+        assert max(counts) - min(counts) <= 1
 
 
 @pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
-def test_weights_make_the_mean_over_workers_the_mean_over_records(images, world_size, batch):
+def test_weights_turn_the_mean_over_workers_into_the_mean_over_records(images, world_size, batch):
     for steps in zip(*shares(windows_of(images), np.zeros(images, bool), world_size, batch), strict=True):
         values = [float(step.records.mean()) for step in steps]
         taken = np.concatenate([step.records for step in steps if step.weight > 0])
@@ -70,7 +70,7 @@ def test_weights_make_the_mean_over_workers_the_mean_over_records(images, world_
 
 
 @pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
-def test_each_record_of_a_step_names_the_window_it_is_in(images, world_size, batch):
+def test_each_record_of_a_step_comes_with_its_window(images, world_size, batch):
     windows = windows_of(images)
     for steps in shares(windows, np.zeros(images, bool), world_size, batch):
         for step in steps:
@@ -78,7 +78,7 @@ def test_each_record_of_a_step_names_the_window_it_is_in(images, world_size, bat
 
 
 @pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
-def test_the_same_workers_go_on_exactly_where_they_stopped(images, world_size, batch):
+def test_the_same_number_of_workers_continues_exactly_where_it_stopped(images, world_size, batch):
     windows, nothing = windows_of(images), np.zeros(images, bool)
     whole = shares(windows, nothing, world_size, batch)
     for taken in range(len(whole[0])):
@@ -88,7 +88,7 @@ def test_the_same_workers_go_on_exactly_where_they_stopped(images, world_size, b
 
 
 @pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
-def test_a_run_may_stop_twice_in_one_epoch(images, world_size, batch):
+def test_a_run_can_stop_twice_in_one_epoch(images, world_size, batch):
     windows, nothing = windows_of(images), np.zeros(images, bool)
     once = seen_after(windows, nothing, steps=3, world_size=world_size, batch=batch)
     twice = seen_after(
@@ -99,10 +99,10 @@ def test_a_run_may_stop_twice_in_one_epoch(images, world_size, batch):
 
 @pytest.mark.parametrize(("before", "after"), [(a, b) for a, b in itertools.product(WORLDS, WORLDS) if a != b])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_another_number_of_workers_takes_each_remaining_record_once_in_as_many_steps(before, after, batch):
+def test_another_number_of_workers_takes_each_remaining_record_once_in_the_remaining_steps(before, after, batch):
     for images in (7, 41, 100):
         windows, nothing = windows_of(images), np.zeros(images, bool)
-        count = len(steps_of(windows, nothing, rank=0, world_size=before, batch=batch))
+        count = len(plan_steps(windows, nothing, rank=0, world_size=before, batch=batch))
         for taken in {0, 1, count // 2, count - 1}:
             seen = seen_after(windows, nothing, steps=taken, world_size=before, batch=batch)
             rest = shares(windows, seen, after, batch)
@@ -113,30 +113,30 @@ def test_another_number_of_workers_takes_each_remaining_record_once_in_as_many_s
 @given(
     images=st.integers(1, 120),
     batch=st.integers(1, 12),
-    lives=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), max_size=8),
+    attempts=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), max_size=8),
 )
-def test_any_series_of_lives_takes_each_record_once_in_as_many_steps(images, batch, lives):
+def test_any_series_of_attempts_takes_each_record_once_in_the_same_number_of_steps(images, batch, attempts):
     windows, seen, taken = windows_of(images, seed=3), np.zeros(images, bool), 0
     count = math.ceil(images / batch)
-    for world_size, steps in lives:
+    for world_size, steps in attempts:
         steps = min(steps, count - taken)
-        plan = [part[:steps] for part in shares(windows, seen, world_size, batch)]
+        plan = [share[:steps] for share in shares(windows, seen, world_size, batch)]
         assert not (times_taken(plan, images).astype(bool) & seen).any()
         seen, taken = seen_after(windows, seen, steps=steps, world_size=world_size, batch=batch), taken + steps
-    assert len(steps_of(windows, seen, rank=0, world_size=1, batch=batch)) == count - taken
+    assert len(plan_steps(windows, seen, rank=0, world_size=1, batch=batch)) == count - taken
     assert np.array_equal(times_taken(shares(windows, seen, 2, batch), images), ~seen)
 
 
 @pytest.mark.parametrize("world_size", WORLDS)
-def test_after_the_last_step_nothing_is_left(world_size):
+def test_after_the_last_step_no_record_remains(world_size):
     windows, nothing = windows_of(41), np.zeros(41, bool)
     seen = seen_after(windows, nothing, steps=100, world_size=world_size, batch=3)
     assert seen.all()
     assert shares(windows, seen, world_size, 3) == [[] for _ in range(world_size)]
-    assert not nothing.any(), "the plan must not write into what it was given"
+    assert not nothing.any(), "the plan must not write into its arguments"
 
 
-def test_the_order_is_that_of_seed_and_epoch():
+def test_the_order_depends_on_seed_and_epoch():
     def order(seed: int, epoch: int) -> list[int]:
         return np.concatenate([w.order for w in windows_of(100, seed=seed, epoch=epoch)]).tolist()
 
@@ -156,14 +156,14 @@ def test_windows_gather_whole_row_groups_until_they_are_full(images, rows, per_w
         assert len(window.order) - window.groups[-1].rows < per_window
 
 
-def test_a_single_data_set_is_dealt_window_by_window():
+def test_a_single_dataset_is_taken_window_by_window():
     windows = windows_of(41)
-    steps = steps_of(windows, np.zeros(41, bool), rank=0, world_size=1, batch=8)
+    steps = plan_steps(windows, np.zeros(41, bool), rank=0, world_size=1, batch=8)
     assert np.array_equal(np.concatenate([step.records for step in steps]), np.concatenate([w.order for w in windows]))
 
 
 def union_of(*sizes: int, rows: int = 4) -> list[RowGroup]:
-    """Row groups of data sets of these sizes, numbered through."""
+    """Make the row groups of a union of datasets of these sizes."""
     starts = np.cumsum([0, *sizes]).tolist()
     return [
         replace(group, member=member, first_record=group.first_record + start)
@@ -180,7 +180,7 @@ def members_of(records: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sizes", UNIONS)
-def test_a_window_of_a_union_holds_records_of_one_data_set(sizes):
+def test_a_window_of_a_union_holds_records_of_one_dataset(sizes):
     windows = epoch_windows(union_of(*sizes), records_per_window=10, seed=0, epoch=0)
     assert all(len(set(members_of(w.order, sizes).tolist())) == 1 for w in windows)
     assert sorted(np.concatenate([w.order for w in windows]).tolist()) == list(range(sum(sizes)))
@@ -188,7 +188,7 @@ def test_a_window_of_a_union_holds_records_of_one_data_set(sizes):
 
 @pytest.mark.parametrize("sizes", UNIONS)
 @pytest.mark.parametrize(("world_size", "batch"), [(1, 1), (1, 6), (2, 4), (3, 5)])
-def test_every_record_of_a_union_is_taken_once_also_after_a_resume_by_others(sizes, world_size, batch):
+def test_every_record_of_a_union_is_taken_once_also_after_a_resume_by_another_number_of_workers(sizes, world_size, batch):
     windows, nothing = epoch_windows(union_of(*sizes), records_per_window=10, seed=1, epoch=2), np.zeros(sum(sizes), bool)
     whole = shares(windows, nothing, world_size, batch)
     assert (times_taken(whole, sum(sizes)) == 1).all()
@@ -201,15 +201,15 @@ def test_every_record_of_a_union_is_taken_once_also_after_a_resume_by_others(siz
 
 
 @pytest.mark.parametrize("sizes", UNIONS)
-def test_every_stretch_of_an_epoch_mixes_data_sets_as_the_whole_does(sizes):
+def test_every_slice_of_an_epoch_mixes_datasets_in_the_proportions_of_the_epoch(sizes):
     windows = epoch_windows(union_of(*sizes), records_per_window=10, seed=0, epoch=0)
-    (order,) = numbers(steps_of(windows, np.zeros(sum(sizes), bool), rank=0, world_size=1, batch=sum(sizes)))
+    (order,) = numbers(plan_steps(windows, np.zeros(sum(sizes), bool), rank=0, world_size=1, batch=sum(sizes)))
     taken = np.cumsum(np.eye(len(sizes))[members_of(np.array(order), sizes)], axis=0)
     due = np.outer(np.arange(1, sum(sizes) + 1) / sum(sizes), sizes)
-    assert np.abs(taken - due).max() < len(sizes), "no data set is ever ahead or behind by as many records as there are data sets"
+    assert np.abs(taken - due).max() < len(sizes), "a dataset is ahead or behind by as many records as there are datasets"
 
 
-def test_windows_of_a_union_hold_together_what_the_window_of_one_data_set_does():
+def test_the_open_windows_of_a_union_hold_together_as_many_records_as_one_window_of_a_dataset():
     windows = epoch_windows(union_of(400, 400), records_per_window=100, seed=0, epoch=0)
     assert all(len(w.order) == 52 for w in windows[:-2]), "the first multiple of 4 from 50 on"
 

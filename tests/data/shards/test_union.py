@@ -1,4 +1,4 @@
-"""See two data sets as one: every record of the union is the member's, told in the union's names."""
+"""Every record of a union is a record of a member, relabelled to the names of the union."""
 
 import pickle
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from yolor_ray.data.shards.dataset import Dataset, dataset_digest, open_dataset, read_row_group, records, shard_bytes, write_dataset
+from yolor_ray.data.shards.dataset import Dataset, dataset_digest, encode_shard, open_dataset, read_row_group, to_records, write_dataset
 from yolor_ray.data.shards.records import Objects, Record
 from yolor_ray.data.shards.relabel import apply_mapping
 from yolor_ray.data.shards.union import open_datasets, relabel_to, unite
@@ -22,17 +22,17 @@ TASKS = {"cats": ("detect", "pose"), "dogs": ("classify", "detect"), "cars": ("d
 
 
 def make_record(member: str, number: int) -> Record:
-    """One of many kinds: without objects, without keypoints, without identities, with everything."""
+    """Make a record: by its number with or without objects, masks, keypoints and identities."""
     rng = np.random.default_rng((len(member), ord(member[0]), number))
     names, count = NAMES[member], number % 4
-    joints = len(names["keypoint_names"])
+    keypoint_count = len(names["keypoint_names"])
     objects = Objects(
         boxes_xyxy=np.sort(rng.random((count, 4), np.float32), axis=1),
         labels=rng.integers(0, len(names["classes"]), count),
         crowd=rng.random(count) < 0.3,
         areas=rng.random(count, np.float32),
         masks=None if number % 3 else tuple(b"%d" % value for value in rng.integers(0, 99, count)),
-        keypoints=rng.integers(0, 3, (count, joints, 3)).astype(np.float32) if joints and number % 5 else None,
+        keypoints=rng.integers(0, 3, (count, keypoint_count, 3)).astype(np.float32) if keypoint_count and number % 5 else None,
         identities=rng.integers(-1, 5, count) if number % 7 else None,
     )
     labels = np.flatnonzero(rng.random(len(names["image_classes"])) < 0.5)
@@ -41,10 +41,10 @@ def make_record(member: str, number: int) -> Record:
 
 def write_member(folder: str, member: str, count: int) -> Dataset:
     made = [make_record(member, number) for number in range(count)]
-    parts = [shard_bytes(made[:70], 0), shard_bytes(made[70:], 1)] if count > 70 else [shard_bytes(made, 0)]
-    for data, shard in parts:
+    encoded = [encode_shard(made[:70], 0), encode_shard(made[70:], 1)] if count > 70 else [encode_shard(made, 0)]
+    for data, shard in encoded:
         storage.write_bytes(storage.join(folder, shard.name), data)
-    shards = tuple(shard for _, shard in parts)
+    shards = tuple(shard for _, shard in encoded)
     labels = np.concatenate([record.objects.labels for record in made])
     names = NAMES[member]
     boxes = {name: int((labels == label).sum()) for label, name in enumerate(names["classes"])}
@@ -79,22 +79,22 @@ def test_names_are_united_in_the_order_of_their_first_appearance(union, folders)
     assert union.faults == {"bad_line": 3}
 
 
-def test_row_groups_number_the_records_through_the_members(union):
+def test_row_groups_number_records_consecutively_over_the_members(union):
     numbered = [(group.member, group.first_record, group.rows) for group in union.row_groups]
     assert numbered == [(0, 0, 64), (0, 64, 6), (0, 70, 30), (1, 100, 10), (2, 110, 6)]
 
 
-def test_every_record_says_the_same_in_the_names_of_the_union(union):
-    """Compare by names, one value after the other, with the records that were written."""
+def test_every_record_keeps_its_meaning_in_the_names_of_the_union(union):
+    """Compare by names, value by value, with the records that were written."""
     for group in union.row_groups:
         member, first = list(NAMES)[group.member], {0: 0, 1: 100, 2: 110}[group.member]
-        for number, found in enumerate(records(read_row_group(union, group)), start=group.first_record - first):
+        for number, found in enumerate(to_records(read_row_group(union, group)), start=group.first_record - first):
             assert_same_meaning(found, make_record(member, number), union, member, group.member)
 
 
 def assert_same_meaning(found: Record, made: Record, union: Dataset, member: str, number: int) -> None:
     names = NAMES[member]
-    # Cameras of other members are other cameras.
+    # Cameras of different members are different cameras.
     camera = made.camera if made.camera < 0 else made.camera + number * 2**40
     assert replace(found, objects=None, image_labels=None) == replace(made, objects=None, image_labels=None, camera=camera)
     assert [union.image_classes[i] for i in found.image_labels] == [names["image_classes"][i] for i in made.image_labels]
@@ -109,53 +109,54 @@ def assert_same_meaning(found: Record, made: Record, union: Dataset, member: str
     assert (ours.keypoints is None) == (theirs.keypoints is None)
     if theirs.keypoints is not None and len(theirs.keypoints):
         assert ours.keypoints.shape == (len(theirs.keypoints), 4, 3)
-        for joint, name in enumerate(union.keypoint_names):
-            known = name in names["keypoint_names"]
-            expected = theirs.keypoints[:, names["keypoint_names"].index(name)] if known else np.array([[0, 0, -1]] * len(theirs.keypoints))
-            assert np.array_equal(ours.keypoints[:, joint], expected)
+        for index, name in enumerate(union.keypoint_names):
+            unknown = np.array([[0, 0, -1]] * len(theirs.keypoints))
+            is_known = name in names["keypoint_names"]
+            expected = theirs.keypoints[:, names["keypoint_names"].index(name)] if is_known else unknown
+            assert np.array_equal(ours.keypoints[:, index], expected)
 
 
-def test_some_columns_of_a_union_can_be_read(union):
+def test_a_subset_of_columns_of_a_union_can_be_read(union):
     table = read_row_group(union, union.row_groups[3], ["name", "labels", "boxes_xyxy"])
     assert set(table.column_names) == {"name", "labels", "boxes_xyxy"}
-    whole = read_row_group(union, union.row_groups[3])
-    assert table["labels"].equals(whole["labels"])
+    all_columns = read_row_group(union, union.row_groups[3])
+    assert table["labels"].equals(all_columns["labels"])
     assert read_row_group(union, union.row_groups[3], ["width"]).column_names == ["width"]
 
 
-def test_translated_tables_keep_their_schema_and_share_the_encoded_images(union):
+def test_relabelled_tables_keep_their_schema_and_share_the_encoded_images(union):
     group = union.row_groups[3]
-    own = read_row_group(union.members[1], group)
-    found = apply_mapping(own, union.translation_of(1))
-    assert found.schema.equals(own.schema)
+    original = read_row_group(union.members[1], group)
+    found = apply_mapping(original, union.mapping_of(1))
+    assert found.schema.equals(original.schema)
     found.validate(full=True)
-    assert [b.address for b in found["image"].chunk(0).buffers() if b] == [b.address for b in own["image"].chunk(0).buffers() if b]
-    assert apply_mapping(own.slice(3, 4), union.translation_of(1)).equals(found.slice(3, 4))
+    assert [b.address for b in found["image"].chunk(0).buffers() if b] == [b.address for b in original["image"].chunk(0).buffers() if b]
+    assert apply_mapping(original.slice(3, 4), union.mapping_of(1)).equals(found.slice(3, 4))
 
 
-def test_a_union_tells_which_image_classes_each_member_annotates(union):
+def test_a_union_knows_the_image_classes_of_each_member(union):
     assert [union.image_classes_of(member).tolist() for member in range(3)] == [[True, True, False], [False, True, True], [False] * 3]
     single = union.members[1]
     assert single.image_classes_of(0).tolist() == [True, True]
 
 
-def test_one_url_is_the_data_set_itself_and_a_union_can_be_sent_to_workers(union, folders):
+def test_one_url_opens_the_dataset_itself_and_a_union_can_be_pickled(union, folders):
     assert open_datasets(folders["dogs"]) == open_dataset(folders["dogs"])
     sent = pickle.loads(pickle.dumps(union))
     assert sent == union
     assert read_row_group(sent, sent.row_groups[4]).equals(read_row_group(union, union.row_groups[4]))
 
 
-def test_the_digest_tells_other_members_and_another_order_apart(union):
-    one, two, three = union.members
-    digests = {unite(members).digest for members in ([one, two, three], [two, one, three], [one, two], [one, three])}
+def test_the_digest_depends_on_the_members_and_their_order(union):
+    cats, dogs, cars = union.members
+    digests = {unite(members).digest for members in ([cats, dogs, cars], [dogs, cats, cars], [cats, dogs], [cats, cars])}
     assert len(digests) == 4
     assert union.digest in digests
 
 
 def test_a_member_named_twice_or_not_at_all_is_refused(folders):
     cats, dogs = folders["cats"], folders["dogs"]
-    with pytest.raises(DataError, match=rf"found {cats} more than once, expected each data set once"):
+    with pytest.raises(DataError, match=rf"found {cats} more than once, expected each dataset once"):
         open_datasets(f"{cats},{dogs}, {cats}/")
     with pytest.raises(DataError, match="found no URL before or after a comma"):
         open_datasets(f"{cats},")
@@ -163,15 +164,19 @@ def test_a_member_named_twice_or_not_at_all_is_refused(folders):
         open_datasets(f"{cats},{cats}/gone")
 
 
-def test_a_data_set_is_told_in_the_names_of_weights_that_know_more(folders):
+def test_a_dataset_is_relabelled_to_the_names_of_weights_with_more_classes(folders):
     dogs, names = open_dataset(folders["dogs"]), open_datasets(f"{folders['cats']},{folders['dogs']}")
-    told = relabel_to(dogs, names)
-    assert (told.classes, told.image_classes, told.keypoint_names) == (names.classes, names.image_classes, names.keypoint_names)
+    relabelled = relabel_to(dogs, names)
+    assert (relabelled.classes, relabelled.image_classes, relabelled.keypoint_names) == (
+        names.classes,
+        names.image_classes,
+        names.keypoint_names,
+    )
     for group in dogs.row_groups:
-        for own, other in zip(records(read_row_group(dogs, group)), records(read_row_group(told, group)), strict=True):
-            named = [dogs.classes[label] for label in own.objects.labels]
-            assert [told.classes[label] for label in other.objects.labels] == named
-            assert [told.image_classes[label] for label in other.image_labels] == [dogs.image_classes[label] for label in own.image_labels]
+        originals, changed = (to_records(read_row_group(dataset, group)) for dataset in (dogs, relabelled))
+        for original, record in zip(originals, changed, strict=True):
+            assert [relabelled.classes[i] for i in record.objects.labels] == [dogs.classes[i] for i in original.objects.labels]
+            assert [relabelled.image_classes[i] for i in record.image_labels] == [dogs.image_classes[i] for i in original.image_labels]
     assert relabel_to(dogs, dogs) is dogs
     with pytest.raises(DataError, match=r"found classes dog, ant, expected some of cat|found classes .*ant.*, expected some of cat, dog"):
         relabel_to(dogs, open_dataset(folders["cats"]))

@@ -1,4 +1,4 @@
-"""Files that must not be imported: hostile pickles, damaged files, and what is no checkpoint at all. Nothing of them is run."""
+"""Files that must be refused without executing anything: hostile pickles, damaged files, files of other formats."""
 
 import io
 import os
@@ -16,15 +16,15 @@ import torch
 from yolor_ray.config import NetworkConfig
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.network import Yolor
-from yolor_ray.model.upstream.archive import open_archive, stored_tensor
+from yolor_ray.model.upstream.archive import open_archive, parse_tensor
 from yolor_ray.model.upstream.checkpoint import find_network
 from yolor_ray.model.upstream.importer import load_upstream
-from yolor_ray.model.upstream.pickles import TENSOR, Made, Named, Stored
+from yolor_ray.model.upstream.pickles import TENSOR, GlobalName, ObjectRecord, PersistentId
 from yolor_ray.model.weights import WeightsInfo, save_weights
 
 
 class Calls:
-    """Pickles into a call of `function`."""
+    """An object whose pickle calls `function`."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -34,7 +34,7 @@ class Calls:
 
 
 class Builds:
-    """Pickles into a plain object whose state asks for a call."""
+    """An object whose pickle builds a plain object with `state`."""
 
     def __init__(self, state):
         self.state = state
@@ -50,21 +50,21 @@ def canary(tmp_path):
 
 @pytest.fixture
 def load(tmp_path):
-    def run(data):
+    def load_bytes(data):
         path = tmp_path / "last.pt"
         path.write_bytes(data)
         return load_upstream(str(path))
 
-    return run
+    return load_bytes
 
 
-def in_zip(content, **options):
+def torch_file(content, **options):
     stream = io.BytesIO()
     torch.save(content, stream, **options)
     return stream.getvalue()
 
 
-def zip_of(entries, **options):
+def zip_file(entries, **options):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", **options) as file:
         for name, data in entries.items():
@@ -89,7 +89,7 @@ CALLED = {
 
 
 @pytest.mark.parametrize("name", CALLED)
-def test_a_call_of_a_foreign_function_is_refused_wherever_it_stands(name, load, canary):
+def test_a_call_of_a_foreign_function_is_refused_at_any_position(name, load, canary):
     call, tensors = CALLED[name](canary), OrderedDict(weight=torch.zeros(2))
     for content in (
         call,
@@ -97,17 +97,17 @@ def test_a_call_of_a_foreign_function_is_refused_wherever_it_stands(name, load, 
         {"model": tensors, "best_fitness": [{"deep": (call,)}]},
         Builds({"x": call}),
     ):
-        assert_refused(load, in_zip(content), name, canary)
+        assert_refused(load, torch_file(content), name, canary)
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_hostile_pickle_outside_torchs_container_is_called_that(protocol, load, canary):
+def test_a_hostile_pickle_outside_the_zip_container_is_refused(protocol, load, canary):
     data = pickle.dumps({"model": Calls(os.system, f"touch {canary}")}, protocol)
     assert_refused(load, data, r"posix\.system", canary)
 
 
-def test_a_hostile_file_of_torchs_old_format_is_called_that(load, canary):
-    data = in_zip({"model": Calls(os.system, f"touch {canary}")}, _use_new_zipfile_serialization=False)
+def test_a_hostile_file_of_the_old_torch_format_is_refused(load, canary):
+    data = torch_file({"model": Calls(os.system, f"touch {canary}")}, _use_new_zipfile_serialization=False)
     assert_refused(load, data, r"posix\.system", canary)
 
 
@@ -123,16 +123,16 @@ def test_a_hostile_file_of_torchs_old_format_is_called_that(load, canary):
     ],
     ids=["inst", "global", "obj", "dotted", "dunder", "build"],
 )
-def test_no_other_way_to_name_a_function_gets_through(program, name, load, canary):
+def test_every_opcode_that_names_a_function_is_checked(program, name, load, canary):
     program = program.replace(b"%s", str(canary).encode())
     assert_refused(load, program, name, canary)
-    assert_refused(load, zip_of({"archive/data.pkl": program}), name, canary)
+    assert_refused(load, zip_file({"archive/data.pkl": program}), name, canary)
 
 
-def test_a_state_cannot_change_what_names_stand_for(load, canary):
+def test_a_state_does_not_change_a_real_class(load, canary):
     program = b"\x80\x02ccollections\nOrderedDict\n}X\x0c\x00\x00\x00__setstate__X\x01\x00\x00\x00xsb."
     with pytest.raises(WeightsError, match="found no tensors"):
-        load(zip_of({"archive/data.pkl": program}))
+        load(zip_file({"archive/data.pkl": program}))
     assert not hasattr(OrderedDict, "x")
     assert "__setstate__" not in vars(OrderedDict)
 
@@ -141,39 +141,39 @@ def state_dict():
     return {"model": {f"module_list.{i}.Conv2d.weight": torch.rand(8, 8, 3, 3) for i in range(12)}}
 
 
-def test_every_truncation_is_told(load):
-    data = in_zip(state_dict())
+def test_every_truncation_is_refused(load):
+    data = torch_file(state_dict())
     for length in (*range(0, 400, 7), *range(400, len(data), 997), len(data) - 1):
         with pytest.raises(WeightsError, match=r"last\.pt: found "):
             load(data[:length])
 
 
-def test_a_file_cut_short_is_called_truncated(load):
-    data = in_zip(state_dict())
+def test_the_error_for_a_short_file_says_truncated(load):
+    data = torch_file(state_dict())
     with pytest.raises(WeightsError, match=rf"found {len(data) - 9} bytes that begin as a torch checkpoint, but it is truncated"):
         load(data[:-9])
 
 
-def test_a_pickle_that_breaks_off_is_told_with_the_place(load):
+def test_a_truncated_pickle_is_refused_and_the_byte_is_named(load):
     data = pickle.dumps(list(range(1000)))
     with pytest.raises(WeightsError, match=r"breaks off or is damaged near byte \d+"):
         load(data[:-100])
     with pytest.raises(WeightsError, match=r"data\.pkl: found a pickle that breaks off"):
-        load(zip_of({"archive/data.pkl": data[:-100]}))
+        load(zip_file({"archive/data.pkl": data[:-100]}))
 
 
-def test_a_flipped_bit_in_the_numbers_is_told():
-    data = bytearray(in_zip(state_dict()))
+def test_a_flipped_bit_in_the_numbers_is_detected():
+    data = bytearray(torch_file(state_dict()))
     data[len(data) // 2] ^= 1
     archive = open_archive("last.pt", bytes(data))
     tensors = find_network("last.pt", archive.read_pickle()).tensors
     with pytest.raises(WeightsError, match=r"is damaged \(Bad CRC-32 for file 'archive/data/\d+'\)"):
-        for name, stored in tensors.items():
-            archive.tensor(name, stored)
+        for name, location in tensors.items():
+            archive.read_tensor(name, location)
 
 
 @pytest.mark.parametrize(
-    ("data", "found"),
+    ("data", "description"),
     [
         (b"", "an empty file"),
         (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", r"a web page \(HTML\)"),
@@ -183,28 +183,28 @@ def test_a_flipped_bit_in_the_numbers_is_told():
         (b"\x1f\x8b\x08\x00" + bytes(range(200)), "204 bytes that begin 1f 8b 08 00"),
         (safetensors.torch.save({"a": torch.zeros(3)}), "a safetensors file; .* --weights FOLDER"),
         (pickle.dumps({"model": [1, 2]}), "a bare pickle, expected torch's zip format; load it in an environment that you trust"),
-        (in_zip(state_dict(), _use_new_zipfile_serialization=False), r"a file in torch's format from before 1\.6"),
-        (zip_of({"word/document.xml": b"<x/>"}), "a zip archive of word/document.xml …, expected one that torch.save wrote"),
-        (zip_of({"a/data.pkl": b"\x80\x02}."}, compression=zipfile.ZIP_DEFLATED), "a compressed or encrypted zip archive"),
-        (zip_of({"a/data.pkl": bytes(9 * 2**20)}), r"a data\.pkl of 9437184 bytes, expected at most 8388608"),
+        (torch_file(state_dict(), _use_new_zipfile_serialization=False), r"a file in torch's format from before 1\.6"),
+        (zip_file({"word/document.xml": b"<x/>"}), "a zip archive of word/document.xml …, expected one that torch.save wrote"),
+        (zip_file({"a/data.pkl": b"\x80\x02}."}, compression=zipfile.ZIP_DEFLATED), "a compressed or encrypted zip archive"),
+        (zip_file({"a/data.pkl": bytes(9 * 2**20)}), r"a data\.pkl of 9437184 bytes, expected at most 8388608"),
     ],
-    ids=["empty", "page", "bom", "text", "names", "gzip", "safetensors", "pickle", "old", "docx", "deflated", "oversized"],
+    ids=["empty", "web page", "bom", "text", "names", "gzip", "safetensors", "pickle", "old", "docx", "deflated", "oversized"],
 )
-def test_what_is_no_checkpoint_is_told_by_its_content(data, found, load):
-    with pytest.raises(WeightsError, match=rf"last\.pt: found {found}"):
+def test_a_file_of_another_format_is_refused_and_its_content_is_described(data, description, load):
+    with pytest.raises(WeightsError, match=rf"last\.pt: found {description}"):
         load(data)
 
 
-def test_a_weights_folder_is_sent_to_its_own_flag(tmp_path):
+def test_the_error_for_a_weights_folder_names_the_flag_weights(tmp_path):
     config = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), neck_depth=1, levels=2)
     save_weights(str(tmp_path), Yolor(config, 1, torch.rand(2, 3, 2)), WeightsInfo("own", ("a",), 64))
     with pytest.raises(WeightsError, match=r"found a weights folder of this project, .* by --weights"):
         load_upstream(str(tmp_path))
 
 
-def rebuilt(size, stride, offset=0, count=4, key="0"):
-    """A pickle of one tensor as torch writes them, with any geometry."""
-    numbers = "".join(f"({''.join(f'I{n}{chr(10)}' for n in part)}t" for part in (size, stride))
+def tensor_pickle(size, stride, offset=0, count=4, key="0"):
+    """Return a pickle of a state dict with one tensor, of any geometry."""
+    numbers = "".join(f"({''.join(f'I{n}{chr(10)}' for n in sizes)}t" for sizes in (size, stride))
     storage = f"(S'storage'\nctorch\nFloatStorage\nS'{key}'\nS'cpu'\nI{count}\ntQ"
     tensor = f"ctorch._utils\n_rebuild_tensor_v2\n({storage}I{offset}\n{numbers}I00\nNtR"
     return f"(dS'module_list.0.Conv2d.weight'\n{tensor}s.".encode()
@@ -225,75 +225,75 @@ def rebuilt(size, stride, offset=0, count=4, key="0"):
         ({"size": (4,), "stride": (1,), "key": "../data.pkl"}, "no item named"),
     ],
 )
-def test_tensors_that_reach_beyond_their_numbers_are_refused(geometry, message, load):
+def test_tensors_with_invalid_geometry_are_refused(geometry, message, load):
     with pytest.raises(WeightsError, match=message):
-        load(zip_of({"archive/data.pkl": rebuilt(**geometry), "archive/data/0": bytes(16)}))
+        load(zip_file({"archive/data.pkl": tensor_pickle(**geometry), "archive/data/0": bytes(16)}))
 
 
-def test_many_tensors_of_one_storage_cannot_fill_the_memory(load):
+def test_many_tensors_of_one_storage_are_refused(load):
     shared = torch.zeros(8, 8, 3, 3)
     tensors = {f"module_list.{i}.Conv2d.weight": shared for i in range(200)}
     with pytest.raises(WeightsError, match=r"found tensors of 460800 bytes in a file that holds \d+, expected no more than that"):
-        load(in_zip(tensors))
+        load(torch_file(tensors))
 
 
 def test_entries_that_overlap_are_refused(load):
-    data = bytearray(zip_of({"archive/data.pkl": b"\x80\x02}.", "archive/data/0": bytes(64)}))
+    data = bytearray(zip_file({"archive/data.pkl": b"\x80\x02}.", "archive/data/0": bytes(64)}))
     directory = data.rindex(b"PK\x01\x02")
     struct.pack_into("<II", data, directory + 20, 2**31, 2**31)
     with pytest.raises(WeightsError, match=r"entries that overlap or exceed the file's \d+ bytes"):
         load(bytes(data))
 
 
-def test_modules_inside_each_other_without_end_are_refused(load):
+def test_deeply_nested_modules_are_refused(load):
     data = b"\x80\x02" + b"ctorch.nn.modules.container\nSequential\n)\x81}X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00a" * 40
     with pytest.raises(WeightsError, match="more than 16 modules inside each other"):
-        load(zip_of({"archive/data.pkl": data + b"N" + b"sssb"[1:] * 40 + b"."}))
+        load(zip_file({"archive/data.pkl": data + b"N" + b"sssb"[1:] * 40 + b"."}))
 
 
-def test_a_module_that_holds_itself_ends(load):
+def test_a_module_that_holds_itself_is_read_once(load):
     module = torch.nn.Module()
     object.__setattr__(module, "_modules", {"self": module})
     with pytest.raises(WeightsError, match="found no tensors"):
-        load(in_zip(module))
+        load(torch_file(module))
 
 
-def test_a_key_nested_fifty_thousand_deep_is_never_hashed(load):
-    """Hashing it would end the process: tuples hash recursively, on the stack of C."""
+def test_a_deeply_nested_key_is_not_hashed(load):
+    """Hashing the key would crash the process: tuples hash recursively, on the C stack."""
     program = b"\x80\x02})" + b"\x85" * 50_000 + b"Ns."
     with pytest.raises(WeightsError, match="found no tensors"):
-        load(zip_of({"archive/data.pkl": program}))
+        load(zip_file({"archive/data.pkl": program}))
 
 
-LAUGH = b"]q\x010" + b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(1, 60)) + b"h\x3c"
-"""A pair of pairs of pairs: 60 small values whose text would have 2 to the 60 signs."""
+NESTED_PAIRS = b"]q\x010" + b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(1, 60)) + b"h\x3c"
+"""A pair of pairs of pairs: 60 small values whose text would have 2 to the 60 characters."""
 
 
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        (LAUGH + b"h\x3c\x93.", "a name that is no text"),
-        (b"}" + LAUGH + b"Ns.", "found no tensors in a pickle of , "),
+        (NESTED_PAIRS + b"h\x3c\x93.", "a name that is no text"),
+        (b"}" + NESTED_PAIRS + b"Ns.", "found no tensors in a pickle of , "),
         (b"}\x8b\x00\x10\x00\x00" + b"\x7f" * 4096 + b"Ns.", "found no tensors in a pickle of , "),
         (b"}r\xff\xff\xff\xff.", "found no tensors in a pickle of , "),
     ],
     ids=["name", "key", "number", "memo"],
 )
-def test_values_without_end_are_neither_shown_nor_given_memory(program, message, load):
+def test_huge_values_are_neither_printed_nor_allocated(program, message, load):
     with pytest.raises(WeightsError, match=message):
-        load(zip_of({"archive/data.pkl": b"\x80\x02" + program}))
+        load(zip_file({"archive/data.pkl": b"\x80\x02" + program}))
 
 
-def test_a_shape_without_end_is_never_shown():
+def test_a_huge_shape_is_not_printed():
     shape = ()
     for _ in range(60):
         shape = (shape, shape)
-    storage = Stored(("storage", Named("torch.FloatStorage"), "0", "cpu", 4))
+    storage = PersistentId(("storage", GlobalName("torch.FloatStorage"), "0", "cpu", 4))
     for size in (shape, (1 << 100_000,), (True,)):
         with pytest.raises(WeightsError, match="are no sizes"):
-            stored_tensor("last.pt", Made(TENSOR, (storage, 0, size, size)))
+            parse_tensor("last.pt", ObjectRecord(TENSOR, (storage, 0, size, size)))
 
 
-def test_the_canary_would_sing(canary):
+def test_the_canary_works(canary):
     pickle.loads(pickle.dumps(Calls(os.system, f"touch {canary}")))
     assert Path(canary).exists()

@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Tiles, and the training samples that random transforms make of them."""

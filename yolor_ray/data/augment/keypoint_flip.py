@@ -1,4 +1,4 @@
-"""Find which keypoint becomes which in a mirror, by their names: a mirrored left hand is a right hand."""
+"""Pair left and right keypoints by their names, because a horizontally flipped left hand is a right hand."""
 
 import re
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ SIDES = re.compile(
     """,
     re.VERBOSE,
 )
-OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "L": "R", "l": "r"}
-OTHER_SIDE |= {right: left for left, right in OTHER_SIDE.items()}
+OPPOSITE_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "L": "R", "l": "r"}
+OPPOSITE_SIDE |= {right: left for left, right in OPPOSITE_SIDE.items()}
 
 
 def flipped_keypoint_order(names: Sequence[str]) -> np.ndarray:
-    """Return (J,) int64: whose place each keypoint takes in a mirror; itself when no name among `names` is its other side."""
-    number = {name: at for at, name in enumerate(names)}
-    others = [SIDES.sub(lambda found: OTHER_SIDE[found[0]], name) for name in names]
-    return np.array([number.get(other, at) for at, other in enumerate(others)], np.int64)
+    """Return the keypoint order of a flipped object, (J,) int64: the index of each keypoint's opposite, or its own without one."""
+    index_of = {name: index for index, name in enumerate(names)}
+    opposites = [SIDES.sub(lambda match: OPPOSITE_SIDE[match[0]], name) for name in names]
+    return np.array([index_of.get(opposite, index) for index, opposite in enumerate(opposites)], np.int64)

@@ -1,4 +1,4 @@
-"""Say what training wants to know of each image besides its boxes, which follows from the tasks of the network.
+"""Annotations that training needs besides boxes, which follow from the tasks of the network.
 
 Legend: M image classes, I individuals.
 """
@@ -10,16 +10,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """Name what samples carry besides boxes; what is not wanted costs nothing."""
+    """Annotations that samples carry besides boxes; annotations outside the spec are never computed."""
 
     masks: bool = False
-    """Which pixels each object has."""
+    """Carry the pixels of each object."""
     keypoint_names: tuple[str, ...] = ()
-    """Names of the keypoints of each object; empty: none are wanted."""
+    """Names of the keypoints per object; empty for samples without keypoints."""
     identities: np.ndarray | None = None
-    """(I,) int64, sorted: the individuals to tell apart; samples name them by their place here."""
+    """(I,) int64, sorted: the individuals of the training set; samples hold indices into this array."""
     image_classes: np.ndarray | None = None
-    """(members, M) bool: for each data set of a union, the image classes that its images are annotated with."""
+    """(members, M) bool: for each dataset of a union, the image classes that its images are annotated with."""
 
 
 BOXES_ONLY = LabelSpec()

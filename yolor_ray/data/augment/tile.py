@@ -1,6 +1,6 @@
-"""Decode records into tiles: pictures of the training size with what is known of them, kept while they fit.
+"""Decode records into tiles: images of the training size with their annotations, cached while they fit.
 
-Legend: N objects, J keypoints per object, M labels of the whole image.
+Legend: N objects, J keypoints per object, M labels of the whole image, I individuals.
 """
 
 from collections import OrderedDict
@@ -21,27 +21,27 @@ from yolor_ray.errors import ImageError
 
 @dataclass(frozen=True)
 class Tile:
-    """Hold one decoded image whose longer side is that of the network input, and what is known of it."""
+    """One decoded image, whose longer side is that of the network input, with its annotations."""
 
     image: np.ndarray
     """(h, w, 3) uint8 RGB."""
-    known: SampleLabels
+    annotations: SampleLabels
     """In pixels of the tile."""
 
     @property
     def nbytes(self) -> int:
-        """Memory that its maps of pixels take."""
-        return self.image.nbytes + (0 if self.known.instances is None else self.known.instances.nbytes)
+        """Memory of the tile's pixels and instance map, in bytes."""
+        return self.image.nbytes + (0 if self.annotations.instances is None else self.annotations.instances.nbytes)
 
 
-def make_tile(record: Record, image_px: int, wanted: LabelSpec = BOXES_ONLY, member: int = 0) -> Tile:
+def make_tile(record: Record, image_px: int, label_spec: LabelSpec = BOXES_ONLY, member: int = 0) -> Tile:
     """Decode a record so that its longer side is `image_px`; crowd regions are left out.
 
     Args:
         record: the image with its annotations.
         image_px: side of the network input.
-        wanted: what to tell besides boxes.
-        member: number of the record's data set in a union.
+        label_spec: the annotations to carry besides boxes.
+        member: index of the record's dataset in a union.
     """
     scale = image_px / max(record.width, record.height)
     size = max(round(record.width * scale), 1), max(round(record.height * scale), 1)
@@ -52,22 +52,22 @@ def make_tile(record: Record, image_px: int, wanted: LabelSpec = BOXES_ONLY, mem
     if (image.shape[1], image.shape[0]) != size:
         image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     single = ~record.objects.crowd
-    has_mask, instances = _instances(record, single, size) if wanted.masks else (None, None)
-    known = SampleLabels(
+    has_mask, instances = _instances(record, single, size) if label_spec.masks else (None, None)
+    annotations = SampleLabels(
         boxes_xyxy=record.objects.boxes_xyxy[single] * np.float32(scale),
         labels=record.objects.labels[single],
         boxes_known="detect" in record.tasks,
-        keypoints=_keypoints(record, len(wanted.keypoint_names), scale)[single] if wanted.keypoint_names else None,
-        identities=None if wanted.identities is None else _identities(record, wanted.identities)[single],
+        keypoints=_keypoints(record, len(label_spec.keypoint_names), scale)[single] if label_spec.keypoint_names else None,
+        identities=None if label_spec.identities is None else _identities(record, label_spec.identities)[single],
         has_mask=has_mask,
         instances=instances,
-        image_labels=None if wanted.image_classes is None else _image_labels(record, wanted.image_classes[member]),
+        image_labels=None if label_spec.image_classes is None else _image_labels(record, label_spec.image_classes[member]),
     )
-    return Tile(image, known)
+    return Tile(image, annotations)
 
 
 def _instances(record: Record, single: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which single objects have a mask, and the map of these masks."""
+    """Return the mask flags of single objects, and the instance map of their masks."""
     count = int(single.sum())
     if "segment" not in record.tasks or record.objects.masks is None or not count:
         return np.zeros(count, np.bool_), np.zeros(size[::-1], np.uint16)
@@ -75,24 +75,24 @@ def _instances(record: Record, single: np.ndarray, size: tuple[int, int]) -> tup
     return np.ones(count, np.bool_), instance_map(masks, record.width, record.height, size)
 
 
-def _keypoints(record: Record, joints: int, scale: float) -> np.ndarray:
+def _keypoints(record: Record, keypoint_count: int, scale: float) -> np.ndarray:
     """Return (N, J, 3) keypoints in pixels of the tile, visibility -1 where they were not annotated."""
     if "pose" not in record.tasks or record.objects.keypoints is None:
-        return np.tile(np.array((0, 0, -1), np.float32), (len(record.objects.labels), joints, 1))
-    # A table in which no image has an object does not know how many keypoints an object has.
-    return record.objects.keypoints.reshape(-1, joints, 3) * np.array((scale, scale, 1), np.float32)
+        return np.tile(np.array((0, 0, -1), np.float32), (len(record.objects.labels), keypoint_count, 1))
+    # A record without objects may come from a table that does not tell J: its array is (0, 0, 3).
+    return record.objects.keypoints.reshape(-1, keypoint_count, 3) * np.array((scale, scale, 1), np.float32)
 
 
 def _identities(record: Record, individuals: np.ndarray) -> np.ndarray:
-    """Return (N,) int64 places among the known individuals ((I,) sorted), -1 where it is none of them."""
+    """Return (N,) int64 indices into `individuals` (I,), which is sorted; -1 for any other individual."""
     if record.objects.identities is None or not len(individuals):
         return np.full(len(record.objects.labels), -1, np.int64)
-    places = np.searchsorted(individuals, record.objects.identities).clip(max=len(individuals) - 1)
-    return np.where(individuals[places] == record.objects.identities, places, -1)
+    indices = np.searchsorted(individuals, record.objects.identities).clip(max=len(individuals) - 1)
+    return np.where(individuals[indices] == record.objects.identities, indices, -1)
 
 
 def _image_labels(record: Record, annotated: np.ndarray) -> np.ndarray:
-    """Return (M,) float32 image labels; `annotated` (M,) bool are those that the record's data set knows of."""
+    """Return (M,) float32 image labels; `annotated` (M,) bool marks the image classes of the record's dataset."""
     labels = np.where(annotated & ("classify" in record.tasks), np.float32(0), np.float32(np.nan))
     if "classify" in record.tasks:
         labels[record.image_labels] = 1
@@ -100,15 +100,15 @@ def _image_labels(record: Record, annotated: np.ndarray) -> np.ndarray:
 
 
 class TileCache:
-    """Keep the most recently used tiles within a budget; safe to share between threads."""
+    """Cache of the most recently used tiles within a memory budget; safe to share between threads."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._tiles: OrderedDict[int, Tile] = OrderedDict()
-        self._free = budget_bytes
+        self._free_bytes = budget_bytes
         self._lock = Lock()
 
     def get(self, record: int, make: Callable[[], Tile]) -> Tile:
-        """Return the tile of a record, made now unless it is still kept."""
+        """Return the tile of a record number; call `make` unless the tile is cached."""
         with self._lock:
             if record in self._tiles:
                 self._tiles.move_to_end(record)
@@ -117,7 +117,7 @@ class TileCache:
         with self._lock:
             if record not in self._tiles:
                 self._tiles[record] = tile
-                self._free -= tile.nbytes
-            while self._free < 0 and len(self._tiles) > 1:
-                self._free += self._tiles.popitem(last=False)[1].nbytes
+                self._free_bytes -= tile.nbytes
+            while self._free_bytes < 0 and len(self._tiles) > 1:
+                self._free_bytes += self._tiles.popitem(last=False)[1].nbytes
         return tile

@@ -1,6 +1,6 @@
-"""Say of a picture made of several what is true of it as a whole, by how much of each is still to be seen.
+"""Combine the image labels of mosaic tiles by the visible share of each tile.
 
-Legend: P pictures, M labels of the whole image, S side of the square network input in pixels.
+Legend: T tiles, M labels of the whole image, S side of the square network input in pixels.
 """
 
 from collections.abc import Sequence
@@ -11,43 +11,46 @@ import numpy as np
 T = TypeVar("T")
 Point = tuple[float, float]
 """x and y in pixels."""
-LEAST_SHARE = 0.25
-"""A picture of which less is seen no longer proves that its labels are true."""
+MIN_VISIBLE_SHARE = 0.25
+"""A tile of which less is visible no longer proves that its image labels hold."""
 
 
 def visible_share(corners: Sequence[Point], area: float, side: int) -> float:
-    """Return how much of a picture of `area` px² is seen in the window 0 to S, when its shown part has these corners."""
+    """Return the visible share, 0 to 1, of a tile of `area` px² in the window from 0 to S.
+
+    `corners` are those of the tile's part on the canvas, transformed to the window.
+    """
     for axis, sign, limit in ((0, 1, 0), (0, -1, side), (1, 1, 0), (1, -1, side)):
-        corners = _cut(corners, [sign * (corner[axis] - limit) for corner in corners])
-    doubled = sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in zip(corners, _next(corners), strict=True))
-    return abs(doubled) / 2 / area
+        corners = _clip_polygon(corners, [sign * (corner[axis] - limit) for corner in corners])
+    doubled_area = sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in zip(corners, _rotate(corners), strict=True))
+    return abs(doubled_area) / 2 / area
 
 
-def _cut(corners: Sequence[Point], inside: Sequence[float]) -> list[Point]:
-    """Return the part of a convex polygon on the side of a line where `inside`, the corners' distances to it, is positive."""
-    left: list[Point] = []
-    for (x, y), (next_x, next_y), here, there in zip(corners, _next(corners), inside, _next(inside), strict=True):
-        left += [(x, y)] if here >= 0 else []
-        if (here < 0) != (there < 0):
-            share = here / (here - there)
-            left.append((x + share * (next_x - x), y + share * (next_y - y)))
-    return left
+def _clip_polygon(corners: Sequence[Point], distances: Sequence[float]) -> list[Point]:
+    """Clip a convex polygon at a line; `distances` of the corners to the line are positive on the side that stays."""
+    clipped: list[Point] = []
+    for (x, y), (next_x, next_y), distance, next_distance in zip(corners, _rotate(corners), distances, _rotate(distances), strict=True):
+        clipped += [(x, y)] if distance >= 0 else []
+        if (distance < 0) != (next_distance < 0):
+            share = distance / (distance - next_distance)
+            clipped.append((x + share * (next_x - x), y + share * (next_y - y)))
+    return clipped
 
 
-def _next(around: Sequence[T]) -> Sequence[T]:
-    return (*around[1:], *around[:1])
+def _rotate(items: Sequence[T]) -> Sequence[T]:
+    return (*items[1:], *items[:1])
 
 
-def labels_of_all(labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return (M,) float32 labels of a picture that shows pictures with `labels` (P, M): 1 yes, 0 no, NaN unknown.
+def combine_image_labels(labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return the image labels of a mosaic, (M,) float32: 1 yes, 0 no, NaN unknown.
 
-    What is true of one that is seen well is true of the whole. What is unknown of one that is seen at all, or true of one that is
-    seen too little to tell, is unknown of the whole.
+    A label is 1 if it holds for a tile of which enough is visible. It is NaN if it is unknown for a tile of which anything is
+    visible, or holds only for tiles of which too little is visible.
 
     Args:
-        labels: (P, M) 1, 0 or NaN.
-        shares: (P,) how much of each is seen, 0 to 1.
+        labels: (T, M) 1, 0 or NaN.
+        shares: (T,) visible share of each tile, 0 to 1.
     """
-    true = (labels[shares >= LEAST_SHARE] == 1).any(axis=0)
-    doubtful = (labels[shares > 0] != 0).any(axis=0)
-    return np.where(true, 1, np.where(doubtful, np.nan, 0)).astype(np.float32)
+    positive = (labels[shares >= MIN_VISIBLE_SHARE] == 1).any(axis=0)
+    uncertain = (labels[shares > 0] != 0).any(axis=0)
+    return np.where(positive, 1, np.where(uncertain, np.nan, 0)).astype(np.float32)

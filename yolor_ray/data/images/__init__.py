@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Encoded images: headers, decoding, and the letterbox of the network input."""

@@ -1,7 +1,6 @@
-"""Turn an encoded image into pixels as displayed, and fit it into the square that the network sees.
+"""Decode images to pixels as displayed, for training, evaluation and serving alike.
 
-Training, evaluation and serving all decode here, so orientation, colours and refusals are the same everywhere.
-simplejpeg reads JPEG (scaled within its DCT where a small result will do); Pillow's own plugins read PNG, WebP, BMP and TIFF.
+simplejpeg reads JPEG, scaled within the DCT where a small image suffices. Pillow's own plugins read PNG, WebP, BMP and TIFF.
 Colours: grey is expanded; transparency is composited on grey 114; 16-bit samples keep their high byte; floats are refused.
 """
 
@@ -16,7 +15,7 @@ from yolor_ray.data.images.header import ImageHeader, read_header, without_warni
 from yolor_ray.errors import ImageError
 
 FILL = 114
-"""Grey level behind transparent pixels and beside a letterboxed image."""
+"""Grey level behind transparent pixels, beside a letterboxed image, and around the tiles of a mosaic."""
 MAX_PIXELS = 178_956_970
 BITS_PER_SAMPLE = 258
 
@@ -27,7 +26,7 @@ _PLUGINS: dict[str, Callable[[BytesIO], Image.Image]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+_TO_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda image: image,
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
@@ -40,10 +39,11 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def decode(data: bytes, *, fit_px: int | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the image as displayed: (H, W, 3) uint8 RGB, EXIF orientation applied, first frame only.
+    """Decode an image as displayed: (H, W, 3) uint8 RGB, EXIF orientation applied, first frame only.
 
     Args:
-        fit_px: what the long side will be resized to; a larger JPEG may come back smaller than it is, but never below this.
+        data: the encoded image.
+        fit_px: the long side after the resize that follows; a larger JPEG may be decoded at a reduced size, never below `fit_px`.
         max_pixels: width x height above which the header is refused, before any pixel is decoded.
 
     Raises:
@@ -51,16 +51,16 @@ def decode(data: bytes, *, fit_px: int | None = None, max_pixels: int = MAX_PIXE
     """
     header = read_header(data)
     if header.width * header.height > max_pixels:
-        found = f"{header.width} x {header.height} px = {header.width * header.height}"
-        raise ImageError("image_too_large", f"found a {header.format} of {found}, expected at most {max_pixels} pixels")
+        size = f"{header.width} x {header.height} px = {header.width * header.height}"
+        raise ImageError("image_too_large", f"found a {header.format} of {size}, expected at most {max_pixels} pixels")
     pixels = _decode_jpeg(data, header, fit_px) if header.format == "JPEG" else _decode_pillow(data, header.format)
-    # Pillow turns a TIFF upright by itself.
-    upright = pixels if header.format == "TIFF" else _UPRIGHT[header.orientation](pixels)
+    # Pillow applies the orientation of a TIFF itself.
+    upright = pixels if header.format == "TIFF" else _TO_UPRIGHT[header.orientation](pixels)
     return np.ascontiguousarray(upright)
 
 
 def _dct_scaled_long_side(long_side: int, fit_px: int | None) -> int:
-    """Return the long side after the largest halving that still covers `fit_px`; other DCT factors are slower than full size."""
+    """Return the long side after as many halvings as keep it at `fit_px` or more; other DCT factors are slower than full size."""
     if fit_px is None:
         return long_side
     return next((side for divisor in (8, 4, 2) if (side := -(-long_side // divisor)) >= fit_px), long_side)
@@ -74,15 +74,15 @@ def _decode_jpeg(data: bytes, header: ImageHeader, fit_px: int | None) -> np.nda
     try:
         pixels = simplejpeg.decode_jpeg(data, colorspace, **sides)
     except ValueError as error:
-        pixels = _decode_odd_jpeg(data, colorspace, sides, str(error))
+        pixels = _decode_unusual_jpeg(data, colorspace, sides, str(error))
     if pixels.shape[2] == 4:
-        # Adobe stores inks inverted, and every writer follows: what is left of light is the product.
+        # Adobe stores inks inverted, and every writer follows: the remaining light is the product of ink and black.
         pixels = (pixels[..., :3].astype(np.uint16) * pixels[..., 3:] // 255).astype(np.uint8)
     return pixels
 
 
-def _decode_odd_jpeg(data: bytes, colorspace: str, sides: dict[str, int], fault: str) -> np.ndarray:
-    """Forgive what loses no pixel: padding before the end marker and rare chroma subsampling."""
+def _decode_unusual_jpeg(data: bytes, colorspace: str, sides: dict[str, int], fault: str) -> np.ndarray:
+    """Decode a JPEG with a harmless fault: padding before the end marker, or rare chroma subsampling."""
     if fault.endswith("extraneous bytes before marker 0xd9"):
         return simplejpeg.decode_jpeg(data, colorspace, strict=False, **sides)
     if "subsampling" in fault:
@@ -101,14 +101,19 @@ def _decode_pillow(data: bytes, name: str) -> np.ndarray:
         raise ImageError("image_too_large", f"found a {name} that Pillow refuses: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError) as error:
         raise ImageError("truncated_image", f"found a truncated or corrupt {name} of {len(data)} bytes: {error}") from error
-    return _rgb(image)
+    return rgb_pixels(image)
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """Convert a Pillow image to (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: `unsupported_image`, where the samples are not of 8 or 16 bits, unsigned.
+    """
     if image.mode.startswith("I;16"):
         return _rgb_from_16_bits(image)
     if image.has_transparency_data:
-        return _composite(np.asarray(image.convert("RGBA")))
+        return composite(np.asarray(image.convert("RGBA")))
     if image.mode in ("RGB", "RGBX", "L", "1", "P", "CMYK", "YCbCr"):
         return np.asarray(image.convert("RGB"))
     raise ImageError("unsupported_image", f"found a {image.format} with samples of mode {image.mode}, expected 8 or 16 bits, unsigned")
@@ -123,6 +128,7 @@ def _rgb_from_16_bits(image: Image.Image) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _composite(rgba: np.ndarray) -> np.ndarray:
+def composite(rgba: np.ndarray) -> np.ndarray:
+    """Composite (H, W, 4) uint8 RGBA pixels on grey 114; returns (H, W, 3) uint8."""
     alpha = rgba[..., 3:].astype(np.uint16)
     return ((rgba[..., :3] * alpha + FILL * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Tell what an encoded image is before any pixel is decoded: format by magic, displayed size, EXIF orientation.
+"""Read the header of an encoded image without decoding a pixel: format by magic bytes, displayed size, EXIF orientation.
 
-JPEG, PNG and WebP headers are read here, without an image library: it takes microseconds on the training path, and neither a bomb
-nor a corrupt EXIF block gets anywhere. Only the EXIF block counts as the source of orientation; XMP is not read.
+JPEG, PNG and WebP headers are read here without an image library. The reader takes microseconds on the training path, and is
+safe against decompression bombs and corrupt EXIF blocks. Orientation comes from the EXIF block alone; XMP is not read.
 """
 
 import threading
@@ -20,12 +20,12 @@ ORIENTATION_TAG = 0x0112
 TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)  # Huffman or arithmetic, 8 or 12 bits; lossless and layered ones are refused
 MAX_SEGMENTS = 10_000  # a file of nothing but tiny segments must not cost seconds
-MAX_SCANS = 500  # libjpeg-turbo's own advice: a progressive bomb repeats scans over the whole image
+MAX_SCANS = 500  # as libjpeg-turbo advises: a progressive bomb repeats scans over the whole image
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the first bytes of an encoded image say."""
+    """Format, displayed size and orientation of an encoded image."""
 
     format: str
     """JPEG, PNG, WEBP, BMP or TIFF."""
@@ -34,13 +34,13 @@ class ImageHeader:
     height: int
     """Pixels of the displayed image (EXIF orientation applied)."""
     orientation: int
-    """EXIF orientation 1 to 8; 1 where there is none or the EXIF block is corrupt."""
+    """EXIF orientation 1 to 8; 1 where the EXIF block is absent or corrupt."""
     components: int = 0
     """Colour components of a JPEG; 0 for other formats."""
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Return format, displayed size and orientation of an encoded image; decodes no pixel.
+    """Read format, displayed size and orientation of an encoded image; decodes no pixel.
 
     Raises:
         ImageError: `empty_image`, `unsupported_image` (not JPEG, PNG, WebP, BMP or TIFF) or `truncated_image`.
@@ -59,38 +59,38 @@ def read_header(data: bytes) -> ImageHeader:
 
 
 def exif_orientation(tiff: bytes) -> int:
-    """Return the orientation (1 to 8) that an EXIF block holds; 1 where it holds none or cannot be read.
+    """Read the orientation, 1 to 8, from an EXIF block; 1 where the block has none or is corrupt.
 
-    Only the first directory is walked, within the bytes at hand, so a corrupt or looping block costs nothing.
+    Only the first directory is read, within the bytes of the block, so a corrupt or looping block costs nothing.
     """
-    for order, at in _tiff_entries(tiff):
-        if int.from_bytes(tiff[at : at + 2], order) == ORIENTATION_TAG:
-            value = int.from_bytes(tiff[at + 8 : at + 10], order)
-            return value if 1 <= value <= 8 else 1
+    for order, offset in _tiff_entries(tiff):
+        if int.from_bytes(tiff[offset : offset + 2], order) == ORIENTATION_TAG:
+            orientation = int.from_bytes(tiff[offset + 8 : offset + 10], order)
+            return orientation if 1 <= orientation <= 8 else 1
     return 1
 
 
 def _tiff_entries(tiff: bytes) -> Iterator[tuple[Literal["little", "big"], int]]:
-    """Yield byte order and position of each 12-byte entry of the first directory, as far as the bytes reach."""
+    """Yield byte order and offset of each 12-byte entry of the first directory that lies within the bytes."""
     orders: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
     if (order := orders.get(tiff[:2])) is None:
         return
     first = int.from_bytes(tiff[4:8], order)
     entries = int.from_bytes(tiff[first : first + 2], order)
-    for at in range(first + 2, min(first + 2 + 12 * entries, len(tiff) - 11), 12):
-        yield order, at
+    for offset in range(first + 2, min(first + 2 + 12 * entries, len(tiff) - 11), 12):
+        yield order, offset
 
 
-def _tiff_is_cut(tiff: bytes) -> bool:
-    """Say whether the first directory, or a value that it points to, lies beyond the end of the file."""
+def _tiff_is_truncated(tiff: bytes) -> bool:
+    """Return True if the first directory, or a value that it points to, lies beyond the end of the file."""
     order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
     first = int.from_bytes(tiff[4:8], order)
     entries = int.from_bytes(tiff[first : first + 2], order)
     if len(tiff) < first + 2 + 12 * entries or entries == 0:
         return True
-    for order, at in _tiff_entries(tiff):
-        kind, count, offset = (int.from_bytes(tiff[at + a : at + b], order) for a, b in ((2, 4), (4, 8), (8, 12)))
-        size = TIFF_TYPE_BYTES.get(kind, 0) * count
+    for order, entry in _tiff_entries(tiff):
+        field_type, count, offset = (int.from_bytes(tiff[entry + a : entry + b], order) for a, b in ((2, 4), (4, 8), (8, 12)))
+        size = TIFF_TYPE_BYTES.get(field_type, 0) * count
         if size > 4 and offset + size > len(tiff):
             return True
     return False
@@ -110,33 +110,33 @@ def _truncated(name: str, size: int) -> ImageError:
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end) of each segment before the first scan."""
-    at = 2
+    offset = 2
     for _ in range(MAX_SEGMENTS):
-        while data[at : at + 2] == b"\xff\xff":
-            at += 1
-        if data[at : at + 1] != b"\xff" or len(data) < at + 4:
+        while data[offset : offset + 2] == b"\xff\xff":
+            offset += 1
+        if data[offset : offset + 1] != b"\xff" or len(data) < offset + 4:
             raise _truncated("JPEG", len(data))
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        yield data[at + 1], at + 4, at + 2 + length
-        at += 2 + max(length, 2)
+        length = int.from_bytes(data[offset + 2 : offset + 4], "big")
+        yield data[offset + 1], offset + 4, offset + 2 + length
+        offset += 2 + max(length, 2)
     raise ImageError("unsupported_image", f"found a JPEG with over {MAX_SEGMENTS} header segments")
 
 
 def _jpeg_header(data: bytes) -> ImageHeader:
-    kind, frame, orientation = 0, b"", 1
+    frame_marker, frame, orientation = 0, b"", 1
     for marker, start, end in _jpeg_segments(data):
         if marker == 0xDA:
             break
         if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
             orientation = exif_orientation(data[start + 6 : end])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            kind, frame = marker, data[start : start + 6]
-            if kind not in SEQUENTIAL + PROGRESSIVE or frame[:1] != b"\x08" or frame[5:] not in b"\x01\x03\x04":
-                found = f"a JPEG of kind 0x{kind:02x} with frame {frame.hex()}"
+            frame_marker, frame = marker, data[start : start + 6]
+            if frame_marker not in SEQUENTIAL + PROGRESSIVE or frame[:1] != b"\x08" or frame[5:] not in b"\x01\x03\x04":
+                found = f"a JPEG with frame marker 0x{frame_marker:02x} and frame {frame.hex()}"
                 raise ImageError("unsupported_image", f"found {found}, expected 8 bits and 1, 3 or 4 components")
     if len(frame) < 6:
         raise _truncated("JPEG", len(data))
-    if kind in PROGRESSIVE and data.count(b"\xff\xda") > MAX_SCANS:
+    if frame_marker in PROGRESSIVE and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageError("image_too_large", f"found a JPEG with over {MAX_SCANS} scans")
     return _header("JPEG", int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big"), orientation, frame[5])
 
@@ -144,42 +144,44 @@ def _jpeg_header(data: bytes) -> ImageHeader:
 def _png_header(data: bytes) -> ImageHeader:
     if len(data) < 33:
         raise _truncated("PNG", len(data))
-    at, orientation = 8, 1
+    offset, orientation = 8, 1
     for _ in range(MAX_SEGMENTS):
-        length = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"eXIf":
-            orientation = exif_orientation(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0"))
-        at += 12 + length
-        if at >= len(data):
+        length = int.from_bytes(data[offset : offset + 4], "big")
+        if data[offset + 4 : offset + 8] == b"eXIf":
+            orientation = exif_orientation(data[offset + 8 : offset + 8 + length].removeprefix(b"Exif\0\0"))
+        offset += 12 + length
+        if offset >= len(data):
             break
     return _header("PNG", int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"), orientation)
 
 
 def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = 12
-    while at + 8 <= len(data):
-        length = int.from_bytes(data[at + 4 : at + 8], "little")
-        yield data[at : at + 4], data[at + 8 : at + 8 + length]
-        at += 8 + length + length % 2
+    """Yield name and content of each chunk."""
+    offset = 12
+    while offset + 8 <= len(data):
+        length = int.from_bytes(data[offset + 4 : offset + 8], "little")
+        yield data[offset : offset + 4], data[offset + 8 : offset + 8 + length]
+        offset += 8 + length + length % 2
 
 
 def _webp_header(data: bytes) -> ImageHeader:
     if len(data) < 30 or len(data) < 8 + int.from_bytes(data[4:8], "little"):
         raise _truncated("WEBP", len(data))
-    kind, body = next(_webp_chunks(data))
-    if kind == b"VP8X":
-        orientation = next((exif_orientation(b.removeprefix(b"Exif\0\0")) for k, b in _webp_chunks(data) if k == b"EXIF"), 1)
+    name, body = next(_webp_chunks(data))
+    if name == b"VP8X":
+        exif = next((content.removeprefix(b"Exif\0\0") for chunk, content in _webp_chunks(data) if chunk == b"EXIF"), b"")
+        orientation = exif_orientation(exif)
         return _header("WEBP", int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1, orientation)
-    if kind == b"VP8L":
+    if name == b"VP8L":
         bits = int.from_bytes(body[1:5], "little")
         return _header("WEBP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, 1)
-    if kind == b"VP8 ":
+    if name == b"VP8 ":
         return _header("WEBP", int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF, 1)
-    raise ImageError("unsupported_image", f"found a WEBP whose first chunk is {kind!r}, expected VP8, VP8L or VP8X")
+    raise ImageError("unsupported_image", f"found a WEBP whose first chunk is {name!r}, expected VP8, VP8L or VP8X")
 
 
 def _pillow_header(data: bytes) -> ImageHeader:
-    """Read BMP and TIFF with Pillow, by the plugin itself: Image.open would warn and change its mind with global settings."""
+    """Read BMP and TIFF with Pillow's plugins directly, because Image.open warns and depends on global settings."""
     image: BmpImagePlugin.BmpImageFile | TiffImagePlugin.TiffImageFile
     try:
         with without_warnings():
@@ -188,7 +190,7 @@ def _pillow_header(data: bytes) -> ImageHeader:
                 return _header("BMP", *image.size, 1)
             image = TiffImagePlugin.TiffImageFile(BytesIO(data))
     except (SyntaxError, OSError, ValueError, TypeError, KeyError) as error:
-        if data[:2] != b"BM" and _tiff_is_cut(data):
+        if data[:2] != b"BM" and _tiff_is_truncated(data):
             raise _truncated("TIFF", len(data)) from error
         raise ImageError("unsupported_image", f"found a BMP or TIFF header that cannot be read: {error}") from error
     orientation = image.tag_v2.get(ORIENTATION_TAG, 1)
@@ -197,13 +199,13 @@ def _pillow_header(data: bytes) -> ImageHeader:
     return _header("TIFF", width, height, orientation)
 
 
-# `catch_warnings` saves and restores a global list: two threads that overlap would restore each other's.
-_ONE_AT_A_TIME = threading.Lock()
+# `catch_warnings` saves and restores a global list, so two overlapping threads would restore each other's list.
+_WARNINGS_LOCK = threading.Lock()
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Ignore warnings inside the block; blocks of several threads wait for each other, so keep them short."""
-    with _ONE_AT_A_TIME, warnings.catch_warnings():
+    """Ignore warnings inside the block; blocks of several threads run one after another, so keep them short."""
+    with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

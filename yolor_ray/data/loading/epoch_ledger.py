@@ -1,4 +1,4 @@
-"""Keep account of an epoch: which records were learned from, by whom of the workers, and that none was taken twice."""
+"""Ledger of an epoch: the records that the workers have learned from, each exactly once."""
 
 import base64
 from collections.abc import Sequence
@@ -10,38 +10,34 @@ from yolor_ray.errors import LedgerError
 
 
 class Ledger:
-    """Count what this worker has learned from since the last merge, beside what all workers together had by then."""
+    """Records that this worker took since the last merge, and records that all workers together took before it."""
 
     def __init__(self, seen: np.ndarray) -> None:
-        """Begin with the records, (images,) bool, that were learned from in earlier lives of this epoch."""
+        """Start from the records, (images,) bool, that earlier attempts took in this epoch."""
         self.seen = seen
-        self._own = np.zeros(len(seen), np.uint8)
+        self.counts = np.zeros(len(seen), np.uint8)
+        """(images,) uint8: how often this worker took each record since the last merge."""
 
     def take(self, records: np.ndarray) -> None:
-        """Write down the records of a step."""
-        np.add.at(self._own, records, 1)
-
-    @property
-    def own(self) -> np.ndarray:
-        """(images,) uint8: how often this worker has learned from each record since the last merge."""
-        return self._own
+        """Count the records of a step."""
+        np.add.at(self.counts, records, 1)
 
     def merge(self, counts: Sequence[np.ndarray]) -> None:
-        """Add what all workers have learned from, this one included.
+        """Merge the counts of all workers, this one included.
 
         Raises:
-            LedgerError: a record was learned from twice.
+            LedgerError: a record was taken twice.
 
         """
         total = np.sum(counts, axis=0, dtype=np.int64) + self.seen
         self.seen = total > 0
-        self._own = np.zeros(len(total), np.uint8)
-        twice = np.flatnonzero(total > 1)
-        if len(twice):
-            raise LedgerError(f"epoch: found {len(twice)} records learned from twice, such as {twice[0]}; expected each once")
+        self.counts = np.zeros(len(total), np.uint8)
+        repeated = np.flatnonzero(total > 1)
+        if len(repeated):
+            raise LedgerError(f"epoch: found {len(repeated)} records learned from twice, such as {repeated[0]}; expected each once")
 
     def close(self) -> int:
-        """Return how many records the epoch learned from; every one of the data set.
+        """Check that the epoch took every record of the dataset, and return their number.
 
         Raises:
             LedgerError: a record was left out.
@@ -54,11 +50,11 @@ class Ledger:
 
 
 def to_json(seen: np.ndarray) -> dict[str, Any]:
-    """Return one bit per record as text."""
+    """Convert seen records, (images,) bool, to JSON with one bit per record."""
     return {"records": len(seen), "bits": base64.b64encode(np.packbits(seen).tobytes()).decode()}
 
 
 def from_json(content: dict[str, Any]) -> np.ndarray:
-    """Return what `to_json` was given."""
+    """Convert the JSON of `to_json` back to seen records, (images,) bool."""
     packed = np.frombuffer(base64.b64decode(content["bits"]), np.uint8)
     return np.unpackbits(packed, count=content["records"]).astype(bool)

@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Datasets as Parquet shards: records, tables, shard files, manifests and unions."""

@@ -1,4 +1,4 @@
-"""Turn records into Arrow tables and back: one row per image, encoded bytes and annotations side by side.
+"""Convert records to Arrow tables and back: one row per image, with its encoded bytes and its annotations.
 
 Legend: N objects, J keypoints per object, M labels of the whole image.
 """
@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from yolor_ray.data.shards.records import Objects, Record
 
-OF_IMAGE = ("name", "image", "width", "height", "image_labels", "tasks", "camera")
-"""Columns about the image; the others are about its objects."""
+IMAGE_COLUMNS = ("name", "image", "width", "height", "image_labels", "tasks", "camera")
+"""Columns about the image; all other columns are about its objects."""
 
 SCHEMA = pa.schema(
     [
@@ -34,44 +34,44 @@ SCHEMA = pa.schema(
 )
 
 
-def table(records: Sequence[Record]) -> pa.Table:
-    """Return records as rows in SCHEMA; keypoints become 3J numbers per object."""
+def to_table(records: Sequence[Record]) -> pa.Table:
+    """Convert records to a table in SCHEMA; keypoints become 3J numbers per object."""
     columns = [_column(field, records) for field in SCHEMA]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
 def _column(field: pa.Field, records: Sequence[Record]) -> pa.Array:
-    holders = records if field.name in OF_IMAGE else [record.objects for record in records]
+    holders = records if field.name in IMAGE_COLUMNS else [record.objects for record in records]
     rows = [getattr(holder, field.name) for holder in holders]
     if field.name == "keypoints":
         rows = [None if row is None else row.reshape(len(row), row.shape[1] * 3) for row in rows]
     return pa.array([row.tolist() if isinstance(row, np.ndarray) else row for row in rows], field.type)
 
 
-def records(table: pa.Table) -> list[Record]:
-    """Return the rows of a table in SCHEMA as records.
+def to_records(table: pa.Table) -> list[Record]:
+    """Convert the rows of a table in SCHEMA to records.
 
-    Arrays may be read-only. An image without objects has keypoints (0, J, 3) when another row of the table tells J, else (0, 0, 3).
+    Arrays may be read-only. Keypoints of an image without objects are (0, J, 3) if another row of the table has objects, else (0, 0, 3).
     """
     rows = table.select(SCHEMA.names).combine_chunks()
-    plain = [rows[name].to_pylist() for name in ("name", "image", "width", "height")]
-    lists = {name: _lists(rows[name]) for name in SCHEMA.names if name not in OF_IMAGE}
-    joints = max((len(points[0]) // 3 for points in lists["keypoints"] if points), default=0)
-    objects = [_objects(lists, row, joints) for row in range(len(rows))]
+    scalars = [rows[name].to_pylist() for name in ("name", "image", "width", "height")]
+    lists = {name: _lists(rows[name]) for name in SCHEMA.names if name not in IMAGE_COLUMNS}
+    keypoint_count = max((len(points[0]) // 3 for points in lists["keypoints"] if points), default=0)
+    objects = [_objects(lists, row, keypoint_count) for row in range(len(rows))]
     labels = [_array(values, np.int64) for values in _lists(rows["image_labels"])]
     tasks = map(tuple, rows["tasks"].to_pylist())
-    return [Record(*values) for values in zip(*plain, objects, labels, tasks, rows["camera"].to_pylist(), strict=True)]
+    return [Record(*values) for values in zip(*scalars, objects, labels, tasks, rows["camera"].to_pylist(), strict=True)]
 
 
 def _lists(column: pa.ChunkedArray) -> list[Any]:
     return [value.values if value.is_valid else None for chunk in column.chunks for value in chunk]
 
 
-def _array(values: pa.Array, kind: type) -> np.ndarray:
-    return np.asarray(values.to_numpy(zero_copy_only=False), kind)
+def _array(values: pa.Array, dtype: type) -> np.ndarray:
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype)
 
 
-def _objects(lists: dict[str, list[Any]], row: int, joints: int) -> Objects:
+def _objects(lists: dict[str, list[Any]], row: int, keypoint_count: int) -> Objects:
     values = {name: column[row] for name, column in lists.items()}
     masks, keypoints, identities = values["masks"], values["keypoints"], values["identities"]
     return Objects(
@@ -80,6 +80,6 @@ def _objects(lists: dict[str, list[Any]], row: int, joints: int) -> Objects:
         crowd=_array(values["crowd"], np.bool_),
         areas=_array(values["areas"], np.float32),
         masks=None if masks is None else tuple(masks.to_pylist()),
-        keypoints=None if keypoints is None else _array(keypoints.flatten(), np.float32).reshape(len(keypoints), joints, 3),
+        keypoints=None if keypoints is None else _array(keypoints.flatten(), np.float32).reshape(len(keypoints), keypoint_count, 3),
         identities=None if identities is None else _array(identities, np.int64),
     )

@@ -1,4 +1,4 @@
-"""Hold one annotated image in memory: the record that annotations become, shards store and training reads.
+"""One image with its annotations in memory: packing makes records, shards store them, and training reads them.
 
 Legend: N objects, J keypoints per object, M labels of the whole image.
 """
@@ -15,17 +15,17 @@ class Objects:
     boxes_xyxy: np.ndarray
     """(N, 4) float32: x1, y1, x2, y2 as continuous edges; 0 <= x1 < x2 <= width."""
     labels: np.ndarray
-    """(N,) int64: index into the data set's classes."""
+    """(N,) int64: index into the dataset's classes."""
     crowd: np.ndarray
     """(N,) bool: a region of many objects; ignored in training and by COCO scoring."""
     areas: np.ndarray
-    """(N,) float32: px²; the mask's area where there is a mask, else that of the box."""
+    """(N,) float32: px²; area of the mask, or of the box where the object has no mask."""
     masks: tuple[bytes, ...] | None = None
     """N compressed COCO run-length strings (`counts`; size = height, width of the image)."""
     keypoints: np.ndarray | None = None
     """(N, J, 3) float32: x, y in pixels and visibility 0 unlabelled, 1 hidden, 2 visible."""
     identities: np.ndarray | None = None
-    """(N,) int64: the same number is the same individual; -1 unknown."""
+    """(N,) int64: equal numbers are the same individual; -1 unknown."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,24 @@ class Record:
     """One image with its annotations."""
 
     name: str
-    """File name relative to the images folder; unique in a data set."""
+    """File name relative to the images folder; unique in a dataset."""
     image: bytes
-    """The encoded file as it was found; never re-encoded."""
+    """Bytes of the source file; never re-encoded."""
     width: int
     """Pixels of the displayed image."""
     height: int
     """Pixels of the displayed image."""
     objects: Objects
     image_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """(M,) int64: index into the data set's image classes."""
+    """(M,) int64: index into the dataset's image classes."""
     tasks: tuple[str, ...] = ("detect",)
-    """What was annotated on this image, sorted names; of any other task nothing is known."""
+    """Sorted names of the tasks that this image is annotated for; labels of every other task are unknown."""
     camera: int = -1
-    """Which camera took it; -1 unknown."""
+    """Number of the camera that took the image; -1 unknown."""
 
 
 def objects_from_boxes(boxes_xyxy: np.ndarray, labels: np.ndarray) -> Objects:
-    """Make plain detection objects: no crowd regions, area = box area."""
+    """Make detection objects without crowd regions; areas are those of the boxes."""
     boxes_xyxy = np.asarray(boxes_xyxy, np.float32).reshape(-1, 4)
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     return Objects(boxes_xyxy, np.asarray(labels, np.int64).reshape(-1), np.zeros(len(boxes_xyxy), bool), sides.prod(axis=1))

@@ -1,12 +1,13 @@
-"""Read shards, whose bytes are known beforehand by the SHA-256 of the footer and of each row group's byte range.
+"""Read shard files, verified by the SHA-256 of the footer and of each row group's byte range.
 
-What is read is what was written or an error, also when an object is overwritten between two reads; a row group takes one
-ranged read, and nothing of it is copied before Parquet decodes it.
+A read returns the bytes that were written or raises, also when an object is overwritten between two reads. A row group takes one
+ranged read, and its bytes are not copied before Parquet decodes them.
 """
 
 import hashlib
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,42 +15,42 @@ import pyarrow.parquet as pq
 from yolor_ray.errors import IntegrityError
 
 TRAILER_BYTES = 8
-"""After the footer: its length and the magic."""
+"""Length of the footer and magic bytes, after the footer."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of a data set."""
+    """One Parquet file of a dataset."""
 
     name: str
-    """File name inside the data set's folder."""
+    """File name inside the dataset's folder."""
     rows: int
-    """Images in it."""
+    """Images in the file."""
     row_groups: tuple[int, ...]
     """Images per row group."""
     bytes: int
-    """Size of the file."""
+    """Size of the file, in bytes."""
     sha256: str
     """Hex digest of the file."""
     footer_bytes: int
-    """Size of the file's end: the Parquet footer with its trailer."""
+    """Size of the Parquet footer with its trailer, at the end of the file."""
     footer_sha256: str
-    """Hex digest of this end."""
+    """Hex digest of the footer with its trailer."""
     row_group_sha256: tuple[str, ...]
     """Hex digest of the byte range of each row group."""
 
 
-def describe_shard(data: pa.Buffer, part: int) -> Shard:
-    """Return the description of a Parquet file that was just written."""
+def describe_shard(data: pa.Buffer, index: int) -> Shard:
+    """Describe a Parquet file that was just written; `index` is its position in the dataset."""
     footer = pq.read_metadata(pa.BufferReader(data))
     groups = range(footer.num_row_groups)
-    ranges = [byte_range(footer, index) for index in groups]
+    ranges = [byte_range(footer, group) for group in groups]
     footer_bytes = footer.serialized_size + TRAILER_BYTES
     digest = _sha256(data)
     return Shard(
-        name=f"part-{part:05d}-{digest[:12]}.parquet",
+        name=f"part-{index:05d}-{digest[:12]}.parquet",
         rows=footer.num_rows,
-        row_groups=tuple(footer.row_group(index).num_rows for index in groups),
+        row_groups=tuple(footer.row_group(group).num_rows for group in groups),
         bytes=data.size,
         sha256=digest,
         footer_bytes=footer_bytes,
@@ -58,12 +59,12 @@ def describe_shard(data: pa.Buffer, part: int) -> Shard:
     )
 
 
-def shard_from_json(content: dict) -> Shard:
-    """Return the shard whose fields were written as JSON.
+def shard_from_json(content: dict[str, Any]) -> Shard:
+    """Read the description of a shard from JSON.
 
     Raises:
         TypeError, KeyError: a field is missing or unknown.
-        ValueError: not every row group has a hash.
+        ValueError: the row groups and their hashes differ in number.
 
     """
     shard = Shard(**{**content, **{name: tuple(content[name]) for name in ("row_groups", "row_group_sha256")}})
@@ -73,10 +74,10 @@ def shard_from_json(content: dict) -> Shard:
 
 
 def read_footer(file: pa.NativeFile, shard: Shard) -> pq.FileMetaData:
-    """Return the footer.
+    """Read and verify the footer.
 
     Raises:
-        DamagedError: the file is of another size, or its end has another SHA-256.
+        IntegrityError: the file has another size, or the footer another SHA-256, than described.
 
     """
     start = shard.bytes - shard.footer_bytes
@@ -84,40 +85,46 @@ def read_footer(file: pa.NativeFile, shard: Shard) -> pq.FileMetaData:
 
 
 def read_row_group(file: pa.NativeFile, footer: pq.FileMetaData, index: int, shard: Shard) -> pa.Table:
-    """Return one row group by a single ranged read.
+    """Read and verify one row group by a single ranged read.
 
     Raises:
-        DamagedError: the file is of another size, or this part of it has another SHA-256.
+        IntegrityError: the file has another size, or the row group another SHA-256, than described.
 
     """
     start, end = byte_range(footer, index)
     data = _verified(file, start, end, shard, shard.row_group_sha256[index], "content")
-    # Without reading ahead, as Arrow's own threads would hold Python objects and abort a process that ends meanwhile.
-    with pa.PythonFile(_Range(data, start, shard.bytes), mode="r") as part:
-        return pq.ParquetFile(part, metadata=footer, pre_buffer=False).read_row_group(index, use_threads=False)
+    # Without pre-buffering: Arrow's own threads would hold Python objects, and abort a process that ends meanwhile.
+    with pa.PythonFile(_RangeFile(data, start, shard.bytes), mode="r") as range_file:
+        return pq.ParquetFile(range_file, metadata=footer, pre_buffer=False).read_row_group(index, use_threads=False)
 
 
 def check_size(file: pa.NativeFile, shard: Shard) -> None:
-    """Raise DamagedError unless the file is as long as it was."""
+    """Check the size of the file.
+
+    Raises:
+        IntegrityError: the file has another size than described.
+
+    """
     if file.size() != shard.bytes:
         raise _overwritten(f"{file.size()} bytes", str(shard.bytes))
 
 
-def _verified(file: pa.NativeFile, start: int, end: int, shard: Shard, expected: str, what: str) -> pa.Buffer:
+def _verified(file: pa.NativeFile, start: int, end: int, shard: Shard, expected: str, content: str) -> pa.Buffer:
+    """Read a range of bytes and check its SHA-256; `content` names the range in errors."""
     check_size(file, shard)
     file.seek(start)
     data = file.read_buffer(end - start)
     if data.size != end - start:
         raise _overwritten(f"{data.size} bytes from byte {start} on", str(end - start))
-    found = _sha256(data)
-    if found != expected:
-        raise _overwritten(f"{what} with SHA-256 {found}", expected)
+    digest = _sha256(data)
+    if digest != expected:
+        raise _overwritten(f"{content} with SHA-256 {digest}", expected)
     return data
 
 
 def _overwritten(found: str, expected: str) -> IntegrityError:
-    what = "the object was overwritten or damaged; pack again into another folder"
-    return IntegrityError(f"found {found}, expected {expected} as in dataset.json: {what}")
+    reason = "the object was overwritten or damaged; pack again into another folder"
+    return IntegrityError(f"found {found}, expected {expected} as in dataset.json: {reason}")
 
 
 def _sha256(data: pa.Buffer) -> str:
@@ -125,19 +132,19 @@ def _sha256(data: pa.Buffer) -> str:
 
 
 def byte_range(footer: pq.FileMetaData, index: int) -> tuple[int, int]:
-    """Return where a row group starts and ends in the file."""
+    """Return the first byte of a row group in the file, and the byte after its last."""
     group = footer.row_group(index)
     columns = [group.column(number) for number in range(footer.num_columns)]
     starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
     return min(starts), max(start + column.total_compressed_size for start, column in zip(starts, columns, strict=True))
 
 
-class _Range(io.RawIOBase):
-    """A file of which only one range is there; pyarrow takes slices of it."""
+class _RangeFile(io.RawIOBase):
+    """A file of which only one range is in memory; pyarrow takes slices of the range without a copy."""
 
     def __init__(self, data: pa.Buffer, start: int, size: int) -> None:
         self._data, self._start, self._size = data, start, size
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -146,13 +153,13 @@ class _Range(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def read_buffer(self, size: int) -> pa.Buffer:
-        found = self._data.slice(self._at - self._start, size)
-        self._at += found.size
-        return found
+        data = self._data.slice(self._position - self._start, size)
+        self._position += data.size
+        return data

@@ -1,6 +1,6 @@
-"""See several packed data sets as one, so that they are trained together whatever each was annotated for.
+"""Unite several packed datasets into one, which may be annotated for different tasks and with different names.
 
-Names are united in the order of their first appearance; the members' tables are brought to them as they are read.
+Names are united in the order of their first appearance. The tables of the members are relabelled as they are read.
 """
 
 import hashlib
@@ -16,28 +16,28 @@ from yolor_ray.io.storage import absolute
 
 
 def open_datasets(urls: str) -> Dataset:
-    """Return the data set in a folder, or of several folders separated by commas their union.
+    """Open the dataset in a folder, or the union of the datasets in several folders, separated by commas.
 
     Raises:
-        DataError: a folder is named twice or not at all, or holds no data set that can be read.
+        DataError: a folder is named twice or not at all, or holds no readable dataset.
 
     """
-    places = [url.strip() for url in urls.split(",")]
-    if "" in places:
-        raise DataError(f"{urls!r}: found no URL before or after a comma, expected one data set or several separated by commas")
-    if len(places) == 1:
+    folders = [url.strip() for url in urls.split(",")]
+    if "" in folders:
+        raise DataError(f"{urls!r}: found no URL before or after a comma, expected one dataset or several separated by commas")
+    if len(folders) == 1:
         return open_dataset(urls)
-    members = [open_dataset(absolute(url).rstrip("/")) for url in places]
-    repeated = [url for url, times in Counter(member.url for member in members).items() if times > 1]
+    members = [open_dataset(absolute(folder).rstrip("/")) for folder in folders]
+    repeated = [url for url, count in Counter(member.url for member in members).items() if count > 1]
     if repeated:
-        raise DataError(f"{urls}: found {', '.join(repeated)} more than once, expected each data set once")
+        raise DataError(f"{urls}: found {', '.join(repeated)} more than once, expected each dataset once")
     return unite(members)
 
 
 def unite(members: Sequence[Dataset]) -> Dataset:
-    """Return the union of data sets; its records are numbered through in the order of the members."""
+    """Unite datasets; the records of the union are numbered consecutively, in the order of the members."""
     digests = "\n".join(member.digest for member in members)
-    classes = _first_seen(member.classes for member in members)
+    classes = _unite_names(member.classes for member in members)
     boxes: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     for member in members:
@@ -46,8 +46,8 @@ def unite(members: Sequence[Dataset]) -> Dataset:
     return Dataset(
         url=",".join(member.url for member in members),
         classes=classes,
-        image_classes=_first_seen(member.image_classes for member in members),
-        keypoint_names=_first_seen(member.keypoint_names for member in members),
+        image_classes=_unite_names(member.image_classes for member in members),
+        keypoint_names=_unite_names(member.keypoint_names for member in members),
         tasks=tuple(sorted({task for member in members for task in member.tasks})),
         images=sum(member.images for member in members),
         boxes=sum(member.boxes for member in members),
@@ -60,25 +60,25 @@ def unite(members: Sequence[Dataset]) -> Dataset:
 
 
 def relabel_to(dataset: Dataset, names: ClassNames) -> Dataset:
-    """Return a data set in the names of weights, or of another data set, which may know more of them.
+    """Relabel a dataset to the class, label and keypoint names of `names`; empty name lists leave the dataset's own.
 
     Raises:
-        DataError: the data set has object classes, or annotations with image classes or keypoints, that are unknown there.
+        DataError: the dataset has object classes, image classes or keypoints that are not among `names`.
 
     """
-    told = {"classes": names.classes}
-    # Of what is not spoken of there, the data set keeps its own names.
-    told |= {kind: theirs for kind in ("image_classes", "keypoint_names") if (theirs := getattr(names, kind))}
-    for kind, known in told.items():
-        unknown = [name for name in getattr(dataset, kind) if name not in known]
+    targets = {"classes": names.classes}
+    targets |= {field: target for field in ("image_classes", "keypoint_names") if (target := getattr(names, field))}
+    for field, target in targets.items():
+        unknown = [name for name in getattr(dataset, field) if name not in target]
         if unknown:
-            raise DataError(f"{dataset.url}: found {kind.replace('_', ' ')} {', '.join(unknown)}, expected some of {', '.join(known)}")
-    if all(getattr(dataset, kind) == known for kind, known in told.items()):
+            expected = f"expected some of {', '.join(target)}"
+            raise DataError(f"{dataset.url}: found {field.replace('_', ' ')} {', '.join(unknown)}, {expected}")
+    if all(getattr(dataset, field) == target for field, target in targets.items()):
         return dataset
     boxes = {name: dataset.boxes_per_class.get(name, 0) for name in names.classes}
-    fields: dict[str, Any] = told
+    fields: dict[str, Any] = targets
     return replace(dataset, **fields, boxes_per_class=boxes, members=dataset.members or (dataset,))
 
 
-def _first_seen(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for names in groups for name in names))
+def _unite_names(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for names in lists for name in names))

@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""The built-in dataset of drawn scenes."""

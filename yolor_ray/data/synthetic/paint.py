@@ -1,6 +1,6 @@
 """Paint the built-in scenes: grounds and clutter, the looks of individuals, shadows, light, blur and noise.
 
-A canvas is (3, S, S) float32 RGB from 0 to 1: planes, because one field of light or coverage then meets three planes quickly.
+A canvas is (3, S, S) float32 RGB from 0 to 1. Planes come first, because a field of light or coverage then multiplies them fast.
 """
 
 import colorsys
@@ -28,12 +28,14 @@ NOISE = {"day": (0.008, 0.025), "dusk": (0.012, 0.03), "night": (0.02, 0.04)}
 
 @dataclass(frozen=True)
 class Look:
-    """What makes an individual: two body colours in a pattern, and the colour of its accent."""
+    """Appearance of an individual: two body colours in a pattern, and an accent colour."""
 
     first: np.ndarray
     """(3, 1, 1) float32."""
     second: np.ndarray
+    """(3, 1, 1) float32."""
     accent: np.ndarray
+    """(3, 1, 1) float32."""
     pattern: int
     """0 plain, 1 stripes, 2 checks, 3 dots."""
     waves: float
@@ -44,7 +46,7 @@ class Look:
 
 @lru_cache(maxsize=4096)
 def look(seed: int, identity: int) -> Look:
-    """Return the look of an individual; the same numbers always give the same look."""
+    """Return the look of an individual; the same arguments give the same look."""
     rng = np.random.default_rng((seed, identity, 1))
     hue, value = rng.random(), rng.uniform(0.6, 0.95)
     first = colorsys.hsv_to_rgb(hue, rng.uniform(0.55, 0.95), value)
@@ -55,7 +57,7 @@ def look(seed: int, identity: int) -> Look:
 
 
 def ground(rng: np.random.Generator, size_px: int) -> np.ndarray:
-    """Return the (S, S, 3) uint8 photo of a ground with clutter on it: two colours mixed by noise of several octaves."""
+    """Draw a ground with clutter, (S, S, 3) uint8: two colours mixed by noise of several octaves."""
     noise = np.zeros((size_px, size_px), np.float32)
     for cells in (3, 8, 24, 72, 200):
         octave = rng.random((cells, cells), np.float32) - np.float32(0.5)
@@ -70,7 +72,7 @@ def ground(rng: np.random.Generator, size_px: int) -> np.ndarray:
 
 
 def _clutter(rng: np.random.Generator, drawn: np.ndarray) -> None:
-    """Draw, in place, what is no object but looks a little like one: wedges, open arcs, strokes, flat ovals."""
+    """Draw distractors that resemble objects, in place: wedges, open arcs, strokes, flat ovals."""
     size_px = len(drawn)
     for _ in range(rng.integers(4, 13)):
         centre = rng.uniform(0, size_px, 2)
@@ -80,26 +82,29 @@ def _clutter(rng: np.random.Generator, drawn: np.ndarray) -> None:
 
 
 def _draw_clutter(rng: np.random.Generator, drawn: np.ndarray, centre: np.ndarray, half: float, colour: tuple[float, ...]) -> None:
-    at, turn, kind = (int(16 * centre[0]), int(16 * centre[1])), rng.uniform(0, 360), rng.integers(4)
-    if kind == 0:
+    # OpenCV takes coordinates in sixteenths of a pixel here (shift = 4).
+    position, turn, form = (int(16 * centre[0]), int(16 * centre[1])), rng.uniform(0, 360), rng.integers(4)
+    if form == 0:
         corners = np.radians(turn + np.array((0, 115, 240)) + rng.uniform(-25, 25, 3))
         _fill(drawn, np.stack((np.cos(corners), np.sin(corners)), axis=1) * half + centre, colour)
-    elif kind == 1:
+    elif form == 1:
         axes = (int(16 * half), int(16 * half * rng.uniform(0.7, 1.0)))
-        cv2.ellipse(drawn, at, axes, turn, 0, rng.uniform(90, 200), colour, max(1, int(half * rng.uniform(0.15, 0.4))), cv2.LINE_AA, 4)
-    elif kind == 2:
+        end, thickness = rng.uniform(90, 200), max(1, int(half * rng.uniform(0.15, 0.4)))
+        cv2.ellipse(drawn, position, axes, turn, 0, end, colour, thickness, cv2.LINE_AA, 4)
+    elif form == 2:
         points = np.cumsum(rng.normal(0, half * 0.7, (5, 2)), axis=0) + centre
         cv2.polylines(drawn, [(points * 16).astype(np.int32)], False, colour, max(1, int(half * 0.2)), cv2.LINE_AA, 4)
     else:
-        cv2.ellipse(drawn, at, (int(16 * half), int(16 * half * rng.uniform(0.2, 0.45))), turn, 0, 360, colour, -1, cv2.LINE_AA, 4)
+        axes = (int(16 * half), int(16 * half * rng.uniform(0.2, 0.45)))
+        cv2.ellipse(drawn, position, axes, turn, 0, 360, colour, -1, cv2.LINE_AA, 4)
 
 
 def _fill(drawn: np.ndarray, points: np.ndarray, colour: tuple[float, ...]) -> None:
-    cv2.fillPoly(drawn, [(points * 16).astype(np.int32)], colour, cv2.LINE_AA, 4)  # four bits of the coordinates are fractions
+    cv2.fillPoly(drawn, [(points * 16).astype(np.int32)], colour, cv2.LINE_AA, 4)  # in sixteenths of a pixel
 
 
 def blades(rng: np.random.Generator, size_px: int) -> np.ndarray:
-    """Return the (S, S) coverage of what stands before everything, in some scenes: a few thin blades of grass."""
+    """Draw the coverage, (S, S) float32 from 0 to 1, of a few thin blades of grass in front of all objects; empty in most scenes."""
     cover = np.zeros((size_px, size_px), np.uint8)
     for _ in range(rng.integers(1, 5) if rng.random() < 0.4 else 0):
         foot, tip = rng.uniform(0, size_px), rng.normal(0, 0.15 * size_px)
@@ -113,15 +118,15 @@ def blades(rng: np.random.Generator, size_px: int) -> np.ndarray:
 
 
 def cast_shadow(canvas: np.ndarray, shape: Outline, half: float, light: tuple[float, float]) -> None:
-    """Darken, in place, the ground beside an object, away from the light."""
-    move = np.array(((1, 0, -light[0] * half * 0.16), (0, 1, -light[1] * half * 0.16)), np.float64)
-    shadow = cv2.warpAffine(shape.alpha, move, shape.alpha.shape[::-1])
+    """Darken the ground beside an object in place, away from the light."""
+    shift = np.array(((1, 0, -light[0] * half * 0.16), (0, 1, -light[1] * half * 0.16)), np.float64)
+    shadow = cv2.warpAffine(shape.alpha, shift, shape.alpha.shape[::-1])
     blur = int(half * 0.12) * 2 + 1
     canvas[:, shape.rows, shape.columns] *= 1 - np.float32(0.5) * cv2.blur(shadow, (blur, blur))
 
 
 def paint(canvas: np.ndarray, shape: Outline, look: Look, light: tuple[float, float], half: float) -> None:
-    """Paint, in place, one object in its look, lit from one side, with a darker rim."""
+    """Paint one object in place, in its look, lit from one side, with a darker rim."""
     colour = look.first + (look.second - look.first) * _pattern(shape.u, shape.v, look)
     colour += (look.accent - colour) * np.clip(shape.accent * np.float32(half) + np.float32(0.5), 0, 1)
     rows, columns = shape.alpha.shape
@@ -133,7 +138,7 @@ def paint(canvas: np.ndarray, shape: Outline, look: Look, light: tuple[float, fl
 
 
 def _pattern(u: np.ndarray, v: np.ndarray, look: Look) -> np.ndarray:
-    """Return the share of the second colour, 0 to 1."""
+    """Return the share of the second colour, (h, w) from 0 to 1."""
     if look.pattern == 0:
         return np.zeros_like(u)
     cos, sin, waves = np.float32(np.cos(look.turn)), np.float32(np.sin(look.turn)), np.float32(look.waves * np.pi / 2)
@@ -144,10 +149,13 @@ def _pattern(u: np.ndarray, v: np.ndarray, look: Look) -> np.ndarray:
 
 
 def photograph(rng: np.random.Generator, canvas: np.ndarray, light: str) -> np.ndarray:
-    """Return the (S, S, 3) uint8 photo of a canvas: brightness, tint, uneven light, blur and noise of the time of day."""
+    """Photograph a canvas, (S, S, 3) uint8, with the brightness, tint, uneven light, blur and noise of a time of day.
+
+    The canvas is overwritten.
+    """
     size_px = canvas.shape[1]
     gain = rng.uniform(*GAIN[light]) * np.array(TINT[light]) * (1 + rng.normal(0, 0.03, 3)) * 255
-    canvas *= _uneven(rng, size_px, light) * gain.astype(np.float32)[:, None, None]
+    canvas *= _uneven_light(rng, size_px, light) * gain.astype(np.float32)[:, None, None]
     sigma = size_px / 320 * rng.uniform(0.5, 1.1) if rng.random() < 0.35 else 0
     grain = rng.standard_normal((size_px, size_px), np.float32) * np.float32(255 * rng.uniform(*NOISE[light]))
     for plane, noise in zip(canvas, (grain, grain[::-1], grain[:, ::-1]), strict=True):
@@ -157,8 +165,8 @@ def photograph(rng: np.random.Generator, canvas: np.ndarray, light: str) -> np.n
     return np.rint(cv2.merge(list(canvas))).clip(0, 255).astype(np.uint8)
 
 
-def _uneven(rng: np.random.Generator, size_px: int, light: str) -> np.ndarray:
-    """Return an (S, S) field of light: a slope, and a lamp at night."""
+def _uneven_light(rng: np.random.Generator, size_px: int, light: str) -> np.ndarray:
+    """Return the brightness of each pixel, (S, S): a slope, plus a lamp at night."""
     steps = np.linspace(-1, 1, size_px, dtype=np.float32)
     slope_x, slope_y = rng.uniform(-0.2, 0.2, 2).astype(np.float32)
     field = 1 + slope_x * steps + slope_y * steps[:, None]

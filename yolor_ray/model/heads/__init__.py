@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Heads: one file per task, all built from prediction levels on the neck's feature maps."""

@@ -1,6 +1,6 @@
-"""Classify whole images with several labels each: YOLOR's joint detection and classification (JDC, paper section 5.3).
+"""Classification head: several labels per image, as in YOLOR's joint detection and classification (JDC, paper table 3).
 
-Legend: B images, M image classes.
+Legend: B images, C channels, H W cells of a level, M image classes.
 """
 
 from jaxtyping import Float
@@ -8,19 +8,19 @@ from torch import Tensor, nn
 
 from yolor_ray.config import NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
-from yolor_ray.model.heads.prediction_level import MIN_WIDTH, OutputCounts, PredictionLevel, channels_of
+from yolor_ray.model.heads.prediction_level import MIN_WIDTH, OutputCounts, PredictionLevel, neck_channels
 
 
 class ClassifyHead(nn.Module):
-    """Pool each level and add up what the levels say."""
+    """Image labels: the sum of the logits of all levels, each pooled over its map."""
 
     def __init__(self, config: NetworkConfig, counts: OutputCounts) -> None:
         super().__init__()
-        levels = (PredictionLevel(c, max(c, MIN_WIDTH), counts.image_classes, config, pooled=True) for c in channels_of(config))
+        levels = (PredictionLevel(c, max(c, MIN_WIDTH), counts.image_classes, config, pooled=True) for c in neck_channels(config))
         self.levels = nn.ModuleList(levels)
 
     def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B M"]]:
-        """Return the logits, as the only one of a list."""
+        """Return a list with one tensor, the logits (B, M), from the feature maps (B, C, H, W) of all levels."""
         logits = [level(x).flatten(1) for level, x in zip(self.levels, features, strict=True)]
         return [sum(logits[1:], start=logits[0])]
 

@@ -1,6 +1,8 @@
-"""Embed each object so that one individual is close to itself and far from others: joint detection and embedding (JDE, paper section 5.3).
+"""Embedding head: embeddings of one individual are close to each other and far from those of other individuals.
 
-Legend: B images, A anchors per cell, P predictions, E numbers of an embedding, I identities of the training set.
+Joint detection and embedding (JDE, paper table 3).
+Legend: B images, C channels, H W cells of a level, A anchors per cell, P predictions, E numbers of an embedding, I identities of the
+training set.
 """
 
 import torch
@@ -10,26 +12,26 @@ from torch.nn import functional as F
 
 from yolor_ray.config import NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
-from yolor_ray.model.heads.prediction_level import OutputCounts, anchor_levels, over_levels, predict_levels
+from yolor_ray.model.heads.prediction_level import OutputCounts, concatenate_levels, make_anchor_levels, predict_levels
 
 EMBEDDING = 64
-"""Numbers of an embedding."""
+"""Numbers of an embedding, E."""
 
 
 class EmbedHead(nn.Module):
-    """Predict an embedding per anchor; `proxies` hold a direction for each identity while training, and fusing drops them."""
+    """Embedding per anchor. `proxies` (I, E) holds one direction per identity during training; fusing drops the proxies."""
 
     def __init__(self, config: NetworkConfig, counts: OutputCounts) -> None:
         super().__init__()
         self._anchors = config.anchors_per_level
-        # What all embeddings share says nothing, and would leave hardly any angle between them.
-        self.levels = anchor_levels(config, EMBEDDING, normed=True)
+        # A component common to all embeddings carries no information and leaves hardly any angle between embeddings.
+        self.levels = make_anchor_levels(config, EMBEDDING, normed=True)
         self.proxies = nn.Parameter(torch.randn(counts.identities, EMBEDDING) / EMBEDDING**0.5) if counts.identities else None
 
     def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B A _ _ E"]]:
-        """Return embeddings of any length per level."""
+        """Return embeddings of arbitrary length, (B, A, H, W, E) per level, from the feature maps (B, C, H, W)."""
         return predict_levels(self.levels, features, self._anchors)
 
     def decode(self, raw: list[Tensor], _: DetectHead) -> dict[str, Tensor]:
-        """Return `embeddings`, (B, P, E) of length 1."""
-        return {"embeddings": F.normalize(over_levels([level.float() for level in raw]), dim=-1)}
+        """Return `embeddings`, (B, P, E), each of length 1."""
+        return {"embeddings": F.normalize(concatenate_levels([level.float() for level in raw]), dim=-1)}

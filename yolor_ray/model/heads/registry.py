@@ -1,7 +1,9 @@
-"""List the heads of the tasks beside detection: to add a task is to write its head's file and a line here.
+"""Task heads beside detection, by task name. A new task needs a file with its head and one entry in `HEADS`.
 
-A head takes the network's configuration and the counts of what the data names; `forward` takes the pyramid, fine level first,
-and returns raw tensors; `decode` takes those and the detection head, and returns outputs by name.
+The constructor of a head takes the network's configuration and the `OutputCounts` of the dataset. `forward(features)` takes
+the feature maps (B, C, H, W) of all levels, fine level first, and returns the raw tensors. `decode(raw, detect_head)`
+takes the raw tensors and the detection head, which holds anchors and strides, and returns the outputs by name in float32.
+The network calls `add_implicit` of every `PredictionLevel` in the head.
 """
 
 from torch import nn

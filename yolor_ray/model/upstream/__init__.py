@@ -1,1 +1,1 @@
-"""Import published checkpoints: bytes of a file -> tensors in its order -> the network of ours that they are."""
+"""Import of upstream checkpoints, the files that the authors of YOLOR published: bytes -> tensors in file order -> our network."""

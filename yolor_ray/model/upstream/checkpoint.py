@@ -1,4 +1,4 @@
-"""Find the network in what a checkpoint's pickle describes: a state dict, or a module with its parameters and children."""
+"""Find the network in the content of a checkpoint's pickle: a state dict, or a module with its parameters and children."""
 
 import itertools
 from collections.abc import Iterator
@@ -6,82 +6,88 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolor_ray.errors import WeightsError
-from yolor_ray.model.upstream.archive import StoredTensor, stored_tensor
-from yolor_ray.model.upstream.pickles import TENSOR, Made
+from yolor_ray.model.upstream.archive import TensorLocation, parse_tensor
+from yolor_ray.model.upstream.pickles import TENSOR, ObjectRecord
 
-HOLDERS = ("ema", "model", "state_dict")
-"""Where checkpoints keep the network, the one to use first."""
-DEPTH, TENSORS = 16, 10_000
-"""Most modules inside each other, and most tensors, that are looked at: several times what the family needs."""
+NETWORK_KEYS = ("ema", "model", "state_dict")
+"""Keys of a checkpoint that may hold the network, in order of preference."""
+MAX_DEPTH, MAX_TENSORS = 16, 10_000
+"""Limits of nested modules and of tensors read: several times the needs of the family."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold a network's tensors by name, in the file's order, and its class names where the file has them."""
+    """Tensors of a network by name, in the order of the file, and class names if the file has them."""
 
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, TensorLocation]
     classes: tuple[str, ...]
-    kinds: frozenset[str]
-    """Names of the classes of its modules; empty for a state dict."""
+    module_classes: frozenset[str]
+    """Class names of the network's modules; empty for a state dict."""
 
 
-def find_network(place: str, root: Any) -> Checkpoint:
-    """Return the tensors and class names in what a pickle describes.
+def find_network(url: str, root: Any) -> Checkpoint:
+    """Return the tensors and class names in the content of a pickle.
 
     Raises:
-        WeightsError: there is no tensor where checkpoints keep the network.
+        WeightsError: there is no tensor under the keys that hold the network.
     """
-    holder = _holder(root)
-    if isinstance(holder, Made):
-        # DataParallel keeps the network itself as its only child.
-        holder = _children(holder, "_modules").get("module", holder)
-    seen: dict[int, str] = {}
-    found = _module_tensors(place, holder, seen) if isinstance(holder, Made) else _dict_tensors(holder)
-    made = dict(itertools.islice(found, TENSORS))
-    if not made:
-        held = [key for key in root if isinstance(key, str)] if isinstance(root, dict) else [getattr(root, "name", type(root).__name__)]
-        raise WeightsError(f"{place}: found no tensors in a pickle of {', '.join(held)[:200]}, expected a state dict or a module")
-    prefix = "module." if all(name.startswith("module.") for name in made) else ""
-    tensors = {name.removeprefix(prefix): stored_tensor(f"{place}: {name!r}", value) for name, value in made.items()}
-    return Checkpoint(tensors, _names(holder) or _names(root), frozenset(seen.values()))
+    holder = _find_holder(root)
+    if isinstance(holder, ObjectRecord):
+        # DataParallel keeps the network as its only child.
+        holder = _named_children(holder, "_modules").get("module", holder)
+    visited: dict[int, str] = {}
+    named_records = _module_tensors(url, holder, visited) if isinstance(holder, ObjectRecord) else _dict_tensors(holder)
+    records = dict(itertools.islice(named_records, MAX_TENSORS))
+    if not records:
+        keys = [key for key in root if isinstance(key, str)] if isinstance(root, dict) else [getattr(root, "name", type(root).__name__)]
+        raise WeightsError(f"{url}: found no tensors in a pickle of {', '.join(keys)[:200]}, expected a state dict or a module")
+    prefix = "module." if all(name.startswith("module.") for name in records) else ""
+    tensors = {name.removeprefix(prefix): parse_tensor(f"{url}: {name!r}", record) for name, record in records.items()}
+    return Checkpoint(tensors, _class_names(holder) or _class_names(root), frozenset(visited.values()))
 
 
-def _holder(root: Any) -> Any:
-    for key in HOLDERS:
-        if isinstance(root, dict) and isinstance(root.get(key), dict | Made):
+def _find_holder(root: Any) -> Any:
+    """Return the state dict or module that holds the network, or the root itself."""
+    for key in NETWORK_KEYS:
+        if isinstance(root, dict) and isinstance(root.get(key), dict | ObjectRecord):
             return root[key]
     return root
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Made) and value.name == TENSOR
+    return isinstance(value, ObjectRecord) and value.name == TENSOR
 
 
-def _dict_tensors(holder: Any) -> Iterator[tuple[str, Made]]:
+def _dict_tensors(holder: Any) -> Iterator[tuple[str, ObjectRecord]]:
     entries = holder.items() if isinstance(holder, dict) else ()
     yield from ((name, value) for name, value in entries if isinstance(name, str) and _is_tensor(value))
 
 
-def _children(module: Made, kind: str) -> dict[str, Any]:
-    children = module.state.get(kind)
+def _named_children(module: ObjectRecord, attribute: str) -> dict[str, Any]:
+    children = module.state.get(attribute)
     return {name: child for name, child in children.items() if isinstance(name, str)} if isinstance(children, dict) else {}
 
 
-def _module_tensors(place: str, module: Made, seen: dict[int, str], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Made]]:
-    """Yield the tensors of a module and its children by the names and in the order of its state dict; of each module once."""
-    seen[id(module)] = module.name
-    if depth > DEPTH:
-        raise WeightsError(f"{place}: found more than {DEPTH} modules inside each other at {prefix[:80]!r}, expected fewer")
-    for kind in ("_parameters", "_buffers"):
-        yield from ((f"{prefix}{name}", value) for name, value in _children(module, kind).items() if _is_tensor(value))
-    for name, child in _children(module, "_modules").items():
-        if isinstance(child, Made) and id(child) not in seen:
-            yield from _module_tensors(place, child, seen, f"{prefix}{name}.", depth + 1)
+def _module_tensors(
+    url: str, module: ObjectRecord, visited: dict[int, str], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, ObjectRecord]]:
+    """Yield the tensors of a module and its children, with the names and in the order of the state dict; each module once.
+
+    `visited` collects the class name of each module by the identity of its record.
+    """
+    visited[id(module)] = module.name
+    if depth > MAX_DEPTH:
+        raise WeightsError(f"{url}: found more than {MAX_DEPTH} modules inside each other at {prefix[:80]!r}, expected fewer")
+    for attribute in ("_parameters", "_buffers"):
+        yield from ((f"{prefix}{name}", value) for name, value in _named_children(module, attribute).items() if _is_tensor(value))
+    for name, child in _named_children(module, "_modules").items():
+        if isinstance(child, ObjectRecord) and id(child) not in visited:
+            yield from _module_tensors(url, child, visited, f"{prefix}{name}.", depth + 1)
 
 
-def _names(holder: Any) -> tuple[str, ...]:
-    """Return class names from a list, or from a dict by label; nothing where they are neither."""
-    state = holder.state if isinstance(holder, Made) else holder
+def _class_names(holder: Any) -> tuple[str, ...]:
+    """Return class names from a list, or from a dict by label; an empty tuple if there is neither."""
+    state = holder.state if isinstance(holder, ObjectRecord) else holder
     names = state.get("names") if isinstance(state, dict) else None
     if isinstance(names, dict) and list(names) == list(range(len(names))):
         names = list(names.values())

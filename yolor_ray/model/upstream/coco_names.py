@@ -1,6 +1,6 @@
-"""Name the classes that the published networks were trained on."""
+"""COCO's class names."""
 
-COCO: tuple[str, ...] = (
+COCO_CLASSES: tuple[str, ...] = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant"),
     *("stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
     *("backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat"),
@@ -9,4 +9,4 @@ COCO: tuple[str, ...] = (
     *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave"),
     *("oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
 )
-"""COCO's 80 classes in the order of the published networks' outputs."""
+"""COCO's 80 classes in the order of the upstream networks' outputs."""

@@ -1,6 +1,6 @@
 """Read darknet `.weights`: a short header, then the numbers of one section after the other, without names or shapes.
 
-So the file's length has to fit a network exactly, and of several that fit, the numbers tell which one it is.
+The length of the file must fit a network exactly. If the length fits several networks, the numbers decide.
 """
 
 import logging
@@ -16,134 +16,136 @@ from yolor_ray.errors import WeightsError
 from yolor_ray.model.implicit import NEUTRAL, Implicit
 from yolor_ray.model.layers import Conv
 from yolor_ray.model.network import Yolor
-from yolor_ray.model.upstream.family import MAIN, outline
-from yolor_ray.model.upstream.layouts import Layout, in_published_order
+from yolor_ray.model.upstream.family import MAIN_BRANCH, make_meta_network
+from yolor_ray.model.upstream.layouts import Layout, ordered_modules
 
-MOST_CLASSES = 10_000
-WIDE_SEEN = 2
-"""From version 0.2 on, the number of images seen takes 8 bytes instead of 4."""
-CONV = ("norm.bias", "norm.weight", "norm.running_mean", "norm.running_var", "conv.weight")
-PREDICTION = ("bias", "weight")
+MAX_CLASSES = 10_000
+WIDE_COUNTER_MINOR_VERSION = 2
+"""From version 0.2 on, the header's counter of training images has 8 bytes instead of 4."""
+CONV_TENSORS = ("norm.bias", "norm.weight", "norm.running_mean", "norm.running_var", "conv.weight")
+PREDICTION_TENSORS = ("bias", "weight")
 Networks = Mapping[str, NetworkConfig]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Hold a network that a file's length fits: `whole` says whether its implicit vectors, if any, are in the file."""
+class Candidate:
+    """A network whose size fits the length of a file."""
 
-    title: str
+    name: str
     config: NetworkConfig
     classes: int
     layout: Layout
-    whole: bool
+    complete: bool
+    """False if the network has implicit vectors and the file does not."""
 
 
 def is_darknet(data: bytes) -> bool:
-    """Tell whether a file begins as darknet's do, with version 0.1 or 0.2."""
+    """Return True if a file begins with a darknet header of version 0.1 or 0.2."""
     return len(data) >= 16 and tuple(np.frombuffer(data, "<i4", 2)) in ((0, 1), (0, 2))
 
 
-def read_darknet(place: str, data: bytes, networks: Networks = MAIN) -> tuple[Fit, dict[str, Tensor]]:
-    """Return which of the networks a file holds, and its tensors by our names.
+def read_darknet(url: str, data: bytes, networks: Networks = MAIN_BRANCH) -> tuple[Candidate, dict[str, Tensor]]:
+    """Return the network in a file, and its tensors by our names.
 
-    Implicit vectors that the file leaves out, as the main branch's writer does, start neutral.
+    The main branch's writer leaves out implicit vectors; absent vectors start neutral.
 
     Raises:
         WeightsError: no network fits, or more than one.
     """
-    numbers = _numbers(place, data)
-    fits = [fit for title, config in networks.items() for fit in _fits(title, config, len(numbers))]
-    read = [(fit, dict(_tensors(fit, numbers))) for fit in fits]
-    likely = [(fit, tensors) for fit, tensors in read if _plausible(tensors)]
-    # A file that is whole as YOLOv4-CSP is not YOLOR-CSP with its implicit vectors left out, though the numbers are the same.
-    likely = [(fit, tensors) for fit, tensors in likely if fit.whole] or likely
-    if not likely:
-        raise WeightsError(f"{place}: found {len(numbers)} numbers, {_unfit(fits)}; expected {_sizes(networks)}")
-    if len(likely) > 1:
-        named = "; ".join(f"{fit.title} with {fit.classes} classes, heads {fit.layout}" for fit, _ in likely)
-        raise WeightsError(f"{place}: found {len(numbers)} numbers that fit {named}; expected one network")
-    fit, tensors = likely[0]
-    if fit.layout == "heads in line":
+    numbers = _read_numbers(url, data)
+    candidates = [candidate for name, config in networks.items() for candidate in _candidates(name, config, len(numbers))]
+    fits = [(candidate, dict(_split_tensors(candidate, numbers))) for candidate in candidates]
+    fits = [(candidate, tensors) for candidate, tensors in fits if _is_plausible(tensors)]
+    # A file that fits YOLOv4-CSP completely is not YOLOR-CSP without its implicit vectors, although the numbers are equal.
+    fits = [(candidate, tensors) for candidate, tensors in fits if candidate.complete] or fits
+    if not fits:
+        raise WeightsError(f"{url}: found {len(numbers)} numbers, {_describe_mismatch(candidates)}; expected {_describe_sizes(networks)}")
+    if len(fits) > 1:
+        described = "; ".join(f"{candidate.name} with {candidate.classes} classes, layout {candidate.layout}" for candidate, _ in fits)
+        raise WeightsError(f"{url}: found {len(numbers)} numbers that fit {described}; expected one network")
+    candidate, tensors = fits[0]
+    if candidate.layout == "interleaved":
         raise WeightsError(
-            f"{place}: found {fit.title} as darknet's own configuration has it, with Mish activations and heads in line, "
-            "expected the SiLU network of YOLOR's; its numbers would predict something else"
+            f"{url}: found {candidate.name} of darknet's own configuration, with Mish activations and heads between the neck's blocks, "
+            "expected YOLOR's SiLU network; the same numbers would give other predictions"
         )
-    if fit.config.implicit.align == "none":
-        log.warning("event=no_implicit file=%s reason='the same numbers may be YOLOR written without its implicit vectors'", place)
-    elif not fit.whole:
-        log.warning("event=neutral_implicit file=%s reason='the file holds no implicit vectors; they start at 0 and 1'", place)
-    return fit, tensors
+    if candidate.config.implicit.align == "none":
+        logger.warning("event=no_implicit file=%s reason='the same numbers may be YOLOR written without its implicit vectors'", url)
+    elif not candidate.complete:
+        logger.warning("event=neutral_implicit file=%s reason='the file holds no implicit vectors; they start at 0 and 1'", url)
+    return candidate, tensors
 
 
-def _numbers(place: str, data: bytes) -> np.ndarray:
-    minor = int(np.frombuffer(data, "<i4", 2)[1])
-    header = 20 if minor >= WIDE_SEEN else 16
+def _read_numbers(url: str, data: bytes) -> np.ndarray:
+    minor_version = int(np.frombuffer(data, "<i4", 2)[1])
+    header = 20 if minor_version >= WIDE_COUNTER_MINOR_VERSION else 16
     if (len(data) - header) % 4 or len(data) <= header:
-        raise WeightsError(f"{place}: found {len(data)} bytes, expected a darknet header of {header} and whole numbers of 4; truncated?")
+        raise WeightsError(f"{url}: found {len(data)} bytes, expected a darknet header of {header} and whole numbers of 4; truncated?")
     return np.frombuffer(data, "<f4", offset=header)
 
 
-def _count(config: NetworkConfig, classes: int) -> tuple[int, int]:
-    """Return how many numbers a network has in a file, and how many of them are implicit vectors."""
-    sizes = {name: tensor.numel() for name, tensor in outline(config, classes).state_dict().items()}
+def _count_numbers(config: NetworkConfig, classes: int) -> tuple[int, int]:
+    """Return the count of a network's numbers in a file, and the count of those in implicit vectors."""
+    sizes = {name: tensor.numel() for name, tensor in make_meta_network(config, classes).state_dict().items()}
     vectors = sum(size for name, size in sizes.items() if name.endswith(".z"))
     return sum(size for name, size in sizes.items() if not name.endswith(("num_batches_tracked", "head.anchors"))), vectors
 
 
-def _fits(title: str, config: NetworkConfig, count: int) -> Iterator[Fit]:
-    """Yield the ways in which a network with some number of classes has just so many numbers."""
-    (one, vectors_of_one), (two, vectors_of_two) = (_count(config, classes) for classes in (1, 2))
-    layouts: tuple[Layout, ...] = ("main",) if vectors_of_one else ("main", "heads in line")
-    for whole in (True, False) if vectors_of_one else (True,):
-        left_out_one, left_out_two = (0, 0) if whole else (vectors_of_one, vectors_of_two)
-        each = (two - left_out_two) - (one - left_out_one)
-        more, rest = divmod(count - (one - left_out_one), each)
-        if not rest and 0 <= more < MOST_CLASSES:
-            yield from (Fit(title, config, 1 + more, layout, whole) for layout in layouts)
+def _candidates(name: str, config: NetworkConfig, count: int) -> Iterator[Candidate]:
+    """Yield each layout of a network, with the number of classes that gives exactly `count` numbers."""
+    (total_1, vectors_1), (total_2, vectors_2) = (_count_numbers(config, classes) for classes in (1, 2))
+    layouts: tuple[Layout, ...] = ("main",) if vectors_1 else ("main", "interleaved")
+    for complete in (True, False) if vectors_1 else (True,):
+        absent_1, absent_2 = (0, 0) if complete else (vectors_1, vectors_2)
+        per_class = (total_2 - absent_2) - (total_1 - absent_1)
+        more_classes, remainder = divmod(count - (total_1 - absent_1), per_class)
+        if not remainder and 0 <= more_classes < MAX_CLASSES:
+            yield from (Candidate(name, config, 1 + more_classes, layout, complete) for layout in layouts)
 
 
-def _tensors(fit: Fit, numbers: np.ndarray) -> Iterator[tuple[str, Tensor]]:
-    """Cut the numbers into tensors, section by section; each gets memory of its own."""
-    network = outline(fit.config, fit.classes)
+def _split_tensors(candidate: Candidate, numbers: np.ndarray) -> Iterator[tuple[str, Tensor]]:
+    """Split the numbers into tensors, section by section; each tensor is a copy."""
+    network = make_meta_network(candidate.config, candidate.classes)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     start = 0
-    for name, neutral in _sections(network, fit.layout):
+    for name, neutral in _section_tensors(network, candidate.layout):
         size = shapes[name].numel()
-        if neutral is not None and not fit.whole:
+        if neutral is not None and not candidate.complete:
             yield name, torch.full(shapes[name], neutral)
             continue
         yield name, torch.from_numpy(numbers[start : start + size].astype(np.float32)).view(shapes[name])
         start += size
 
 
-def _sections(network: Yolor, layout: Layout) -> Iterator[tuple[str, float | None]]:
-    """Yield our names of tensors in the file's order; of an implicit vector also the constant that changes nothing."""
+def _section_tensors(network: Yolor, layout: Layout) -> Iterator[tuple[str, float | None]]:
+    """Yield our names of tensors in the file's order, with the neutral constant of each implicit vector and None for others."""
     names = {module: name for name, module in network.named_modules()}
-    for module in in_published_order(network, layout):
+    for module in ordered_modules(network, layout):
         if isinstance(module, Implicit):
             yield f"{names[module]}.z", NEUTRAL[module.operator]
         else:
-            yield from ((f"{names[module]}.{part}", None) for part in (CONV if isinstance(module, Conv) else PREDICTION))
+            tensors = CONV_TENSORS if isinstance(module, Conv) else PREDICTION_TENSORS
+            yield from ((f"{names[module]}.{tensor}", None) for tensor in tensors)
 
 
-def _plausible(tensors: Mapping[str, Tensor]) -> bool:
-    """Tell whether variances are variances: read from a wrong place, they would be weights of either sign."""
+def _is_plausible(tensors: Mapping[str, Tensor]) -> bool:
+    """Return True if all numbers are finite and all variances 0 or more; at a wrong offset, variances are weights of either sign."""
     variances = (tensor for name, tensor in tensors.items() if name.endswith("running_var"))
     return all(bool((tensor >= 0).all()) for tensor in variances) and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
-def _unfit(fits: list[Fit]) -> str:
-    if not fits:
+def _describe_mismatch(candidates: list[Candidate]) -> str:
+    if not candidates:
         return "which fit no network of the family"
-    named = ", ".join(dict.fromkeys(f"{fit.title} with {fit.classes} classes" for fit in fits))
-    return f"as many as {named}, but then variances are negative or numbers not finite: another network, or damaged"
+    described = ", ".join(dict.fromkeys(f"{candidate.name} with {candidate.classes} classes" for candidate in candidates))
+    return f"as many as {described}, but then variances are negative or numbers not finite: another network, or damaged"
 
 
-def _sizes(networks: Networks) -> str:
+def _describe_sizes(networks: Networks) -> str:
     sizes = []
-    for title, config in networks.items():
-        at_80, one_more = (_count(config, classes)[0] for classes in (80, 81))
-        sizes.append(f"{title} {at_80} at 80 classes and {one_more - at_80} for each more")
+    for name, config in networks.items():
+        at_80, at_81 = (_count_numbers(config, classes)[0] for classes in (80, 81))
+        sizes.append(f"{name} {at_80} at 80 classes and {at_81 - at_80} for each more")
     return "; ".join(sizes)

@@ -1,4 +1,4 @@
-"""Tell by its first bytes what a file is that was given as a published checkpoint; names and endings do not count."""
+"""Identify the kind of an upstream file by its first bytes; its name is ignored."""
 
 from io import BytesIO
 
@@ -6,55 +6,56 @@ from yolor_ray.errors import WeightsError
 from yolor_ray.model.upstream.darknet import is_darknet
 from yolor_ray.model.upstream.pickles import ForeignNameError, read_pickle
 
-EXPECTED = "a .pt file that torch.save wrote, or darknet .weights"
-ZIP = b"PK\x03\x04"
-OLD_TORCH = 0x1950A86A20F9469CFC6C
-"""The number that torch's format before 1.6 begins with, as a pickle of its own; three more pickles follow."""
-AGAIN = "load it in an environment that you trust and save its state dict again with torch.save"
-MOST_PICKLED = 8 * 2**20
+EXPECTED_FILE = "a .pt file that torch.save wrote, or darknet .weights"
+ZIP_SIGNATURE = b"PK\x03\x04"
+LEGACY_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+"""Content of the first pickle of torch's format before 1.6; three more pickles follow."""
+RESAVE_ADVICE = "load it in an environment that you trust and save its state dict again with torch.save"
+MAX_PICKLED_BYTES = 8 * 2**20
+"""Bytes of a file that are searched for pickles."""
 
 
-def file_kind(place: str, data: bytes) -> str:
-    """Return `torch` or `darknet`.
+def file_kind(url: str, data: bytes) -> str:
+    """Return the kind of a file, `torch` or `darknet`.
 
     Raises:
-        ForeignNameError: the file is a pickle that asks for something that it has no reason to.
-        WeightsError: the file is neither; the message says what it is.
+        ForeignNameError: the file is a pickle that requests a name that no checkpoint needs.
+        WeightsError: the file is of another kind; the message describes the content.
     """
     if not data:
-        raise WeightsError(f"{place}: found an empty file, expected {EXPECTED}")
-    if data.startswith(ZIP):
+        raise WeightsError(f"{url}: found an empty file, expected {EXPECTED_FILE}")
+    if data.startswith(ZIP_SIGNATURE):
         return "torch"
-    _refuse_pickle(place, data)
+    _refuse_pickle(url, data)
     if is_darknet(data):
         return "darknet"
-    raise WeightsError(f"{place}: found {_described(data)}, expected {EXPECTED}")
+    raise WeightsError(f"{url}: found {_describe_content(data)}, expected {EXPECTED_FILE}")
 
 
-def _refuse_pickle(place: str, data: bytes) -> None:
-    """Raise if the file is a pickle outside torch's zip container, whatever its protocol."""
-    stream, read = BytesIO(data[:MOST_PICKLED]), []
-    looks_pickled = data[0] == 0x80 and len(data) > 1 and data[1] <= 5
+def _refuse_pickle(url: str, data: bytes) -> None:
+    """Raise WeightsError if the file is a pickle outside torch's zip container, of any protocol."""
+    stream, contents = BytesIO(data[:MAX_PICKLED_BYTES]), []
+    has_pickle_header = data[0] == 0x80 and len(data) > 1 and data[1] <= 5
     try:
-        read.append(read_pickle(place, stream))
-        while read[0] == OLD_TORCH and len(read) < 4:
-            read.append(read_pickle(place, stream))
+        contents.append(read_pickle(url, stream))
+        while contents[0] == LEGACY_MAGIC_NUMBER and len(contents) < 4:
+            contents.append(read_pickle(url, stream))
     except ForeignNameError:
-        # Text may read like the old protocols' way to name a function; a pickle ends with a full stop.
-        if not looks_pickled and not data.rstrip().endswith(b"."):
+        # Plain text can look like a function name in the old protocols, but a pickle ends with a full stop.
+        if not has_pickle_header and not data.rstrip().endswith(b"."):
             return
         raise
     except WeightsError:
-        if looks_pickled:
+        if has_pickle_header:
             raise
         return
-    if read[0] == OLD_TORCH:
-        raise WeightsError(f"{place}: found a file in torch's format from before 1.6, expected its zip format; {AGAIN}")
-    if looks_pickled:
-        raise WeightsError(f"{place}: found a bare pickle, expected torch's zip format; {AGAIN}")
+    if contents[0] == LEGACY_MAGIC_NUMBER:
+        raise WeightsError(f"{url}: found a file in torch's format from before 1.6, expected its zip format; {RESAVE_ADVICE}")
+    if has_pickle_header:
+        raise WeightsError(f"{url}: found a bare pickle, expected torch's zip format; {RESAVE_ADVICE}")
 
 
-def _described(data: bytes) -> str:
+def _describe_content(data: bytes) -> str:
     start = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "a web page (HTML), as servers send it in place of a file that is gone or needs a login"

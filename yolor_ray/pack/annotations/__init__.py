@@ -1,1 +1,1 @@
-"""Read annotations as other tools write them: PASCAL VOC, COCO, YOLO or file names, with every fault counted and located."""
+"""Readers of annotations in other tools' formats: PASCAL VOC, COCO, YOLO, file names. Every fault is counted and located."""

@@ -1,8 +1,10 @@
-"""Tell what each image of a COCO file was annotated for, so that what nobody looked for is not taken for absent.
+"""Determine the tasks that each image of a COCO file is annotated for, so that unknown annotations are not taken for absent objects.
 
-A list `tasks` in the image's entry says it. Else boxes are annotated, unless the file has image labels and not one box; image labels
-where the entry has `labels`, even an empty list; masks, keypoints and identities where an object of the image has one, and on an image
-without objects where some object of the file has one.
+A list `tasks` in the image's entry decides. Without the list:
+- `detect`: annotated, unless the file has image labels and not a single box.
+- `classify`: annotated where the entry has `labels`, even an empty list.
+- `segment`, `pose`, `embed`: annotated where an object of the image has a mask, keypoints or an identity; on an image without
+  objects, where some object of the file has one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,44 +13,44 @@ from typing import Any
 
 from yolor_ray.config.network import TASKS
 from yolor_ray.pack.annotations.faults import Fault
-from yolor_ray.pack.annotations.schema import AnnotatedImage, DrawnObject
+from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject
 
-SHOWN_BY: dict[str, Callable[[DrawnObject], bool]] = {
-    "segment": lambda drawn: drawn.mask is not None,
-    "pose": lambda drawn: any(visibility > 0 for visibility in (drawn.keypoints or ())[2::3]),
-    "embed": lambda drawn: drawn.identity >= 0,
+OBJECT_TASKS: dict[str, Callable[[AnnotatedObject], bool]] = {
+    "segment": lambda obj: obj.mask is not None,
+    "pose": lambda obj: any(visibility > 0 for visibility in (obj.keypoints or ())[2::3]),
+    "embed": lambda obj: obj.identity >= 0,
 }
-"""By task: tell whether an object was annotated for it."""
+"""By task: a predicate that is True for objects annotated for the task."""
 
 
-def with_tasks(pairs: Sequence[tuple[dict[str, Any], AnnotatedImage]], classify: bool) -> tuple[list[AnnotatedImage], list[Fault]]:
-    """Return images with their tasks, and what is wrong with the lists that name some.
+def assign_tasks(pairs: Sequence[tuple[dict[str, Any], AnnotatedImage]], classify: bool) -> tuple[list[AnnotatedImage], list[Fault]]:
+    """Return the images with their tasks, and the faults of the lists `tasks`.
 
     Args:
-        pairs: entries and images with their objects.
-        classify: there are image classes at all.
+        pairs: entries of the file, and images with their objects.
+        classify: the dataset has image classes.
     """
-    objects = [drawn for _, image in pairs for drawn in image.objects]
-    labels = [classify and isinstance(entry.get("labels"), list) for entry, _ in pairs]
-    background = _shown(objects) | ({"detect"} if objects or not any(labels) else set())
+    objects = [obj for _, image in pairs for obj in image.objects]
+    labelled = [classify and isinstance(entry.get("labels"), list) for entry, _ in pairs]
+    background_tasks = _tasks_of_objects(objects) | ({"detect"} if objects or not any(labelled) else set())
     images = []
     faults = []
-    for (entry, image), labelled in zip(pairs, labels, strict=True):
-        named, fault = _named(entry, image)
+    for (entry, image), has_labels in zip(pairs, labelled, strict=True):
+        named_tasks, fault = _named_tasks(entry, image)
         faults += [fault] if fault else []
-        boxes = _shown(image.objects) | {"detect"} if image.objects else background
-        found = (boxes | {"classify"} if labelled else boxes) if named is None else named
-        images.append(replace(image, tasks=tuple(sorted(found))))
+        object_tasks = _tasks_of_objects(image.objects) | {"detect"} if image.objects else background_tasks
+        inferred = object_tasks | {"classify"} if has_labels else object_tasks
+        images.append(replace(image, tasks=tuple(sorted(inferred if named_tasks is None else named_tasks))))
     return images, faults
 
 
-def _shown(objects: Iterable[DrawnObject]) -> set[str]:
+def _tasks_of_objects(objects: Iterable[AnnotatedObject]) -> set[str]:
     objects = list(objects)
-    return {task for task, shows in SHOWN_BY.items() if any(map(shows, objects))}
+    return {task for task, is_annotated in OBJECT_TASKS.items() if any(map(is_annotated, objects))}
 
 
-def _named(entry: dict[str, Any], image: AnnotatedImage) -> tuple[set[str] | None, Fault | None]:
-    """Return the tasks that the entry names, None if it names none, and what is wrong with them."""
+def _named_tasks(entry: dict[str, Any], image: AnnotatedImage) -> tuple[set[str] | None, Fault | None]:
+    """Return the tasks that the entry names, or None if the entry names none, and the fault of its list."""
     given = entry.get("tasks")
     if given is None:
         return None, None

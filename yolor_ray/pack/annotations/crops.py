@@ -1,7 +1,7 @@
-"""Read images of one object each, as re-identification sets have them: the file name tells who is shown and which camera saw it.
+"""Read images of one object each, as re-identification sets have them: the file name holds the individual, the class and the camera.
 
-Classes, individuals and cameras are collected from the names of all images of the folder, also of those that a split file does not
-select, so that splits packed one by one agree on the numbers.
+Classes, individuals and cameras are collected from the names of all images of the folder, also of images outside the split file.
+Splits packed one by one thus agree on the numbers.
 """
 
 import re
@@ -11,17 +11,17 @@ from typing import NamedTuple
 from yolor_ray.io.storage import join
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.image_folder import ImageFolder, stem
-from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations, DrawnObject
-from yolor_ray.pack.annotations.split_file import read_split
+from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject, Annotations
+from yolor_ray.pack.annotations.split_file import read_split_file
 
 ANY_CLASS = "object"
-"""The one class of a set whose names tell no classes."""
+"""Class of all objects where file names hold no class."""
 WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
 MISSING = ("missing_image", "the name of an image in the images folder")
 
 
-class _Told(NamedTuple):
-    """What a file name tells."""
+class _NameParts(NamedTuple):
+    """Values in a file name."""
 
     identity: str
     class_name: str
@@ -29,52 +29,53 @@ class _Told(NamedTuple):
 
 
 def read_crops(folder: ImageFolder, pattern: str, split_file: str = "", classes: Sequence[str] = ()) -> Annotations:
-    """Return one object per image, as large as the image, with the identity and camera that the file name tells.
+    """Read the annotations of a folder of crops: one object per image, as large as the image, with identity and camera.
 
     Args:
         folder: the images.
         pattern: regular expression, searched in the path of a file below the folder, without its suffix; its named groups are
-            `identity`, and if there are `class` and `camera`.
+            `identity`, and optionally `class` and `camera`.
         split_file: URL of a list of images, one file name or path below the folder per line; empty takes all.
-        classes: class names by label; empty collects and sorts those in the file names.
+        classes: class names by label; empty collects and sorts the classes in the file names.
     """
-    told = {name: found for name in folder.files if (found := _told(pattern, name))}
-    classes = tuple(classes) or tuple(sorted({found.class_name for found in told.values()}))
-    identities = _numbers(found.identity for found in told.values())
-    cameras = _numbers(found.camera for found in told.values() if found.camera)
-    chosen, faults = _chosen(folder, split_file)
+    parsed = {name: parts for name in folder.files if (parts := _parse_name(pattern, name))}
+    classes = tuple(classes) or tuple(sorted({parts.class_name for parts in parsed.values()}))
+    identities = _number(parts.identity for parts in parsed.values())
+    cameras = _number(parts.camera for parts in parsed.values() if parts.camera)
+    names, faults = _split(folder, split_file)
     images = []
-    for name in chosen:
-        url, found = join(folder.url, name), told.get(name)
-        if found is None or found.class_name not in classes:
-            faults.append(_fault(url, pattern, found, classes))
+    for name in names:
+        url, parts = join(folder.url, name), parsed.get(name)
+        if parts is None or parts.class_name not in classes:
+            faults.append(_fault(url, pattern, parts, classes))
             continue
-        whole = DrawnObject(WHOLE_IMAGE, classes.index(found.class_name), identity=identities[found.identity])
-        camera = cameras[found.camera] if found.camera else -1
-        images.append(AnnotatedImage(name, (whole,), url, fractions=True, tasks=("detect", "embed"), camera=camera))
+        obj = AnnotatedObject(WHOLE_IMAGE, classes.index(parts.class_name), identity=identities[parts.identity])
+        camera = cameras[parts.camera] if parts.camera else -1
+        images.append(AnnotatedImage(name, (obj,), url, fractions=True, tasks=("detect", "embed"), camera=camera))
     return Annotations(classes, tuple(images), tuple(faults))
 
 
-def _chosen(folder: ImageFolder, split_file: str) -> tuple[list[str], list[Fault]]:
+def _split(folder: ImageFolder, split_file: str) -> tuple[list[str], list[Fault]]:
     if not split_file:
         return list(folder.files), []
-    return read_split(split_file, lambda text: folder.find(text) or folder.find_stem(text), MISSING)
+    return read_split_file(split_file, lambda text: folder.find(text) or folder.find_stem(text), MISSING)
 
 
-def _told(pattern: str, name: str) -> _Told | None:
+def _parse_name(pattern: str, name: str) -> _NameParts | None:
     match = re.search(pattern, stem(name))
     if match is None:
         return None
-    found = match.groupdict()
-    identity, class_name = found["identity"], found.get("class", ANY_CLASS)
-    return _Told(identity, class_name, found.get("camera")) if identity and class_name else None
+    groups = match.groupdict()
+    identity, class_name = groups["identity"], groups.get("class", ANY_CLASS)
+    return _NameParts(identity, class_name, groups.get("camera")) if identity and class_name else None
 
 
-def _fault(url: str, pattern: str, found: _Told | None, classes: Sequence[str]) -> Fault:
-    if found is None:
-        return Fault("bad_name", f"found a file name that does not match {pattern!r}, expected who is shown; image left out", url)
-    return Fault("unknown_class", f"found class {found.class_name!r}, expected one of {', '.join(classes)}; image left out", url)
+def _fault(url: str, pattern: str, parts: _NameParts | None, classes: Sequence[str]) -> Fault:
+    if parts is None:
+        return Fault("bad_name", f"found a file name that does not match {pattern!r}, expected an identity in it; image left out", url)
+    return Fault("unknown_class", f"found class {parts.class_name!r}, expected one of {', '.join(classes)}; image left out", url)
 
 
-def _numbers(words: Iterable[str]) -> dict[str, int]:
+def _number(words: Iterable[str]) -> dict[str, int]:
+    """Return the number of each word: its position in alphabetical order."""
     return {word: number for number, word in enumerate(sorted(set(words)))}

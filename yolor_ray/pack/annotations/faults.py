@@ -1,4 +1,4 @@
-"""Say what is wrong with annotations, and where. Codes are stable; reports and tests rely on them."""
+"""Faults of annotations and images. Codes are stable; reports and tests rely on the codes."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,29 +7,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a data set, and what became of it."""
+    """One fault of a dataset, its location and its consequence."""
 
     code: str
     """Stable snake_case name, such as `zero_area_box`."""
     message: str
-    """What was found, what was expected, what was done."""
+    """Found value, expected value, consequence."""
     file: str
-    """URL of the annotation file, or of the image where that is at fault."""
+    """URL of the annotation file, or of the image where the image is at fault."""
     line: int | None = None
-    """Line in the file, from 1; None where a line says nothing."""
+    """Line in the file, from 1; None for files that are not read by line."""
     pointer: str = ""
     """JSON pointer into the file, such as /annotations/17."""
 
     @property
-    def place(self) -> str:
-        """FILE:LINE or FILE#POINTER on one line, whatever the names hold."""
-        where = self.file + (f":{self.line}" if self.line else "") + (f"#{self.pointer}" if self.pointer else "")
-        return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in where)
+    def location(self) -> str:
+        """FILE:LINE or FILE#POINTER on one line, with unprintable characters escaped."""
+        location = self.file + (f":{self.line}" if self.line else "") + (f"#{self.pointer}" if self.pointer else "")
+        return "".join(character if character.isprintable() else repr(character)[1:-1] for character in location)
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.code}: {self.message}"
+        return f"{self.location}: {self.code}: {self.message}"
 
 
 def count_by_code(faults: Iterable[Fault]) -> dict[str, int]:
-    """Return how often each code occurs, sorted by code."""
+    """Return the number of faults by code, sorted by code."""
     return dict(sorted(Counter(fault.code for fault in faults).items()))

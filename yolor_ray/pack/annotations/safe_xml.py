@@ -1,4 +1,4 @@
-"""Parse XML into plain nodes that know their line. Entities are refused, so neither a bomb nor an outside file gets in."""
+"""Parse XML into nodes with line numbers; entities are refused, which excludes entity bombs and external files."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ MAX_DEPTH = 100
 
 
 class XmlError(ValueError):
-    """The text is not XML that we accept; `line` says where."""
+    """The text is not acceptable XML; `line` is the line of the error."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
@@ -46,8 +46,7 @@ def parse_xml(data: bytes) -> Node:
     """Return the root element.
 
     Raises:
-        XmlError: malformed text, any entity declaration or reference to an outside file, or nesting over 100 deep.
-
+        XmlError: malformed text, an entity declaration, a reference to an external file, or more than 100 nested elements.
     """
     parser = expat.ParserCreate()
     parser.buffer_text = True

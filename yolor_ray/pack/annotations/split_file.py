@@ -1,4 +1,4 @@
-"""Read which images of a data set belong to a split: a text file with one of them per line."""
+"""Read the list of a split's images: a text file with one image per line."""
 
 from collections.abc import Callable
 
@@ -6,16 +6,16 @@ from yolor_ray.io.storage import read_bytes
 from yolor_ray.pack.annotations.faults import Fault
 
 
-def read_split(split_file: str, find: Callable[[str], str | None], missing: tuple[str, str]) -> tuple[list[str], list[Fault]]:
-    """Return what the lines of a split file stand for, each once, and what is wrong with the others.
+def read_split_file(split_file: str, find: Callable[[str], str | None], missing: tuple[str, str]) -> tuple[list[str], list[Fault]]:
+    """Return the keys that the lines of a split file name, each once, and a fault for each other line.
 
     Args:
-        split_file: URL of the list; empty lines do not count.
-        find: returns what a line stands for, or None.
-        missing: code of the fault of a line that stands for nothing, and what was expected of it.
+        split_file: URL of the list; empty lines are ignored.
+        find: returns the key for the text of a line, or None.
+        missing: code of the fault for a line without a key, and the expectation for its message.
     """
     code, expected = missing
-    chosen: dict[str, int] = {}
+    first_lines: dict[str, int] = {}
     faults = []
     for line, text in enumerate(read_bytes(split_file).decode("utf-8-sig", "replace").splitlines(), start=1):
         if not text.strip():
@@ -23,9 +23,9 @@ def read_split(split_file: str, find: Callable[[str], str | None], missing: tupl
         key = find(text.strip())
         if key is None:
             faults.append(Fault(code, f"found {text.strip()!r}, expected {expected}; left out", split_file, line))
-        elif key in chosen:
-            message = f"found {key!r} again, first in line {chosen[key]}; expected each image once; left out"
+        elif key in first_lines:
+            message = f"found {key!r} again, first in line {first_lines[key]}; expected each image once; left out"
             faults.append(Fault("duplicate_id", message, split_file, line))
         else:
-            chosen[key] = line
-    return list(chosen), faults
+            first_lines[key] = line
+    return list(first_lines), faults

@@ -12,15 +12,15 @@ import yaml
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import join, read_bytes
 from yolor_ray.pack.annotations.faults import Fault
-from yolor_ray.pack.annotations.image_folder import FileIndex, ImageFolder, files_ending, read_many, stem
-from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations, DrawnObject
+from yolor_ray.pack.annotations.image_folder import FileIndex, ImageFolder, list_annotation_files, read_files, stem
+from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject, Annotations
 
 SLACK = 0.01
-"""How far a fraction may leave 0 to 1 by rounding; the box is clipped to the image later."""
+"""Allowed excess of a fraction over 0 to 1, for rounding; boxes are clipped to the image later."""
 
 
 def read_yolo(folder: ImageFolder, annotations: str, names: str) -> Annotations:
-    """Return the annotations of a folder of YOLO text files.
+    """Read the annotations of a folder of YOLO text files.
 
     Args:
         folder: the images; a text file lies at the same relative path in `annotations`.
@@ -28,39 +28,38 @@ def read_yolo(folder: ImageFolder, annotations: str, names: str) -> Annotations:
         names: URL of the class names: one per line, or a .yaml file with `names:`.
     """
     classes = read_names(names)
-    files = [file for file in files_ending(annotations, ".txt") if file != "classes.txt" and join(annotations, file) != names]
-    labels = FileIndex(files)
-    holders = {name: file for name in folder.files if (file := labels.find_stem(stem(name)))}
-    images = [AnnotatedImage(name, (), join(folder.url, name), fractions=True) for name in folder.files if name not in holders]
-    faults = [_stray(join(annotations, file), folder.url) for file in sorted(set(files) - set(holders.values()))]
-    for (name, file), data in zip(holders.items(), read_many(annotations, list(holders.values())), strict=True):
+    files = [file for file in list_annotation_files(annotations, ".txt") if file != "classes.txt" and join(annotations, file) != names]
+    index = FileIndex(files)
+    label_files = {name: file for name in folder.files if (file := index.find_stem(stem(name)))}
+    images = [AnnotatedImage(name, (), join(folder.url, name), fractions=True) for name in folder.files if name not in label_files]
+    faults = [_missing_image(join(annotations, file), folder.url) for file in sorted(set(files) - set(label_files.values()))]
+    for (name, file), data in zip(label_files.items(), read_files(annotations, list(label_files.values())), strict=True):
         url = join(annotations, file)
-        found = list(_objects(data, url, len(classes)))
-        objects = tuple(drawn for drawn in found if isinstance(drawn, DrawnObject))
-        wrong = [fault for fault in found if isinstance(fault, Fault)]
-        faults += wrong
-        if not any(fault.code == "bad_encoding" for fault in wrong):
+        items = list(_objects(data, url, len(classes)))
+        objects = tuple(item for item in items if isinstance(item, AnnotatedObject))
+        file_faults = [item for item in items if isinstance(item, Fault)]
+        faults += file_faults
+        if not any(fault.code == "bad_encoding" for fault in file_faults):
             images.append(AnnotatedImage(name, objects, url, fractions=True))
     return Annotations(classes, tuple(images), tuple(faults))
 
 
-def _stray(label_file: str, images: str) -> Fault:
+def _missing_image(label_file: str, images: str) -> Fault:
     return Fault("missing_image", f"found no image of the same name in {images}, expected one; labels left out", label_file)
 
 
 def read_names(url: str) -> tuple[str, ...]:
-    """Return class names by label, from a text file or from the `names` of a YAML file.
+    """Read class names by label, from a text file or from the `names` of a YAML file.
 
     Raises:
-        DataError: there are none, or one comes twice.
-
+        DataError: the file has no names, or a name occurs twice.
     """
     try:
         text = read_bytes(url).decode("utf-8-sig")
-        found = _yaml_names(text) if url.lower().endswith((".yaml", ".yml")) else text.rstrip().splitlines()
+        values = _yaml_names(text) if url.lower().endswith((".yaml", ".yml")) else text.rstrip().splitlines()
     except (ValueError, yaml.YAMLError) as error:
         raise DataError(f"{url}: found {' '.join(str(error).split())}, expected one class name per line, or YAML with names:") from error
-    names = tuple(str(name).strip() for name in found)
+    names = tuple(str(value).strip() for value in values)
     if not names or "" in names or len(set(names)) < len(names):
         raise DataError(f"{url}: found class names {list(names)}, expected at least one, each once and none empty")
     return names
@@ -76,7 +75,7 @@ def _yaml_names(text: str) -> Sequence[Any]:
     return names
 
 
-def _objects(data: bytes, url: str, classes: int) -> Iterator[DrawnObject | Fault]:
+def _objects(data: bytes, url: str, classes: int) -> Iterator[AnnotatedObject | Fault]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -84,11 +83,12 @@ def _objects(data: bytes, url: str, classes: int) -> Iterator[DrawnObject | Faul
         return
     for line, row in enumerate(text.splitlines(), start=1):
         if row.strip():
-            found = _object(row.split(), line, classes)
-            yield found if isinstance(found, DrawnObject) else Fault(found[0], f"{found[1]}; object left out", url, line)
+            item = _parse_row(row.split(), line, classes)
+            yield item if isinstance(item, AnnotatedObject) else Fault(item[0], f"{item[1]}; object left out", url, line)
 
 
-def _object(words: list[str], line: int, classes: int) -> DrawnObject | tuple[str, str]:
+def _parse_row(words: list[str], line: int, classes: int) -> AnnotatedObject | tuple[str, str]:
+    """Return the object of a row, or code and message of its fault."""
     if len(words) != 5:
         return "bad_line", f"found {len(words)} columns, expected 5: class cx cy w h{_column_hint(words)}"
     label = words[0]
@@ -101,10 +101,10 @@ def _object(words: list[str], line: int, classes: int) -> DrawnObject | tuple[st
     if not all(map(math.isfinite, numbers)):
         hint = "; write decimal points, not commas" if any("," in word for word in words) else ""
         return "not_a_number", f"found {' '.join(words[1:])}, expected four numbers{hint}"
-    return _box(numbers, int(label), line)
+    return _make_object(numbers, int(label), line)
 
 
-def _box(numbers: list[float], label: int, line: int) -> DrawnObject | tuple[str, str]:
+def _make_object(numbers: list[float], label: int, line: int) -> AnnotatedObject | tuple[str, str]:
     cx, cy, width, height = numbers
     found = f"found cx {cx:g}, cy {cy:g}, w {width:g}, h {height:g}"
     if width <= 0 or height <= 0:
@@ -112,7 +112,7 @@ def _box(numbers: list[float], label: int, line: int) -> DrawnObject | tuple[str
     if max(numbers) > 1 + SLACK or min(numbers) < -SLACK:
         hint = "; looks like pixels, not fractions" if max(numbers) > 2 else ""
         return "not_normalised", f"{found}, expected fractions from 0 to 1{hint}"
-    return DrawnObject((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), label, line)
+    return AnnotatedObject((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), label, line)
 
 
 def _number(word: str) -> float:

@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""HTTP interface of one replica: routes, request bodies, response schemas, errors and the two HTML pages."""

@@ -1,6 +1,6 @@
-"""Say what went wrong as JSON with a stable code.
+"""Errors of the service as JSON with a stable code.
 
-Every answer that is not a success is `{"code", "message", "request_id"}`; no stack trace ever leaves the process.
+Every response other than a success is `{"code", "message", "request_id"}`; no stack trace leaves the process.
 """
 
 import logging
@@ -38,13 +38,13 @@ STATUS: Mapping[str, int] = {
     "not_ready": 503,
     "timeout": 504,
 }
-"""HTTP status of every code that a client may meet."""
+"""HTTP status of every error code."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ApiError(YolorError):
-    """Something to answer the client with; `code` is a key of STATUS."""
+    """Error response to a client; `code` is a key of STATUS."""
 
     def __init__(self, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -52,53 +52,53 @@ class ApiError(YolorError):
         self.headers = headers
 
 
-def request_id_of(request: Request) -> str:
-    """Return the id under which this request is known to client, logs and traces."""
+def request_id(request: Request) -> str:
+    """Return the id of a request, which its response and the logs contain."""
     return str(getattr(request.state, "request_id", ""))
 
 
-def install(app: FastAPI, ranges: Mapping[str, str]) -> None:
-    """Make `app` answer every failure in our form.
+def install_handlers(app: FastAPI, allowed: Mapping[str, str]) -> None:
+    """Install handlers that answer every exception with the JSON of this module.
 
     Args:
-        app: what raises Problem, ImageError or the framework's own exceptions.
-        ranges: what each query parameter may be, in words, by name.
+        app: application that raises ApiError, ImageError or exceptions of the framework.
+        allowed: allowed values of each query parameter in words, by name.
     """
 
-    def refuse_parameters(request: Request, error: Exception) -> JSONResponse:
+    def answer_bad_parameters(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _answer(request, "bad_parameter", "; ".join(_sentence(fault, ranges) for fault in error.errors()))
+        return _answer(request, "bad_parameter", "; ".join(_parameter_fault(fault, allowed) for fault in error.errors()))
 
-    app.add_exception_handler(RequestValidationError, refuse_parameters)
-    app.add_exception_handler(ApiError, _on_problem)
-    app.add_exception_handler(ImageError, _on_problem)
-    app.add_exception_handler(HTTPException, _on_framework_refusal)
+    app.add_exception_handler(RequestValidationError, answer_bad_parameters)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(ImageError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_framework_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_crash)
 
 
 def _answer(request: Request, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    body = {"code": code, "message": message, "request_id": request_id_of(request)}
+    body = {"code": code, "message": message, "request_id": request_id(request)}
     return JSONResponse(body, STATUS[code], headers={"Cache-Control": "no-store", **(headers or {})})
 
 
-def _sentence(fault: Mapping[str, Any], ranges: Mapping[str, str]) -> str:
+def _parameter_fault(fault: Mapping[str, Any], allowed: Mapping[str, str]) -> str:
     name = str(fault["loc"][-1])
-    if name not in ranges:
-        return f"{name[:80]!r}: unknown parameter, expected one of {', '.join(ranges)}"
-    return f"{name}: found {str(fault.get('input'))[:80]!r}, expected {ranges[name]}"
+    if name not in allowed:
+        return f"{name[:80]!r}: unknown parameter, expected one of {', '.join(allowed)}"
+    return f"{name}: found {str(fault.get('input'))[:80]!r}, expected {allowed[name]}"
 
 
-def _on_problem(request: Request, error: Exception) -> JSONResponse:
+def _on_api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError | ImageError)
     return _answer(request, error.code, str(error), getattr(error, "headers", None))
 
 
-def _on_framework_refusal(request: Request, error: Exception) -> JSONResponse:
+def _on_framework_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     message = {
-        "not_found": f"no such page: {request.url.path[:200]!r}; GET /docs lists what there is",
+        "not_found": f"no such page: {request.url.path[:200]!r}; GET /docs lists the routes",
         "method_not_allowed": f"found {request.method} {request.url.path[:200]!r}; GET /docs lists the methods",
     }.get(code, str(error.detail))
     return _answer(request, code, message, error.headers)
@@ -106,9 +106,9 @@ def _on_framework_refusal(request: Request, error: Exception) -> JSONResponse:
 
 def _on_disconnect(request: Request, error: Exception) -> JSONResponse:
     del error
-    return _answer(request, "client_closed", "the client went away before its request was complete")
+    return _answer(request, "client_closed", "the client disconnected before its request was complete")
 
 
 def _on_crash(request: Request, error: Exception) -> JSONResponse:
-    log.error("event=internal_error request_id=%s error=%s", request_id_of(request), type(error).__name__)
-    return _answer(request, "internal_error", "something broke on our side; the log has it under this request id")
+    logger.error("event=internal_error request_id=%s error=%s", request_id(request), type(error).__name__)
+    return _answer(request, "internal_error", "the service failed; its log has an entry with this request id")

@@ -1,6 +1,6 @@
-"""Find the one `file` in a multipart/form-data body that is in memory already.
+"""Extract the part `file` from a multipart/form-data body in memory.
 
-Starlette's own parser copies each file through a temporary one, which stays open when the body ends too early.
+Starlette's own parser copies each file into a temporary file, which stays open when the body ends too early.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from yolor_ray.serve.http.errors import ApiError
 
-MOST_PARTS = 8
+MAX_PARTS = 8
 
 
 @dataclass
@@ -25,7 +25,7 @@ class _Part:
 
 
 class _Reader:
-    """Collect parts as the parser announces them."""
+    """Collector of the parts, by callbacks of the parser."""
 
     def __init__(self) -> None:
         self.parts: list[_Part] = []
@@ -43,8 +43,8 @@ class _Reader:
         }
 
     def _begin(self) -> None:
-        if len(self.parts) == MOST_PARTS:
-            raise ApiError("bad_multipart", f"found more than {MOST_PARTS} parts, expected one named 'file'")
+        if len(self.parts) == MAX_PARTS:
+            raise ApiError("bad_multipart", f"found more than {MAX_PARTS} parts, expected one named 'file'")
         self.parts.append(_Part())
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
@@ -65,7 +65,7 @@ class _Reader:
 
 
 def file_part(content_type: str, body: bytes) -> bytes:
-    """Return the content of the part `file`; raises Problem when there is not exactly one, with a file name."""
+    """Return the content of the part `file`; raises ApiError unless exactly one such part has a file name."""
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
         raise ApiError("bad_multipart", "found no boundary in Content-Type, expected multipart/form-data; boundary=…")

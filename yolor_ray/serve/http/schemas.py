@@ -1,6 +1,6 @@
-"""Describe what the service answers; OpenAPI is made from these schemas.
+"""Schemas of the service's responses; OpenAPI is generated from them.
 
-What a network has not learned, and what a request switched off, is absent from its answer, never null.
+A task that the network has not learned, or that a request switched off, is absent from the response and never null.
 """
 
 from typing import Any
@@ -12,36 +12,36 @@ from pydantic.json_schema import SkipJsonSchema
 from yolor_ray.serve.http import errors
 
 
-def _without_default(schema: JsonDict) -> None:
+def _drop_default(schema: JsonDict) -> None:
     del schema["default"]
 
 
-def _maybe(description: str) -> Any:
-    """Describe a field that is absent from some answers."""
-    return Field(None, description=description, json_schema_extra=_without_default)
+def _optional(description: str) -> Any:
+    """Return a field that is absent from some responses."""
+    return Field(None, description=description, json_schema_extra=_drop_default)
 
 
 class Model(BaseModel):
-    """Which weights answered."""
+    """Name and version of the weights."""
 
     name: str
     version: str = Field(description="First 12 hexadecimal digits of the SHA-256 of the weights.")
 
 
 class ModelCard(Model):
-    """What is served."""
+    """Description of the served weights."""
 
     classes: list[str]
-    tasks: list[str] = Field(description="What the network has learned: detect, classify, embed, segment, pose.")
-    image_classes: list[str] | SkipJsonSchema[None] = _maybe("Labels of whole images; absent without the task classify.")
-    keypoint_names: list[str] | SkipJsonSchema[None] = _maybe("Keypoints of each object; absent without the task pose.")
-    embedding_numbers: int | SkipJsonSchema[None] = _maybe("Numbers of an embedding; absent without the task embed.")
+    tasks: list[str] = Field(description="Tasks that the network has learned: detect, classify, embed, segment, pose.")
+    image_classes: list[str] | SkipJsonSchema[None] = _optional("Labels of whole images; absent without the task classify.")
+    keypoint_names: list[str] | SkipJsonSchema[None] = _optional("Keypoints of each object; absent without the task pose.")
+    embedding_numbers: int | SkipJsonSchema[None] = _optional("Numbers of an embedding; absent without the task embed.")
     image_px: int = Field(description="Side of the network's square input.")
     fused: bool = Field(description="Whether batch norm and implicit vectors are folded away.")
-    engine: str = Field(description="What runs the network on the replica that answered: torch, onnxruntime or openvino.")
-    precision: str = Field(description="What it computes in: float32 or bfloat16.")
-    metrics: dict[str, float] = Field(description="What was measured on the validation set, where known.")
-    defaults: dict[str, float] = Field(description="Parameters of a detection that are used when a request names none.")
+    engine: str = Field(description="Engine that executes the network on the replica that answered: torch, onnxruntime or openvino.")
+    precision: str = Field(description="Precision of the arithmetic: float32 or bfloat16.")
+    metrics: dict[str, float] = Field(description="Metrics on the validation set, where known.")
+    defaults: dict[str, float] = Field(description="Values of the query parameters that a request leaves out.")
 
 
 class Size(BaseModel):
@@ -52,7 +52,7 @@ class Size(BaseModel):
 
 
 class RunLengths(BaseModel):
-    """A mask as COCO's tools read and write it."""
+    """A mask in the run-length format of COCO's tools."""
 
     size: list[int] = Field(description="Height and width of the displayed image.", min_length=2, max_length=2)
     counts: str = Field(description="Compressed run lengths, columns first.")
@@ -63,8 +63,8 @@ class Mask(BaseModel):
 
     rle: RunLengths
     polygons: list[list[float]] = Field(
-        description="Outer outline of each part, x1, y1, x2, y2, … in pixels of the displayed image, of which the first covers 0 to 1, "
-        "as for boxes. Corners lie on the middles of pixel sides; simplified by less than half a pixel; holes are filled."
+        description="Outer outline of each connected part, x1, y1, x2, y2, … in pixels of the displayed image; the first covers 0 to 1, "
+        "as for boxes. Corners lie on the middles of pixel sides; outlines are simplified by less than half a pixel; holes are filled."
     )
     area: int = Field(description="Pixels of the mask; 0 where the box holds no mask.")
 
@@ -75,7 +75,7 @@ class Keypoint(BaseModel):
     name: str
     x: float = Field(description="Pixels of the displayed image; may lie outside.")
     y: float = Field(description="Pixels of the displayed image; may lie outside.")
-    confidence: float = Field(description="Probability that it is there to be seen.")
+    confidence: float = Field(description="Probability that the keypoint is visible.")
 
 
 class Detection(BaseModel):
@@ -85,16 +85,16 @@ class Detection(BaseModel):
     class_name: str = Field(alias="class")
     class_id: int
     confidence: float
-    mask: Mask | SkipJsonSchema[None] = _maybe("Absent without the task segment, or with masks=false.")
-    keypoints: list[Keypoint] | SkipJsonSchema[None] = _maybe("All of them; absent without the task pose, or with keypoints=false.")
-    embedding: str | SkipJsonSchema[None] = _maybe(
-        "Base64 of little-endian float32 numbers, of length 1 together: the dot product of two is the cosine of the angle between them, "
-        "high for one individual. Absent without the task embed, or with embeddings=false."
+    mask: Mask | SkipJsonSchema[None] = _optional("Absent without the task segment, or with masks=false.")
+    keypoints: list[Keypoint] | SkipJsonSchema[None] = _optional("All of them; absent without the task pose, or with keypoints=false.")
+    embedding: str | SkipJsonSchema[None] = _optional(
+        "Base64 of little-endian float32 numbers, a unit vector: the dot product of two embeddings is the cosine of their angle, "
+        "high for views of one individual. Absent without the task embed, or with embeddings=false."
     )
 
 
 class ImageLabel(BaseModel):
-    """How sure it is that a label holds for the whole image."""
+    """One label of the whole image with its probability."""
 
     label: str
     label_id: int
@@ -102,20 +102,20 @@ class ImageLabel(BaseModel):
 
 
 class Answer(BaseModel):
-    """What is in one image, best first."""
+    """Detections in one image, most confident first."""
 
     request_id: str
     model: Model
     image: Size
     detections: list[Detection]
-    labels: list[ImageLabel] | SkipJsonSchema[None] = _maybe("All of them; absent without the task classify, or with labels=false.")
+    labels: list[ImageLabel] | SkipJsonSchema[None] = _optional("All of them; absent without the task classify, or with labels=false.")
     timing_ms: dict[str, float] = Field(
-        description="Milliseconds per stage: body, decode, queue, network; and answer, which makes masks, where there is more than boxes."
+        description="Milliseconds per stage: body, decode, queue, network; with other tasks than detect also answer, which encodes masks."
     )
 
 
 class ErrorBody(BaseModel):
-    """Why there is no answer."""
+    """Error response."""
 
     code: str = Field(description="Stable; one of " + ", ".join(errors.STATUS) + ".")
     message: str

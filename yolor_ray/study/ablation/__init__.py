@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""The ablation of implicit knowledge: its trials, its statistics and its report."""

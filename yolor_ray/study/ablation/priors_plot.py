@@ -1,4 +1,4 @@
-"""Draw what implicit knowledge has learned (the paper's figure 9): priors on outputs by name, priors on features by their spread.
+"""Plot of the learned priors (the paper's figure 9): priors on outputs by name, priors on features by their distribution.
 
 Legend: S seeds, A anchors per cell, F = 5 + K outputs per anchor, K classes, C channels.
 """
@@ -12,46 +12,47 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from yolor_ray.config.variants import VARIANTS
-from yolor_ray.report.plots import GRID, INK, colour, new_figure, plain_axes, png_bytes
-from yolor_ray.study.ablation.summary import trials_of
+from yolor_ray.report.plots import GRID, INK, colour, new_figure, png_bytes, style_axes
+from yolor_ray.study.ablation.summary import select_trials
 from yolor_ray.study.results import Study
 
 OUTPUTS = ("x", "y", "w", "h", "objectness")
 NEUTRAL = {"add": 0.0, "concat": 0.0, "multiply": 1.0, "project": 1.0}
-"""Where each operator changes nothing."""
-NAMED_CLASSES = 12
-"""More classes than these are drawn as one curve."""
-NAME_LENGTH = 16
-SLANTED_NAMES = 9
-"""More names than these stand upright."""
+"""Value at which each operator changes nothing."""
+MAX_NAMED_CLASSES = 12
+"""A larger number of classes is drawn as one curve."""
+MAX_NAME_LENGTH = 16
+MAX_SLANTED_NAMES = 9
+"""A larger number of names is written vertically."""
 CURVE_WIDTH = 5
-"""Width of that curve; an output has 1."""
-PANELS_ACROSS = 3
-SHOWN = {"refine": "outputs", "align": "features"}
+"""Width of the curve of classes on the x axis, where one output has width 1."""
+COLUMNS = 3
+"""Maximum number of panels in a row."""
+ROLE_TITLES = {"refine": "outputs", "align": "features"}
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """The priors of one place of one variant."""
+    """The priors of one role in one variant."""
 
     title: str
-    place: str
+    role: str
     neutral: float
     levels: dict[int, list[np.ndarray]]
     """For each level the values of each seed."""
 
 
 def priors_png(study: Study) -> bytes | None:
-    """Draw the priors of every variant under the first setting; None where no trial has any."""
-    panels = [panel for place in SHOWN for variant in study.variants for panel in _panels(study, variant, place)]
+    """Draw the priors of every variant under the first setting; None where no trial has priors."""
+    panels = [panel for role in ROLE_TITLES for variant in study.variants for panel in _panels(study, variant, role)]
     if not panels:
         return None
-    across = min(PANELS_ACROSS, len(panels))
-    down = -(-len(panels) // across)
-    figure = new_figure(max(0.4 + 4.6 * across, 6.4), 0.6 + 3.3 * down, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-    grid = figure.subplots(down, across, squeeze=False)
+    columns = min(COLUMNS, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = new_figure(max(0.4 + 4.6 * columns, 6.4), 0.6 + 3.3 * lines, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    grid = figure.subplots(lines, columns, squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
-        _draw(axes, panel, study.classes)
+        _draw_panel(axes, panel, study.classes)
     for axes in list(grid.flat)[len(panels) :]:
         axes.remove()
     levels = sorted({level for panel in panels for level in panel.levels})
@@ -61,53 +62,53 @@ def priors_png(study: Study) -> bytes | None:
     return png_bytes(figure)
 
 
-def _panels(study: Study, variant: str, place: str) -> list[_Panel]:
-    """Return the panel of a variant's priors in a place, if there are any."""
-    priors = [prior for trial in trials_of(study, study.settings[0], variant) for prior in trial.priors if prior.place == place]
+def _panels(study: Study, variant: str, role: str) -> list[_Panel]:
+    """Return the panel of a variant's priors in a role, or no panel without priors."""
+    priors = [prior for trial in select_trials(study, study.settings[0], variant) for prior in trial.priors if prior.role == role]
     if not priors:
         return []
     levels = {level: [p.values for p in priors if p.level == level] for level in sorted({p.level for p in priors})}
     operator = priors[0].operator
-    return [_Panel(f"{VARIANTS[variant].title}: {SHOWN[place]}, {operator}", place, NEUTRAL[operator], levels)]
+    return [_Panel(f"{VARIANTS[variant].title}: {ROLE_TITLES[role]}, {operator}", role, NEUTRAL[operator], levels)]
 
 
-def _draw(axes: Axes, panel: _Panel, classes: Sequence[str]) -> None:
-    plain_axes(axes, panel.title, "")
+def _draw_panel(axes: Axes, panel: _Panel, classes: Sequence[str]) -> None:
+    style_axes(axes, panel.title, "")
     axes.axhline(panel.neutral, color=INK, linewidth=1, linestyle="--")
     axes.ticklabel_format(axis="y", useOffset=False)
-    if panel.place == "align":
-        _features(axes, panel.levels)
+    if panel.role == "align":
+        _draw_features(axes, panel.levels)
     else:
-        _outputs(axes, panel.levels, classes)
+        _draw_outputs(axes, panel.levels, classes)
 
 
-def _features(axes: Axes, levels: dict[int, list[np.ndarray]]) -> None:
+def _draw_features(axes: Axes, levels: dict[int, list[np.ndarray]]) -> None:
     for level, seeds in levels.items():
         values = np.sort(np.stack(seeds), axis=1)
-        _curve(axes, np.linspace(0, 100, values.shape[1]), values, level)
+        _draw_curve(axes, np.linspace(0, 100, values.shape[1]), values, level)
     axes.set_xlabel("channels in ascending order, %", color=INK)
 
 
-def _outputs(axes: Axes, levels: dict[int, list[np.ndarray]], classes: Sequence[str]) -> None:
-    named = len(classes) <= NAMED_CLASSES
-    names = [*OUTPUTS, *(_short(name) for name in classes if named)]
+def _draw_outputs(axes: Axes, levels: dict[int, list[np.ndarray]], classes: Sequence[str]) -> None:
+    classes_named = len(classes) <= MAX_NAMED_CLASSES
+    names = [*OUTPUTS, *(_shorten(name) for name in classes if classes_named)]
     for index, (level, seeds) in enumerate(levels.items()):
         values = np.stack(seeds).mean(axis=1)
-        places = np.arange(len(names)) + 0.5 * ((index + 0.5) / len(levels) - 0.5)
-        _dots(axes, places, values[:, : len(names)], level)
-        if not named:
+        x = np.arange(len(names)) + 0.5 * ((index + 0.5) / len(levels) - 0.5)
+        _draw_dots(axes, x, values[:, : len(names)], level)
+        if not classes_named:
             sorted_classes = np.sort(values[:, len(OUTPUTS) :], axis=1)
-            _curve(axes, len(OUTPUTS) - 0.3 + np.linspace(0, CURVE_WIDTH - 0.4, len(classes)), sorted_classes, level)
-    if not named:
+            _draw_curve(axes, len(OUTPUTS) - 0.3 + np.linspace(0, CURVE_WIDTH - 0.4, len(classes)), sorted_classes, level)
+    if not classes_named:
         names.append(f"{len(classes)} classes, ascending")
-    _name_outputs(axes, names, CURVE_WIDTH if not named else 1)
+    _label_outputs(axes, names, CURVE_WIDTH if not classes_named else 1)
 
 
-def _name_outputs(axes: Axes, names: Sequence[str], last_width: float) -> None:
-    """Name the places along x, of which the last is so wide."""
+def _label_outputs(axes: Axes, names: Sequence[str], last_width: float) -> None:
+    """Label the x axis with names; the last name spans `last_width` units."""
     last = len(names) - 1
-    upright = len(names) > SLANTED_NAMES
-    style = {"rotation": 90} if upright else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    vertical = len(names) > MAX_SLANTED_NAMES
+    style = {"rotation": 90} if vertical else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks([*range(last), last + (last_width - 1) / 2], names, **style)
     for label in axes.get_xticklabels():
         label.set_parse_math(False)
@@ -117,19 +118,19 @@ def _name_outputs(axes: Axes, names: Sequence[str], last_width: float) -> None:
     axes.axvline(len(OUTPUTS) - 0.5, color=GRID, linewidth=1.6)
 
 
-def _dots(axes: Axes, places: np.ndarray, values: np.ndarray, level: int) -> None:
+def _draw_dots(axes: Axes, x: np.ndarray, values: np.ndarray, level: int) -> None:
     """Draw the mean of (S, F) values, and each seed faintly."""
     if len(values) > 1:
-        axes.plot(np.tile(places, len(values)), values.ravel(), "o", color=colour(level), alpha=0.3, markersize=3, markeredgewidth=0)
-    axes.plot(places, values.mean(axis=0), "o", color=colour(level), markersize=5)
+        axes.plot(np.tile(x, len(values)), values.ravel(), "o", color=colour(level), alpha=0.3, markersize=3, markeredgewidth=0)
+    axes.plot(x, values.mean(axis=0), "o", color=colour(level), markersize=5)
 
 
-def _curve(axes: Axes, places: np.ndarray, values: np.ndarray, level: int) -> None:
-    """Draw the mean of (S, C) values, sorted, and each seed faintly."""
+def _draw_curve(axes: Axes, x: np.ndarray, values: np.ndarray, level: int) -> None:
+    """Draw the mean of (S, C) sorted values, and each seed faintly."""
     for seed in values if len(values) > 1 else ():
-        axes.plot(places, seed, color=colour(level), alpha=0.3, linewidth=0.8)
-    axes.plot(places, values.mean(axis=0), color=colour(level), linewidth=1.8)
+        axes.plot(x, seed, color=colour(level), alpha=0.3, linewidth=0.8)
+    axes.plot(x, values.mean(axis=0), color=colour(level), linewidth=1.8)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"

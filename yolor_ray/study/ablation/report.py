@@ -1,43 +1,42 @@
-"""Gather what an ablation leaves behind: a report to read, tables for machines and pictures."""
+"""Files of an ablation: the report as Markdown, CSV and JSON, the list of trials, and the pictures."""
 
 from yolor_ray.report.markdown import code, escape, table
 from yolor_ray.study.ablation.csv_json import report_csv, report_json, trials_csv
 from yolor_ray.study.ablation.forest_plot import differences_png
 from yolor_ray.study.ablation.priors_plot import priors_png
-from yolor_ray.study.ablation.summary import Summary, best, summarise
-from yolor_ray.study.ablation.tables import accuracy, costs, paper
+from yolor_ray.study.ablation.summary import Summary, summarise
+from yolor_ray.study.ablation.tables import accuracy_section, costs_section, paper_section
 from yolor_ray.study.ablation.verdict import verdict
 from yolor_ray.study.results import Study
-from yolor_ray.study.wording import title
+from yolor_ray.study.wording import setup_section, variant_title
 from yolor_ray.study.workspace import REPORT_FILE
-
-__all__ = ["REPORT_FILE", "ablation_files", "best"]
 
 READING = """## How to read this
 
-A variant and the baseline are compared seed by seed: with one seed, networks start from the same explicit weights and see the same \
-images in the same order, so that what the seed does to both is not in their difference. The interval covers chance by seeds and by the \
-choice of validation images (resampled with replacement), not other data sets, networks or schedules. Every trial with the URL of its run \
-folder, where its weights, curves and settings are, is in trials.csv; report.csv and report.json hold what is written here, unrounded."""
+A variant and the baseline are compared seed by seed. With one seed, both networks start from the same explicit weights and see the same \
+images in the same order, so that the effect of the seed on both cancels in their difference. The interval covers noise from seeds and \
+from the choice of validation images (resampled with replacement), not other datasets, networks or schedules. trials.csv lists every trial \
+with the URL of its run folder, which has the weights, curves and settings. report.csv and report.json have the numbers of this report, \
+unrounded."""
 CAPTIONS = {
-    "differences.png": "Differences in AP to the baseline. A dot is the mean over seeds, its line the 95 % interval, blue where that holds "
-    "no 0 and dotted where one seed leaves it to the images alone; small dots are single seeds, "
-    "hollow diamonds the paper's own differences (one training each).",
-    "priors.png": "What implicit knowledge has learned, by prediction level. Outputs: the prior on each output, averaged over anchors and "
-    "seeds (faint dots are single seeds); above the dashed line, where it changes nothing, objectness or a class is made likelier by an "
-    "addition. Features: the priors of all channels in ascending order (faint lines are single seeds), so that a flat curve on the dashed "
-    "line has learned nothing and steep ends are channels that matter.",
+    "differences.png": "Differences in AP to the baseline. A large dot is the mean over seeds, and its line is the 95 % interval: blue "
+    "where the interval excludes 0, dotted where one seed leaves the images as the only measured noise. Small dots are single seeds; "
+    "hollow diamonds are the paper's differences (one training run each).",
+    "priors.png": "Learned implicit knowledge by prediction level. Outputs: the prior on each output, averaged over anchors and seeds "
+    "(faint dots are single seeds). On the dashed line, a prior changes nothing; an added prior above the line makes objectness or a "
+    "class more likely. Features: the priors of all channels in ascending order (faint lines are single seeds). A flat curve on the "
+    "dashed line has learned nothing; steep ends are channels that matter.",
 }
 
 
 def ablation_files(study: Study) -> dict[str, bytes]:
-    """Return report.md, report.csv, report.json and trials.csv, and the pictures that there is something to draw for.
+    """Return report.md, report.csv, report.json, trials.csv, and the pictures that the results allow.
 
-    Accuracies are 0 to 1 for machines and points for people; a number that is unknown is null or empty.
+    Accuracies are 0 to 1 in CSV and JSON, and points in Markdown; an unknown number is null or empty.
     """
     summary = summarise(study)
-    drawn = {"differences.png": differences_png(summary), "priors.png": priors_png(study)}
-    pictures = {name: png for name, png in drawn.items() if png is not None}
+    plots = {"differences.png": differences_png(summary), "priors.png": priors_png(study)}
+    pictures = {name: png for name, png in plots.items() if png is not None}
     return {
         REPORT_FILE: _report(summary, list(pictures)).encode(),
         "report.csv": report_csv(summary).encode(),
@@ -52,10 +51,10 @@ def _report(summary: Summary, pictures: list[str]) -> str:
     sections = [
         "# Ablation of implicit knowledge",
         *verdict(summary),
-        "## What was done\n\n" + table(("what", "value"), [[escape(key), escape(value)] for key, value in study.summary.items()], words=2),
-        *(accuracy(summary, setting) for setting in study.settings if summary.measured),
-        costs(summary),
-        paper(summary),
+        setup_section(study.summary),
+        *(accuracy_section(summary, setting) for setting in study.settings if summary.measured),
+        costs_section(summary),
+        paper_section(summary),
         _pictures(summary, pictures),
         _failures(study),
         READING,
@@ -65,11 +64,13 @@ def _report(summary: Summary, pictures: list[str]) -> str:
 
 def _pictures(summary: Summary, names: list[str]) -> str:
     several = len(summary.study.settings) > 1
-    only = f" Drawn with {code(summary.study.settings[0])}." if several else ""
-    shown = [f"![{name}]({name})\n\n{CAPTIONS[name]}{only if name == 'priors.png' else ''}" for name in names]
-    return "\n\n".join(("## Pictures", *shown)) if shown else ""
+    setting = f" Drawn with {code(summary.study.settings[0])}." if several else ""
+    figures = [f"![{name}]({name})\n\n{CAPTIONS[name]}{setting if name == 'priors.png' else ''}" for name in names]
+    return "\n\n".join(("## Pictures", *figures)) if figures else ""
 
 
 def _failures(study: Study) -> str:
-    rows = [[title(f.variant), code(f.setting) if f.setting else "", str(f.seed), escape(f.reason), code(f.run)] for f in study.failures]
-    return f"## Failures\n\n{table(('variant', 'setting', 'seed', 'reason', 'run'), rows, words=5)}" if rows else ""
+    rows = [
+        [variant_title(f.variant), code(f.setting) if f.setting else "", str(f.seed), escape(f.reason), code(f.run)] for f in study.failures
+    ]
+    return f"## Failures\n\n{table(('variant', 'setting', 'seed', 'reason', 'run'), rows, text_columns=5)}" if rows else ""

@@ -1,7 +1,7 @@
-"""Run an ablation: every form of implicit knowledge, trained alike over several seeds, and a report with error bars.
+"""Run an ablation: train every variant of implicit knowledge over several seeds, and report the differences with error bars.
 
-Trials of one seed share everything but their implicit knowledge: the initial explicit weights, the order of the data, its
-augmentation and the anchors. Each is measured once, after its last epoch: the best of many validations would favour noise.
+Trials of one seed differ in their implicit knowledge alone. They share the initial explicit weights, the order of the data, the
+augmentation and the anchors. Each trial is measured once, after its last epoch: the best of many validations would favour noise.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from yolor_ray.cluster.connect import as_they_finish
+from yolor_ray.cluster.connect import as_completed
 from yolor_ray.config import TrainConfig
 from yolor_ray.config.dotted import replace_fields
 from yolor_ray.config.search_space import ablation_choices
@@ -21,30 +21,32 @@ from yolor_ray.config.study import AblationConfig
 from yolor_ray.config.variants import BASELINE, VARIANTS
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import DataError, TrainingError
+from yolor_ray.evaluate.coco import value_or
 from yolor_ray.evaluate.detections import DETECTIONS_FILE, from_parquet
-from yolor_ray.evaluate.predict import MAX_DETECTIONS, truth_of
+from yolor_ray.evaluate.predict import MAX_DETECTIONS, read_truth
 from yolor_ray.io import storage
 from yolor_ray.model.weights import load_weights
-from yolor_ray.study.ablation.costs import costs_of, priors_of
-from yolor_ray.study.ablation.report import ablation_files, best
-from yolor_ray.study.bootstrap import draws, resampled
+from yolor_ray.study.ablation.costs import measure_costs, read_priors
+from yolor_ray.study.ablation.report import ablation_files
+from yolor_ray.study.ablation.summary import best_variant
+from yolor_ray.study.bootstrap import draw_resamples, resampled_metrics
 from yolor_ray.study.results import METRICS, Cost, Failure, Study, TrialResult
+from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import start_cluster
 from yolor_ray.study.workspace import (
-    as_trial,
-    check_start,
-    done_on,
+    check_pretrained,
+    describe_training,
     folder_name,
-    folder_of,
+    format_settings,
     is_finished,
     lock_study,
-    minutes_of,
     provenance,
     publish_study,
-    run_of,
+    resolve_data,
+    study_folder,
     train_pending,
-    typed_words,
-    with_data,
+    training_minutes,
+    trial_config,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,141 +54,146 @@ logger = logging.getLogger(__name__)
 RESAMPLES = 1000
 RESAMPLING_SEED = 0
 DETECTION_BYTES = 1500
-"""Memory of one detection while it is scored."""
+"""Memory of one detection during scoring."""
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One network to train."""
+    """One trial of an ablation."""
 
     variant: str
     setting: str
+    """Values of the further dimensions as command-line text."""
     config: TrainConfig
 
     @property
     def run(self) -> str:
-        return run_of(self.config)
+        """URL of the run folder."""
+        return run_url(self.config)
 
     @property
     def finished(self) -> bool:
+        """True if the trial's weights are published."""
         return is_finished(self.config)
 
 
-def ablation(study: AblationConfig) -> dict[str, Any]:
-    """Train what is not trained yet, write the report and return `report`, `best`, `study` and the numbers of trials.
+def run_ablation(study: AblationConfig) -> dict[str, Any]:
+    """Train the unfinished trials, write the report and return `report`, `best`, `study` and the numbers of trials.
 
     Raises:
-        TrainingError: not a single trial of the baseline came to its end, so that nothing can be compared.
+        TrainingError: no trial of the baseline finished, so nothing can be compared.
+
     """
-    folder = folder_of(study.train)
-    planned = make_specs(study, folder)
-    for pretrained in sorted({one.config.optim.pretrained for one in planned}):
-        check_start(pretrained)
-    val_set = with_data(study.train)[2]
+    folder = study_folder(study.train)
+    specs = make_specs(study, folder)
+    for pretrained in sorted({spec.config.optim.pretrained for spec in specs}):
+        check_pretrained(pretrained)
+    val_set = resolve_data(study.train)[2]
     lock_study("ablation", study.train, study.search)
     start_cluster(study.train.cluster)
-    reasons = train_pending(study.train, [one.config for one in planned if not one.finished], study.max_concurrent_trials)
-    finished = [one for one in planned if one.finished]
-    if not any(one.variant == BASELINE for one in finished):
+    reasons = train_pending(study.train, [spec.config for spec in specs if not spec.finished], study.max_concurrent_trials)
+    finished = [spec for spec in specs if spec.finished]
+    if not any(spec.variant == BASELINE for spec in finished):
         raise TrainingError(f"{folder}: no trial of the baseline was trained: {next(iter(reasons.values()), 'no reason known')}")
-    costs, place = _costs([one for one in finished if one.setting == planned[0].setting], study.train)
-    found = Study(
-        variants=study.compared,
-        settings=tuple(dict.fromkeys(one.setting for one in planned)),
-        trials=tuple(_measured(finished, val_set)),
-        failures=tuple(_failure(one, reasons.get(one.config.run.name, "")) for one in planned if one not in finished),
+    costs, machine = _measure_costs([spec for spec in finished if spec.setting == specs[0].setting], study.train)
+    results = Study(
+        variants=study.variants_with_baseline,
+        settings=tuple(dict.fromkeys(spec.setting for spec in specs)),
+        trials=tuple(_measure_trials(finished, val_set)),
+        failures=tuple(_failure(spec, reasons.get(spec.config.run.name, "")) for spec in specs if spec not in finished),
         costs=costs,
         classes=val_set.classes,
-        summary={**_summary(study, folder), "latency on": place},
+        summary={**_summary(study, folder), "latency on": machine},
     )
-    result = {"best": best(found), "trials": len(found.trials), "failed": len(found.failures)}
-    return publish_study(folder, ablation_files(found), result)
+    counts = {"trials": len(results.trials), "failed": len(results.failures)}
+    return publish_study(folder, ablation_files(results), {"best": best_variant(results), **counts})
 
 
 def make_specs(study: AblationConfig, folder: str) -> list[TrialSpec]:
-    """Return all trials, seed by seed, so that an unfinished study has whole comparisons."""
+    """Return all trials, ordered by seed, so that an interrupted study has complete comparisons."""
     dimensions = ablation_choices(study.train, study.search)
-    combinations = [dict(zip(dimensions, values, strict=True)) for values in itertools.product(*dimensions.values())]
-    first = study.train.run.seed
+    # Folders have the names as typed, which study.json keeps: a study of version 0.1 finds its trials under names renamed since.
+    typed_names = [argument.partition("=")[0] for argument in study.search]
+    first_seed = study.train.run.seed
     return [
-        make_spec(study.train, folder, variant, values, seed)
-        for seed in range(first, first + study.seeds)
-        for values in combinations
-        for variant in study.compared
+        make_spec(study.train, folder, variant, dict(zip(dimensions, values, strict=True)), typed_names, seed)
+        for seed in range(first_seed, first_seed + study.seeds)
+        for values in itertools.product(*dimensions.values())
+        for variant in study.variants_with_baseline
     ]
 
 
-def make_spec(train: TrainConfig, folder: str, variant: str, values: dict[str, Any], seed: int) -> TrialSpec:
-    setting = typed_words(values)
-    config, _, _ = with_data(replace_fields(train, values))
+def make_spec(train: TrainConfig, folder: str, variant: str, values: dict[str, Any], typed_names: Sequence[str], seed: int) -> TrialSpec:
+    """Return the trial of a variant, of one value for each further dimension, and of a seed."""
+    config, _, _ = resolve_data(replace_fields(train, values))
     network = replace(config.network, implicit=VARIANTS[variant].implicit)
     run = replace(config.run, seed=seed, validate_epochs=config.optim.epochs)
-    name = folder_name(" ".join(part for part in (variant, setting, f"seed{seed}") if part).replace(" ", "-"))
-    return TrialSpec(variant, setting, as_trial(replace(config, network=network, run=run), folder, name))
+    typed = format_settings(dict(zip(typed_names, values.values(), strict=True)))
+    name = folder_name(" ".join(filter(None, (variant, typed, f"seed{seed}"))).replace(" ", "-"))
+    return TrialSpec(variant, format_settings(values), trial_config(replace(config, network=network, run=run), folder, name))
 
 
-def _failure(planned: TrialSpec, reason: str) -> Failure:
-    return Failure(planned.variant, planned.setting, planned.config.run.seed, planned.run, reason or "it did not finish")
+def _failure(spec: TrialSpec, reason: str) -> Failure:
+    return Failure(spec.variant, spec.setting, spec.config.run.seed, spec.run, reason or "it did not finish")
 
 
-def _measured(finished: Sequence[TrialSpec], val_set: Dataset) -> list[TrialResult]:
-    """Return the trials with their numbers over resampled validation images, computed wherever there is room."""
-    truth = ray.put(truth_of(val_set))
-    # What no node had, Ray would wait for without end.
+def _measure_trials(finished: Sequence[TrialSpec], val_set: Dataset) -> list[TrialResult]:
+    """Return the results of finished trials, with metrics on resampled validation images; each trial is one Ray task."""
+    truth = ray.put(read_truth(val_set))
+    # Ray would wait without end for memory that no node has.
     memory = min(val_set.images * MAX_DETECTIONS * DETECTION_BYTES, max(int(node["Resources"].get("memory", 0)) for node in ray.nodes()))
-    measure: Any = ray.remote(num_cpus=1, memory=memory, max_retries=3)(_measure)
-    numbers = dict(as_they_finish([measure.remote(index, one, truth) for index, one in enumerate(finished)]))
-    return [numbers[index] for index in range(len(finished))]
+    measure: Any = ray.remote(num_cpus=1, memory=memory, max_retries=3)(_measure_trial)
+    results = dict(as_completed([measure.remote(index, spec, truth) for index, spec in enumerate(finished)]))
+    return [results[index] for index in range(len(finished))]
 
 
-def _measure(index: int, planned: TrialSpec, truth: dict[str, Any]) -> tuple[int, TrialResult]:
-    network, info = load_weights(storage.join(planned.run, "weights"))
-    trial = TrialResult(
-        variant=planned.variant,
-        setting=planned.setting,
-        seed=planned.config.run.seed,
-        run=planned.run,
-        # COCO says -1 where there is nothing to measure.
-        metrics={name: info.metrics[name] if info.metrics[name] >= 0 else float("nan") for name in METRICS},
-        resampled=_resampled(planned.run, truth),
-        priors=priors_of(network),
-        minutes=minutes_of(planned.run),
+def _measure_trial(index: int, spec: TrialSpec, truth: dict[str, Any]) -> tuple[int, TrialResult]:
+    network, info = load_weights(storage.join(spec.run, "weights"))
+    result = TrialResult(
+        variant=spec.variant,
+        setting=spec.setting,
+        seed=spec.config.run.seed,
+        run=spec.run,
+        metrics={name: value_or(info.metrics[name], float("nan")) for name in METRICS},
+        resampled=_resample(spec.run, truth),
+        priors=read_priors(network),
+        minutes=training_minutes(spec.run),
     )
-    return index, trial
+    return index, result
 
 
-def _resampled(run: str, truth: dict[str, Any]) -> np.ndarray:
+def _resample(run: str, truth: dict[str, Any]) -> np.ndarray:
+    """Return METRICS of a run's detections on resamples of the validation images, (R, M); NaN with fewer than two images."""
     images = len(truth["images"])
     if images < 2:
-        # One image says nothing about the chance of having chosen it.
         return np.full((RESAMPLES, len(METRICS)), np.nan)
-    place = storage.join(run, "report", DETECTIONS_FILE)
+    url = storage.join(run, "report", DETECTIONS_FILE)
     try:
-        rows = from_parquet(storage.read_bytes(place))
+        rows = from_parquet(storage.read_bytes(url))
     except DataError as error:
-        raise DataError(f"{place}: {error}") from error
-    return resampled(truth, rows, draws(images, RESAMPLES, RESAMPLING_SEED))
+        raise DataError(f"{url}: {error}") from error
+    return resampled_metrics(truth, rows, draw_resamples(images, RESAMPLES, RESAMPLING_SEED))
 
 
-def _costs(finished: Sequence[TrialSpec], train: TrainConfig) -> tuple[dict[str, Cost], str]:
-    """Return what each variant costs and on which machine, measured when all trials are over; a report must not fail for it."""
-    weights = {one.variant: storage.join(one.run, "weights") for one in reversed(finished)}
+def _measure_costs(finished: Sequence[TrialSpec], train: TrainConfig) -> tuple[dict[str, Cost], str]:
+    """Return the cost of each variant and the machine, measured after all trials; a failure leaves the report without costs."""
+    weights = {spec.variant: storage.join(spec.run, "weights") for spec in reversed(finished)}
     if BASELINE not in weights:
         return {}, "not measured"
-    task: Any = ray.remote(num_cpus=1, num_gpus=int(train.cluster.gpu))(costs_of)
+    task: Any = ray.remote(num_cpus=1, num_gpus=int(train.cluster.gpu))(measure_costs)
     try:
-        return next(as_they_finish([task.remote(weights, BASELINE, train.cluster.gpu)]))
+        return next(as_completed([task.remote(weights, BASELINE, train.cluster.gpu)]))
     except ray.exceptions.RayError as error:
-        logger.warning("event=costs_unknown reason='%s'", error)
+        logger.warning("event=costs_not_measured reason='%s'", error)
         return {}, "not measured"
 
 
 def _summary(study: AblationConfig, folder: str) -> dict[str, Any]:
-    """Return what was done; what a further dimension says is told with its tables."""
+    """Return the setup for the report, without the further dimensions, which the tables show."""
     varied = ablation_choices(study.train, study.search)
     return {
         "study": folder,
-        **{what: value for name, (what, value) in done_on(study.train).items() if name not in varied},
+        **{label: value for name, (label, value) in describe_training(study.train).items() if name not in varied},
         "seeds": study.seeds,
         "resamples of the validation images": RESAMPLES,
         **provenance(),

@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""The hyper-parameter search: its trials, its report and the preset of its best trial."""

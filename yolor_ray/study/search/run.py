@@ -1,7 +1,7 @@
-"""Search for a recipe: Optuna proposes settings, Ray Tune trains them and stops the bad ones, and the best become a preset file.
+"""Run a hyper-parameter search: Optuna proposes settings, Ray Tune trains them and stops weak trials, and the best become a preset file.
 
-Run folders are named by their settings, so that a search that goes on proposes its earlier trials first: finished ones answer
-at once, others go on from their checkpoints, and Optuna and the scheduler learn again what they knew.
+Run folders are named by their settings. A resumed search proposes its earlier trials first: finished trials report at once, others
+continue from their checkpoints, and Optuna and the scheduler learn the earlier results again.
 """
 
 import dataclasses
@@ -17,59 +17,73 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search.optuna import OptunaSearch
 
 from yolor_ray.config import TrainConfig
-from yolor_ray.config.dotted import coerce, flatten, replace_fields
+from yolor_ray.config.dotted import flatten, from_json, replace_fields
 from yolor_ray.config.search_space import Choice, Range, search_space, start_values
 from yolor_ray.config.study import SearchConfig
 from yolor_ray.errors import TrainingError
+from yolor_ray.evaluate.coco import NO_VALUE, value_or
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.weights import load_weights
-from yolor_ray.study.search.report import PRESET_FILE, REPORT_FILE, SearchTrialResult, best, search_files
+from yolor_ray.study.search.report import PRESET_FILE, search_files
+from yolor_ray.study.search.results import SearchTrialResult, best_trial
 from yolor_ray.study.search.unique_searcher import UniqueSearcher
-from yolor_ray.study.trials import TrialOutcome, TrialPlan, Values, run_trials, shared_source, start_cluster
-from yolor_ray.study.workspace import TRIALS, as_trial, folder_of, lock_study, minutes_of, provenance, typed_words, with_data
+from yolor_ray.study.trial_log import TrialOutcome, run_url
+from yolor_ray.study.trials import TrialPlan, Values, run_trials, shared_source, start_cluster
+from yolor_ray.study.workspace import (
+    TRIALS_FOLDER,
+    format_settings,
+    is_finished,
+    lock_study,
+    provenance,
+    publish_study,
+    resolve_data,
+    study_folder,
+    training_minutes,
+    trial_config,
+)
 from yolor_ray.train.run_log import read_metrics
 from yolor_ray.train.settings_lock import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
-REDUCTION = 3
-"""ASHA lets one trial in three go on at each of its looks."""
-LOOKS = 9
-"""Trials are validated this many times, evenly: ASHA looks at the first and the third."""
-DIGITS = 3
-"""Significant digits of what is proposed: more would only be hard to read."""
+ASHA_REDUCTION = 3
+"""ASHA lets one trial in three continue at each of its rungs."""
+VALIDATIONS = 9
+"""Evenly spaced validations of a trial; ASHA's rungs are the first and the third."""
+SIGNIFICANT_DIGITS = 3
+"""Digits of a proposed number: more digits would only be hard to read."""
 
 
-def search(study: SearchConfig) -> dict[str, Any]:
+def run_search(study: SearchConfig) -> dict[str, Any]:
     """Train `trials` proposals and return `report`, `best` (a preset file), `study`, the best `AP` and the numbers of trials.
 
     Raises:
-        TrainingError: no trial was measured even once.
+        TrainingError: no trial has a measured AP.
+
     """
-    folder = folder_of(study.train)
-    train, train_set, val_set = with_data(study.train)
+    folder = study_folder(study.train)
+    train, train_set, val_set = resolve_data(study.train)
     dimensions = search_space(train, study.search)
     lock_study("search", study.train, study.search)
-    known = _begun(folder, dimensions)
-    # The preset's own settings come first: what is found must be better.
+    earlier = _earlier_trials(folder, dimensions)
+    # The preset's own settings come first: the search must improve on them.
     start = start_values(train, dimensions)
-    first = [start, *(values for values in known if values != start)]
+    first = [start, *(values for values in earlier.values() if values != start)]
     start_cluster(train.cluster)
-    config_of = _config_of(train, folder, dimensions)
+    config_of = _make_config_of(train, folder, dimensions, earlier)
     plan = TrialPlan(config_of, train.cluster, max(study.trials, len(first)), study.max_concurrent_trials)
     outcomes = run_trials(
         plan,
-        {name: _domain(dimension) for name, dimension in dimensions.items()},
+        {name: _tune_domain(dimension) for name, dimension in dimensions.items()},
         shared_source(train_set, train.cluster),
         samples=plan.count,
         scheduler=_scheduler(study),
         searcher=UniqueSearcher(
-            # Earlier proposals are given, so Optuna must draw others than it did then.
-            OptunaSearch(metric="AP", mode="max", points_to_evaluate=first, seed=train.run.seed + len(known)),
+            # The earlier proposals are given, so Optuna needs a new seed to draw different ones.
+            OptunaSearch(metric="AP", mode="max", points_to_evaluate=first, seed=train.run.seed + len(earlier)),
             lambda values: config_of(values).run.name,
         ),
     )
-    tried = [_tried(outcome, plan) for outcome in outcomes]
     summary = {
         "study": folder,
         "training set": f"{train_set.url}, {train_set.images} images",
@@ -78,47 +92,58 @@ def search(study: SearchConfig) -> dict[str, Any]:
         "scheduler": study.scheduler,
         **provenance(),
     }
-    return _publish(folder, study.train, tried, dimensions, summary)
+    return _publish(folder, study.train, [_trial_result(outcome, plan) for outcome in outcomes], dimensions, summary)
 
 
-def _begun(folder: str, dimensions: Mapping[str, Choice | Range]) -> list[dict[str, Any]]:
-    """Return the settings of all trials that an earlier job of this study began, those first that came to an end.
+def _earlier_trials(folder: str, dimensions: Mapping[str, Choice | Range]) -> dict[str, dict[str, Any]]:
+    """Return the settings of the trials that earlier jobs of this study started, by folder name; finished trials come first.
 
-    So a scheduler knows them before it judges what was still under way.
+    A scheduler then knows the finished trials before it judges the unfinished ones.
     """
-    trials = storage.join(folder, TRIALS)
-    names = sorted(storage.list_names(trials), key=lambda name: not manifest.is_published(storage.join(trials, name, "weights")))
-    places = [storage.join(trials, name, RUN_FILE) for name in names]
-    settings = [flatten(json.loads(storage.read_bytes(place))) for place in places if storage.exists(place)]
-    return [{name: coerce(name, found[name]) for name in dimensions} for found in settings]
+    trials = storage.join(folder, TRIALS_FOLDER)
+    finished_first = sorted(storage.list_names(trials), key=lambda name: not manifest.is_published(storage.join(trials, name, "weights")))
+    files = {name: storage.join(trials, name, RUN_FILE) for name in finished_first}
+    configs = {name: from_json(url, storage.read_bytes(url)) for name, url in files.items() if storage.exists(url)}
+    settings = {name: flatten(dataclasses.asdict(config)) for name, config in configs.items()}
+    return {name: {setting: values[setting] for setting in dimensions} for name, values in settings.items()}
 
 
-def _config_of(train: TrainConfig, folder: str, dimensions: Mapping[str, Choice | Range]) -> Callable[[Values], TrainConfig]:
-    """Return a function that makes the run of a trial from what Optuna proposes, named by a digest of it."""
-    train = replace(train, run=replace(train.run, validate_epochs=_look_every(train)))
-    own = flatten(dataclasses.asdict(train))
+def _make_config_of(
+    train: TrainConfig, folder: str, dimensions: Mapping[str, Choice | Range], earlier: Mapping[str, Mapping[str, Any]]
+) -> Callable[[Values], TrainConfig]:
+    """Return a function from a proposal of Optuna to the trial's configuration, named by a digest of the settings.
+
+    The settings of an earlier trial keep that trial's folder name: in version 0.1, the digest was of the former setting names.
+    """
+    train = replace(train, run=replace(train.run, validate_epochs=_validation_interval(train)))
+    defaults = flatten(dataclasses.asdict(train))
+    earlier_names = {_digest(values): name for name, values in earlier.items()}
 
     def config_of(values: Values) -> TrainConfig:
-        chosen = {name: _rounded(values[name], dimensions[name], own[name]) for name in dimensions}
-        name = hashlib.sha256(typed_words(dict(sorted(chosen.items()))).encode()).hexdigest()[:12]
-        return as_trial(replace_fields(train, chosen), folder, name)
+        chosen = {name: _rounded(values[name], dimensions[name], defaults[name]) for name in dimensions}
+        digest = _digest(chosen)
+        return trial_config(replace_fields(train, chosen), folder, earlier_names.get(digest, digest))
 
     return config_of
 
 
-def _rounded(value: Any, dimension: Choice | Range, own: Any) -> Any:
-    """Return a drawn number with few digits, inside its range; what somebody chose stays as it is."""
-    if isinstance(dimension, Choice) or dimension.integer or value == own:
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(format_settings(dict(sorted(values.items()))).encode()).hexdigest()[:12]
+
+
+def _rounded(value: Any, dimension: Choice | Range, default: Any) -> Any:
+    """Return a drawn number with few digits, inside its range; a choice and the preset's own value stay unchanged."""
+    if isinstance(dimension, Choice) or dimension.integer or value == default:
         return value
-    return min(max(float(f"{value:.{DIGITS}g}"), dimension.low), dimension.high)
+    return min(max(float(f"{value:.{SIGNIFICANT_DIGITS}g}"), dimension.low), dimension.high)
 
 
-def _look_every(train: TrainConfig) -> int:
-    return max(1, train.optim.epochs // LOOKS)
+def _validation_interval(train: TrainConfig) -> int:
+    return max(1, train.optim.epochs // VALIDATIONS)
 
 
-def _domain(dimension: Choice | Range) -> Any:
-    """Return a dimension in Tune's words."""
+def _tune_domain(dimension: Choice | Range) -> Any:
+    """Return a dimension as a search domain of Ray Tune."""
     if isinstance(dimension, Choice):
         return tune.choice(list(dimension.values))
     low, high = dimension.low, dimension.high
@@ -129,54 +154,56 @@ def _domain(dimension: Choice | Range) -> Any:
 
 
 def _scheduler(study: SearchConfig) -> TrialScheduler:
-    first = _look_every(study.train)
-    words: dict[str, Any] = {"time_attr": "epoch", "metric": "AP", "mode": "max"}
+    interval = _validation_interval(study.train)
+    options: dict[str, Any] = {"time_attr": "epoch", "metric": "AP", "mode": "max"}
     if study.scheduler == "asha":
-        # The largest look is the last one that ASHA takes; it need not stop trials there that it lets go on.
-        return ASHAScheduler(**words, grace_period=first, max_t=first * REDUCTION, reduction_factor=REDUCTION, stop_last_trials=False)
+        # max_t is the last rung. Without stop_last_trials, trials that ASHA lets continue there train to their end.
+        return ASHAScheduler(
+            **options, grace_period=interval, max_t=interval * ASHA_REDUCTION, reduction_factor=ASHA_REDUCTION, stop_last_trials=False
+        )
     if study.scheduler == "median":
-        # Tune would pause trials for want of others to compare them with; ours could not go on from there.
-        return MedianStoppingRule(**words, grace_period=first * 2, min_time_slice=study.train.optim.epochs)
+        # With too few trials to compare, Tune would pause a trial; ours cannot resume from a pause.
+        return MedianStoppingRule(**options, grace_period=interval * 2, min_time_slice=study.train.optim.epochs)
     return FIFOScheduler()
 
 
-def _tried(outcome: TrialOutcome, plan: TrialPlan) -> SearchTrialResult:
+def _trial_result(outcome: TrialOutcome, plan: TrialPlan) -> SearchTrialResult:
     config = plan.config_of(outcome.values)
-    settings, run = flatten(dataclasses.asdict(config)), storage.join(config.run.storage, config.run.name)
-    weights = storage.join(run, "weights")
-    # A finished trial that a scheduler stopped when it was told again is finished all the same.
-    done = manifest.is_published(weights)
+    settings, run = flatten(dataclasses.asdict(config)), run_url(config)
+    # A finished trial stays finished where a scheduler stops it while it reports again.
+    finished = is_finished(config)
+    ap = load_weights(storage.join(run, "weights"))[1].metrics["AP"] if finished else outcome.metrics.get("AP", NO_VALUE)
     return SearchTrialResult(
         values={name: settings[name] for name in outcome.values},
-        AP=_known(load_weights(weights)[1].metrics["AP"] if done else outcome.metrics.get("AP")),
+        AP=value_or(ap, None),
         epochs=len(read_metrics(run)),
-        state="finished" if done else "failed" if outcome.reason else "stopped",
+        state="finished" if finished else "failed" if outcome.reason else "stopped",
         run=run,
-        reason="" if done else outcome.reason,
-        minutes=minutes_of(run),
+        reason="" if finished else outcome.reason,
+        minutes=training_minutes(run),
     )
 
 
-def _known(ap: float | None) -> float | None:
-    # COCO says -1 where there is nothing to measure.
-    return None if ap is None or ap < 0 else ap
-
-
 def _publish(
-    folder: str, train: TrainConfig, tried: Sequence[SearchTrialResult], dimensions: Mapping[str, Choice | Range], summary: dict[str, Any]
+    folder: str,
+    train: TrainConfig,
+    trials: Sequence[SearchTrialResult],
+    dimensions: Mapping[str, Choice | Range],
+    summary: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the report, and the settings of the best trial as a preset."""
-    winner = best(tried)
-    if winner is None:
-        raise TrainingError(f"{folder}: no trial was measured: {next((one.reason for one in tried if one.reason), 'no reason known')}")
-    config = replace_fields(train, winner.values)
+    best = best_trial(trials)
+    if best is None:
+        raise TrainingError(
+            f"{folder}: no trial was measured: {next((trial.reason for trial in trials if trial.reason), 'no reason known')}"
+        )
+    config = replace_fields(train, best.values)
     config = replace(config, run=replace(config.run, name=f"{train.run.name}-best"))
-    preset, report = storage.join(folder, PRESET_FILE), storage.join(folder, REPORT_FILE)
-    data = json.dumps(dataclasses.asdict(config), indent=1).encode()
-    files = search_files(tried, dimensions, start_values(train, dimensions), data, {**summary, "preset": preset})
-    for name, content in files.items():
-        storage.write_bytes(storage.join(folder, name), content)
-    logger.info("event=study_done report=%s next='python jobs/train.py --preset-file %s'", report, preset)
-    states = [one.state for one in tried]
+    preset_url = storage.join(folder, PRESET_FILE)
+    preset = json.dumps(dataclasses.asdict(config), indent=1).encode()
+    files = search_files(trials, dimensions, start_values(train, dimensions), preset, {**summary, "preset": preset_url})
+    states = [trial.state for trial in trials]
     counts = {"trials": len(states), "stopped": states.count("stopped"), "failed": states.count("failed")}
-    return {"study": folder, "report": report, "best": preset, "AP": winner.AP, **counts}
+    result = publish_study(folder, files, {"best": preset_url, "AP": best.AP, **counts})
+    logger.info("event=preset_written preset=%s next='python jobs/train.py --preset-file %s'", preset_url, preset_url)
+    return result

@@ -1,6 +1,7 @@
-"""Hold what a study of tasks found, and estimate what its report tells: what each form reached, and how forms differ.
+"""Results of a comparison of tasks, and the estimates of its report: means of each arm, and differences between arms.
 
-Numbers are 0 to 1, NaN where the validation set has nothing that they could be measured on. Chance is that of seeds alone.
+An arm is a set of tasks that one network learns: one task alone, or all tasks jointly. Numbers are 0 to 1, and NaN where the
+validation set has nothing to measure on. The intervals cover noise between seeds alone.
 """
 
 from collections.abc import Sequence
@@ -10,144 +11,151 @@ from typing import Any
 import numpy as np
 
 from yolor_ray.config.network import TASKS
-from yolor_ray.evaluate.metrics import FITNESS, fitness
-from yolor_ray.study.estimates import UNKNOWN, Estimate, over_seeds
+from yolor_ray.evaluate.coco import value_or
+from yolor_ray.evaluate.metrics import MAIN_METRICS, fitness
+from yolor_ray.study.estimates import UNKNOWN, Estimate, mean_over_seeds
 from yolor_ray.study.results import Failure
 
-MORE = {"detect": "AP50", "classify": "classify/F1", "embed": "embed/rank1", "segment": "segment/AP50", "pose": "pose/AP50"}
-"""A second number of each task, beside its main one in `FITNESS`."""
+SECOND_METRICS = {
+    "detect": "AP50",
+    "classify": "classify/F1",
+    "embed": "embed/rank1",
+    "segment": "segment/AP50",
+    "pose": "pose/AP50",
+}
+"""Second metric of each task; `FITNESS` has the main metric."""
 ALONE, JOINT, IMPLICIT = "alone", "joint", "joint-implicit"
-"""What is compared: for each task the form that learns it alone, all tasks on shared features, and those with implicit knowledge."""
+"""Sides of a comparison: the arms of single tasks, each for its task; all tasks jointly; all jointly with implicit knowledge."""
 COMPARISONS = ((JOINT, ALONE), (IMPLICIT, JOINT), (IMPLICIT, ALONE))
-"""Which one is subtracted from which."""
+"""Pairs of an arm and the reference that is subtracted from it."""
 MEAN = "mean"
-"""Stands for all tasks together, where a task is named."""
+"""Stands for the mean of all tasks in place of a task's name."""
 
 
 @dataclass(frozen=True)
 class StudyArm:
-    """One way to share tasks out among networks."""
+    """One kind of network, by its learned tasks."""
 
     name: str
-    """The task that it learns alone, JOINT or IMPLICIT."""
+    """The task that is learned alone, JOINT or IMPLICIT."""
     tasks: tuple[str, ...]
-    """What it learns, in the order of TASKS."""
+    """Learned tasks, in the order of TASKS."""
 
 
 @dataclass(frozen=True)
 class TaskTrialResult:
-    """One network that was trained to its end."""
+    """One finished trial of a comparison of tasks."""
 
-    form: str
+    arm: str
     seed: int
     run: str
     """URL of the run folder."""
     metrics: dict[str, float]
-    """All numbers of the tasks that it has learned, and of no other."""
+    """All metrics of the learned tasks, and of no other task."""
     parameters: int
     """As trained."""
     fused_parameters: int
-    """Folded for inference."""
+    """Fused for inference."""
     minutes: float
-    """Time that training took."""
+    """Training time."""
 
 
 @dataclass(frozen=True)
 class TasksStudy:
-    """Everything that the report of a study of tasks tells."""
+    """Content of the report of a comparison of tasks."""
 
-    forms: tuple[StudyArm, ...]
-    """Those of single tasks, then JOINT and IMPLICIT."""
-    trained: tuple[TaskTrialResult, ...]
+    arms: tuple[StudyArm, ...]
+    """Arms of single tasks, then JOINT and IMPLICIT."""
+    trials: tuple[TaskTrialResult, ...]
     failures: tuple[Failure, ...]
-    """Their variant is a form's name."""
+    """Failed trials; their variant is an arm's name."""
     summary: dict[str, Any]
-    """What was done on what with which command, in the order in which it is told: text, numbers."""
+    """Data, schedule, command and commit in the order of the report: text or numbers."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What is learned in all."""
-        return self.forms[-1].tasks
+        """All tasks of the study."""
+        return self.arms[-1].tasks
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tell what one form does better than another, seed by seed."""
+    """Differences between an arm and a reference, paired by seed."""
 
-    form: str
-    against: str
+    arm: str
+    reference: str
     differences: dict[str, Estimate]
-    """form - against in the main number of each task and, by MEAN, in the mean of those of the tasks; unknown where one of the two is."""
+    """arm - reference in the main metric of each task, and by MEAN in the mean of these metrics; unknown where a side is unknown."""
     seeds: dict[str, tuple[int, ...]]
-    """Finished by both, by task and MEAN."""
+    """Seeds that both sides finished, by task and MEAN."""
 
     @property
-    def judged(self) -> list[str]:
+    def testable_tasks(self) -> list[str]:
         """Tasks for which the noise between seeds is known."""
-        return [task for task, found in self.differences.items() if task != MEAN and not np.isnan(found.low)]
+        return [task for task, difference in self.differences.items() if task != MEAN and not np.isnan(difference.low)]
 
 
 def make_arms(tasks: Sequence[str]) -> tuple[StudyArm, ...]:
-    """Return the forms that are to be compared.
+    """Return the arms that the study compares.
 
-    A mask, keypoints or an embedding is that of a detected box, so detection is learned along; a task whose form is the joint one for
-    that reason, as there is no other task, has no form of its own.
+    A mask, keypoints or an embedding belongs to a detected box, so the arm of such a task learns detection too. If detection and one such
+    task are all tasks, that task's arm would equal JOINT and is left out.
     """
-    every = tuple(task for task in TASKS if task in tasks)
-    alone = {task: (task,) if task in ("detect", "classify") else ("detect", task) for task in every}
-    own = (StudyArm(task, learned) for task, learned in alone.items() if learned != every)
-    return (*own, StudyArm(JOINT, every), StudyArm(IMPLICIT, every))
+    ordered = tuple(task for task in TASKS if task in tasks)
+    learned = {task: (task,) if task in ("detect", "classify") else ("detect", task) for task in ordered}
+    single = (StudyArm(task, arm_tasks) for task, arm_tasks in learned.items() if arm_tasks != ordered)
+    return (*single, StudyArm(JOINT, ordered), StudyArm(IMPLICIT, ordered))
 
 
-def columns_of(task: str) -> tuple[str, str]:
-    """Return the names of a task's numbers, the main one first."""
-    return FITNESS[task], MORE[task]
+def metrics_of_task(task: str) -> tuple[str, str]:
+    """Return the names of a task's metrics, the main metric first."""
+    return MAIN_METRICS[task], SECOND_METRICS[task]
 
 
-def trials_of_arm(study: TasksStudy, form: str) -> list[TaskTrialResult]:
-    """Return the networks of a form, by seed."""
-    return sorted((one for one in study.trained if one.form == form), key=lambda one: one.seed)
+def trials_of_arm(study: TasksStudy, arm: str) -> list[TaskTrialResult]:
+    """Return the trials of an arm, by seed."""
+    return sorted((trial for trial in study.trials if trial.arm == arm), key=lambda trial: trial.seed)
 
 
-def reached(study: TasksStudy, form: StudyArm, metric: str) -> Estimate:
-    """Return a number of a form over its seeds."""
-    return over_seeds([one.metrics.get(metric, np.nan) for one in trials_of_arm(study, form.name)])
+def estimate_metric(study: TasksStudy, arm: StudyArm, metric: str) -> Estimate:
+    """Return the mean of a metric over an arm's seeds."""
+    return mean_over_seeds([trial.metrics.get(metric, np.nan) for trial in trials_of_arm(study, arm.name)])
 
 
-def overall(study: TasksStudy, form: StudyArm) -> Estimate:
-    """Return the mean of a form's main numbers, over its seeds."""
-    found = [fitness(one.metrics, form.tasks) for one in trials_of_arm(study, form.name)]
-    return over_seeds([number if number >= 0 else np.nan for number in found])
+def estimate_task_mean(study: TasksStudy, arm: StudyArm) -> Estimate:
+    """Return the mean of an arm's main metrics over its seeds."""
+    values = [fitness(trial.metrics, arm.tasks) for trial in trials_of_arm(study, arm.name)]
+    return mean_over_seeds([value_or(value, np.nan) for value in values])
 
 
-def compare(study: TasksStudy, form: str, against: str) -> Comparison:
-    """Return form - against, paired by seed, with Student's t interval over seeds."""
-    by_task = {task: _paired(study, form, against, task) for task in study.tasks}
-    # What has no number anywhere must not hide the mean of what has.
-    known = [found for found in by_task.values() if any(np.isfinite(difference) for difference in found.values())]
-    common = set.intersection(*(set(found) for found in known)) if known else set()
-    by_task[MEAN] = {seed: float(np.mean([found[seed] for found in known])) for seed in sorted(common)}
-    estimates = {task: over_seeds(list(found.values())) if found else UNKNOWN for task, found in by_task.items()}
-    return Comparison(form, against, estimates, {task: tuple(found) for task, found in by_task.items()})
+def compare(study: TasksStudy, arm: str, reference: str) -> Comparison:
+    """Return arm - reference, paired by seed, with Student's t interval over seeds."""
+    by_task = {task: _paired(study, arm, reference, task) for task in study.tasks}
+    # A task without any number must not make the mean of the others unknown.
+    measured = [pairs for pairs in by_task.values() if any(np.isfinite(difference) for difference in pairs.values())]
+    common_seeds = set.intersection(*(set(pairs) for pairs in measured)) if measured else set()
+    by_task[MEAN] = {seed: float(np.mean([pairs[seed] for pairs in measured])) for seed in sorted(common_seeds)}
+    estimates = {task: mean_over_seeds(list(pairs.values())) if pairs else UNKNOWN for task, pairs in by_task.items()}
+    return Comparison(arm, reference, estimates, {task: tuple(pairs) for task, pairs in by_task.items()})
 
 
-def best(study: TasksStudy) -> str | None:
-    """Return the joint form with the highest mean of main numbers; None where none is known.
+def best_arm(study: TasksStudy) -> str | None:
+    """Return the joint arm with the highest mean of main metrics; None where no mean is known.
 
-    Of forms with fewer seeds than the other it is never one: a mean over fewer would win by the seeds that it lacks.
+    An arm with fewer seeds than the other cannot win: its mean could be high because of the missing seeds.
     """
-    rows = [(form.name, len(trials_of_arm(study, form.name)), overall(study, form).mean) for form in study.forms[-2:]]
-    most = max(seeds for _, seeds, _ in rows)
-    known = {name: mean for name, seeds, mean in rows if seeds == most and np.isfinite(mean)}
-    return max(known, key=lambda name: known[name], default=None)
+    rows = [(arm.name, len(trials_of_arm(study, arm.name)), estimate_task_mean(study, arm).mean) for arm in study.arms[-2:]]
+    most_seeds = max(seeds for _, seeds, _ in rows)
+    means = {name: mean for name, seeds, mean in rows if seeds == most_seeds and np.isfinite(mean)}
+    return max(means, key=lambda name: means[name], default=None)
 
 
-def _paired(study: TasksStudy, form: str, against: str, task: str) -> dict[int, float]:
-    ours, theirs = _main_numbers(study, form, task), _main_numbers(study, against, task)
-    return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+def _paired(study: TasksStudy, arm: str, reference: str, task: str) -> dict[int, float]:
+    values, reference_values = _main_metric(study, arm, task), _main_metric(study, reference, task)
+    return {seed: values[seed] - reference_values[seed] for seed in values if seed in reference_values}
 
 
-def _main_numbers(study: TasksStudy, who: str, task: str) -> dict[int, float]:
-    """Return the main number of a task by seed, of a form or of whichever learns the task alone."""
-    form = task if who == ALONE else who
-    return {one.seed: one.metrics.get(FITNESS[task], np.nan) for one in trials_of_arm(study, form)}
+def _main_metric(study: TasksStudy, side: str, task: str) -> dict[int, float]:
+    """Return the main metric of a task by seed, for an arm or for ALONE, the arm that learns the task alone."""
+    arm = task if side == ALONE else side
+    return {trial.seed: trial.metrics.get(MAIN_METRICS[task], np.nan) for trial in trials_of_arm(study, arm)}

@@ -1,7 +1,7 @@
-"""Compare tasks learned alone with tasks learned together, without and with implicit knowledge, over several seeds.
+"""Compare tasks learned alone with tasks learned jointly, without and with implicit knowledge, over several seeds.
 
-Networks of one seed start from the same explicit weights of backbone, neck and detection and see the same data in the same order.
-Each is measured once, after its last epoch: the best of many validations would favour noise.
+Networks with one seed start from the same explicit weights of backbone, neck and detection and see the same data in the same order.
+Each network is measured once, after its last epoch: the best of many validations would favour noise.
 """
 
 from collections.abc import Sequence
@@ -13,131 +13,135 @@ from yolor_ray.config.network import TASKS, Task
 from yolor_ray.config.presets import PLAIN
 from yolor_ray.config.study import TasksConfig
 from yolor_ray.errors import DataError, TrainingError
+from yolor_ray.evaluate.coco import value_or
 from yolor_ray.io import storage
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.weights import load_weights
-from yolor_ray.study.ablation.costs import parameters
+from yolor_ray.study.ablation.costs import count_parameters
 from yolor_ray.study.results import Failure
 from yolor_ray.study.tasks.report import tasks_files
-from yolor_ray.study.tasks.results import IMPLICIT, StudyArm, TasksStudy, TaskTrialResult, best, make_arms
+from yolor_ray.study.tasks.results import IMPLICIT, StudyArm, TasksStudy, TaskTrialResult, best_arm, make_arms
+from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import start_cluster
 from yolor_ray.study.workspace import (
-    as_trial,
-    check_start,
-    done_on,
-    folder_of,
+    check_pretrained,
+    describe_training,
     is_finished,
     lock_study,
-    minutes_of,
     provenance,
     publish_study,
-    run_of,
+    resolve_data,
+    study_folder,
     train_pending,
-    with_data,
+    training_minutes,
+    trial_config,
 )
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One network to train."""
+    """One trial of a comparison of tasks."""
 
-    form: StudyArm
+    arm: StudyArm
     config: TrainConfig
 
 
-def tasks_study(study: TasksConfig) -> dict[str, Any]:
-    """Train what is not trained yet, write the report and return `report`, `best`, `study` and the numbers of trials.
+def run_tasks(study: TasksConfig) -> dict[str, Any]:
+    """Train the unfinished trials, write the report and return `report`, `best`, `study` and the numbers of trials.
 
     Raises:
-        DataError: there are not two tasks that both data sets are annotated for, or not those that were asked for.
-        TrainingError: not a single trial came to its end.
+        DataError: the datasets have fewer than two common tasks, or lack annotations for a task of network.tasks.
+        TrainingError: no trial finished.
+
     """
-    folder = folder_of(study.train)
-    forms = make_arms(_tasks_of(study.train))
-    check_start(with_data(study.train)[0].optim.pretrained)
+    folder = study_folder(study.train)
+    arms = make_arms(_select_tasks(study.train))
+    check_pretrained(resolve_data(study.train)[0].optim.pretrained)
     lock_study("tasks", study.train, ())
-    planned = make_specs(study, forms, folder)
-    pending = [one.config for one in planned if not is_finished(one.config)]
+    specs = make_specs(study, arms, folder)
+    pending = [spec.config for spec in specs if not is_finished(spec.config)]
     if pending:
         start_cluster(study.train.cluster)
     reasons = train_pending(study.train, pending, study.max_concurrent_trials)
-    finished = [one for one in planned if is_finished(one.config)]
+    finished = [spec for spec in specs if is_finished(spec.config)]
     if not finished:
         raise TrainingError(f"{folder}: no trial was trained: {next(iter(reasons.values()), 'no reason known')}")
-    found = TasksStudy(
-        forms=forms,
-        trained=tuple(_trained(one) for one in finished),
-        failures=tuple(_failure(one, reasons.get(one.config.run.name, "")) for one in planned if one not in finished),
-        summary=_summary(study, forms, folder),
+    results = TasksStudy(
+        arms=arms,
+        trials=tuple(_trial_result(spec) for spec in finished),
+        failures=tuple(_failure(spec, reasons.get(spec.config.run.name, "")) for spec in specs if spec not in finished),
+        summary=_summary(study, arms, folder),
     )
-    result = {"best": best(found), "trials": len(found.trained), "failed": len(found.failures)}
-    return publish_study(folder, tasks_files(found), result)
+    counts = {"trials": len(results.trials), "failed": len(results.failures)}
+    return publish_study(folder, tasks_files(results), {"best": best_arm(results), **counts})
 
 
-def _tasks_of(train: TrainConfig) -> tuple[Task, ...]:
+def _select_tasks(train: TrainConfig) -> tuple[Task, ...]:
     """Return the tasks of the study, in the order of TASKS."""
-    _, train_set, val_set = with_data(train)
-    measured = [task for task in TASKS if task in val_set.tasks]
-    asked = train.network.tasks
-    missing = [task for task in asked if task not in measured]
+    _, train_set, val_set = resolve_data(train)
+    measurable = [task for task in TASKS if task in val_set.tasks]
+    requested = train.network.tasks
+    missing = [task for task in requested if task not in measurable]
     if missing:
-        found = f"found annotations for {', '.join(measured)}"
-        raise DataError(f"{val_set.url}: {found}, expected some for network.tasks: {', '.join(missing)} too, so that they can be measured")
-    tasks = tuple(task for task in measured if task in (asked if len(asked) > 1 else train_set.tasks))
+        raise DataError(
+            f"{val_set.url}: found annotations for {', '.join(measurable)}, expected annotations for {', '.join(missing)} "
+            "of network.tasks too, to measure them"
+        )
+    tasks = tuple(task for task in measurable if task in (requested if len(requested) > 1 else train_set.tasks))
     if len(tasks) < 2:
-        learned = f"annotations for {', '.join(train_set.tasks)} at {train_set.url} and for {', '.join(measured)} at {val_set.url}"
-        raise DataError(f"data: found {learned}, expected at least one task beside detect in both: there is nothing to compare")
+        annotated = f"annotations for {', '.join(train_set.tasks)} at {train_set.url} and for {', '.join(measurable)} at {val_set.url}"
+        raise DataError(f"data: found {annotated}, expected at least one task beside detect in both: there is nothing to compare")
     return tasks
 
 
-def make_specs(study: TasksConfig, forms: Sequence[StudyArm], folder: str) -> list[TrialSpec]:
-    """Return all trials, seed by seed, so that an unfinished study has whole comparisons."""
-    first = study.train.run.seed
-    return [make_spec(study.train, folder, form, seed) for seed in range(first, first + study.seeds) for form in forms]
+def make_specs(study: TasksConfig, arms: Sequence[StudyArm], folder: str) -> list[TrialSpec]:
+    """Return all trials, ordered by seed, so that an interrupted study has complete comparisons."""
+    first_seed = study.train.run.seed
+    return [make_spec(study.train, folder, arm, seed) for seed in range(first_seed, first_seed + study.seeds) for arm in arms]
 
 
-def make_spec(train: TrainConfig, folder: str, form: StudyArm, seed: int) -> TrialSpec:
-    config, _, _ = with_data(train)
-    tasks = tuple(task for task in TASKS if task in ("detect", *form.tasks))
-    network = replace(config.network, tasks=tasks, implicit=config.network.implicit if form.name == IMPLICIT else PLAIN)
-    # A network always has a head for boxes; without weight on what it says, it teaches the shared features nothing.
-    loss = config.loss if "detect" in form.tasks else replace(config.loss, box=0.0, objectness=0.0, cls=0.0)
+def make_spec(train: TrainConfig, folder: str, arm: StudyArm, seed: int) -> TrialSpec:
+    """Return the trial of an arm and a seed."""
+    config, _, _ = resolve_data(train)
+    tasks = tuple(task for task in TASKS if task in ("detect", *arm.tasks))
+    network = replace(config.network, tasks=tasks, implicit=config.network.implicit if arm.name == IMPLICIT else PLAIN)
+    # Every network has a detection head. Without weight on its losses, the head does not train the shared features.
+    loss = config.loss if "detect" in arm.tasks else replace(config.loss, box=0.0, objectness=0.0, cls=0.0)
     run = replace(config.run, seed=seed, validate_epochs=config.optim.epochs)
     varied = replace(config, network=network, loss=loss, run=run)
-    return TrialSpec(form, as_trial(varied, folder, f"{form.name}-seed{seed}"))
+    return TrialSpec(arm, trial_config(varied, folder, f"{arm.name}-seed{seed}"))
 
 
-def _trained(planned: TrialSpec) -> TaskTrialResult:
-    run = run_of(planned.config)
+def _trial_result(spec: TrialSpec) -> TaskTrialResult:
+    run = run_url(spec.config)
     network, info = load_weights(storage.join(run, "weights"))
     return TaskTrialResult(
-        form=planned.form.name,
-        seed=planned.config.run.seed,
+        arm=spec.arm.name,
+        seed=spec.config.run.seed,
         run=run,
-        metrics=_learned(info.metrics, planned.form.tasks),
-        parameters=parameters(network),
-        fused_parameters=parameters(fuse(network)),
-        minutes=minutes_of(run),
+        metrics=_learned_metrics(info.metrics, spec.arm.tasks),
+        parameters=count_parameters(network),
+        fused_parameters=count_parameters(fuse(network)),
+        minutes=training_minutes(run),
     )
 
 
-def _learned(metrics: dict[str, float], tasks: Sequence[str]) -> dict[str, float]:
-    """Return the numbers of tasks that were learned; those of detection are named without it."""
-    owners = {name: name.partition("/")[0] if "/" in name else "detect" for name in metrics}
-    # Where there is nothing to measure, a number is -1.
-    return {name: value if value >= 0 else float("nan") for name, value in metrics.items() if owners[name] in tasks}
+def _learned_metrics(metrics: dict[str, float], tasks: Sequence[str]) -> dict[str, float]:
+    """Return the metrics of the learned tasks; a detection metric's name has no task."""
+    task_of = {name: name.partition("/")[0] if "/" in name else "detect" for name in metrics}
+    return {name: value_or(value, float("nan")) for name, value in metrics.items() if task_of[name] in tasks}
 
 
-def _failure(planned: TrialSpec, reason: str) -> Failure:
-    return Failure(planned.form.name, "", planned.config.run.seed, run_of(planned.config), reason or "it did not finish")
+def _failure(spec: TrialSpec, reason: str) -> Failure:
+    return Failure(spec.arm.name, "", spec.config.run.seed, run_url(spec.config), reason or "it did not finish")
 
 
-def _summary(study: TasksConfig, forms: Sequence[StudyArm], folder: str) -> dict[str, Any]:
+def _summary(study: TasksConfig, arms: Sequence[StudyArm], folder: str) -> dict[str, Any]:
     implicit = study.train.network.implicit
     return {
         "study": folder,
-        **dict(done_on(study.train).values()),
-        "tasks": ", ".join(forms[-1].tasks),
+        **dict(describe_training(study.train).values()),
+        "tasks": ", ".join(arms[-1].tasks),
         "implicit knowledge": f"align {implicit.align}, refine {implicit.refine}",
         "seeds": study.seeds,
         **provenance(),

@@ -1,85 +1,84 @@
-"""Say in plain English which tasks gain or lose by being learned together, and by implicit knowledge, beyond noise between seeds."""
+"""Verdict of a comparison of tasks in plain English: tasks that joint learning or implicit knowledge changes beyond noise between seeds."""
 
 import numpy as np
 
-from yolor_ray.report.markdown import joined
+from yolor_ray.report.markdown import join_with_and
 from yolor_ray.study.tasks.results import ALONE, IMPLICIT, JOINT, MEAN, Comparison, TasksStudy
-from yolor_ray.study.tasks.tables import comparisons_of, difference_places, main_title
-from yolor_ray.study.wording import by_chance, difference_text
+from yolor_ray.study.tasks.tables import difference_decimals, main_title, make_comparisons
+from yolor_ray.study.wording import describe_chance, format_difference
 
 CHANGES = {
-    (JOINT, ALONE): "To learn all tasks jointly instead of each alone, both without implicit knowledge,",
-    (IMPLICIT, JOINT): "To give the joint network implicit knowledge",
-    (IMPLICIT, ALONE): "To learn all tasks jointly with implicit knowledge instead of each alone without any",
+    (JOINT, ALONE): "Learning all tasks jointly instead of each alone, both without implicit knowledge,",
+    (IMPLICIT, JOINT): "Adding implicit knowledge to the joint network",
+    (IMPLICIT, ALONE): "Learning all tasks jointly with implicit knowledge instead of each alone without implicit knowledge",
 }
 
 
 def verdict(study: TasksStudy) -> list[str]:
-    """Return paragraphs of Markdown: one for each comparison, then what holds for all of them."""
-    compared = comparisons_of(study)
-    places = difference_places(compared)
-    said = [f"{CHANGES[one.form, one.against]} {_judgement(one, places)}" for one in compared]
-    return [part for part in (*said, _chance(compared), _same(study), _failures(study)) if part]
+    """Return paragraphs of Markdown: one for each comparison, then the paragraphs about the whole study."""
+    comparisons = make_comparisons(study)
+    decimals = difference_decimals(comparisons)
+    paragraphs = [f"{CHANGES[c.arm, c.reference]} {_comparison_verdict(c, decimals)}" for c in comparisons]
+    return [paragraph for paragraph in (*paragraphs, _chance(comparisons), _tasks_without_arm(study), _failures(study)) if paragraph]
 
 
-def _judgement(comparison: Comparison, places: int) -> str:
-    known = [task for task, found in comparison.differences.items() if task != MEAN and np.isfinite(found.mean)]
-    if not known:
-        return "cannot be judged: there is no seed with which networks of both kinds were trained to the end and measured."
-    if not comparison.judged:
-        shown = joined([_named(comparison, task, places) for task in known])
-        return f"changes {shown}; with one seed nothing can be called larger than noise: two or more would tell what it means."
-    left = [main_title(task) for task in known if task not in comparison.judged]
-    missing = f" {joined(left)} cannot be judged, with fewer than two seeds." if left else ""
-    return _of_tasks(comparison, places) + _of_mean(comparison, places) + missing
+def _comparison_verdict(comparison: Comparison, decimals: int) -> str:
+    testable = comparison.testable_tasks
+    measured = [task for task, difference in comparison.differences.items() if task != MEAN and np.isfinite(difference.mean)]
+    if not measured:
+        return "cannot be judged: no seed has finished and measured networks of both kinds."
+    if not testable:
+        changes = join_with_and([_change(comparison, task, decimals) for task in measured])
+        return f"changes {changes}; with one seed nothing can be called larger than noise. Two or more seeds would show the noise."
+    untestable = [main_title(task) for task in measured if task not in testable]
+    missing = f" {join_with_and(untestable)} cannot be judged, with fewer than two seeds." if untestable else ""
+    return _task_results(comparison, decimals) + _mean_result(comparison, decimals) + missing
 
 
-def _of_tasks(comparison: Comparison, places: int) -> str:
-    judged, found = comparison.judged, comparison.differences
-    beyond = [task for task in judged if found[task].beyond_noise]
+def _task_results(comparison: Comparison, decimals: int) -> str:
+    testable, differences = comparison.testable_tasks, comparison.differences
+    beyond = [task for task in testable if differences[task].beyond_noise]
     if not beyond:
-        held = f"all {len(judged)} intervals hold" if len(judged) > 1 else "the only interval holds"
-        return f"changes no task by more than noise: {held} 0."
-    raised = [task for task in beyond if found[task].mean > 0]
+        intervals = f"all {len(testable)} intervals contain" if len(testable) > 1 else "the only interval contains"
+        return f"changes no task by more than noise: {intervals} 0."
+    raised = [task for task in beyond if differences[task].mean > 0]
     lowered = [task for task in beyond if task not in raised]
-    moves = [
-        f"{verb} {joined([_named(comparison, task, places) for task in tasks])}"
+    clauses = [
+        f"{verb} {join_with_and([_change(comparison, task, decimals) for task in tasks])}"
         for verb, tasks in (("raises", raised), ("lowers", lowered))
         if tasks
     ]
-    others = len(judged) - len(beyond)
-    rest = {0: "", 1: " The other difference is not larger."}.get(
-        others, f" The other {others} of {len(judged)} differences are not larger."
-    )
-    return f"{joined(moves)} by more than noise.{rest}"
+    remaining = len(testable) - len(beyond)
+    rest = f" The other {remaining} of {len(testable)} differences are not." if remaining > 1 else " The other difference is not."
+    return f"{join_with_and(clauses)} by more than noise.{rest if remaining else ''}"
 
 
-def _named(comparison: Comparison, task: str, places: int) -> str:
-    return f"**{main_title(task)}** ({difference_text(comparison.differences[task], places)})"
+def _change(comparison: Comparison, task: str, decimals: int) -> str:
+    return f"**{main_title(task)}** ({format_difference(comparison.differences[task], decimals)})"
 
 
-def _of_mean(comparison: Comparison, places: int) -> str:
-    found = comparison.differences[MEAN]
-    if np.isnan(found.low) or len(comparison.judged) < 2:
+def _mean_result(comparison: Comparison, decimals: int) -> str:
+    difference = comparison.differences[MEAN]
+    if np.isnan(difference.low) or len(comparison.testable_tasks) < 2:
         return ""
-    size = "larger" if found.beyond_noise else "not larger"
-    return f" The mean of the tasks changes by {difference_text(found, places)}, {size} than noise."
+    size = "larger" if difference.beyond_noise else "not larger"
+    return f" The mean of the tasks changes by {format_difference(difference, decimals)}, {size} than noise."
 
 
-def _chance(compared: list[Comparison]) -> str:
-    judged = sum(len(one.judged) for one in compared)
-    return f"{by_chance(judged)} Chance is that of seeds only, not of the choice of validation images." if judged else ""
+def _chance(comparisons: list[Comparison]) -> str:
+    count = sum(len(comparison.testable_tasks) for comparison in comparisons)
+    return f"{describe_chance(count)} The intervals cover seeds only, not the choice of validation images." if count else ""
 
 
-def _same(study: TasksStudy) -> str:
-    """Say which task has no form of its own."""
-    own = {form.name for form in study.forms}
-    same = [task for task in study.tasks if task not in own]
-    if not same:
+def _tasks_without_arm(study: TasksStudy) -> str:
+    """Return a sentence about the task that has no arm of its own, if there is such a task."""
+    arms = {arm.name for arm in study.arms}
+    tasks = [task for task in study.tasks if task not in arms]
+    if not tasks:
         return ""
-    return f"{joined(same).capitalize()} is of detected boxes, so that with these tasks alone and jointly are the same network."
+    return f"{join_with_and(tasks).capitalize()} needs detected boxes, so with these tasks its network alone is the joint network."
 
 
 def _failures(study: TasksStudy) -> str:
-    failed, started = len(study.failures), len(study.failures) + len(study.trained)
-    return f"{failed} of {started} trainings failed: see Failures below." if failed else ""
+    failed, started = len(study.failures), len(study.failures) + len(study.trials)
+    return f"{failed} of {started} trials failed: see Failures below." if failed else ""

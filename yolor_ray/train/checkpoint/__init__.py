@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""State of a run in storage: checkpoints, and the attempts that write them."""

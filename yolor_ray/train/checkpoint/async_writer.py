@@ -1,4 +1,4 @@
-"""Write checkpoints beside training, when they are due: training waits only until its state is copied."""
+"""Write checkpoints in a background thread: training waits only while its state is copied."""
 
 import logging
 import time
@@ -14,83 +14,84 @@ logger = logging.getLogger(__name__)
 
 
 class AsyncCheckpointer:
-    """Know when a checkpoint is due, and write it in a thread of its own; one at a time."""
+    """Schedule and writer of a run's checkpoints on rank 0; at most one is being written."""
 
-    def __init__(self, run: str, config: RunConfig, epochs: int, attempt: RunAttempt, step: int) -> None:
-        """Begin at a step that is saved already; what earlier lives left unfinished is dropped."""
-        self._run, self._config, self._epochs, self._attempt = run, config, epochs, attempt
-        self._last, self._last_step = time.monotonic(), step
-        self._whole_step: int | None = None
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="yolor-checkpoint")
+    def __init__(self, run: str, config: RunConfig, attempt: RunAttempt, *, step: int, epoch: int) -> None:
+        """Start at the step and epoch of the newest checkpoint; unfinished checkpoints of earlier attempts are deleted."""
+        self._run, self._config, self._attempt = run, config, attempt
+        self._last_time, self._last_step, self._last_epoch = time.monotonic(), step, epoch
+        self._complete_step: int | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="yolor-checkpoint")
         self._writing: Future[None] | None = None
-        self._owed = False
-        self._drop_old()
+        self._prune()
 
-    def due(self, step: int) -> bool:
-        """Tell whether the most steps or the longest time without a checkpoint are over; not while one is being written.
+    def is_due(self, step: int, epoch: int) -> bool:
+        """Return True if a checkpoint is due after `step` and `epoch` finished epochs; False while one is being written.
+
+        A checkpoint is due every `checkpoint_epochs` epochs, `checkpoint_steps` steps and `checkpoint_minutes` minutes.
 
         Raises:
-            SupersededError: the last one was not written, because another job goes on with the run.
+            SupersededError: the last checkpoint was not written, because another job continues the run.
 
         """
         if self._writing and self._writing.done():
-            self._writing.result()
-            self._writing = None
-        steps = self._config.checkpoint_steps
-        late = time.monotonic() - self._last > self._config.checkpoint_minutes * 60
-        return self._writing is None and (late or self._owed or 0 < steps <= step - self._last_step)
+            self._wait_for_write()
+        if self._writing:
+            return False
+        config = self._config
+        by_epochs = epoch // config.checkpoint_epochs > self._last_epoch // config.checkpoint_epochs
+        by_steps = 0 < config.checkpoint_steps <= step - self._last_step
+        return by_epochs or by_steps or time.monotonic() - self._last_time > config.checkpoint_minutes * 60
 
-    def save(self, learner: Learner, progress: Progress) -> None:
-        """Copy this moment and begin to write it, when `due` says so; a failure is told, and the next one is tried when it is due."""
-        self._writing = self._writer.submit(self._try, *self._copied(learner, progress))
+    def save(self, learner: Learner, progress: Progress, *, wait: bool = False) -> None:
+        """Snapshot the state and write it in the background, if `is_due`; with `wait`, write it before returning.
 
-    def finish(self, learner: Learner, progress: Progress) -> None:
-        """Write a checkpoint of this moment and wait until it is whole; raises StorageError if it cannot be written."""
-        self._settle()
-        # The one that a life writes at the end of an epoch is not put at risk by writing it once more.
-        if self._whole_step != learner.step:
-            self._write(*self._copied(learner, progress))
-
-    def epoch_done(self, learner: Learner, progress: Progress) -> None:
-        """Write a checkpoint if one is due after this epoch, or as soon as the one that is being written is; the last one is waited for."""
-        self._owed = self._owed or progress.epoch % self._config.checkpoint_epochs == 0
-        if progress.epoch == self._epochs:
-            self.finish(learner, progress)
-        elif self.due(learner.step):
-            self.save(learner, progress)
+        A failure in the background is logged, and the next checkpoint is tried when it is due. With `wait`, a failure raises
+        StorageError, and a state that the newest checkpoint holds already is not written again, so as not to put it at risk.
+        """
+        if not wait:
+            self._writing = self._executor.submit(self._try_write, *self._snapshot(learner, progress))
+            return
+        self._wait_for_write()
+        if self._complete_step != learner.step:
+            self._write(*self._snapshot(learner, progress))
 
     def close(self) -> None:
-        """Wait for what is being written."""
-        self._writer.shutdown()
+        """Wait for the background thread."""
+        self._executor.shutdown()
 
-    def _settle(self) -> None:
+    def _wait_for_write(self) -> None:
         if self._writing:
             self._writing.result()
             self._writing = None
 
-    def _copied(self, learner: Learner, progress: Progress) -> tuple[Checkpoint, float]:
-        began = time.monotonic()
+    def _snapshot(self, learner: Learner, progress: Progress) -> tuple[Checkpoint, float]:
+        """Return a copy of the state, and the time that training waited for the copy (s)."""
+        start = time.monotonic()
         checkpoint = take_checkpoint(learner, progress)
-        self._last, self._last_step, self._owed = time.monotonic(), learner.step, False
-        return checkpoint, self._last - began
+        self._last_time, self._last_step, self._last_epoch = time.monotonic(), learner.step, progress.epoch
+        return checkpoint, self._last_time - start
 
-    def _try(self, checkpoint: Checkpoint, stalled_s: float) -> None:
+    def _try_write(self, checkpoint: Checkpoint, stalled_s: float) -> None:
         try:
             self._write(checkpoint, stalled_s)
         except StorageError as error:
-            logger.error("event=checkpoint_failed step=%d error='%s'; the last good one stays", checkpoint.step, error)
+            logger.error("event=checkpoint_failed step=%d error='%s': the previous checkpoint stays", checkpoint.step, error)
 
     def _write(self, checkpoint: Checkpoint, stalled_s: float) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
+        # Before the write, so that an attempt that was superseded writes nothing; after it, so that such an attempt deletes nothing.
         self._attempt.check()
         write_checkpoint(self._run, checkpoint, self._attempt.record.attempt)
-        self._whole_step = checkpoint.step
-        shown = "event=checkpoint step=%d epoch=%d stalled_s=%.3f written_s=%.3f"
-        logger.info(shown, checkpoint.step, checkpoint.state["epoch"], stalled_s, time.monotonic() - began)
+        self._complete_step = checkpoint.step
+        logger.info(
+            "event=checkpoint step=%d epoch=%d stalled_s=%.3f written_s=%.3f",
+            *(checkpoint.step, checkpoint.state["epoch"], stalled_s, time.monotonic() - start),
+        )
         self._attempt.check()
-        self._drop_old()
+        self._prune()
 
-    def _drop_old(self) -> None:
+    def _prune(self) -> None:
         try:
             prune_checkpoints(self._run, self._attempt.record.attempt)
         except StorageError as error:

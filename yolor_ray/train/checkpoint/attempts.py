@@ -1,7 +1,7 @@
-"""Keep a run's lives apart: `attempts.jsonl` has a row for each start, with what the stop before it cost.
+"""Attempts of a run: `attempts.jsonl` has one row per attempt, with the cost of the stop before it.
 
-The last row is the life that may write: one that was cut off and goes on alone finds another's row there, and ends. A beat
-every few seconds tells the next life how far this one came.
+Only the attempt in the last row may write. An attempt that was partitioned sees a newer row and stops. A heartbeat every 3 s
+records the last step.
 """
 
 import json
@@ -12,6 +12,7 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
+from yolor_ray.config import renamed
 from yolor_ray.errors import NotFoundError, StorageError, SupersededError
 from yolor_ray.io import storage
 
@@ -19,132 +20,144 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS_FILE, HEARTBEAT_FILE = "attempts.jsonl", "heartbeat.json"
 HEARTBEAT_S = 3.0
-"""Seconds between beats: about how much an outage's length and the steps that it cost may be off."""
+"""Seconds between heartbeats: about the error of `downtime_s`, and of `lost_steps` in seconds of training."""
 LAST_HEARTBEAT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """Say how a life began."""
+    """Row of `attempts.jsonl`: the beginning of an attempt."""
 
     attempt: int
     """Number from 1."""
     started_at: str
-    """When, in UTC."""
+    """UTC time in ISO format."""
     workers: int
     """Workers that share each step."""
     restart_reason: str
-    """Why the life before it ended; empty for the first."""
+    """End of the previous attempt; empty for the first."""
     from_step: int = 0
-    """Step of the checkpoint that it goes on from."""
+    """Step of the checkpoint that the attempt resumed from."""
     lost_steps: int = 0
-    """Steps that the life before it took after that checkpoint; they are taken again."""
+    """Steps that the previous attempt took after that checkpoint, and that this attempt repeats."""
     downtime_s: float = 0.0
-    """From the last beat of the life before it, or from its beginning if it had none, to its own first step."""
+    """Seconds from the last heartbeat of the previous attempt, or else from its start, to the first step of this attempt."""
     fencing_token: str = ""
-    """Tells lives apart that begin at once and so count alike."""
+    """Random id that tells apart attempts with the same number, which started at the same time."""
 
 
 def read_attempts(run: str) -> list[AttemptRecord]:
-    """Return the lives of a run so far."""
+    """Return the attempts of a run so far."""
+    lines = _read_file(run, ATTEMPTS_FILE).splitlines()
+    return [AttemptRecord(**renamed.current_record(json.loads(line))) for line in lines]
+
+
+def _read_file(run: str, name: str) -> bytes:
+    """Return the content of a file of a run's folder, or else of its file of version 0.1; empty where neither exists."""
     try:
-        lines = storage.read_bytes(storage.join(run, ATTEMPTS_FILE)).splitlines()
+        return storage.read_bytes(storage.join(run, name))
     except NotFoundError:
-        return []
-    return [AttemptRecord(**json.loads(line)) for line in lines]
+        pass
+    old = renamed.FILES[name]
+    try:
+        content = storage.read_bytes(storage.join(run, old))
+    except NotFoundError:
+        return b""
+    logger.warning("event=file_renamed old=%s new=%s: version 0.3 ignores the old file", old, name)
+    return content
 
 
 class RunAttempt:
-    """Be one life of a run, in the process that writes its files."""
+    """One attempt of a run, owned by rank 0: fences earlier attempts, writes heartbeats."""
 
     def __init__(self, run: str, workers: int, restart_reason: str) -> None:
-        """Add the life's row, from which on no earlier life may write; raises SupersededError if another one begins at once."""
+        """Append the attempt's row, which fences earlier attempts; raises SupersededError if another attempt starts at the same time."""
         self._run = run
         self._earlier = read_attempts(run)
-        self._before = self._last_beat()
-        why = (restart_reason or "the job was gone") if self._earlier else ""
-        began = datetime.now(UTC).isoformat(timespec="seconds")
-        self.record = AttemptRecord(len(self._earlier) + 1, began, workers, why, fencing_token=uuid.uuid4().hex)
-        self._write()
+        self._previous_end = self._read_previous_end()
+        reason = (restart_reason or "the driver was lost") if self._earlier else ""
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.record = AttemptRecord(len(self._earlier) + 1, started_at, workers, reason, fencing_token=uuid.uuid4().hex)
+        self._write_rows()
         self.check()
-        self._step = self._written = -1
+        self._step = self._written_step = -1
         self._stop = threading.Event()
-        self._pulse = threading.Thread(target=self._beat_on, name="yolor-beat", daemon=True)
+        self._thread = threading.Thread(target=self._write_heartbeats, name="yolor-heartbeat", daemon=True)
 
     def check(self) -> None:
-        """Raise SupersededError if another life of this run has begun since; storage that is out of reach does not tell."""
+        """Raise SupersededError if another attempt of this run has started since; unreachable storage is only logged."""
         try:
             rows = read_attempts(self._run)
         except StorageError as error:
             logger.warning("event=attempt_log_unreadable error='%s'", error)
             return
         if not rows or rows[-1].fencing_token != self.record.fencing_token:
-            found = f"found {f'life {rows[-1].attempt} of {rows[-1].started_at}' if rows else 'none'}, expected to be the last itself"
+            newest = f"attempt {rows[-1].attempt} of {rows[-1].started_at}" if rows else "none"
             raise SupersededError(
-                f"{self._run}: life {self.record.attempt} of {self.record.started_at} {found}; another job goes on with it"
+                f"{self._run}: attempt {self.record.attempt} of {self.record.started_at} found {newest} in the last row of "
+                f"{ATTEMPTS_FILE}, expected itself; another job continues the run"
             )
 
     def record_step(self, step: int) -> None:
-        """Note that a step was taken; the first one ends the outage, unless another life has begun: see `check`."""
-        first, self._step = self._step < 0, step
-        if not first:
+        """Record a step; the first step ends the downtime, and raises SupersededError as `check` does."""
+        is_first, self._step = self._step < 0, step
+        if not is_first:
             return
-        if self._before:
-            reached, at = self._before
-            lost, downtime_s = max(reached - (step - 1), 0), round(max(time.time() - at, 0.0), 1)
+        if self._previous_end:
+            last_step, ended_at = self._previous_end
+            lost_steps, downtime_s = max(last_step - (step - 1), 0), round(max(time.time() - ended_at, 0.0), 1)
         else:
-            lost, downtime_s = 0, 0.0
-        self.record = replace(self.record, from_step=step - 1, lost_steps=lost, downtime_s=downtime_s)
+            lost_steps, downtime_s = 0, 0.0
+        self.record = replace(self.record, from_step=step - 1, lost_steps=lost_steps, downtime_s=downtime_s)
         self.check()
         try:
-            self._write()
+            self._write_rows()
         except StorageError as error:
             logger.warning("event=attempt_log_unwritable error='%s'", error)
-        shown = "event=attempt life=%d workers=%d from_step=%d lost_steps=%d downtime_s=%.1f after='%s'"
         row = self.record
-        logger.info(shown, row.attempt, row.workers, row.from_step, row.lost_steps, row.downtime_s, row.restart_reason)
+        logger.info(
+            "event=attempt attempt=%d workers=%d from_step=%d lost_steps=%d downtime_s=%.1f restart_reason='%s'",
+            *(row.attempt, row.workers, row.from_step, row.lost_steps, row.downtime_s, row.restart_reason),
+        )
 
-    def _write(self) -> None:
+    def _write_rows(self) -> None:
         rows = [*self._earlier, self.record]
         lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
         storage.write_bytes(storage.join(self._run, ATTEMPTS_FILE), lines.encode())
 
-    def _last_beat(self) -> tuple[int, float] | None:
-        """Return step and time of the last beat of the life before this one, or of its beginning if it had none; None for the first."""
+    def _read_previous_end(self) -> tuple[int, float] | None:
+        """Return step and time of the previous attempt's last heartbeat, or else of its start; None for the first attempt."""
         if not self._earlier:
             return None
-        before = self._earlier[-1]
-        try:
-            beat = json.loads(storage.read_bytes(storage.join(self._run, HEARTBEAT_FILE)))
-        except NotFoundError:
-            beat = {}
-        # One that was cut off may have gone on beating after the life that took its place had taken steps.
-        if not beat or (beat["attempt"] < before.attempt and before.from_step > 0):
-            return before.from_step, datetime.fromisoformat(before.started_at).timestamp()
-        return int(beat["step"]), float(beat["at"])
+        previous = self._earlier[-1]
+        heartbeat = renamed.current_record(json.loads(_read_file(self._run, HEARTBEAT_FILE) or "{}"))
+        # A partitioned attempt may have written heartbeats after the attempt that replaced it took its first steps.
+        if not heartbeat or (heartbeat["attempt"] < previous.attempt and previous.from_step > 0):
+            return previous.from_step, datetime.fromisoformat(previous.started_at).timestamp()
+        return int(heartbeat["step"]), float(heartbeat["at"])
 
-    def _beat_on(self) -> None:
+    def _write_heartbeats(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            self._beat()
-        self._beat()
+            self._write_heartbeat()
+        self._write_heartbeat()
 
-    def _beat(self) -> None:
+    def _write_heartbeat(self) -> None:
         step = self._step
-        if step == self._written or step < 0:
+        if step == self._written_step or step < 0:
             return
-        beat = json.dumps({"attempt": self.record.attempt, "step": step, "at": time.time()})
+        heartbeat = json.dumps({"attempt": self.record.attempt, "step": step, "at": time.time()})
         try:
-            storage.write_bytes(storage.join(self._run, HEARTBEAT_FILE), beat.encode())
-            self._written = step
+            storage.write_bytes(storage.join(self._run, HEARTBEAT_FILE), heartbeat.encode())
+            self._written_step = step
         except StorageError as error:
             logger.warning("event=heartbeat_failed error='%s'", error)
 
     def __enter__(self) -> "RunAttempt":
-        """Begin to beat."""
-        self._pulse.start()
+        """Start the heartbeat."""
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End with a last beat, unless storage is out of reach."""
+        """Stop with a last heartbeat, unless storage is out of reach."""
         self._stop.set()
-        self._pulse.join(LAST_HEARTBEAT_TIMEOUT_S)
+        self._thread.join(LAST_HEARTBEAT_TIMEOUT_S)

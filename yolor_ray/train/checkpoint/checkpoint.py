@@ -1,7 +1,7 @@
-"""Take checkpoints that a killed writer cannot spoil, and read the newest whole one.
+"""Write crash-safe checkpoints; load the newest complete one.
 
-A checkpoint is a published folder `checkpoints/STEP-LIFE`: tensors, then state, then the manifest. Data order and
-augmentation are functions of seed, epoch and record, so the counters in the state stand for every random generator.
+A checkpoint is a published folder `checkpoints/STEP-ATTEMPT`: tensors first, then state, then the manifest. Data order and
+augmentation are functions of seed, epoch and record, so the counters in the state replace the states of random generators.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from yolor_ray.config.renamed import current_metrics
 from yolor_ray.data.loading import epoch_ledger
 from yolor_ray.errors import IntegrityError, StorageError, WeightsError
 from yolor_ray.io import manifest, storage
@@ -26,34 +27,34 @@ logger = logging.getLogger(__name__)
 
 TENSORS_FILE, STATE_FILE = "trainer.safetensors", "state.json"
 CHECKPOINTS = "checkpoints"
-"""Folder of a run that holds them."""
+"""Folder of a run that holds checkpoints."""
 BEST = "best"
-"""Folder of a run that holds the best weights so far, by epoch."""
-KEPT = 2
-"""Whole checkpoints that stay; the one before the newest is there in case the newest is damaged."""
+"""Folder of a run that holds the best weights so far, by epoch and attempt."""
+KEPT_CHECKPOINTS = 2
+"""Complete checkpoints that stay; the second replaces a damaged newest one."""
 
 
 @dataclass
 class Progress:
-    """Say how far a run has come."""
+    """Position of a run."""
 
     digest: str
-    """Digest of the training set; another data set is another run."""
+    """Digest of the training set; a run cannot change it."""
     epoch: int = 0
-    """Epoch under way, from 0."""
+    """Finished epochs, which is the current epoch counted from 0."""
     seen: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    """(images,) bool: records of this epoch that were learned from."""
+    """(images,) bool: records of the current epoch that were trained on."""
     best_fitness: float = -1.0
-    """Best mean of the tasks' main numbers on the validation set so far: for boxes alone AP."""
+    """Best `fitness` on the validation set so far: the mean of the tasks' main metrics, for boxes alone AP."""
     best: str = ""
-    """Folder of the best weights inside the run."""
+    """Folder of the best weights inside the run's folder."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """One row of metrics per finished epoch."""
+    """Metrics of each finished epoch."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Hold all that a run goes on from."""
+    """Complete state that a run resumes from."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
@@ -65,55 +66,56 @@ class Checkpoint:
 
 
 def take_checkpoint(learner: Learner, progress: Progress) -> Checkpoint:
-    """Return a copy of this moment, which training leaves alone; the learner must have no gathered gradients."""
+    """Copy the state of a run; the learner must have no accumulated gradients, which a checkpoint does not hold."""
     state = {**dataclasses.asdict(progress), "seen": epoch_ledger.to_json(progress.seen)}
     state |= {"step": learner.step, "updates": learner.average.updates}
     return Checkpoint(_tensors(learner), state)
 
 
 def _tensors(learner: Learner) -> dict[str, Tensor]:
-    """Return copies of network, weight average and momentum by name."""
+    """Return copies of the tensors of network, weight average and momentum, on the CPU, by `SECTION/NAME`."""
     states = {name: learner.optimizer.state[parameter] for name, parameter in learner.network.named_parameters()}
     momentum = {name: s["momentum_buffer"] for name, s in states.items() if s.get("momentum_buffer") is not None}
-    parts = {"network": learner.network.state_dict(), "average": learner.average.network.state_dict(), "momentum": momentum}
+    sections = {"network": learner.network.state_dict(), "average": learner.average.network.state_dict(), "momentum": momentum}
     return {
-        f"{part}/{name}": t.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
-        for part, tensors in parts.items()
-        for name, t in tensors.items()
+        f"{section}/{name}": tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+        for section, tensors in sections.items()
+        for name, tensor in tensors.items()
     }
 
 
-def write_checkpoint(run: str, checkpoint: Checkpoint, life: int) -> None:
-    """Publish a checkpoint; if it cannot be written whole, nothing of it stays."""
-    place = storage.join(run, CHECKPOINTS, f"{checkpoint.step:09d}-{life:04d}")
+def write_checkpoint(run: str, checkpoint: Checkpoint, attempt: int) -> None:
+    """Publish a checkpoint; after a failure, delete its files."""
+    url = storage.join(run, CHECKPOINTS, f"{checkpoint.step:09d}-{attempt:04d}")
     files = {TENSORS_FILE: safetensors.torch.save(checkpoint.tensors), STATE_FILE: json.dumps(checkpoint.state).encode()}
     try:
-        manifest.publish(place, files)
+        manifest.publish(url, files)
     except StorageError:
-        # What is there of it takes room that the next try may need.
+        # On a full disk, the files of a failed checkpoint take the space that the next checkpoint needs.
         with contextlib.suppress(StorageError):
-            storage.delete(place)
+            storage.delete(url)
         raise
 
 
 def complete_checkpoints(run: str) -> list[str]:
-    """Return the names of the published checkpoints of a run, the newest last."""
-    return _is_complete(run, storage.list_names(storage.join(run, CHECKPOINTS)))
+    """Return the names of the complete checkpoints of a run, the newest last."""
+    return _select_complete(run, storage.list_names(storage.join(run, CHECKPOINTS)))
 
 
-def _is_complete(run: str, names: list[str]) -> list[str]:
+def _select_complete(run: str, names: list[str]) -> list[str]:
     return [name for name in names if manifest.is_published(storage.join(run, CHECKPOINTS, name))]
 
 
-def prune_checkpoints(run: str, life: int) -> None:
-    """Drop what no longer serves: all but the newest whole checkpoints, and best weights that none names.
+def prune_checkpoints(run: str, attempt: int) -> None:
+    """Delete all but the newest complete checkpoints, and the best weights that no kept checkpoint references.
 
-    What a later life is writing stays: whoever drops may have been cut off. Names have fixed widths, so that they compare as numbers do.
+    Checkpoints of later attempts stay: the caller may be a partitioned attempt, and a later attempt may be writing them. Names have
+    fixed widths, so that they compare as numbers do.
     """
     names = storage.list_names(storage.join(run, CHECKPOINTS))
-    kept = _is_complete(run, names)[-KEPT:]
+    kept = _select_complete(run, names)[-KEPT_CHECKPOINTS:]
     for name in names:
-        if name not in kept and name.partition("-")[2] <= f"{life:04d}":
+        if name not in kept and name.partition("-")[2] <= f"{attempt:04d}":
             storage.delete(storage.join(run, CHECKPOINTS, name))
     bests = storage.list_names(storage.join(run, BEST))
     if kept and len(bests) > 1:
@@ -121,23 +123,23 @@ def prune_checkpoints(run: str, life: int) -> None:
 
 
 def _prune_best_weights(run: str, kept: list[str], bests: list[str]) -> None:
-    """Delete best weights that are older than all which the kept checkpoints name; newer ones are still to be named."""
+    """Delete best-weight folders older than every one referenced by the kept checkpoints; newer ones may not be referenced yet."""
     states = (storage.read_bytes(storage.join(run, CHECKPOINTS, name, STATE_FILE)) for name in kept)
-    named = {json.loads(state)["best"] for state in states}
+    referenced = {json.loads(state)["best"] for state in states}
     for name in bests:
         best = f"{BEST}/{name}"
-        if best < min(named):
+        if best < min(referenced):
             storage.delete(storage.join(run, best))
 
 
 def newest_checkpoint(run: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return tensors and state of the newest whole checkpoint, or None; unfinished and damaged ones are passed over, loudly."""
-    found = _newest(run)
-    return None if found is None else (found[1].tensors, found[1].state)
+    """Return tensors and state of the newest complete checkpoint, or None; unfinished and damaged ones are skipped with a warning."""
+    newest = _read_newest(run)
+    return None if newest is None else (newest[1].tensors, newest[1].state)
 
 
-def _newest(run: str) -> tuple[str, Checkpoint] | None:
-    """Return the newest whole checkpoint and its URL."""
+def _read_newest(run: str) -> tuple[str, Checkpoint] | None:
+    """Return the URL of the newest complete checkpoint, and the checkpoint."""
     folder = storage.join(run, CHECKPOINTS)
     for name in reversed(storage.list_names(folder)):
         url = storage.join(folder, name)
@@ -147,7 +149,7 @@ def _newest(run: str) -> tuple[str, Checkpoint] | None:
         try:
             return url, _read(url)
         except IntegrityError as error:
-            logger.warning("event=checkpoint_damaged url=%s error=%s", url, error)
+            logger.warning("event=checkpoint_damaged url=%s error='%s'", url, error)
     return None
 
 
@@ -157,42 +159,43 @@ def _read(url: str) -> Checkpoint:
 
 
 def resume(run: str, learner: Learner, progress: Progress, dist_context: DistContext) -> Progress:
-    """Load the newest checkpoint into every worker's learner and return its progress; without one, return `progress` as it is.
+    """Load the newest checkpoint into every worker's learner and return its progress; without a checkpoint, return `progress`.
 
-    The leading worker chooses, so that all go on from the same one.
+    Rank 0 chooses the checkpoint, so that all workers resume from the same one.
 
     Raises:
         WeightsError: the checkpoint belongs to another network or training set.
 
     """
-    found = _newest(run) if dist_context.is_rank_zero else None
-    url = dist_context.gather(found[0] if found else "")[0]
+    newest = _read_newest(run) if dist_context.is_rank_zero else None
+    url = dist_context.gather(newest[0] if newest else "")[0]
     if not url:
         return progress
-    checkpoint = found[1] if found else _read(url)
+    checkpoint = newest[1] if newest else _read(url)
     state = checkpoint.state
     if state["digest"] != progress.digest:
         raise WeightsError(
-            f"{run}: its checkpoint was trained on data set {state['digest'][:12]}, found {progress.digest[:12]}; use a new run.name"
+            f"{run}: its checkpoint was trained on dataset {state['digest'][:12]}, found {progress.digest[:12]}; use a new run.name"
         )
     _restore(run, learner, checkpoint.tensors)
     learner.step, learner.average.updates = state["step"], state["updates"]
-    fields = {f.name: state[f.name] for f in dataclasses.fields(Progress)}
     logger.info("event=resume step=%d epoch=%d", learner.step, state["epoch"])
-    return Progress(**{**fields, "seen": epoch_ledger.from_json(state["seen"])})
+    fields = {field.name: state[field.name] for field in dataclasses.fields(Progress)}
+    fields |= {"seen": epoch_ledger.from_json(state["seen"]), "rows": [current_metrics(row) for row in state["rows"]]}
+    return Progress(**fields)
 
 
 @torch.no_grad()
 def _restore(run: str, learner: Learner, tensors: dict[str, Tensor]) -> None:
-    parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "momentum": {}}
-    for name, tensor in tensors.items():
-        part, _, inner = name.partition("/")
-        parts[part][inner] = tensor
+    sections: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "momentum": {}}
+    for key, tensor in tensors.items():
+        section, _, name = key.partition("/")
+        sections[section][name] = tensor
     try:
-        learner.network.load_state_dict(parts["network"])
-        learner.average.network.load_state_dict(parts["average"])
+        learner.network.load_state_dict(sections["network"])
+        learner.average.network.load_state_dict(sections["average"])
     except RuntimeError as error:
         raise WeightsError(f"{run}: its checkpoint does not fit this network: {error}") from error
     for name, parameter in learner.network.named_parameters():
-        if name in parts["momentum"]:
-            learner.optimizer.state[parameter]["momentum_buffer"] = parts["momentum"][name].to(parameter.device)
+        if name in sections["momentum"]:
+            learner.optimizer.state[parameter]["momentum_buffer"] = sections["momentum"][name].to(parameter.device)

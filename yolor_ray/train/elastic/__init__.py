@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Training on the workers of a Ray cluster whose nodes come and go."""

@@ -1,6 +1,6 @@
-"""Watch over a life from outside of it: ask it to end after a checkpoint when a node is about to leave or another one has come.
+"""Monitor the cluster from the driver; request checkpoint-and-stop when a node drains or more workers fit.
 
-The driver watches and asks; an actor beside it passes the word on to the leading worker, which looks there once a second.
+The driver tells an actor beside it, and rank 0 polls that actor once a second.
 """
 
 import logging
@@ -19,119 +19,119 @@ from yolor_ray.config import ClusterConfig
 
 logger = logging.getLogger(__name__)
 
-POLL_EVERY_S = 1.0
+POLL_S = 1.0
 SCALE_UP_DELAY_S = 30.0
-"""Seconds that a life lasts at least before it makes way for one with more workers, so that nodes that come together count together."""
+"""Minimum attempt duration before scaling up (s); batches nodes that join together."""
 MAX_DELAY_DOUBLINGS = 4
-"""How often that is doubled, once for each growth before: where nodes come and go, a run is to train more than it starts."""
+"""Doublings of that delay, one per earlier scale-up (back-off on flapping capacity)."""
 STABLE_CAPACITY_S = 10.0
-"""Seconds that room for more workers stays free before it counts: on a cluster with other jobs some comes and goes."""
+"""Time that capacity for more workers must stay free before scaling up (s): other jobs' capacity comes and goes."""
 
 
 class StopSignalActor:
-    """Hold what workers and driver tell each other; runs as an actor on the driver's node."""
+    """Nodes of an attempt's workers, and the reason to stop the attempt; an actor on the driver's node."""
 
     def __init__(self) -> None:
         self._nodes: set[str] = set()
         self._reason = ""
 
     def join(self, node: str) -> None:
-        """Note that a worker is on this node."""
+        """Add a worker's node."""
         self._nodes.add(node)
 
     def nodes(self) -> set[str]:
-        """Return the nodes that have workers."""
+        """Return the ids of the nodes that have workers."""
         return self._nodes
 
-    def ask(self, reason: str) -> None:
-        """Ask the life to end; the first reason counts."""
+    def stop(self, reason: str) -> None:
+        """Request that the attempt stops; the first reason counts."""
         self._reason = self._reason or reason
 
     def reason(self) -> str:
-        """Return why the life is to end; empty while it may go on."""
+        """Return the reason to stop the attempt; empty while the attempt may continue."""
         return self._reason
 
 
 def start_stop_signal_actor() -> Any:
-    """Return a new post on this node, for one life."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(StopSignalActor).options(scheduling_strategy=here).remote()
+    """Start the actor of one attempt on this node and return its handle."""
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(StopSignalActor).options(scheduling_strategy=this_node).remote()
 
 
 class RemoteStopSignal:
-    """Be the notice of a leading worker: what the post said last, without waiting for it."""
+    """Stop signal of rank 0: the last answer of the stop-signal actor, read without waiting for the actor."""
 
-    def __init__(self, post: Any) -> None:
-        self._post, self._reason = post, ""
-        self._asking: threading.Thread | None = None
+    def __init__(self, stop_actor: Any) -> None:
+        self._stop_actor, self._reason = stop_actor, ""
+        self._thread: threading.Thread | None = None
 
     def __call__(self) -> str:
-        """Return why training is to end; empty while it may go on."""
-        # In a thread, as the next question may be an update of many seconds away.
-        if self._asking is None:
-            self._asking = threading.Thread(target=self._poll, name="yolor-notice", daemon=True)
-            self._asking.start()
+        """Return the reason to stop training; empty while training may continue."""
+        # A thread polls the actor, because the next call may come after an update of many seconds.
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._poll, name="yolor-stop-signal", daemon=True)
+            self._thread.start()
         return self._reason
 
     def _poll(self) -> None:
         while not self._reason:
             try:
-                self._reason = ray.get(self._post.reason.remote())
+                self._reason = ray.get(self._stop_actor.reason.remote())
             except ray.exceptions.RayError as error:
-                # The driver took its post along; Ray is about to end this worker, too.
+                # The actor died with the driver, and Ray is about to end this worker, too.
                 logger.warning("event=stop_signal_unreachable error='%s'", error)
                 return
-            time.sleep(POLL_EVERY_S)
+            time.sleep(POLL_S)
 
 
 class ClusterMonitor:
-    """Look at the cluster while a life trains, in a thread of the driver."""
+    """Thread of the driver that watches the cluster during an attempt and stops the attempt where the cluster changes."""
 
-    def __init__(self, post: Any, cluster: ClusterConfig, workers: int, sigterm: StopSignal, scale_ups: int) -> None:
-        """Watch over a life of so many workers; `scale_ups` is how often lives of this job have made way for larger ones before."""
-        self._post, self._cluster, self._workers, self._sigterm = post, cluster, workers, sigterm
-        self._grow_after_s = SCALE_UP_DELAY_S * 2 ** min(scale_ups, MAX_DELAY_DOUBLINGS)
+    def __init__(self, stop_actor: Any, cluster: ClusterConfig, workers: int, sigterm: StopSignal, scale_ups: int) -> None:
+        """Monitor an attempt of so many workers; `scale_ups` counts the earlier attempts of this job that ended with `scales_up`."""
+        self._stop_actor, self._cluster, self._workers, self._sigterm = stop_actor, cluster, workers, sigterm
+        self._scale_up_delay_s = SCALE_UP_DELAY_S * 2 ** min(scale_ups, MAX_DELAY_DOUBLINGS)
         self.scales_up = False
-        """Whether the life makes way for one with more workers."""
-        self._began = time.monotonic()
-        self._full = self._began
+        """True if the attempt stops in order to restart with more workers."""
+        self._started_at = time.monotonic()
+        self._last_full_at = self._started_at
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._poll, name="yolor-watch", daemon=True)
+        self._thread = threading.Thread(target=self._poll, name="yolor-monitor", daemon=True)
 
     def __enter__(self) -> "ClusterMonitor":
-        """Begin to watch."""
+        """Start the thread."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End."""
+        """Stop the thread."""
         self._stop.set()
         self._thread.join()
 
     def _poll(self) -> None:
-        reasons: tuple[Callable[[], str], ...] = (self._sigterm, self._drain_reason, self._scale_up_reason)
-        while not self._stop.wait(POLL_EVERY_S):
+        sources: tuple[Callable[[], str], ...] = (self._sigterm, self._drain_reason, self._scale_up_reason)
+        while not self._stop.wait(POLL_S):
             try:
-                reason = next((found for look in reasons if (found := look())), "")
+                reason = next((reason for source in sources if (reason := source())), "")
                 if reason:
-                    ray.get(self._post.ask.remote(reason))
+                    ray.get(self._stop_actor.stop.remote(reason))
                     logger.info("event=stop_requested reason='%s'", reason)
                     return
             except ray.exceptions.RayError as error:
-                logger.warning("event=watch_failed error='%s'", error)
+                logger.warning("event=monitor_failed error='%s'", error)
 
     def _drain_reason(self) -> str:
-        """Say so when a node with a worker is being drained, as before a spot machine is taken away."""
-        leaving = draining_nodes() & ray.get(self._post.nodes.remote())
-        return f"node {sorted(leaving)[0][:12]} is about to leave" if leaving else ""
+        """Return the reason to stop if a worker's node is being drained, as before a spot machine is taken back; else empty."""
+        leaving = draining_nodes() & ray.get(self._stop_actor.nodes.remote())
+        return f"node {sorted(leaving)[0][:12]} is being drained" if leaving else ""
 
     def _scale_up_reason(self) -> str:
-        """Say so when there has been room for more workers for a while."""
-        now, most = time.monotonic(), self._cluster.worker_range[1]
-        more = min(schedulable_workers(self._cluster), most - self._workers)
+        """Return the reason to stop if more workers have fitted for STABLE_CAPACITY_S; else empty."""
+        now, max_workers = time.monotonic(), self._cluster.worker_range[1]
+        more = min(schedulable_workers(self._cluster), max_workers - self._workers)
         if more <= 0:
-            self._full = now
-        if now - self._full < STABLE_CAPACITY_S or now - self._began < self._grow_after_s:
+            self._last_full_at = now
+        if now - self._last_full_at < STABLE_CAPACITY_S or now - self._started_at < self._scale_up_delay_s:
             return ""
         self.scales_up = True
-        return f"there is room for {self._workers + more} workers"
+        return f"capacity for {self._workers + more} workers"

@@ -1,7 +1,7 @@
-"""Keep a run alive on a cluster: whenever a life ends early, begin another with as many workers as there is room for.
+"""Restart a failed run with as many workers as the cluster can schedule.
 
-Ray Train runs a life and says when one of its workers is gone. It does not decide what comes after: it would first wait for
-the lost worker's place, and would give up when a node vanishes while workers connect.
+Ray Train runs one attempt and reports a lost worker. Ray Train's own restart is switched off: it would wait for a replacement of the
+lost worker first, and it would give up when a node vanishes while workers connect.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from yolor_ray.cluster.capacity import POLL_S, wait_for_capacity
+from yolor_ray.cluster.ray_internals import WorkerGroupStartupTimeoutError
 from yolor_ray.cluster.stop_signal import StopSignal
 from yolor_ray.errors import IntegrityError, StorageError, TrainingError, UserError
-from yolor_ray.io.redact import redacted
+from yolor_ray.io.redact import redact
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints
 from yolor_ray.train.context import TrainContext
 from yolor_ray.train.elastic.monitor import ClusterMonitor, start_stop_signal_actor
@@ -26,22 +26,26 @@ from yolor_ray.train.loop import TrainOutcome
 logger = logging.getLogger(__name__)
 
 MAX_PAUSE_S = 30.0
-"""Seconds before another try after many failures in a row; there is no pause after the first."""
+"""Longest pause before a restart (s), after many failures in a row; there is no pause after the first failure."""
 REASON_LENGTH = 200
+"""Characters of a restart reason."""
 
 RunAttemptFn = Callable[[TrainContext, int, Any], Any]
-"""Runs one life of a job on so many workers, with its stop_actor, and returns what the leading one does."""
+"""Runs one attempt with a context, a number of workers and a stop-signal actor, and returns the result of rank 0."""
 
 
 def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, sigterm: StopSignal) -> Any:
-    """Return what a life returns that came to its end, or Ending.STOPPED after SIGTERM.
+    """Run attempts until one finishes and return its result, or TrainOutcome.STOPPED after SIGTERM.
 
-    Raises the worker's own error if it is one of ours that would come again, and after `cluster.max_failures` failures in a row
-    without a new checkpoint between them TrainingError, or StorageError if that was the last.
+    Raises:
+        UserError, TrainingError: an error of this package that a restart would repeat, as the worker raised it.
+        TrainingError, StorageError: `cluster.max_failures` failures in a row without a new checkpoint between them; StorageError
+            if the last failure was one.
+
     """
     cluster, failures, scale_ups, restart_reason = context.config.cluster, 0, 0, ""
     while workers := wait_for_capacity(cluster, sigterm):
-        stop_actor, saved = start_stop_signal_actor(), complete_checkpoints(context.run)
+        stop_actor, checkpoints_before = start_stop_signal_actor(), complete_checkpoints(context.run)
         try:
             with ClusterMonitor(stop_actor, cluster, workers, sigterm, scale_ups) as monitor:
                 outcome = run_attempt(dataclasses.replace(context, restart_reason=restart_reason), workers, stop_actor)
@@ -49,18 +53,20 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, sigterm:
                 return outcome
             restart_reason, scale_ups = ray.get(stop_actor.reason.remote()), scale_ups + monitor.scales_up
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-            own, restart_reason, whole = _package_error(error), _reason(error), complete_checkpoints(context.run)
-            if own and not (whole and _is_transient(own)):
-                raise own from error
+            package_error, restart_reason, checkpoints = _package_error(error), _failure_reason(error), complete_checkpoints(context.run)
+            if package_error and not (checkpoints and _is_transient(package_error)):
+                raise package_error from error
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-                # Others took the room before Ray did; it is no fault of the run.
+                # Another job took the capacity before Ray Train did, which is no failure of the run.
                 logger.warning("event=capacity_taken workers=%d", workers)
                 continue
-            failures = 1 if whole != saved else failures + 1
+            failures = 1 if checkpoints != checkpoints_before else failures + 1
             if failures > cluster.max_failures:
-                raise (own or TrainingError(f"{failures} failures in a row without a new checkpoint, the last: {error}")) from error
+                summary = f"{failures} failures in a row without a new checkpoint, the last: {error}"
+                raise (package_error or TrainingError(summary)) from error
             logger.warning(
-                "event=attempt_failed failures=%d of=%d workers=%d reason='%s'", failures, cluster.max_failures, workers, restart_reason
+                "event=attempt_failed failures=%d max_failures=%d workers=%d reason='%s'",
+                *(failures, cluster.max_failures, workers, restart_reason),
             )
             _pause(min(2.0 ** (failures - 1) - 1, MAX_PAUSE_S), sigterm)
         finally:
@@ -68,31 +74,30 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, sigterm:
     return TrainOutcome.STOPPED
 
 
-def _pause(seconds: float, notice: StopSignal) -> None:
+def _pause(seconds: float, stop_signal: StopSignal) -> None:
     end = time.monotonic() + seconds
-    while not notice() and time.monotonic() < end:
+    while not stop_signal() and time.monotonic() < end:
         time.sleep(POLL_S)
 
 
 def _worker_errors(error: Exception) -> list[Any]:
-    """Return what outcome each worker that failed, without Ray's wrapping."""
-    failures = getattr(error, "worker_failures", {}).values()
-    return [getattr(found := getattr(failure, "health_check_failure", failure), "cause", found) for failure in failures]
+    """Return the error of each failed worker, without Ray's wrapping."""
+    failures = [getattr(failure, "health_check_failure", failure) for failure in getattr(error, "worker_failures", {}).values()]
+    return [getattr(failure, "cause", failure) for failure in failures]
 
 
 def _package_error(error: Exception) -> UserError | TrainingError | None:
-    """Return the error of ours that ended a life, if one did."""
+    """Return the error of this package that ended an attempt, if there is one."""
     return next((cause for cause in _worker_errors(error) if isinstance(cause, UserError | TrainingError)), None)
 
 
 def _is_transient(error: UserError | TrainingError) -> bool:
-    """Tell whether another life may do better: where storage is full or away for long, and not where its content is not what it was."""
+    """Return True if a restart may succeed: storage was full or out of reach, and its content was not damaged."""
     return isinstance(error, StorageError) and not isinstance(error, IntegrityError)
 
 
-def _reason(error: Exception) -> str:
-    """Return what ended a life in a line."""
-    causes = _worker_errors(error)
-    lost = next((cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError | StorageError)), error)
-    lines = [line.strip() for line in redacted(str(lost)).splitlines() if line.strip()]
+def _failure_reason(error: Exception) -> str:
+    """Return the cause of a failed attempt in one line of at most REASON_LENGTH characters."""
+    cause = next((cause for cause in _worker_errors(error) if isinstance(cause, ray.exceptions.RayActorError | StorageError)), error)
+    lines = [line.strip() for line in redact(str(cause)).splitlines() if line.strip()]
     return " ".join(lines)[:REASON_LENGTH].replace("'", "")

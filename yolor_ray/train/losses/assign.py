@@ -1,6 +1,7 @@
-"""Decide which cells and anchors learn which boxes.
+"""Assign boxes to cells and anchors.
 
-Legend: B images, N boxes in the batch, A anchors per cell, M matches of a level (or image labels), J keypoints.
+Legend: B images, N boxes in the batch, H W cells of a level, A anchors per cell, F numbers per anchor, M matches of a level (or image
+labels), J keypoints.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -12,38 +13,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NEIGHBOURS = ((0.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
-"""Own cell, then left, up, right and down, as (x, y)."""
+"""The cell of the centre, then the left, upper, right and lower neighbour, as (x, y)."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Hold what is known about the images of a batch; what no task asks for is None."""
+    """Annotations of the images of a batch; annotations that no task uses are None."""
 
     images: Int[Tensor, "N"]
-    """Position of the box's image in the batch."""
+    """Index of the box's image in the batch."""
     labels: Int[Tensor, "N"]
+    """Class of the box."""
     boxes_cxcywh: Float[Tensor, "N 4"]
     """Pixels of the network input."""
     boxes_known: Bool[Tensor, "B"] | None = None
-    """Images on which every object has its box, so that what has none is background; None if all are."""
+    """True for images in which every object has a box, so the rest is background; None if all images are such."""
     keypoints: Float[Tensor, "N J 3"] | None = None
-    """x and y in pixels of the network input; visibility 2 and 1 labelled, 0 not to be seen or not labelled, -1 not known at all."""
+    """x and y in pixels of the network input; visibility 2 or 1 labelled, 0 not visible or not labelled, -1 unknown."""
     identities: Int[Tensor, "N"] | None = None
-    """Which of the training set's individuals it is; -1 unknown."""
+    """Identity of the object among the individuals of the training set; -1 unknown."""
     has_mask: Bool[Tensor, "N"] | None = None
-    """Whether the mask of an object is known and there is something of it to be seen."""
+    """True if the object's mask is known and not empty."""
     instances: Int[Tensor, "B _ _"] | None = None
-    """As large as the input: 1 + the number of the object that covers each pixel; 0 none."""
+    """Instance map in the size of the network input: 1 + the index of the object that covers the pixel; 0 for none."""
     image_labels: Float[Tensor, "B M"] | None = None
     """1 yes, 0 no, NaN unknown."""
 
     def to(self, device: torch.device) -> "Targets":
         """Return the same targets on a device."""
-        present: dict[str, Any] = {f.name: part for f in fields(self) if (part := getattr(self, f.name)) is not None}
-        return replace(self, **{name: part.to(device, non_blocking=True) for name, part in present.items()})
+        tensors: dict[str, Any] = {f.name: tensor for f in fields(self) if (tensor := getattr(self, f.name)) is not None}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
-    def scaled(self, factor: float, image_px: int) -> "Targets":
-        """Return the targets of the same images resized by a factor to a side of `image_px`."""
+    def resize(self, factor: float, image_px: int) -> "Targets":
+        """Return the targets of the same images resized by a factor to a side of `image_px` pixels."""
         keypoints, instances = self.keypoints, self.instances
         if keypoints is not None:
             keypoints = torch.cat((keypoints[..., :2] * factor, keypoints[..., 2:]), dim=-1)
@@ -55,23 +57,33 @@ class Targets:
 
 @dataclass(frozen=True)
 class Matches:
-    """Hold where one level learns which box: cell and anchor of each match, and the box itself."""
+    """Matches of a level: a cell and an anchor, and the box that the cell and anchor learn."""
 
     objects: Int[Tensor, "M"]
-    """Number of the box among the targets."""
+    """Index of the box in the targets."""
     images: Int[Tensor, "M"]
     anchors: Int[Tensor, "M"]
     rows: Int[Tensor, "M"]
     columns: Int[Tensor, "M"]
     labels: Int[Tensor, "M"]
     boxes_cxcywh: Float[Tensor, "M 4"]
+    """Pixels of the network input."""
 
 
 def match_level(targets: Targets, anchors: Float[Tensor, "A 2"], stride: int, height: int, width: int, *, anchor_ratio: float) -> Matches:
-    """Match boxes to the anchors whose sides differ by less than `anchor_ratio`, in their own cell and its two nearest neighbours.
+    """Match the boxes to anchors of similar size, in the cell of the centre and up to two neighbours.
 
-    A neighbour left or above joins when the centre lies in the first half of its cell, right or below in the second
-    half; cells outside the map do not exist. `anchors` are in pixels, `height` and `width` in cells.
+    An anchor matches if both sides differ from the box's by a factor less than `anchor_ratio`. The left (upper) neighbour joins
+    if the centre is in the left (upper) half of its cell, the right (lower) neighbour if in the right (lower) half. Cells outside
+    the map do not exist.
+
+    Args:
+        targets: N boxes.
+        anchors: widths and heights of the level's anchors in pixels.
+        stride: pixels per cell.
+        height: rows of the level.
+        width: columns of the level.
+        anchor_ratio: limit of the ratio between box side and anchor side, either way.
     """
     ratio = targets.boxes_cxcywh[:, None, 2:] / anchors[None]
     box, anchor = (torch.maximum(ratio, 1 / ratio).amax(dim=-1) < anchor_ratio).nonzero(as_tuple=True)
@@ -81,14 +93,19 @@ def match_level(targets: Targets, anchors: Float[Tensor, "A 2"], stride: int, he
     low = (fraction < 0.5) & (centres > 1)
     high = (fraction > 0.5) & (centres < extent - 1)
     joins = torch.stack((torch.ones_like(low[:, 0]), low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
-    which, match = joins.nonzero(as_tuple=True)
-    offsets = torch.tensor(NEIGHBOURS, device=centres.device, dtype=centres.dtype)[which]
+    neighbour, match = joins.nonzero(as_tuple=True)
+    offsets = torch.tensor(NEIGHBOURS, device=centres.device, dtype=centres.dtype)[neighbour]
     cells = (centres[match].floor() + offsets).clamp(min=0).minimum(extent - 1).long()
     box = box[match]
     return Matches(box, targets.images[box], anchor[match], cells[:, 1], cells[:, 0], targets.labels[box], targets.boxes_cxcywh[box])
 
 
-def at_matches(levels: list[Float[Tensor, "B A _ _ F"]], matches: list[Matches]) -> Float[Tensor, "M F"]:
-    """Return the numbers of every match, level by level, in float32."""
-    found = [level[m.images, m.anchors, m.rows, m.columns] for level, m in zip(levels, matches, strict=True)]
-    return torch.cat(found).float()
+def gather_matches(levels: list[Float[Tensor, "B A _ _ F"]], matches: list[Matches]) -> Float[Tensor, "M F"]:
+    """Return the outputs at the matches of all levels, level by level, in float32.
+
+    Args:
+        levels: raw outputs, (B, A, H, W, F) per level.
+        matches: matches of each level; M counts the matches of all levels.
+    """
+    gathered = [level[m.images, m.anchors, m.rows, m.columns] for level, m in zip(levels, matches, strict=True)]
+    return torch.cat(gathered).float()

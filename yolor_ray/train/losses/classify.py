@@ -1,4 +1,4 @@
-"""Compute the loss of image labels.
+"""Loss of the task classify: labels of whole images.
 
 Legend: B images, M image labels.
 """
@@ -12,10 +12,13 @@ from yolor_ray.train.losses.assign import Matches, Targets
 
 
 def classify_loss(raw: list[Tensor], targets: Targets, _: list[Matches], __: Yolor) -> Tensor:
-    """Return the mean BCE over all labels that are known, 0 where none is."""
+    """Return the mean binary cross-entropy of all known labels, or 0 if no label is known.
+
+    `raw` holds one tensor, the logits (B, M). `targets.image_labels` is (B, M).
+    """
     logits = raw[0].float()
     assert targets.image_labels is not None
     known = ~targets.image_labels.isnan()
-    wanted = torch.where(known, targets.image_labels, 0.0)
-    each = F.binary_cross_entropy_with_logits(logits, wanted, weight=known.to(logits.dtype), reduction="sum")
-    return each / known.sum().clamp(min=1)
+    expected = torch.where(known, targets.image_labels, 0.0)
+    total = F.binary_cross_entropy_with_logits(logits, expected, weight=known.to(logits.dtype), reduction="sum")
+    return total / known.sum().clamp(min=1)

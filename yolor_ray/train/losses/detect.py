@@ -1,6 +1,6 @@
-"""Compute the detection loss: CIoU of matched boxes, objectness of every cell, classes of matched boxes.
+"""Loss of the task detect: CIoU of matched boxes, objectness of every cell, classes of matched boxes (YOLOR's reference recipe).
 
-Reference recipe of YOLOR. Legend: B images, A anchors per cell, H W cells, K classes, F = 5 + K numbers per anchor, M matches.
+Legend: B images, A anchors per cell, H W cells of a level, K classes, F = 5 + K numbers per anchor, M matches of a level.
 """
 
 import torch
@@ -15,29 +15,40 @@ from yolor_ray.train.losses.assign import Matches, Targets
 
 LEVEL_BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.4, 0.1), 5: (4.0, 1.0, 0.5, 0.4, 0.1)}
 """Weights of the objectness loss per level: fine levels have more cells, so their mean is smaller."""
-REFERENCE_CLASSES, FEWEST_CLASSES = 80, 30
-"""The class gain is for 80 classes and shrinks with their number, but not below that of 30: on blood cells, three classes,
-the reference's tiny gain left classes confused (AP 0.27 instead of 0.33 on the validation set after the same 25 epochs)."""
+REFERENCE_CLASSES, MIN_COUNTED_CLASSES = 80, 30
+"""The class gain holds for 80 classes and shrinks with the number of classes, but not below the gain for 30.
+
+Measured on blood cells (three classes): the reference's tiny gain left classes confused. AP on the validation set was 0.27 instead of
+0.33 after the same 25 epochs.
+"""
 
 
 def detection_losses(
     raw: list[Float[Tensor, "B A _ _ F"]], targets: Targets, matches: list[Matches], head: DetectHead, gains: LossConfig
 ) -> dict[str, Tensor]:
-    """Return the weighted parts `box`, `objectness` and `classes`; computed in float32 whatever the precision of the network."""
-    parts = [_level_loss(level, targets, found, head, index) for index, (level, found) in enumerate(zip(raw, matches, strict=True))]
-    box, objectness, classes = (torch.stack(p) for p in zip(*parts, strict=True))
+    """Return the weighted terms `box`, `objectness` and `cls`, in float32 for any precision of the network.
+
+    Args:
+        raw: raw outputs of the head, (B, A, H, W, F) per level.
+        targets: annotations of the B images.
+        matches: matches of each level.
+        head: the detection head, with anchors and strides.
+        gains: gains of the terms, for three levels and 80 classes.
+    """
+    losses = [_level_losses(level, targets, matched, head, index) for index, (level, matched) in enumerate(zip(raw, matches, strict=True))]
+    box, objectness, classes = (torch.stack(term) for term in zip(*losses, strict=True))
     levels = len(raw)
     share = 3 / levels
     balance = torch.tensor(LEVEL_BALANCE[levels], device=box.device)
     return {
         "box": box.sum() * gains.box * share,
         "objectness": (objectness * balance).sum() * gains.objectness * share * (1.4 if levels >= 4 else 1.0),
-        "classes": classes.sum() * gains.cls * share * max(head.classes, FEWEST_CLASSES) / REFERENCE_CLASSES,
+        "cls": classes.sum() * gains.cls * share * max(head.classes, MIN_COUNTED_CLASSES) / REFERENCE_CLASSES,
     }
 
 
-def _level_loss(level: Tensor, targets: Targets, matches: Matches, head: DetectHead, index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return box, objectness and class loss of one level; a level without matches still learns that there is nothing."""
+def _level_losses(level: Tensor, targets: Targets, matches: Matches, head: DetectHead, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return box, objectness and class loss of one level; a level without matches still learns the background."""
     level = level.float()
     matched = level[matches.images, matches.anchors, matches.rows, matches.columns]
     ciou = complete_iou(_decode(matched, matches, head.anchors[index], head.strides[index]), matches.boxes_cxcywh)
@@ -48,15 +59,15 @@ def _level_loss(level: Tensor, targets: Targets, matches: Matches, head: DetectH
 
 
 def _objectness_loss(logits: Float[Tensor, "B A H W"], target: Float[Tensor, "B A H W"], known: Bool[Tensor, "B"] | None) -> Tensor:
-    """Return the mean BCE over images whose objects are all annotated: elsewhere nobody knows what is background."""
+    """Return the mean binary cross-entropy of the images whose objects all have boxes; in other images the background is unknown."""
     if known is None:
         return F.binary_cross_entropy_with_logits(logits, target)
-    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2, 3))
-    return (each * known).sum() / known.sum().clamp(min=1)
+    per_image = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2, 3))
+    return (per_image * known).sum() / known.sum().clamp(min=1)
 
 
 def _decode(matched: Float[Tensor, "M F"], matches: Matches, anchors: Float[Tensor, "A 2"], stride: int) -> Float[Tensor, "M 4"]:
-    """Return predicted boxes_cxcywh in pixels at the matched cells."""
+    """Return the predicted boxes_cxcywh, in pixels, at the matches."""
     cells = torch.stack((matches.columns, matches.rows), dim=-1)
     centre = (2 * matched[:, :2].sigmoid() - 0.5 + cells) * stride
     size = (2 * matched[:, 2:4].sigmoid()) ** 2 * anchors[matches.anchors]
@@ -64,7 +75,7 @@ def _decode(matched: Float[Tensor, "M F"], matches: Matches, anchors: Float[Tens
 
 
 def _objectness_target(level: Tensor, matches: Matches, ciou: Float[Tensor, "M"]) -> Float[Tensor, "B A H W"]:
-    """Return each cell's target: the CIoU of its match, the best one where several boxes share a cell and anchor."""
+    """Return the objectness target: the CIoU of the match, the highest if several boxes share a cell and anchor, 0 elsewhere."""
     b, a, h, w, _ = level.shape
     flat = ((matches.images * a + matches.anchors) * h + matches.rows) * w + matches.columns
     target = torch.zeros(b * a * h * w, device=level.device)

@@ -1,7 +1,8 @@
-"""Compute the loss of embeddings: each has to point to its own identity's proxy, and away from all others.
+"""Loss of the task embed: each embedding points towards the proxy of its identity and away from all others.
 
-Normalised softmax (arXiv 1704.06369) over the training set's identities, as joint detection and embedding classifies them (JDE,
-arXiv 1909.12605). Legend: M matches with a known identity, E numbers of an embedding, I identities.
+Normalised softmax (arXiv 1704.06369) over the identities of the training set, as in joint detection and embedding (JDE,
+arXiv 1909.12605; YOLOR table 3).
+Legend: B images, A anchors per cell, H W cells of a level, M matches of all levels, E numbers of an embedding, I identities.
 """
 
 import torch
@@ -10,18 +11,21 @@ from torch.nn import functional as F
 
 from yolor_ray.model.heads.embed import EmbedHead
 from yolor_ray.model.network import Yolor
-from yolor_ray.train.losses.assign import Matches, Targets, at_matches
+from yolor_ray.train.losses.assign import Matches, Targets, gather_matches
 
-SHARPNESS = 16.0
-"""What cosines are multiplied by before the softmax."""
+COSINE_SCALE = 16.0
+"""Factor of the cosines before the softmax."""
 
 
 def embed_loss(raw: list[Tensor], targets: Targets, matches: list[Matches], network: Yolor) -> Tensor:
-    """Return the mean cross-entropy over matches of known identity, 0 where there is none."""
+    """Return the mean cross-entropy of the matches with a known identity, or 0 if there is none.
+
+    `raw` holds the embeddings, (B, A, H, W, E) per level. The proxies of the head are (I, E).
+    """
     head = network.tasks["embed"]
     assert isinstance(head, EmbedHead) and head.proxies is not None and targets.identities is not None
-    embeddings = F.normalize(at_matches(raw, matches), dim=-1)
-    wanted = targets.identities[torch.cat([level.objects for level in matches])]
+    embeddings = F.normalize(gather_matches(raw, matches), dim=-1)
+    identities = targets.identities[torch.cat([level.objects for level in matches])]
     cosines = embeddings @ F.normalize(head.proxies.float(), dim=-1).T
-    each = F.cross_entropy(SHARPNESS * cosines, wanted, ignore_index=-1, reduction="sum")
-    return each / (wanted >= 0).sum().clamp(min=1)
+    total = F.cross_entropy(COSINE_SCALE * cosines, identities, ignore_index=-1, reduction="sum")
+    return total / (identities >= 0).sum().clamp(min=1)

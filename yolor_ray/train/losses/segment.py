@@ -1,6 +1,6 @@
-"""Compute the loss of instance masks on points in and around each box, so that its cost does not grow with the image.
+"""Loss of the task segment, on sample points in and around each box: the cost does not grow with the image.
 
-Legend: B images, C prototypes, M matches of all levels, Q points per match.
+Legend: B images, A anchors per cell, H W cells of a level or of the prototypes, C prototypes, M matches of all levels, Q points per match.
 """
 
 import torch
@@ -9,62 +9,66 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from yolor_ray.model.network import Yolor
-from yolor_ray.train.losses.assign import Matches, Targets, at_matches
+from yolor_ray.train.losses.assign import Matches, Targets, gather_matches
 
 POINTS_PER_SIDE = 20
+"""Sample points per side of the grid over a box; Q is the square."""
 MARGIN = 1.2
-"""Points lie in the box made larger by this factor: a box that is found a little too large must find no mask there."""
+"""Size of the sampled area relative to the box; the mask must be empty in the rim of a box that is predicted slightly too large."""
 MATCHES_PER_IMAGE = 64
-"""Most matches that learn their masks in one step, on average over the batch."""
+"""Maximum matches that learn their masks in one step, on average over the batch."""
 PROTOTYPE_PX = 4
-"""Input pixels per cell of the prototypes; the map of instances is finer, so that they learn where inside a cell an edge runs."""
+"""Input pixels per cell of the prototypes; the instance map is finer, so prototypes learn the position of an edge inside a cell."""
 
 
 def segment_loss(raw: list[Tensor], targets: Targets, matches: list[Matches], _: Yolor) -> Tensor:
-    """Return the mean BCE and Dice loss over matches with a mask, 0 where there is none."""
+    """Return the mean binary cross-entropy plus Dice loss of the matches with a mask, or 0 if there is none.
+
+    `raw` holds the coefficients, (B, A, H, W, C) per level, and last the prototypes (B, C, H, W).
+    """
     assert targets.instances is not None and targets.has_mask is not None
     *levels, prototypes = raw
     objects = torch.cat([level.objects for level in matches])
-    chosen = _thinned(targets.has_mask[objects].nonzero()[:, 0], MATCHES_PER_IMAGE * len(prototypes))
-    coefficients, objects = at_matches(levels, matches)[chosen], objects[chosen]
-    images, places = targets.images[objects], _places(targets.boxes_cxcywh[objects])
+    selected = _subsample(targets.has_mask[objects].nonzero()[:, 0], MATCHES_PER_IMAGE * len(prototypes))
+    coefficients, objects = gather_matches(levels, matches)[selected], objects[selected]
+    images, points = targets.images[objects], _sample_points(targets.boxes_cxcywh[objects])
     height, width = targets.instances.shape[1:]
-    columns, rows = places.floor().long().unbind(dim=-1)
+    columns, rows = points.floor().long().unbind(dim=-1)
     inside = ((columns >= 0) & (rows >= 0) & (columns < width) & (rows < height)).float()
-    seen = targets.instances[images[:, None], rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
-    wanted = (seen == objects[:, None] + 1).float()
-    logits = torch.einsum("mc,mcq->mq", coefficients, _prototypes_at(prototypes.float(), images, places))
-    return _mask_losses(logits, wanted, inside).sum() / max(len(chosen), 1)
+    instances = targets.instances[images[:, None], rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
+    expected = (instances == objects[:, None] + 1).float()
+    logits = torch.einsum("mc,mcq->mq", coefficients, _prototypes_at(prototypes.float(), images, points))
+    return _mask_losses(logits, expected, inside).sum() / max(len(selected), 1)
 
 
-def _thinned(chosen: Int[Tensor, "M"], most: int) -> Int[Tensor, "_"]:
-    """Return at most so many, evenly spaced: a draw would have to be part of every checkpoint."""
-    return chosen[:: max(-(-len(chosen) // most), 1)]
+def _subsample(matches: Int[Tensor, "M"], max_matches: int) -> Int[Tensor, "_"]:
+    """Return at most `max_matches` evenly spaced entries; a random draw would need its state in every checkpoint."""
+    return matches[:: max(-(-len(matches) // max_matches), 1)]
 
 
-def _places(boxes_cxcywh: Float[Tensor, "M 4"]) -> Float[Tensor, "M Q 2"]:
-    """Return a grid of points over each box and its margin, in pixels of the network input."""
+def _sample_points(boxes_cxcywh: Float[Tensor, "M 4"]) -> Float[Tensor, "M Q 2"]:
+    """Return a grid of points over each box and its margin, x and y in pixels of the network input."""
     along = (torch.arange(POINTS_PER_SIDE, device=boxes_cxcywh.device) + 0.5) / POINTS_PER_SIDE - 0.5
     grid = torch.cartesian_prod(along, along) * MARGIN
     return boxes_cxcywh[:, None, :2] + grid * boxes_cxcywh[:, None, 2:]
 
 
-def _prototypes_at(prototypes: Float[Tensor, "B C H W"], images: Int[Tensor, "M"], places: Float[Tensor, "M Q 2"]) -> Tensor:
-    """Return the prototypes of each match's image at its points, (M, C, Q)."""
-    sides = torch.tensor((prototypes.shape[3], prototypes.shape[2]), device=places.device) * PROTOTYPE_PX
-    grid = 2 * places / sides - 1
+def _prototypes_at(prototypes: Float[Tensor, "B C H W"], images: Int[Tensor, "M"], points: Float[Tensor, "M Q 2"]) -> Tensor:
+    """Return the prototypes of each match's image at the match's points, (M, C, Q)."""
+    sides = torch.tensor((prototypes.shape[3], prototypes.shape[2]), device=points.device) * PROTOTYPE_PX
+    grid = 2 * points / sides - 1
     order = images.argsort(stable=True)
     counts = torch.bincount(images, minlength=len(prototypes)).tolist()
-    parts = [
-        F.grid_sample(one[None], part[None], mode="bilinear", padding_mode="border", align_corners=False)[0].transpose(0, 1)
-        for one, part in zip(prototypes, grid[order].split(counts), strict=True)
+    samples = [
+        F.grid_sample(maps[None], image_grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0].transpose(0, 1)
+        for maps, image_grid in zip(prototypes, grid[order].split(counts), strict=True)
     ]
-    return torch.cat(parts)[order.argsort()]
+    return torch.cat(samples)[order.argsort()]
 
 
-def _mask_losses(logits: Float[Tensor, "M Q"], wanted: Float[Tensor, "M Q"], inside: Float[Tensor, "M Q"]) -> Float[Tensor, "M"]:
-    """Return BCE plus Dice loss of each mask over the points inside of the image."""
-    each = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * inside
-    share = logits.sigmoid() * inside
-    dice = 1 - (2 * (share * wanted).sum(dim=1) + 1) / (share.sum(dim=1) + (wanted * inside).sum(dim=1) + 1)
-    return each.sum(dim=1) / inside.sum(dim=1).clamp(min=1) + dice
+def _mask_losses(logits: Float[Tensor, "M Q"], expected: Float[Tensor, "M Q"], inside: Float[Tensor, "M Q"]) -> Float[Tensor, "M"]:
+    """Return binary cross-entropy plus Dice loss of each mask over the points inside the image; `inside` is 1 or 0."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, expected, reduction="none") * inside
+    predicted = logits.sigmoid() * inside
+    dice = 1 - (2 * (predicted * expected).sum(dim=1) + 1) / (predicted.sum(dim=1) + (expected * inside).sum(dim=1) + 1)
+    return cross_entropy.sum(dim=1) / inside.sum(dim=1).clamp(min=1) + dice

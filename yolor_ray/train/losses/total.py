@@ -1,8 +1,8 @@
-"""List the losses of the tasks beside detection, and add up all that a network has to learn.
+"""Losses of the tasks beside detection, by task name, and the loss terms of a network.
 
-A loss takes what its head says, the targets, the matches of each level and the network, and returns one number: a mean over what is
-annotated, so that batches with few annotations of a task teach it as much as others. It is 0 where nothing is annotated, and still
-reaches every parameter of its head, as workers that train together have to agree on what has a gradient.
+A loss takes the raw outputs of its head, the targets, the matches of each level and the network, and returns one number. The number is
+a mean over the annotated items, so batches with few annotations of a task count as much as others. A task without annotations
+has loss 0 but gives every parameter of its head a gradient: distributed workers must agree on the parameters with gradients.
 """
 
 from collections.abc import Callable
@@ -26,21 +26,27 @@ LOSSES: dict[str, tuple[TaskLoss, Callable[[LossConfig], float]]] = {
     "segment": (segment_loss, lambda gains: gains.segment),
     "pose": (pose_loss, lambda gains: gains.pose),
 }
-"""The loss of each task, and its gain."""
+"""Loss and gain of each task beside detection."""
 
 
-def loss_parts(raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, gains: LossConfig) -> dict[str, Tensor]:
-    """Return the weighted parts of the loss, means over the batch: `box`, `objectness`, `classes`, and one by the name of each other task.
+def loss_terms(raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, gains: LossConfig) -> dict[str, Tensor]:
+    """Return the weighted terms of the loss: `box`, `objectness`, `cls`, and one term per other task under the task's name.
 
-    Their sum is what is learned from. Computed in float32 whatever the precision of the network.
+    Each term is a mean over the batch, in float32 for any precision of the network. The sum of the terms is minimised.
+
+    Args:
+        raw: raw outputs by task, as `Yolor.forward` returns them.
+        targets: annotations of the batch.
+        network: the network.
+        gains: weights of the terms.
     """
     matches = [
         match_level(targets, anchors, stride, *level.shape[2:4], anchor_ratio=gains.anchor_ratio)
         for level, anchors, stride in zip(raw["detect"], network.head.anchors, network.head.strides, strict=True)
     ]
-    parts = detection_losses(raw["detect"], targets, matches, network.head, gains)
+    terms = detection_losses(raw["detect"], targets, matches, network.head, gains)
     for task in network.tasks:
-        silent = sum(part.float().sum() for part in raw[task]) * 0
+        zero_with_gradient = sum(output.float().sum() for output in raw[task]) * 0
         loss, gain = LOSSES[task]
-        parts[task] = loss(raw[task], targets, matches, network) * gain(gains) + silent
-    return parts
+        terms[task] = loss(raw[task], targets, matches, network) * gain(gains) + zero_with_gradient
+    return terms

@@ -1,21 +1,16 @@
-"""Pack what images are annotated for besides boxes: it reaches the shards as it was, and no image claims what it has not."""
+"""Annotations of further tasks reach the shards unchanged, and each image keeps the tasks that it is annotated for."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+from packed import all_records
 from yolor_ray.config import PackCocoConfig
-from yolor_ray.data.shards.dataset import open_dataset, read_row_group, records
-from yolor_ray.data.shards.records import Record
+from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.pack.run import pack
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "pack.py"
-
-
-def all_records(url: str) -> list[Record]:
-    dataset = open_dataset(url)
-    return [record for group in dataset.row_groups for record in records(read_row_group(dataset, group))]
 
 
 def run_job(*flags: str) -> subprocess.CompletedProcess:
@@ -40,7 +35,7 @@ def test_all_tasks_of_a_coco_file_reach_the_shards(tmp_path, write_image):
     assert record.objects.areas.tolist() == [400]
 
 
-def test_crops_become_one_object_as_large_as_the_image_with_identity_and_camera(tmp_path, write_image):
+def test_crops_become_objects_of_the_whole_image_with_identity_and_camera(tmp_path, write_image):
     for seed, (name, width) in enumerate({"car_07_cam2.png": 40, "bus_01_cam1.png": 64, "car_07_cam1.png": 50, "spare.png": 30}.items()):
         write_image(tmp_path / "images" / name, width, 48, seed)
     flags = ["crops", "--images", str(tmp_path / "images"), "--output", str(tmp_path / "out"), "--image_labels", "present"]
@@ -49,15 +44,15 @@ def test_crops_become_one_object_as_large_as_the_image_with_identity_and_camera(
     assert json.loads(done.stdout) == {"images": 3, "boxes": 3, "faults": {"bad_name": 1}, "output": str(tmp_path / "out")}
     dataset = open_dataset(str(tmp_path / "out"))
     assert (dataset.classes, dataset.image_classes, dataset.tasks) == (("bus", "car"), ("bus", "car"), ("classify", "detect", "embed"))
-    found = {record.name: record for record in all_records(str(tmp_path / "out"))}
-    shown = {name: (r.objects.identities.tolist(), r.camera, r.image_labels.tolist()) for name, r in found.items()}
-    assert shown == {"bus_01_cam1.png": ([0], 0, [0]), "car_07_cam1.png": ([1], 0, [1]), "car_07_cam2.png": ([1], 1, [1])}
-    assert [found[name].objects.boxes_xyxy.tolist() for name in sorted(found)] == [[[0, 0, width, 48]] for width in (64, 50, 40)]
+    records = {record.name: record for record in all_records(str(tmp_path / "out"))}
+    contents = {name: (r.objects.identities.tolist(), r.camera, r.image_labels.tolist()) for name, r in records.items()}
+    assert contents == {"bus_01_cam1.png": ([0], 0, [0]), "car_07_cam1.png": ([1], 0, [1]), "car_07_cam2.png": ([1], 1, [1])}
+    assert [records[name].objects.boxes_xyxy.tolist() for name in sorted(records)] == [[[0, 0, width, 48]] for width in (64, 50, 40)]
     refused = run_job(*flags, "--pattern", "(?P<who>.*)")
     assert (refused.returncode, "pattern: found named groups who, expected" in refused.stderr) == (2, True)
 
 
-def test_each_image_keeps_what_it_was_annotated_for(tmp_path, write_image):
+def test_each_image_keeps_the_tasks_that_it_is_annotated_for(tmp_path, write_image):
     for seed, name in enumerate("abc"):
         write_image(tmp_path / "images" / f"{name}.png", seed=seed)
     masked = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [4, 4, 20, 20], "segmentation": [[4, 4, 24, 4, 24, 24, 4, 24]]}

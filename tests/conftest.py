@@ -28,7 +28,7 @@ START_TIMEOUT_S = 60
 def shared() -> Path:
     folder = Path(__file__).resolve().parents[1].parent / "shared"
     if not folder.is_dir():
-        pytest.skip(f"needs the shared data sets in {folder}")
+        pytest.skip(f"needs the shared datasets in {folder}")
     return folder
 
 

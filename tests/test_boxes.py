@@ -1,4 +1,4 @@
-"""Boxes against slow oracles: greedy suppression one box at a time, and CIoU in plain arithmetic."""
+"""Boxes, compared with slow references: greedy suppression one box at a time, and CIoU in plain arithmetic."""
 
 import math
 
@@ -23,17 +23,17 @@ def iou_of(a: list[float], b: list[float]) -> float:
 
 
 def greedy(boxes_xyxy: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, *, iou: float, limit: int) -> list[int]:
-    """Return what suppression keeps, by its definition: best first, equals in the order given."""
-    rows, values, kinds = boxes_xyxy.double().tolist(), scores.tolist(), labels.tolist()
+    """Return the kept indices by the definition of suppression: best first, equal scores in the given order."""
+    rows, values, classes = boxes_xyxy.double().tolist(), scores.tolist(), labels.tolist()
     kept: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: (-values[i], i)):
-        if len(kept) < limit and not any(kinds[k] == kinds[i] and iou_of(rows[k], rows[i]) > iou for k in kept):
+        if len(kept) < limit and not any(classes[k] == classes[i] and iou_of(rows[k], rows[i]) > iou for k in kept):
             kept.append(i)
     return kept
 
 
 def ciou_of(a: list[float], b: list[float]) -> float:
-    """Return CIoU of two centre-and-size boxes by the formulas of arXiv 1911.08287."""
+    """Return the CIoU of two centre-and-size boxes by the formulas of arXiv 1911.08287."""
     corners = [[x - w / 2, y - h / 2, x + w / 2, y + h / 2] for x, y, w, h in (a, b)]
     iou = iou_of(*corners)
     hull = [max(p[i + 2] for p in corners) - min(p[i] for p in corners) for i in (0, 1)]
@@ -42,13 +42,13 @@ def ciou_of(a: list[float], b: list[float]) -> float:
     return iou - distance - (aspect**2 / (1 - iou + aspect) if aspect else 0)
 
 
-def test_converting_there_and_back_changes_nothing():
+def test_converting_corners_to_centres_and_back_changes_nothing():
     corners = random_boxes(50, seed=0)
     torch.testing.assert_close(boxes.xyxy_from_cxcywh(boxes.cxcywh_from_xyxy(corners)), corners)
     torch.testing.assert_close(boxes.cxcywh_from_xyxy(torch.tensor([10.0, 20.0, 30.0, 60.0])), torch.tensor([20.0, 40.0, 20.0, 40.0]))
 
 
-def test_iou_of_every_pair_is_that_of_plain_arithmetic():
+def test_iou_of_every_pair_equals_plain_arithmetic():
     a, b = random_boxes(20, seed=1), random_boxes(30, seed=2)
     expected = torch.tensor([[iou_of(x, y) for y in b.tolist()] for x in a.tolist()])
     torch.testing.assert_close(boxes.pairwise_iou(a, b), expected)
@@ -65,7 +65,7 @@ def test_ciou_of_equal_boxes_is_one():
     torch.testing.assert_close(boxes.complete_iou(pair, pair), torch.ones(10))
 
 
-def test_ciou_takes_centre_distance_and_aspect_off_the_iou():
+def test_ciou_is_iou_less_centre_distance_and_aspect():
     shifted = boxes.complete_iou(torch.tensor([[1.0, 1.0, 2.0, 2.0]]), torch.tensor([[2.0, 2.0, 2.0, 2.0]]))
     torch.testing.assert_close(shifted, torch.tensor([1 / 7 - 2 / 18]))
     far = boxes.complete_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[9.0, 0.0, 2.0, 2.0]]))
@@ -75,7 +75,7 @@ def test_ciou_takes_centre_distance_and_aspect_off_the_iou():
     torch.testing.assert_close(crossed, torch.tensor([1 / 3 - turned**2 / (2 / 3 + turned)]))
 
 
-def test_ciou_is_that_of_plain_arithmetic():
+def test_ciou_equals_plain_arithmetic():
     a, b = boxes.cxcywh_from_xyxy(random_boxes(200, seed=4)), boxes.cxcywh_from_xyxy(random_boxes(200, seed=5))
     expected = torch.tensor([ciou_of(x, y) for x, y in zip(a.tolist(), b.tolist(), strict=True)])
     torch.testing.assert_close(boxes.complete_iou(a, b), expected, atol=1e-5, rtol=1e-4)
@@ -83,32 +83,34 @@ def test_ciou_is_that_of_plain_arithmetic():
 
 
 @pytest.mark.parametrize("size", [(0.0, 0.0), (1e-6, 50.0), (50.0, 1e-6), (1e4, 1e4), (20.0, 30.0)])
-def test_ciou_has_finite_gradients_even_at_degenerate_boxes(size):
+def test_ciou_has_finite_gradients_at_degenerate_boxes(size):
     predicted = torch.tensor([[10.0, 10.0, *size], [90.0, 90.0, *size]], requires_grad=True)
     boxes.complete_iou(predicted, torch.tensor([[10.0, 10.0, 20.0, 30.0]] * 2)).sum().backward()
     assert predicted.grad is not None
     assert torch.isfinite(predicted.grad).all()
 
 
-def test_the_weight_of_the_aspect_term_takes_no_gradient():
+def test_the_weight_of_the_aspect_term_gets_no_gradient():
     predicted = torch.tensor([[10.0, 10.0, 40.0, 10.0]], requires_grad=True, dtype=torch.float64)
     target = torch.tensor([[10.0, 10.0, 10.0, 40.0]], dtype=torch.float64)
     boxes.complete_iou(predicted, target).backward()
     step = 1e-6
 
-    def held(width: float) -> float:
-        """Return CIoU with the weight of the aspect term held where it is."""
+    def ciou_of_fixed_weight(width: float) -> float:
+        """Return the CIoU with the weight of the aspect term at a width of 40."""
         aspect = [4 / math.pi**2 * (math.atan(w / 10) - math.atan(10 / 40)) ** 2 for w in (40.0, width)]
         iou = [10 * 10 / (w * 10 + 400 - 100) for w in (40.0, width)]
         return iou[1] - aspect[0] / (1 - iou[0] + aspect[0]) * aspect[1]
 
     assert predicted.grad is not None
-    assert predicted.grad[0, 2].item() == pytest.approx((held(40 + step) - held(40 - step)) / (2 * step), rel=1e-4)
+    assert predicted.grad[0, 2].item() == pytest.approx(
+        (ciou_of_fixed_weight(40 + step) - ciou_of_fixed_weight(40 - step)) / (2 * step), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("classes", [1, 5])
 @pytest.mark.parametrize("count", [0, 1, 40, boxes.NMS_BLOCK, boxes.NMS_BLOCK + 1, 3 * boxes.NMS_BLOCK + 17])
-def test_suppression_keeps_what_the_greedy_definition_keeps(count, classes):
+def test_suppression_keeps_the_same_boxes_as_its_greedy_definition(count, classes):
     corners = random_boxes(count, seed=count + 6, side=200)
     generator = torch.Generator().manual_seed(count)
     scores = torch.rand(count, generator=generator)
@@ -118,14 +120,14 @@ def test_suppression_keeps_what_the_greedy_definition_keeps(count, classes):
     assert count < 40 or len(expected) < count
 
 
-def test_equal_scores_keep_the_order_given():
+def test_boxes_of_equal_score_keep_the_given_order():
     corners, labels = random_boxes(600, seed=7), torch.zeros(600, dtype=torch.long)
     scores = torch.randint(3, (600,), generator=torch.Generator().manual_seed(0)) / 4
     assert boxes.suppress(corners, scores, labels, iou=0.4, limit=600).tolist() == greedy(corners, scores, labels, iou=0.4, limit=600)
 
 
 @pytest.mark.parametrize("limit", [1, 7, 100])
-def test_the_limit_keeps_the_best(limit):
+def test_a_limit_keeps_the_best_boxes(limit):
     corners, labels = random_boxes(700, seed=8, side=400), torch.arange(700) % 3
     scores = torch.rand(700, generator=torch.Generator().manual_seed(1))
     kept = boxes.suppress(corners, scores, labels, iou=0.5, limit=limit).tolist()
@@ -133,7 +135,7 @@ def test_the_limit_keeps_the_best(limit):
     assert len(kept) == limit
 
 
-def test_a_chain_of_overlaps_lets_every_second_box_live():
+def test_every_second_box_of_a_chain_of_overlaps_is_kept():
     left = torch.arange(20.0) * 4
     chain = torch.stack((left, torch.zeros(20), left + 10, torch.full((20,), 10.0)), dim=1)
     scores = torch.linspace(1, 0.1, 20)
@@ -141,21 +143,19 @@ def test_a_chain_of_overlaps_lets_every_second_box_live():
     assert kept.tolist() == list(range(0, 20, 2))
 
 
-def test_one_prediction_may_count_for_several_classes_that_never_suppress_each_other():
+def test_a_prediction_may_have_several_classes_that_never_suppress_each_other():
     corners = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [50.0, 50.0, 60.0, 60.0]])
     scores = torch.tensor([[0.9, 0.6], [0.8, 0.1], [0.2, 0.1]])
-    found, confidences, labels, predictions = boxes.select(corners, scores, confidence=0.15, iou=0.5, limit=10)
-    assert found.tolist() == [corners[0].tolist(), corners[0].tolist(), corners[2].tolist()]
+    selected, confidences, labels, predictions = boxes.select(corners, scores, confidence=0.15, iou=0.5, limit=10)
+    assert selected.tolist() == [corners[0].tolist(), corners[0].tolist(), corners[2].tolist()]
     assert labels.tolist() == [0, 1, 0]
     assert predictions.tolist() == [0, 0, 2]
     assert confidences.tolist() == pytest.approx([0.9, 0.6, 0.2])
 
 
-def test_nothing_above_the_confidence_is_an_empty_answer():
-    found, confidences, labels, predictions = boxes.select(
-        random_boxes(5, seed=9), torch.full((5, 3), 0.2), confidence=0.2, iou=0.5, limit=10
-    )
-    assert [part.shape for part in (found, confidences, labels, predictions)] == [(0, 4), (0,), (0,), (0,)]
+def test_scores_that_are_not_above_the_confidence_select_nothing():
+    selected = boxes.select(random_boxes(5, seed=9), torch.full((5, 3), 0.2), confidence=0.2, iou=0.5, limit=10)
+    assert [tensor.shape for tensor in selected] == [(0, 4), (0,), (0,), (0,)]
 
 
 def test_candidates_beyond_the_limit_are_the_worst(monkeypatch):

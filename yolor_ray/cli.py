@@ -206,7 +206,7 @@ JOBS = {
     ),
     "train": Job("Train a preset's network; the same command again resumes the run.", read_training, "yolor_ray.train.run:train"),
     "evaluate": Job(
-        "Measure weights on a data set (--weights, --data), or a COCO results file (--truth, --results).",
+        "Measure weights on a dataset (--weights, --data), or a COCO results file (--truth, --results).",
         functools.partial(read_flags, config.EvaluateConfig),
         "yolor_ray.evaluate.run:evaluate",
     ),

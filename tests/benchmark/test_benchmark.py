@@ -177,7 +177,7 @@ def test_the_job_prints_one_result(tmp_path):
     command = [sys.executable, "jobs/benchmark.py", *options.split(), *flags.split(), "--run.storage", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["benchmark"] == "ingest"
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["benchmark"] == "ingest"
     assert result["command"].startswith(f"python jobs/benchmark.py {options}")
     assert result["ratio"] > 0

@@ -163,4 +163,4 @@ def test_the_job_reads_its_flags(tmp_path):
     command = [sys.executable, "jobs/benchmark.py", "inference", "--weights", str(tmp_path), "--batches", "1", "2", "--preset", "csp"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "AbsentError" in done.stderr and str(tmp_path) in done.stderr
+    assert "NotFoundError" in done.stderr and str(tmp_path) in done.stderr

@@ -116,7 +116,7 @@ def test_no_byte_that_jobs_leave_behind_holds_a_credential(canaries: dict[str, s
     bucket = s3()
     for name, count in (("train", 8), ("val", 4), ("broken", 4)):
         pack_scenes(f"{bucket}/{name}", count, seed=0)
-    # The job opens this data set and starts; only the tasks on Ray's workers then miss its images.
+    # The job opens this dataset and starts; only the tasks on Ray's workers then miss its images.
     for name in storage.list_names(f"{bucket}/broken"):
         if name.endswith(".parquet"):
             storage.delete(f"{bucket}/broken/{name}")

@@ -194,7 +194,7 @@ def run_page(page: str, run: Callable[[str], dict]) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def readme(run: Callable[[str], dict]) -> dict[str, dict]:
-    """The results of README's commands, whose data sets and weights the other pages use."""
+    """The results of README's commands, whose datasets and weights the other pages use."""
     return run_page("README.md", run)
 
 

@@ -1,4 +1,7 @@
-"""The files of `ray up`, the image and all else under clusters/ against those who read them: Ray and EC2; nothing is started."""
+"""The files of `ray up`, the image and the other files under clusters/, checked by the code of Ray and EC2 that reads them.
+
+No cluster is started.
+"""
 
 import copy
 import re
@@ -30,8 +33,8 @@ SECRETS = (
 
 @pytest.fixture(scope="module")
 def prepared() -> dict[str, dict[str, Any]]:
-    """The `ray up` files with Ray's defaults filled in, once Ray's own check has passed them."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
+    """Return the `ray up` files with Ray's defaults, after Ray's own check."""
+    from yolor_ray.cluster.ray_internals import prepare_config, validate_config
 
     files = {name: prepare_config(read(name)) for name in RAY_UP}
     for file in files.values():
@@ -42,25 +45,25 @@ def prepared() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", RAY_UP)
 def test_node_counts_of_a_ray_up_file_agree(prepared, name):
     file = prepared[name]
-    kinds = file["available_node_types"]
-    for kind, node in kinds.items():
-        assert 0 <= node["min_workers"] <= node["max_workers"], kind
-    workers = sum(node["max_workers"] for kind, node in kinds.items() if kind != file["head_node_type"] or name == "local")
-    assert workers == file["max_workers"], "a cap below the groups' own would never let the last one fill up"
+    groups = file["available_node_types"]
+    for group, node in groups.items():
+        assert 0 <= node["min_workers"] <= node["max_workers"], group
+    workers = sum(node["max_workers"] for group, node in groups.items() if group != file["head_node_type"] or name == "local")
+    assert workers == file["max_workers"], "under a lower total, the last group could never reach its max_workers"
 
 
-def test_aws_takes_every_node_config_as_it_is_written():
+def test_aws_accepts_every_node_config():
     assert aws_faults(read("gpu")) == ""
 
 
-def test_a_mistyped_node_config_is_found():
+def test_a_mistyped_node_config_is_a_fault():
     file = read("gpu")
     file["available_node_types"]["gpu_spot"]["node_config"]["InstanceMarketOptions"]["SpotOptions"]["MaxPrize"] = "1"
     assert 'Unknown parameter in InstanceMarketOptions.SpotOptions: "MaxPrize"' in aws_faults(file)
 
 
 def aws_faults(file: dict[str, Any]) -> str:
-    """Return what EC2's description of RunInstances says against the node configs."""
+    """Return the faults of the node configs by EC2's description of RunInstances."""
     import botocore.session
     from botocore.validate import ParamValidator
 
@@ -70,38 +73,38 @@ def aws_faults(file: dict[str, Any]) -> str:
     return "".join(ParamValidator().validate(node["node_config"] | counts, shape).generate_report() for node in nodes)
 
 
-def test_only_what_may_be_lost_runs_on_spot_and_everything_has_a_role_and_an_encrypted_disk():
-    spot, kinds = set(), read("gpu")["available_node_types"]
-    for kind, node in kinds.items():
+def test_only_workers_run_on_spot_and_every_node_has_a_role_and_an_encrypted_disk():
+    spot, groups = set(), read("gpu")["available_node_types"]
+    for group, node in groups.items():
         options = node["node_config"]
         if options.get("InstanceMarketOptions", {}).get("MarketType") == "spot":
-            spot.add(kind)
+            spot.add(group)
         if "labels" in node:
-            assert (node["labels"]["ray.io/market-type"] == "spot") == (kind in spot)
-        assert options["IamInstanceProfile"]["Name"] == ("yolor-ray-head" if kind == "head" else "yolor-ray-worker")
+            assert (node["labels"]["ray.io/market-type"] == "spot") == (group in spot)
+        assert options["IamInstanceProfile"]["Name"] == ("yolor-ray-head" if group == "head" else "yolor-ray-worker")
         assert options["MetadataOptions"]["HttpTokens"] == "required"
         assert all(disk["Ebs"]["Encrypted"] for disk in options["BlockDeviceMappings"])
     assert spot == {"gpu_spot", "cpu"}
-    assert kinds["head"]["resources"] == {"CPU": 0, "GPU": 0}
+    assert groups["head"]["resources"] == {"CPU": 0, "GPU": 0}
 
 
-def test_the_autoscaler_prefers_spot_then_takes_what_is_left(prepared):
-    """Ray's own scheduler decides, with the file's groups."""
+def test_the_autoscaler_prefers_spot_to_on_demand(prepared):
+    """Ray's own scheduler decides, with the groups of the file."""
     assert launched(prepared["gpu"], [{"GPU": 1}] * 2) == {"gpu_spot": 2}
     assert launched(prepared["gpu"], [{"GPU": 1}] * 6) == {"gpu_spot": 4, "gpu_on_demand": 2}
     assert launched(prepared["gpu"], [{"GPU": 1}], {"gpu_spot": 0.9}) == {"gpu_on_demand": 1}
-    assert launched(prepared["gpu"], [{"CPU": 1}]) == {"cpu": 1}, "no GPU may be rented for work on CPUs"
+    assert launched(prepared["gpu"], [{"CPU": 1}]) == {"cpu": 1}, "CPU tasks must not start GPU nodes"
     assert launched(prepared["gpu"], []) == {}
 
 
-def test_on_demand_nodes_start_when_they_are_asked_for_by_label(prepared):
+def test_a_request_by_label_starts_on_demand_nodes(prepared):
     assert launched(prepared["gpu"], [{"GPU": 1}] * 2, market="on-demand") == {"gpu_on_demand": 2}
 
 
 def launched(
     file: dict[str, Any], demand: list[dict[str, float]], availability: dict[str, float] | None = None, market: str = ""
 ) -> dict[str, int]:
-    """Return how many nodes of which group the autoscaler starts for a demand; an availability below 1 is a group that failed lately."""
+    """Return the number of nodes that the autoscaler starts for a demand, by group; an availability below 1 is a recent failure."""
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
     from ray.autoscaler.v2.utils import ResourceRequestUtil
@@ -121,7 +124,7 @@ def launched(
 
 
 @pytest.mark.parametrize("name", RAY_UP)
-def test_ray_starts_with_the_token_and_keeps_its_dashboard_to_itself(name):
+def test_ray_starts_with_the_token_and_its_dashboard_listens_on_loopback(name):
     file = read(name)
     assert file["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "chmod 600 ~/.ray/auth_token" in file["setup_commands"][0]
@@ -132,7 +135,7 @@ def test_ray_starts_with_the_token_and_keeps_its_dashboard_to_itself(name):
 
 
 @pytest.mark.parametrize("name", RAY_UP)
-def test_nodes_install_torch_first_and_what_they_install_is_there(name):
+def test_nodes_install_torch_first_and_from_files_that_exist(name):
     file = read(name)
     installs = [line for line in file["setup_commands"] if "pip install" in line]
     assert installs[0].endswith(f" {TORCH}")
@@ -145,30 +148,30 @@ def test_nodes_install_torch_first_and_what_they_install_is_there(name):
         assert (ROOT / script.rstrip(".")).is_file(), script
 
 
-def test_the_environment_of_nodes_turns_the_token_on_and_only_names_settings_that_ray_has():
-    from ray._raylet import Config
+def test_the_environment_of_nodes_requires_the_token_and_has_settings_that_ray_knows():
+    from yolor_ray.cluster.ray_internals import SystemConfig
 
     pairs = dict(re.findall(r"^export (\w+)=(.*)$", (CLUSTERS / "node.env").read_text(), re.MULTILINE))
     assert pairs["RAY_AUTH_MODE"] == "token"
     assert pairs["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-    assert pairs["RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"] == "minor", "images of another day have another Python 3.11"
+    assert pairs["RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"] == "minor", "images of other dates have other patch versions of Python 3.11"
     assert pairs["RAY_TMPDIR"] == "/var/tmp", "/tmp is memory on Amazon Linux 2023"
     check = {name.removeprefix("RAY_"): int(value) for name, value in pairs.items() if "health_check" in name}
-    assert all(hasattr(Config, name) for name in check)
-    asked_ms = check["health_check_period_ms"] + check["health_check_timeout_ms"]
-    assert asked_ms * check["health_check_failure_threshold"] <= 20_000
+    assert all(hasattr(SystemConfig, name) for name in check)
+    check_ms = check["health_check_period_ms"] + check["health_check_timeout_ms"]
+    assert check_ms * check["health_check_failure_threshold"] <= 20_000
 
 
-def test_the_image_is_built_of_files_that_are_there_and_runs_without_root():
+def test_the_image_is_built_from_files_that_exist_and_runs_without_root():
     lines = (CLUSTERS / "Dockerfile").read_text().splitlines()
     steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith(("#", " "))]
-    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    included = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = [name for step, rest in steps if step == "COPY" for name in rest.split()[:-1] if not name.startswith("--")]
-    assert let_in == set(copied)
+    assert included == set(copied)
     assert all((ROOT / name).exists() for name in copied)
     assert [rest for step, rest in steps if step == "USER"] == ["1000"]
     (base,) = [rest for step, rest in steps if step == "FROM"]
-    assert re.fullmatch(r"python:3\.11\.\d+-[\w-]+", base), "a tag that moves would change the image unseen"
+    assert re.fullmatch(r"python:3\.11\.\d+-[\w-]+", base), "a moving tag would change the image without a commit"
     early_to_late = (TORCH, "requirements.txt", "yolor_ray yolor_ray")
     order = [index for index, (_, rest) in enumerate(steps) if any(each in rest for each in early_to_late)]
     assert len(order) == 4
@@ -185,7 +188,8 @@ def test_no_file_holds_a_key_or_opens_the_dashboard(path):
     assert not re.search(r"dashboard-host\W+0\.0\.0\.0", text)
 
 
-def test_cluster_files_that_the_readme_names_are_there():
-    named = set(re.findall(r"clusters/[\w./-]*\w", (ROOT / "README.md").read_text()))
+def test_cluster_files_that_the_documentation_names_exist():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"clusters/[\w./-]*\w", page.read_text())}
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

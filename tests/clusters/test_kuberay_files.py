@@ -1,4 +1,4 @@
-"""The files under clusters/kuberay/ against KubeRay's schemas, Serve's and the job's own flags; nothing is started."""
+"""The files under clusters/kuberay/, checked by the schemas of KubeRay and Serve and by the job's flags; no cluster is started."""
 
 import re
 import shlex
@@ -9,15 +9,14 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
-from yolor_ray import cli, config
-from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
+from yolor_ray import cli
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "clusters"
 KUBERAY = {"raycluster": "rayclusters", "rayjob": "rayjobs", "rayservice": "rayservices"}
 RAY_VERSION = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
-# In pods KubeRay brings the token, /tmp is on disk, and all have the Python of one image.
-MACHINES_ALONE = {"RAY_AUTH_MODE", "RAY_TMPDIR", "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"}
+# Pods do not need these variables: KubeRay sets the token, /tmp is on disk, and all pods have the Python of one image.
+MACHINE_VARIABLES = {"RAY_AUTH_MODE", "RAY_TMPDIR", "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"}
 EXPORTS = re.findall(r"^export (RAY_\w+)=(.*)$", (CLUSTERS / "node.env").read_text(), re.MULTILINE)
 
 
@@ -26,7 +25,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def cluster_of(name: str) -> dict[str, Any]:
-    """Return the cluster that a KubeRay file describes."""
+    """Return the cluster of a KubeRay file."""
     spec = read(name)["spec"]
     return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
@@ -37,49 +36,49 @@ def pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def schemas() -> dict[str, dict[str, Any]]:
-    """KubeRay's schemas, made to refuse what they do not name."""
-    # Not by the fixture `shared`, whose reason to skip is that data sets are absent.
+    """Return KubeRay's schemas, which refuse unknown keys."""
+    # The fixture `shared` would skip with another reason, that datasets are absent.
     folder = ROOT.parent / "shared" / "reference" / "kuberay-crds"
     if not folder.is_dir():
         pytest.skip(f"needs KubeRay's CRDs in {folder}, which are no part of this repository")
-    found = {}
+    schemas = {}
     for name, plural in KUBERAY.items():
         definition = yaml.load((folder / f"{plural}.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        (version,) = [each for each in definition["spec"]["versions"] if each["name"] == "v1"]
-        found[name] = tightened(version["schema"]["openAPIV3Schema"])
-    return found
+        (version,) = [version for version in definition["spec"]["versions"] if version["name"] == "v1"]
+        schemas[name] = refuse_unknown_keys(version["schema"]["openAPIV3Schema"])
+    return schemas
 
 
-def tightened(schema: Any) -> Any:
-    """Return a schema that refuses unknown keys, and takes text where Kubernetes takes numbers or text."""
+def refuse_unknown_keys(schema: Any) -> Any:
+    """Return a schema that refuses unknown keys, and accepts text where Kubernetes accepts numbers or text."""
     if isinstance(schema, list):
-        return [tightened(each) for each in schema]
+        return [refuse_unknown_keys(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    new = {key: tightened(value) for key, value in schema.items()}
-    if isinstance(new.get("properties"), dict) and not new.get("x-kubernetes-preserve-unknown-fields"):
-        new.setdefault("additionalProperties", False)
-    return new
+    strict = {key: refuse_unknown_keys(value) for key, value in schema.items()}
+    if isinstance(strict.get("properties"), dict) and not strict.get("x-kubernetes-preserve-unknown-fields"):
+        strict.setdefault("additionalProperties", False)
+    return strict
 
 
-def with_defaults(value: Any, schema: dict[str, Any]) -> Any:
-    """Return a value with the schema's defaults where it says nothing, as Kubernetes fills them in before it checks."""
+def add_defaults(value: Any, schema: dict[str, Any]) -> Any:
+    """Return a value with the schema's defaults for missing keys, as Kubernetes adds them before its check."""
     if isinstance(value, list):
-        return [with_defaults(each, schema.get("items", {})) for each in value]
+        return [add_defaults(item, schema.get("items", {})) for item in value]
     if not isinstance(value, dict):
         return value
-    known = schema.get("properties", {})
-    defaults = {key: each["default"] for key, each in known.items() if "default" in each}
-    return {key: with_defaults(each, known.get(key, {})) for key, each in (defaults | value).items()}
+    properties = schema.get("properties", {})
+    defaults = {key: subschema["default"] for key, subschema in properties.items() if "default" in subschema}
+    return {key: add_defaults(item, properties.get(key, {})) for key, item in (defaults | value).items()}
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kuberays_schema_takes_the_file(schemas, name):
-    # Kubernetes has a schema of its own for the metadata.
+def test_kuberays_schema_accepts_the_file(schemas, name):
+    # Kubernetes has another schema for the metadata.
     file = read(name) | {"metadata": {}}
-    assert faults(with_defaults(file, schemas[name]), schemas[name]) == []
+    assert faults(add_defaults(file, schemas[name]), schemas[name]) == []
 
 
 def test_kuberays_schema_finds_a_typo_at_depth_and_a_wrong_type(schemas):
@@ -94,12 +93,12 @@ def test_kuberays_schema_finds_a_typo_at_depth_and_a_wrong_type(schemas):
 
 
 def faults(file: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    # Not jsonschema.validate: it would check the schema, of a megabyte, first.
-    return [f"{'.'.join(map(str, each.absolute_path))}: {each.message}" for each in Draft7Validator(schema).iter_errors(file)]
+    # jsonschema.validate would first check the schema, which has a megabyte.
+    return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in Draft7Validator(schema).iter_errors(file)]
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_the_file_is_of_the_kind_that_its_name_says(name):
+def test_the_kind_of_a_file_is_its_name(name):
     file = read(name)
     assert (file["apiVersion"], file["kind"].lower()) == ("ray.io/v1", name)
 
@@ -113,10 +112,10 @@ def test_pods_are_drained_in_time_and_have_a_role_instead_of_keys(name):
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for pod in pods(cluster):
         (container,) = pod["containers"]
-        environment = {each["name"]: each["value"] for each in container["env"]}
+        environment = {variable["name"]: variable["value"] for variable in container["env"]}
         assert 0 < int(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < pod["terminationGracePeriodSeconds"]
         for variable, value in EXPORTS:
-            assert variable in MACHINES_ALONE or environment.get(variable) == value, variable
+            assert variable in MACHINE_VARIABLES or environment.get(variable) == value, variable
         assert pod["serviceAccountName"] == read("account")["metadata"]["name"]
         assert pod["securityContext"]["runAsNonRoot"]
         assert container["resources"]["requests"] == container["resources"]["limits"]
@@ -125,23 +124,23 @@ def test_pods_are_drained_in_time_and_have_a_role_instead_of_keys(name):
         assert group["minReplicas"] == group["replicas"] == 0 < group["maxReplicas"]
 
 
-def test_the_jobs_training_command_is_one_that_the_job_understands_and_can_go_on_by_itself():
+def test_the_training_job_accepts_its_command_and_can_resume():
     spec = read("rayjob")["spec"]
     python, script, *flags = shlex.split(spec["entrypoint"])
     assert (python, script.removeprefix("/home/ray/yolor_ray/")) == ("python", "jobs/train.py")
-    job: config.TrainConfig = cli._read(cli._subcommands(PRESETS, DESCRIPTIONS), flags)
-    low, high = job.cluster.worker_range
+    cluster = cli.read_training(flags, "jobs/train.py").cluster
+    min_workers, max_workers = cluster.worker_range
     gpus = sum(group["maxReplicas"] for group in cluster_of("rayjob")["workerGroupSpecs"] if group["groupName"].startswith("gpu-"))
-    assert job.cluster.gpu
-    assert 1 <= low < high <= gpus
+    assert cluster.gpu
+    assert 1 <= min_workers < max_workers <= gpus
     assert spec["backoffLimit"] > 0
-    assert "--run.name" in flags, "a run without a fixed name would not be found again"
+    assert "--run.name" in flags, "a restarted job needs the name of its run"
 
 
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-def test_the_service_is_the_same_on_kubernetes_as_elsewhere():
+def test_the_service_has_the_same_config_on_kubernetes_as_elsewhere():
     from ray.serve.schema import ServeDeploySchema
 
-    there = yaml.safe_load(read("rayservice")["spec"]["serveConfigV2"])
-    assert there == yaml.safe_load((CLUSTERS / "serve.yaml").read_text())
-    ServeDeploySchema.model_validate(there)
+    serve_config = yaml.safe_load(read("rayservice")["spec"]["serveConfigV2"])
+    assert serve_config == yaml.safe_load((CLUSTERS / "serve.yaml").read_text())
+    ServeDeploySchema.model_validate(serve_config)

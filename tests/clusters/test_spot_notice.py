@@ -1,4 +1,4 @@
-"""clusters/spot_notice.sh against a metadata service and a `ray` program that are not real."""
+"""clusters/spot_notice.sh with a simulated metadata service and a simulated `ray` program."""
 
 import http.server
 import json
@@ -19,19 +19,19 @@ pytestmark = pytest.mark.skipif(not (shutil.which("curl") and shutil.which("floc
 
 
 class Metadata(http.server.ThreadingHTTPServer):
-    """EC2's metadata service, version 2: nothing without a session token, and a notice only at the `announce_at`-th question."""
+    """EC2's metadata service, version 2: answers only with a session token, and with the notice from the `announce_at`-th request on."""
 
     def __init__(self, market: str, notice: str, announce_at: int) -> None:
         super().__init__(("127.0.0.1", 0), Session)
-        self.market, self.notice, self.announce_at, self.asked = market, notice, announce_at, 0
+        self.market, self.notice, self.announce_at, self.requests = market, notice, announce_at, 0
 
 
 class Session(http.server.BaseHTTPRequestHandler):
     server: Metadata
 
     def do_PUT(self) -> None:
-        known = self.path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in self.headers
-        self._answer("session" if known else None)
+        is_valid = self.path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in self.headers
+        self._answer("session" if is_valid else None)
 
     def do_GET(self) -> None:
         if self.headers.get("X-aws-ec2-metadata-token") != "session":
@@ -40,8 +40,8 @@ class Session(http.server.BaseHTTPRequestHandler):
             self._answer(self.server.market)
         else:
             assert self.path == "/latest/meta-data/spot/instance-action"
-            self.server.asked += 1
-            self._answer(self.server.notice if self.server.asked >= self.server.announce_at else None)
+            self.server.requests += 1
+            self._answer(self.server.notice if self.server.requests >= self.server.announce_at else None)
 
     def _answer(self, body: str | None) -> None:
         self.send_response(404 if body is None else 200)
@@ -53,8 +53,8 @@ class Session(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def watch(tmp_path) -> Iterator[Callable[..., tuple[int, str, list[str]]]]:
-    """Run the script on an instance; returns its exit status, what it printed, and the calls of `ray`."""
+def run_script(tmp_path) -> Iterator[Callable[..., tuple[int, str, list[str]]]]:
+    """Return a function that runs the script on an instance and returns its exit status, its output and the calls of `ray`."""
     calls = tmp_path / "calls"
     calls.touch()
     servers = []
@@ -69,12 +69,12 @@ def watch(tmp_path) -> Iterator[Callable[..., tuple[int, str, list[str]]]]:
         ray = tmp_path / "ray"
         ray.write_text(f'#!/bin/sh\necho "$RAY_ADDRESS $*" >> {calls}\n[ $(wc -l < {calls}) -gt {failures} ]\n')
         ray.chmod(0o700)
-        own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "SPOT_POLL_S": "0.05"}
-        own["IMDS_URL"] = f"http://127.0.0.1:{server.server_port}"
+        variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path), "SPOT_POLL_S": "0.05"}
+        variables["IMDS_URL"] = f"http://127.0.0.1:{server.server_port}"
         command = ["sh", str(SCRIPT), "head:6379"]
-        done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=30)
-        assert not done.stderr
-        return done.returncode, done.stdout, calls.read_text().splitlines()
+        process = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=30)
+        assert not process.stderr
+        return process.returncode, process.stdout, calls.read_text().splitlines()
 
     yield run
     for server in servers:
@@ -82,43 +82,43 @@ def watch(tmp_path) -> Iterator[Callable[..., tuple[int, str, list[str]]]]:
         server.server_close()
 
 
-def test_a_spot_notice_drains_the_node_until_the_moment_that_aws_names(watch):
-    status, said, calls = watch(left_s=120)
+def test_a_spot_notice_drains_the_node_until_the_time_in_the_notice(run_script):
+    status, output, calls = run_script(left_s=120)
     assert status == 0
-    assert "event=watching" in said
-    assert "event=draining" in said
+    assert "event=watching" in output
+    assert "event=draining" in output
     (call,) = calls
     start = "head:6379 drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot notice for "
     assert call.startswith(start)
     assert 60 < int(re.search(r"--deadline-remaining-seconds (\d+)$", call)[1]) <= 120
 
 
-def test_a_notice_whose_time_cannot_be_read_drains_the_node_for_two_minutes(watch):
-    status, _, (call,) = watch(end="soon")
+def test_a_notice_with_an_unreadable_time_drains_the_node_for_two_minutes(run_script):
+    status, _, (call,) = run_script(end="soon")
     assert status == 0
     assert 100 < int(re.search(r"--deadline-remaining-seconds (\d+)$", call)[1]) <= 120
 
 
-def test_the_script_asks_ray_for_what_ray_knows():
+def test_the_script_uses_options_that_ray_has():
     from ray.scripts.scripts import drain_node
 
-    known = {option for parameter in drain_node.params for option in parameter.opts}
-    assert set(re.findall(r"(?<= )--(?:reason|deadline)[\w-]*", SCRIPT.read_text())) <= known
+    options = {option for parameter in drain_node.params for option in parameter.opts}
+    assert set(re.findall(r"(?<= )--(?:reason|deadline)[\w-]*", SCRIPT.read_text())) <= options
 
 
-def test_a_drain_that_fails_is_tried_again(watch):
-    status, _, calls = watch(failures=1)
+def test_a_failed_drain_is_retried(run_script):
+    status, _, calls = run_script(failures=1)
     assert status == 0
     assert len(calls) == 2
 
 
-def test_a_notice_of_the_past_drains_nothing(watch):
-    status, said, calls = watch(left_s=-1)
+def test_a_notice_of_the_past_drains_nothing(run_script):
+    status, output, calls = run_script(left_s=-1)
     assert (status, calls) == (1, [])
-    assert "event=too_late" in said
+    assert "event=too_late" in output
 
 
-def test_an_on_demand_instance_is_not_watched(watch):
-    status, said, calls = watch(market="on-demand")
+def test_the_script_ends_on_an_on_demand_instance(run_script):
+    status, output, calls = run_script(market="on-demand")
     assert (status, calls) == (0, [])
-    assert said == "event=no_spot_instance market=on-demand\n"
+    assert output == "event=no_spot_instance market=on-demand\n"

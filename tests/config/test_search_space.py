@@ -32,9 +32,9 @@ def test_an_ablation_has_one_dimension_for_each_argument():
         (["optim.lr=0.1,0.2", "optim.lr=0.3,0.4"], "expected optim.lr once"),
         (["network.implicit.align=add,none"], "use --variants"),
         (["run.seed=1,2"], "--seeds"),
-        (["run.validate_epochs=1,2"], "does not change what is learned"),
-        (["cluster.workers=1,2"], "does not change what is learned"),
-        (["data.decode_threads=1,2"], "does not change what is learned"),
+        (["run.validate_epochs=1,2"], "the trained network does not depend on it"),
+        (["cluster.workers=1,2"], "the trained network does not depend on it"),
+        (["data.decode_threads=1,2"], "the trained network does not depend on it"),
         (["data.val=a,b"], "the same images"),
         (["network.levels=3,4"], "network.widths: found"),
     ],
@@ -104,7 +104,7 @@ def test_a_search_starts_as_near_to_the_run_as_the_arguments_allow():
         ("augment.scale=0..1", "augment.scale: found 1.0, expected 0 or more and under 1"),
         ("optim.epochs=10,20", "set --optim.epochs"),
         ("run.seed=1,2", "noise"),
-        ("cluster.compute_threads=1,2", "does not change what is learned"),
+        ("cluster.compute_threads=1,2", "the trained network does not depend on it"),
     ],
 )
 def test_a_search_refuses_arguments_that_it_cannot_vary(argument, message):
@@ -125,7 +125,7 @@ def test_old_names_are_accepted_with_a_warning_that_has_the_new_name(caplog):
 
 
 def test_the_old_name_of_a_setting_that_no_study_varies_is_refused_like_the_new_one():
-    with pytest.raises(ConfigError, match="does not change what is learned"):
+    with pytest.raises(ConfigError, match="the trained network does not depend on it"):
         ablation_choices(TrainConfig(), ["data.threads=1,2"])
 
 

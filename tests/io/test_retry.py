@@ -131,7 +131,7 @@ def test_credentials_that_stay_expired_fail_with_advice(url, faulty, written):
 
 def test_renewed_credentials_are_used_without_a_new_process(url, faulty, written, monkeypatch):
     right = os.environ["AWS_SECRET_ACCESS_KEY"]
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "gone-with-the-hour")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "an-expired-key")
     monkeypatch.setattr(filesystem.time, "sleep", lambda _: os.environ.update(AWS_SECRET_ACCESS_KEY=right))
     filesystem._s3.cache_clear()
     assert storage.read_bytes(url) == written

@@ -1,3 +1,5 @@
+"""Training curves and precision-recall curves, by the colours of their pixels."""
+
 import io
 import math
 
@@ -14,14 +16,14 @@ def _pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
-def _shows(png, colour_name, least=50):
-    """Tell whether so many pixels are nearly of a colour given as #rrggbb."""
+def _shows(png, colour_name, minimum=50):
+    """Return True if at least `minimum` pixels are nearly of a colour, which is given as #rrggbb."""
     rgb = [int(colour_name[i : i + 2], 16) for i in (1, 3, 5)]
-    return (np.abs(_pixels(png) - rgb).max(axis=2) < 30).sum() >= least
+    return (np.abs(_pixels(png) - rgb).max(axis=2) < 30).sum() >= minimum
 
 
-def _row(epoch, **more):
-    return {"epoch": epoch, "lr": 0.01, "loss": 0.3, "box": 0.1, "objectness": 0.1, "classes": 0.1, "images_per_s": 9.0, **more}
+def _row(epoch, **metrics):
+    return {"epoch": epoch, "lr": 0.01, "loss": 0.3, "box": 0.1, "objectness": 0.1, "cls": 0.1, "images_per_s": 9.0, **metrics}
 
 
 def test_colours_repeat_after_the_last():
@@ -29,10 +31,9 @@ def test_colours_repeat_after_the_last():
 
 
 def test_curves_show_accuracy_where_it_was_measured():
-    unmeasured = [_row(epoch) for epoch in range(4)]
-    measured = [_row(epoch, AP=0.2 * epoch, AP50=0.3 * epoch) for epoch in range(4)]
-    without, with_accuracy = curves_png(unmeasured), curves_png(measured)
-    assert (_pixels(without) != _pixels(with_accuracy)).any()
+    rows = [_row(epoch) for epoch in range(4)]
+    validated = [_row(epoch, AP=0.2 * epoch, AP50=0.3 * epoch) for epoch in range(4)]
+    assert (_pixels(curves_png(rows)) != _pixels(curves_png(validated))).any()
 
 
 @pytest.mark.parametrize("rows", [[], [_row(0)], [_row(0, AP=0.0, AP50=0.0)], [_row(i) for i in range(300)]])
@@ -40,23 +41,23 @@ def test_curves_are_drawn_for_any_number_of_epochs(rows):
     assert _pixels(curves_png(rows)).shape[1] > 1000
 
 
-def test_curves_show_every_task_that_was_learned():
-    lost = {name: 0.2 for name in ("classify", "embed", "segment", "pose")}
-    reached = {name: 0.3 for name in ("AP50", "classify/mAP", "embed/mAP", "segment/AP", "pose/AP")}
-    png = curves_png([_row(epoch, AP=0.1 * epoch, **lost, **reached) for epoch in range(4)])
+def test_curves_show_every_task_of_the_run():
+    losses = {name: 0.2 for name in ("classify", "embed", "segment", "pose")}
+    accuracies = {name: 0.3 for name in ("AP50", "classify/mAP", "embed/mAP", "segment/AP", "pose/AP")}
+    png = curves_png([_row(epoch, AP=0.1 * epoch, **losses, **accuracies) for epoch in range(4)])
     assert all(_shows(png, name) for name in COLOURS[:8])
     assert not _shows(curves_png([_row(epoch, AP=0.1 * epoch) for epoch in range(4)]), COLOURS[5])
 
 
-def test_curves_survive_a_measure_that_is_unknown():
+def test_curves_leave_out_unknown_measures():
     assert _shows(curves_png([_row(0, AP=-1.0, AP50=-1.0), _row(1, AP=0.5, AP50=0.7)]), COLOURS[0])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_curves_of_a_run_that_diverged_show_what_is_finite(value):
-    lost = dict.fromkeys(("loss", "box", "objectness", "classes"), value)
-    assert _pixels(curves_png([_row(0, **lost)])).shape[1] > 1000
-    assert _shows(curves_png([_row(0), _row(1, **lost), _row(2)]), COLOURS[0])
+def test_curves_of_a_diverged_run_show_the_finite_values(value):
+    losses = dict.fromkeys(("loss", "box", "objectness", "cls"), value)
+    assert _pixels(curves_png([_row(0, **losses)])).shape[1] > 1000
+    assert _shows(curves_png([_row(0), _row(1, **losses), _row(2)]), COLOURS[0])
 
 
 def test_a_class_without_objects_has_no_precision_curve():
@@ -66,6 +67,6 @@ def test_a_class_without_objects_has_no_precision_curve():
     assert _shows(png, COLOURS[0]) and not _shows(png, COLOURS[1])
 
 
-def test_precision_of_no_or_many_classes_is_drawn():
+def test_precision_curves_are_drawn_for_no_class_and_for_many():
     for values, classes in ((np.full((101, 1), np.nan), 1), (np.tile(np.linspace(1, 0, 101)[:, None], 80), 80)):
         assert _pixels(precision_recall_png(values, values, [f"class {k}" for k in range(classes)])).shape[0] > 400

@@ -85,7 +85,7 @@ def test_the_sections_have_a_fixed_order(files):
 def test_every_setting_has_a_table_and_a_column_beside_the_paper():
     report = report_of(make_study(APS, settings=("optim.lr=0.01", "optim.lr=0.02")))
     assert all(f"## Accuracy with `optim.lr={lr}`" in report for lr in (0.01, 0.02))
-    assert cells(section(report, "The paper's numbers"), "paper")[-2:] == ["ΔAP here, `optim.lr=0.01`", "ΔAP here, `optim.lr=0.02`"]
+    assert cells(section(report, "The paper's numbers"), "paper")[-2:] == ["ΔAP, study, `optim.lr=0.01`", "ΔAP, study, `optim.lr=0.02`"]
 
 
 def test_a_metric_without_any_number_is_left_out_with_a_note():

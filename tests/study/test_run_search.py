@@ -9,8 +9,8 @@ import pytest
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
+from former_settings import former_settings
 from yolor_ray.config import OptimConfig, RunConfig, TrainConfig
-from yolor_ray.config.renamed import SETTINGS
 from yolor_ray.config.search_space import Choice, Range, search_space
 from yolor_ray.config.study import SearchConfig
 from yolor_ray.io import manifest, storage
@@ -130,11 +130,8 @@ def test_earlier_trials_are_proposed_again_finished_ones_first(config, tmp_path)
 def test_a_search_of_version_01_resumes_in_the_folders_of_its_trials(config, tmp_path):
     """The digest in a folder's name was of the former setting names, such as `optim.final_lr`."""
     folder, dimensions = str(tmp_path / "study"), search_space(config, ())
-    settings = asdict(replace(config, optim=replace(config.optim, lr=0.02)))
-    for old, new in SETTINGS.items():
-        section, name = new.split(".")
-        settings[section][old.split(".")[1]] = settings[section].pop(name)
-    write_trial(folder, "digest-of-0.1", settings, finished=True)
+    trial = replace(config, optim=replace(config.optim, lr=0.02))
+    write_trial(folder, "digest-of-0.1", former_settings(trial), finished=True)
     earlier = search._earlier_trials(folder, dimensions)
     config_of = search._make_config_of(config, folder, dimensions, earlier)
     [values] = earlier.values()

@@ -1,4 +1,4 @@
-"""A study's trials of tasks: they differ in what they learn, and in nothing else."""
+"""Trials of a comparison of tasks: equal except for the learned tasks, and a study that resumes."""
 
 import dataclasses
 import json
@@ -20,17 +20,18 @@ from yolor_ray.io import storage
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
 from yolor_ray.study.run import tune
-from yolor_ray.study.tasks import run as tasks_study
+from yolor_ray.study.tasks import run as tasks_run
 from yolor_ray.study.tasks.results import IMPLICIT, JOINT, make_arms
-from yolor_ray.study.tasks.run import _tasks_of, make_specs
-from yolor_ray.study.workspace import is_finished, lock_study, run_of, with_data
+from yolor_ray.study.tasks.run import _select_tasks, make_specs
+from yolor_ray.study.trial_log import run_url
+from yolor_ray.study.workspace import is_finished, lock_study, resolve_data
 
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 METRICS = {"AP": 0.5, "AP50": 0.7, "classify/mAP": 0.6, "classify/F1": -1.0, "segment/AP": 0.3, "segment/AP50": 0.4}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> TrainConfig:
+def config(tmp_path_factory) -> TrainConfig:
     return TrainConfig(
         network=TINY,
         data=DataConfig(train="scenes:9", val="scenes:3", image_px=64),
@@ -40,74 +41,73 @@ def run(tmp_path_factory) -> TrainConfig:
     )
 
 
-def learning(run: TrainConfig, *tasks: str, **words) -> TasksConfig:
-    return TasksConfig(train=replace(run, network=replace(run.network, tasks=tasks)), **words)
+def make_study(config: TrainConfig, *tasks: str, **fields) -> TasksConfig:
+    return TasksConfig(train=replace(config, network=replace(config.network, tasks=tasks)), **fields)
 
 
-def planned_of(study: TasksConfig, folder: str):
-    return make_specs(study, make_arms(_tasks_of(study.train)), folder)
+def specs_of(study: TasksConfig, folder: str):
+    return make_specs(study, make_arms(_select_tasks(study.train)), folder)
 
 
-def test_every_form_is_trained_with_every_seed(run):
-    planned = planned_of(TasksConfig(train=replace(run, run=replace(run.run, seed=5)), seeds=2), "/studies/t")
-    found = [(one.config.run.seed, one.form.name) for one in planned]
-    assert found == [(seed, name) for seed in (5, 6) for name in (*TASKS, JOINT, IMPLICIT)], "scenes are annotated for every task"
-    assert run_of(planned[-1].config) == "/studies/t/trials/joint-implicit-seed6"
+def test_every_arm_is_trained_with_every_seed(config):
+    specs = specs_of(TasksConfig(train=replace(config, run=replace(config.run, seed=5)), seeds=2), "/studies/t")
+    trials = [(spec.config.run.seed, spec.arm.name) for spec in specs]
+    assert trials == [(seed, name) for seed in (5, 6) for name in (*TASKS, JOINT, IMPLICIT)], "scenes are annotated for every task"
+    assert run_url(specs[-1].config) == "/studies/t/trials/joint-implicit-seed6"
 
 
-def test_trials_of_a_seed_differ_in_what_they_learn_and_their_names_alone(run):
-    gated = replace(run, network=replace(run.network, implicit=ImplicitConfig(align="multiply")))
-    by_form = {
-        one.form.name: flatten(dataclasses.asdict(one.config)) for one in planned_of(TasksConfig(train=gated, seeds=1), "/studies/t")
-    }
-    settings = list(by_form.values())
-    differing = {name for name in settings[0] if len({str(each[name]) for each in settings}) > 1}
+def test_trials_of_a_seed_differ_in_learned_tasks_and_name_only(config):
+    multiplying = replace(config, network=replace(config.network, implicit=ImplicitConfig(align="multiply")))
+    specs = specs_of(TasksConfig(train=multiplying, seeds=1), "/studies/t")
+    by_arm = {spec.arm.name: flatten(dataclasses.asdict(spec.config)) for spec in specs}
+    settings = list(by_arm.values())
+    differing = {name for name in settings[0] if len({str(values[name]) for values in settings}) > 1}
     implicit, gains = {"network.implicit.align", "network.implicit.refine"}, {"loss.box", "loss.objectness", "loss.cls"}
     assert differing == {"run.name", "network.tasks"} | implicit | gains
-    assert all(by_form["classify"][name] == 0 for name in gains), "labels of whole images alone teach the shared features"
-    assert {by_form[name]["network.implicit.align"] for name in (*TASKS, JOINT)} == {"none"}
-    assert by_form[IMPLICIT]["network.implicit.align"] == "multiply", "the form that the user asked for"
-    assert by_form["classify"]["network.tasks"] == ("detect", "classify") and by_form["pose"]["network.tasks"] == ("detect", "pose")
-    assert by_form[JOINT]["network.tasks"] == by_form[IMPLICIT]["network.tasks"] == TASKS
-    assert {each["run.validate_epochs"] for each in settings} == {2}, "the best of several validations would favour noise"
+    assert all(by_arm["classify"][name] == 0 for name in gains), "labels of whole images alone train the shared features"
+    assert {by_arm[name]["network.implicit.align"] for name in (*TASKS, JOINT)} == {"none"}
+    assert by_arm[IMPLICIT]["network.implicit.align"] == "multiply", "the implicit knowledge of the preset"
+    assert by_arm["classify"]["network.tasks"] == ("detect", "classify") and by_arm["pose"]["network.tasks"] == ("detect", "pose")
+    assert by_arm[JOINT]["network.tasks"] == by_arm[IMPLICIT]["network.tasks"] == TASKS
+    assert {values["run.validate_epochs"] for values in settings} == {2}, "the best of several validations would favour noise"
 
 
-def test_forms_start_from_the_same_shared_weights_and_see_the_same_images(run, monkeypatch):
-    planned = planned_of(TasksConfig(train=with_data(run)[0], seeds=1), f"{run.run.storage}/fair")
-    extremes = [one for one in planned if one.form.name in ("detect", JOINT, IMPLICIT)]
-    starts = {one.form.name: first_steps(one.config, monkeypatch, steps=2) for one in extremes}
-    weights, expected = starts["detect"]
-    for form, (found, images) in starts.items():
-        assert all(np.array_equal(a, b) for a, b in zip(images, expected, strict=True)), form
-        assert all(torch.equal(found[name], tensor) for name, tensor in weights.items()), form
+def test_arms_start_with_equal_shared_weights_and_see_the_same_images(config, monkeypatch):
+    specs = specs_of(TasksConfig(train=resolve_data(config)[0], seeds=1), f"{config.run.storage}/fair")
+    selected = [spec for spec in specs if spec.arm.name in ("detect", JOINT, IMPLICIT)]
+    starts = {spec.arm.name: first_steps(spec.config, monkeypatch, steps=2) for spec in selected}
+    shared, expected = starts["detect"]
+    for arm, (weights, images) in starts.items():
+        assert all(np.array_equal(a, b) for a, b in zip(images, expected, strict=True)), arm
+        assert all(torch.equal(weights[name], tensor) for name, tensor in shared.items()), arm
     joint, implicit = starts[JOINT][0], starts[IMPLICIT][0]
     assert all(torch.equal(implicit[name], tensor) for name, tensor in joint.items())
     assert len(implicit) > len(joint)
 
 
-def test_tasks_are_those_that_are_named_or_all_that_are_annotated(run):
-    assert _tasks_of(run) == TASKS
-    assert _tasks_of(learning(run, "segment", "detect", "classify").train) == ("detect", "classify", "segment")
+def test_the_study_has_the_tasks_of_the_network_or_all_annotated_tasks(config):
+    assert _select_tasks(config) == TASKS
+    assert _select_tasks(make_study(config, "segment", "detect", "classify").train) == ("detect", "classify", "segment")
 
 
-def test_tasks_that_cannot_be_measured_or_compared_are_refused_with_what_there_is(run, monkeypatch):
-    config, train_set, val_set = with_data(run)
+def test_tasks_without_annotations_are_refused(config, monkeypatch):
+    resolved, train_set, val_set = resolve_data(config)
 
-    def annotated(for_training, for_measuring):
-        sets = config, replace(train_set, tasks=for_training), replace(val_set, tasks=for_measuring)
-        monkeypatch.setattr(tasks_study, "with_data", lambda train: sets)
+    def annotate(train_tasks, val_tasks):
+        data = resolved, replace(train_set, tasks=train_tasks), replace(val_set, tasks=val_tasks)
+        monkeypatch.setattr(tasks_run, "resolve_data", lambda train: data)
 
-    annotated(("classify", "detect", "pose"), ("classify", "detect"))
-    assert _tasks_of(run) == ("detect", "classify")
-    with pytest.raises(DataError, match=r"annotations for detect, classify, expected some for network\.tasks: pose too"):
-        _tasks_of(learning(run, "detect", "pose").train)
-    annotated(("detect", "pose"), ("classify", "detect"))
+    annotate(("classify", "detect", "pose"), ("classify", "detect"))
+    assert _select_tasks(config) == ("detect", "classify")
+    with pytest.raises(DataError, match=r"annotations for detect, classify, expected annotations for pose of network\.tasks too"):
+        _select_tasks(make_study(config, "detect", "pose").train)
+    annotate(("detect", "pose"), ("classify", "detect"))
     with pytest.raises(DataError, match=r"annotations for detect, pose at .* and for detect, classify at .*, expected at least one task"):
-        _tasks_of(run)
+        _select_tasks(config)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("fields", "message"),
     [
         ({"seeds": 0}, "seeds: found 0, expected 1 or more"),
         ({"max_concurrent_trials": -1}, "max_concurrent_trials: found -1, expected 0 or more"),
@@ -118,9 +118,9 @@ def test_tasks_that_cannot_be_measured_or_compared_are_refused_with_what_there_i
         ({"train": TrainConfig(run=RunConfig(validate_epochs=3))}, "run.validate_epochs: found 3, expected 10"),
     ],
 )
-def test_a_study_that_makes_no_sense_is_refused_before_anything_is_trained(run, words, message):
+def test_an_invalid_comparison_is_refused_before_training(config, fields, message):
     with pytest.raises(ConfigError, match=message):
-        TasksConfig(**{"train": run, **words})
+        TasksConfig(**{"train": config, **fields})
 
 
 def test_every_preset_makes_every_kind_of_study():
@@ -130,55 +130,56 @@ def test_every_preset_makes_every_kind_of_study():
             assert make(preset).train.run.name == kind
 
 
-def pretend(lost: tuple[str, ...] = ()):
-    """Return what trains trials by publishing weights at once, but for those whose names are lost."""
+class FakeTraining:
+    """Replaces `train_pending`: publishes untrained weights for every trial but the failing ones."""
 
-    def train_pending(_: TrainConfig, pending: list[TrainConfig], max_concurrent_trials: int) -> dict[str, str]:
-        train_pending.asked = [one.run.name for one in pending]
-        for one in pending:
-            if one.run.name not in lost:
-                labels = ("day", "night") if "classify" in one.network.tasks else ()
-                network = Yolor(one.network, 2, torch.ones(3, 3, 2), image_classes=len(labels))
-                better = {name: value + 0.1 * (one.network.implicit != PLAIN) for name, value in METRICS.items()}
-                info = WeightsInfo(one.run.name, ("a", "b"), 64, better, image_classes=labels)
-                save_weights(storage.join(run_of(one), "weights"), network, info)
-        return dict.fromkeys(lost, "out of memory")
+    def __init__(self, failing: tuple[str, ...] = ()) -> None:
+        self.failing = failing
+        self.pending: list[str] = []
 
-    return train_pending
+    def __call__(self, _: TrainConfig, pending: list[TrainConfig], max_concurrent_trials: int) -> dict[str, str]:
+        self.pending = [trial.run.name for trial in pending]
+        for trial in pending:
+            if trial.run.name not in self.failing:
+                labels = ("day", "night") if "classify" in trial.network.tasks else ()
+                network = Yolor(trial.network, 2, torch.ones(3, 3, 2), image_classes=len(labels))
+                metrics = {name: value + 0.1 * (trial.network.implicit != PLAIN) for name, value in METRICS.items()}
+                info = WeightsInfo(trial.run.name, ("a", "b"), 64, metrics, image_classes=labels)
+                save_weights(storage.join(run_url(trial), "weights"), network, info)
+        return dict.fromkeys(self.failing, "out of memory")
 
 
-def test_a_study_trains_what_is_missing_and_reports_all_that_there_is(run, monkeypatch):
-    monkeypatch.setattr(tasks_study, "start_cluster", lambda cluster: None)
-    study = learning(run, "detect", "classify", seeds=1)
-    monkeypatch.setattr(tasks_study, "train_pending", first := pretend(lost=("classify-seed0",)))
-    found = tune(study)
-    assert len(first.asked) == 4 and (found["trials"], found["failed"], found["best"]) == (3, 1, IMPLICIT)
-    assert found["report"] == f"{found['study']}/report.md" and "out of memory" in Path(found["report"]).read_text()
-    monkeypatch.setattr(tasks_study, "train_pending", second := pretend())
-    again = tune(replace(study, seeds=2))
-    assert second.asked[0] == "classify-seed0" and len(second.asked) == 1 + 4, "what is trained is kept, and seeds may be added"
-    assert (again["trials"], again["failed"]) == (8, 0)
-    told = json.loads(Path(again["study"], "report.json").read_text())
-    trial = next(one for one in told["trials"] if one["form"] == "classify")
-    assert trial["metrics"] == {"classify/mAP": 0.6, "classify/F1": None}, "detection was no part of it, and -1 is unknown"
-    joint, implicit = (next(one for one in told["trials"] if one["form"] == name) for name in (JOINT, IMPLICIT))
+def test_a_resumed_study_trains_the_missing_trials_and_reports_all(config, monkeypatch):
+    monkeypatch.setattr(tasks_run, "start_cluster", lambda cluster: None)
+    study = make_study(config, "detect", "classify", seeds=1)
+    monkeypatch.setattr(tasks_run, "train_pending", first := FakeTraining(failing=("classify-seed0",)))
+    result = tune(study)
+    assert len(first.pending) == 4 and (result["trials"], result["failed"], result["best"]) == (3, 1, IMPLICIT)
+    assert result["report"] == f"{result['study']}/report.md" and "out of memory" in Path(result["report"]).read_text()
+    monkeypatch.setattr(tasks_run, "train_pending", second := FakeTraining())
+    result = tune(replace(study, seeds=2))
+    assert second.pending[0] == "classify-seed0" and len(second.pending) == 1 + 4, "finished trials are kept, and seeds may be added"
+    assert (result["trials"], result["failed"]) == (8, 0)
+    content = json.loads(Path(result["study"], "report.json").read_text())
+    trial, joint, implicit = (next(trial for trial in content["trials"] if trial["form"] == arm) for arm in ("classify", JOINT, IMPLICIT))
+    assert trial["metrics"] == {"classify/mAP": 0.6, "classify/F1": None}, "detection was not learned, and -1 is unknown"
     assert joint["parameters"] < implicit["parameters"] and joint["fused_parameters"] == implicit["fused_parameters"]
     with pytest.raises(ConfigError, match="kind was 'tasks' and is now 'ablation'"):
         lock_study("ablation", study.train, ())
 
 
-def test_a_study_of_another_kind_is_left_alone(run):
-    named = learning(replace(run, run=replace(run.run, name="theirs")), "detect", "classify", seeds=1)
-    lock_study("search", named.train, ())
+def test_a_study_of_another_kind_is_refused(config):
+    study = make_study(replace(config, run=replace(config.run, name="search")), "detect", "classify", seeds=1)
+    lock_study("search", study.train, ())
     with pytest.raises(ConfigError, match="kind was 'search' and is now 'tasks'"):
-        tune(named)
+        tune(study)
 
 
-def test_without_a_single_network_there_is_no_report(run, monkeypatch):
-    monkeypatch.setattr(tasks_study, "start_cluster", lambda cluster: None)
-    study = learning(replace(run, run=replace(run.run, name="hopeless")), "detect", "classify", seeds=1)
-    names = tuple(one.config.run.name for one in planned_of(study, "/s"))
-    monkeypatch.setattr(tasks_study, "train_pending", pretend(lost=names))
+def test_without_a_finished_trial_there_is_no_report(config, monkeypatch):
+    monkeypatch.setattr(tasks_run, "start_cluster", lambda cluster: None)
+    study = make_study(replace(config, run=replace(config.run, name="failed")), "detect", "classify", seeds=1)
+    names = tuple(spec.config.run.name for spec in specs_of(study, "/s"))
+    monkeypatch.setattr(tasks_run, "train_pending", FakeTraining(failing=names))
     with pytest.raises(TrainingError, match="no trial was trained: out of memory"):
         tune(study)
-    assert not is_finished(planned_of(study, f"{run.run.storage}/hopeless")[0].config)
+    assert not is_finished(specs_of(study, f"{config.run.storage}/failed")[0].config)

@@ -1,13 +1,13 @@
 """Folder of a study: locked to its settings, those of version 0.1 included, and distinct from the folder of a run."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
+from former_settings import former_settings
 from yolor_ray.config import AugmentConfig, ClusterConfig, LossConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.config.presets import PLAIN
-from yolor_ray.config.renamed import SETTINGS
 from yolor_ray.config.study import AblationConfig
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import storage
@@ -55,11 +55,7 @@ def test_a_run_and_a_study_never_share_a_folder(config):
 
 def write_study_of_version_01(config: TrainConfig, search: tuple[str, ...]) -> None:
     """Write study.json with the setting names of version 0.1."""
-    settings = asdict(config)
-    for old, new in SETTINGS.items():
-        section, name = new.split(".")
-        settings[section][old.split(".")[1]] = settings[section].pop(name)
-    content = {"kind": "ablation", "search": search, "seed": config.run.seed, "train": settings}
+    content = {"kind": "ablation", "search": search, "seed": config.run.seed, "train": former_settings(config)}
     storage.write_bytes(f"{config.run.storage}/{config.run.name}/study.json", json.dumps(content).encode())
 
 

@@ -82,7 +82,7 @@ def make_sections(
     features = _backbone(s, widths, depths, conv_stem=conv_stem, large=large)
     count = len(features) - (2 if large else 1)
     half = [width // 2 for width in widths[-count:]]
-    x = s.spp(x, half[-1])
+    x = s.spp(features[-1], half[-1])
     pyramid = [x]
     for feature, width in reversed(list(zip(features[-count:-1], half[:-1], strict=True))):
         up = s.add("upsample", s.conv(x, width))

@@ -37,9 +37,9 @@ RECIPE = (
 
 REFUSED = {
     "run.seed": "a seed is noise and no setting; an ablation repeats each trial with --seeds",
-    "run.": "it does not change what is learned",
-    "cluster.": "it does not change what is learned",
-    "data.decode_threads": "it does not change what is learned",
+    "run.": "the trained network does not depend on it",
+    "cluster.": "the trained network does not depend on it",
+    "data.decode_threads": "the trained network does not depend on it",
     "data.val": "trials are compared on the same images",
 }
 """Reasons against the settings that no study varies, by the start of the name."""

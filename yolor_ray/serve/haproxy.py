@@ -35,8 +35,9 @@ def main(binary: str, arguments: list[str]) -> None:
     path = Path(arguments[arguments.index("-f") + 1])
     path.write_text(bind_statistics_to_loopback(path.read_text()))
     (path.parent / ERROR_FILE).write_text(no_replica_response())
-    # The kernel sends the signal when the parent thread ends; the setting survives exec.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux":
+        # The kernel sends the signal when the parent thread ends; the setting survives exec.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *arguments])
 
 

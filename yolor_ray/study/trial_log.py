@@ -70,8 +70,8 @@ class TrialLog:
         name, epoch = config.run.name, outcome.metrics.get("epoch", 0)
         ap, done, eta = outcome.metrics.get("AP", math.nan), len(self._outcomes), self._remaining_time()
         if outcome.reason:
-            line = "event=trial_failed trial=%s epoch=%s done=%d/%d eta='%s' reason='%s'"
-            logger.info(line, name, epoch, done, self._count, eta, outcome.reason)
+            values = (name, epoch, done, self._count, eta, outcome.reason)
+            logger.info("event=trial_failed trial=%s epoch=%s done=%d/%d eta='%s' reason='%s'", *values)
         elif epoch < config.optim.epochs:
             _mark_stopped(config, outcome.metrics)
             logger.info("event=trial_stopped trial=%s AP=%.4f epoch=%s done=%d/%d eta='%s'", name, ap, epoch, done, self._count, eta)

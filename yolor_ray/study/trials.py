@@ -108,8 +108,7 @@ def run_trials(
     schedulable = _schedulable_trials(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     concurrent = min(schedulable, plan.max_concurrent_trials or schedulable, plan.count)
     resources = _process_resources(cluster)
-    line = "event=trials_planned count=%d concurrent=%d schedulable=%d resources='%s'"
-    logger.info(line, plan.count, concurrent, schedulable, resources)
+    logger.info("event=trials_planned count=%d concurrent=%d schedulable=%d resources='%s'", plan.count, concurrent, schedulable, resources)
     trainable = tune.with_parameters(_trial, plan=plan, source=source)
     log = TrialLog(plan.count, concurrent)
     with tempfile.TemporaryDirectory(prefix="yolor-tune-") as folder:

@@ -40,14 +40,14 @@ def study_folder(train: TrainConfig) -> str:
     return storage.absolute(storage.join(train.run.storage, train.run.name))
 
 
-def lock_study(kind: str, train: TrainConfig, search: Sequence[str]) -> None:
+def lock_study(study_kind: str, train: TrainConfig, search: Sequence[str]) -> None:
     """Lock the study's folder to its settings; `search` are the search arguments as typed.
 
     Raises:
         ConfigError: the folder has a run or a different study.
 
     """
-    settings = {"kind": kind, "search": list(search), "seed": train.run.seed, "train": dataclasses.asdict(train)}
+    settings = {"kind": study_kind, "search": list(search), "seed": train.run.seed, "train": dataclasses.asdict(train)}
     defaults = {"train": dataclasses.asdict(TrainConfig())}
     lock_settings(study_folder(train), STUDY_FILE, settings, mutable=MUTABLE_STUDY_SETTINGS, defaults=defaults)
 

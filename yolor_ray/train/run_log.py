@@ -41,8 +41,9 @@ class RunLogger:
     def log_progress(self, epoch: float, loss: float, images_per_s: float) -> None:
         """Log the position inside an epoch, such as 2.25 for a quarter of the third epoch."""
         self._logged_at = time.monotonic()
-        line = "event=progress epoch=%.2f/%d loss=%.4f images_per_s=%.1f eta=%s"
-        logger.info(line, epoch, self._epochs, loss, images_per_s, self._eta(epoch))
+        logger.info(
+            "event=progress epoch=%.2f/%d loss=%.4f images_per_s=%.1f eta=%s", epoch, self._epochs, loss, images_per_s, self._eta(epoch)
+        )
 
     @property
     def is_due(self) -> bool:

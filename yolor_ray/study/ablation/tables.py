@@ -105,8 +105,8 @@ def paper_section(summary: Summary) -> str:
     variants = {VARIANTS[name].paper: name for name in study.variants}
     decimals = difference_decimals(summary)
     several = len(study.settings) > 1
-    study_heads = [f"ΔAP here, {code(setting)}" if several else "ΔAP here" for setting in study.settings]
-    heads = ("paper", "here", "tables", *(name.upper() for name in METRICS), "ΔAP, paper", *study_heads)
+    study_heads = [f"ΔAP, study, {code(setting)}" if several else "ΔAP, study" for setting in study.settings]
+    heads = ("paper", "study", "tables", *(name.upper() for name in METRICS), "ΔAP, paper", *study_heads)
     rows = []
     for name, row in ROWS.items():
         matches = [match for match in summary.rows if match.variant == variants.get(name) and name != BASELINE_ROW]

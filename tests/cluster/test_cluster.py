@@ -121,8 +121,8 @@ def check_access_in_a_process(home: Path, allow_unauthenticated: bool = False, *
     program = (
         f"import os; from yolor_ray.cluster.access import check_access; check_access(os.environ['RAY_ADDRESS'], {allow_unauthenticated})"
     )
-    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
-    environment = others | {"HOME": str(home), "RAY_AUTH_MODE": "token"} | variables
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    environment = inherited | {"HOME": str(home), "RAY_AUTH_MODE": "token"} | variables
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
 
 

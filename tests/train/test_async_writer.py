@@ -1,4 +1,4 @@
-"""Checkpoints in the background: their schedule, failed writes, and the life of best weights."""
+"""Checkpoints in the background: their schedule, failed writes, and the retention of best weights."""
 
 import dataclasses
 import errno

@@ -85,8 +85,8 @@ def test_a_run_starts_from_pretrained_weights_and_logs_the_new_classes(folder: P
     outputs, expected = (n.head.levels[0].predict.weight.view(3, 5 + len(info.classes), -1) for n in (network, source))
     fresh = (outputs - expected).abs().amax(dim=(0, 2)) > 0.01
     assert fresh.tolist() == [False] * 5 + [True] + [False] * (len(info.classes) - 1)
-    said = next(r.getMessage() for r in caplog.records if "event=pretrained" in r.getMessage())
-    assert f"classes_fresh='{info.classes[0]}'" in said
+    message = next(r.getMessage() for r in caplog.records if "event=pretrained" in r.getMessage())
+    assert f"classes_fresh='{info.classes[0]}'" in message
     assert any("event=outputs_reinitialised" in r.getMessage() and "head.levels.0.predict.weight" in r.getMessage() for r in caplog.records)
     assert any("origin=pretrained" in r.getMessage() for r in caplog.records)
 

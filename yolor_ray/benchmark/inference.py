@@ -85,9 +85,7 @@ def _load_network(config: InferenceConfig) -> tuple[Yolor, WeightsInfo]:
     """Load the unfused network, and return it with a description that has the measured image size."""
     network, info = load_weights(config.weights) if config.weights else _random_network(config.preset)
     if info.fused:
-        raise ConfigError(
-            f"weights: found fused weights at {config.weights}, expected unfused weights of a training run"
-        )
+        raise ConfigError(f"weights: found fused weights at {config.weights}, expected unfused weights of a training run")
     image_px = config.image_px or info.image_px
     network.config.check_image_px(image_px, "image_px")
     return network, replace(info, image_px=image_px)

@@ -26,8 +26,8 @@ CONNECT_TIMEOUT_S = 10.0
 def check_access(address: str, allow_unauthenticated: bool = False) -> None:
     """Refuse a cluster that does not answer, that rejects this process, or that has no authentication.
 
-    The cluster's head is asked without a token. RAY_AUTH_MODE of this process proves nothing about the cluster, because an
-    unauthenticated cluster accepts clients with a token too.
+    The first request to the cluster's head carries no token. RAY_AUTH_MODE of this process proves nothing about the cluster, because
+    an unauthenticated cluster accepts clients with a token too.
 
     Args:
         address: value of RAY_ADDRESS, HOST:PORT or `auto`.

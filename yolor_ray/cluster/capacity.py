@@ -60,14 +60,14 @@ def _count_workers(cluster: ClusterConfig, resources_by_node: Mapping[str, Mappi
 
 
 def count_fitting(resources: Mapping[str, float], demand: Mapping[str, float]) -> int:
-    """Return how many times a demand fits into resources; 10^6 for an empty demand."""
+    """Return the number of times that a demand fits into resources; 10^6 for an empty demand."""
     return min((int(max(resources.get(name, 0), 0) / amount + 1e-9) for name, amount in demand.items() if amount > 0), default=10**6)
 
 
 def wait_for_capacity(cluster: ClusterConfig, stop_signal: StopSignal) -> int:
     """Wait until the fewest workers fit and return the number to start, at most the largest; 0 after a stop signal.
 
-    While waiting, the autoscaler is asked for nodes.
+    While waiting, the function requests nodes from the autoscaler.
 
     Raises:
         TrainingError: the fewest workers did not fit for CAPACITY_TIMEOUT_S.

@@ -36,8 +36,7 @@ from yolor_ray.model.weights import WeightsInfo, load_weights
 from yolor_ray.pack.scenes_url import temporary_dataset_urls
 
 PROGRESS: dict[str, Any] = {
-    "bar_format": "event=predicting images={n_fmt} total={total_fmt} seconds={elapsed_s:.0f} images_per_s={rate_noinv_fmt}",
-    "unit": "",
+    "bar_format": "event=predicting images={n_fmt} total={total_fmt} elapsed={elapsed} remaining={remaining}",
     "mininterval": 1,
 }
 """Settings of tqdm for a line of progress on standard error."""

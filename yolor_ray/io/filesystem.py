@@ -157,7 +157,7 @@ def _bucket_url(url: str) -> str:
 
 
 def _list_unused_prefix(bucket_url: str) -> None:
-    """Request a listing: only its answer has a body that tells refused credentials from missing permission; HEAD has none."""
+    """List a prefix without objects: unlike HEAD's, the answer has a body, which tells refused credentials from missing permission."""
     system, path = filesystem(f"{bucket_url}/{UNUSED_PREFIX}")
     try:
         system.get_file_info(fs.FileSelector(path))

@@ -71,12 +71,12 @@ class _Worker:
 
     def decide(self) -> StepDecision:
         """Agree with all workers on the next action; rank 0 has the stop signal and the schedule of checkpoints."""
-        own = StepDecision.CONTINUE
+        decision = StepDecision.CONTINUE
         if self.rank_zero and self.rank_zero.checkpointer.is_due(self.learner.step, self.progress.epoch):
-            own = StepDecision.SAVE
+            decision = StepDecision.SAVE
         if self.rank_zero and self.context.stop_signal():
-            own = StepDecision.STOP
-        return StepDecision(self.dist_context.all_reduce_max(own))
+            decision = StepDecision.STOP
+        return StepDecision(self.dist_context.all_reduce_max(decision))
 
     def save_checkpoint(self, *, wait: bool) -> None:
         """Write a checkpoint on rank 0; see `AsyncCheckpointer.save`."""

@@ -90,9 +90,9 @@ class PredictionLevel(nn.Module):
 @torch.no_grad()
 def _widen_for_prior(conv: nn.Module) -> nn.Conv2d:
     """Return the convolution with twice the inputs: in each group a prior, then the features with the weights of `conv`."""
-    assert isinstance(conv, nn.Conv2d)
-    geometry = conv.kernel_size[0], conv.stride[0], conv.padding[0]
-    wider = nn.Conv2d(2 * conv.in_channels, conv.out_channels, *geometry, groups=conv.groups, bias=conv.bias is not None)  # type: ignore[arg-type]
+    assert isinstance(conv, nn.Conv2d) and isinstance(conv.padding, tuple)
+    kernel, stride, padding, has_bias = conv.kernel_size[0], conv.stride[0], conv.padding[0], conv.bias is not None
+    wider = nn.Conv2d(2 * conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups, bias=has_bias)
     wider.weight[:, conv.weight.shape[1] :] = conv.weight
     if conv.bias is not None and wider.bias is not None:
         wider.bias.copy_(conv.bias)

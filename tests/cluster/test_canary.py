@@ -20,7 +20,8 @@ from yolor_ray.pack.run import pack_scenes
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = (
     "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
-    "--optim.nominal_batch 4 --optim.epochs 1 --run.checkpoint_epochs 1 --cluster.compute_threads 1 --cluster.workers 1 --cluster.max_failures 0"
+    "--optim.nominal_batch 4 --optim.epochs 1 --run.checkpoint_epochs 1 --cluster.compute_threads 1 --cluster.workers 1 "
+    "--cluster.max_failures 0"
 )
 # One process and one Ray for both jobs, as each start takes seconds; Ray's own state is asked for while it still runs.
 JOBS = """

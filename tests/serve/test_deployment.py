@@ -113,3 +113,10 @@ def test_the_documented_range_of_a_limit_is_the_checked_one(name):
     source = inspect.getsource(config.ServeConfig)
     documented = source.partition(f"    {name}: ")[2].partition('"""')[2].partition('"""')[0]
     assert f"{SERVED_RANGES[name]};" in documented
+
+
+def test_the_old_name_of_a_field_still_works_in_a_serve_config(caplog):
+    build({"weights": "w", "threads": 2})
+    assert "event=field_renamed old=threads new=compute_threads" in caplog.text
+    with pytest.raises(ConfigError, match="compute_threads: found a value for its old name threads, too"):
+        build({"weights": "w", "threads": 2, "compute_threads": 2})

@@ -73,6 +73,22 @@ def current_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
+def current_fields(job: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a job's configuration by their names of this version, and log a warning for each old name.
+
+    Raises:
+        ConfigError: a field has a value under its old name and another under its new name.
+
+    """
+    names = {name: FLAGS.get(job, {}).get(name, name) for name in values}
+    for old, new in names.items():
+        if old != new and new in values:
+            raise ConfigError(f"{new}: found a value for its old name {old}, too, expected one of the two names")
+        if old != new:
+            logger.warning("event=field_renamed old=%s new=%s advice='version 0.3 refuses the old name'", old, new)
+    return {names[name]: value for name, value in values.items()}
+
+
 def current_arguments(job: str, arguments: Sequence[str]) -> list[str]:
     """Return command-line arguments of a job with the flags of this version; see `current_setting`."""
     flags = FLAGS.get(job, {}) | SETTINGS

@@ -12,6 +12,7 @@ from ray.serve import Application
 
 from yolor_ray import config
 from yolor_ray.cluster.environment import MALLOC_SETTINGS
+from yolor_ray.config.renamed import current_fields
 from yolor_ray.errors import ConfigError
 from yolor_ray.io.redact import hide_secrets
 from yolor_ray.serve.engine import LocalEngine
@@ -81,6 +82,7 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or range.
     """
+    args = current_fields("serve", args)
     # Host and port belong to the cluster's `http_options`, not to the application.
     allowed = sorted(set(config.ServeConfig.__dataclass_fields__) - {"host", "port"})
     unknown = sorted(set(args) - set(allowed))

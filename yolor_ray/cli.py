@@ -31,7 +31,7 @@ from yolor_ray.io.redact import hide_secrets, redact, refuse_credentials
 
 EXIT_FAILED, EXIT_USER, EXIT_PREEMPTED = 1, 2, 143
 STUDY_PRESET = "nano"
-"""Preset of a study that names none."""
+"""Preset of a study whose arguments name no preset."""
 PRESET_FILE = "Instead of the name, --preset-file URL takes the config.json of a run or the preset.json of a search; flags override it."
 USAGE = "usage: yolor-ray JOB [FLAGS]    (the same: python jobs/JOB.py [FLAGS])"
 
@@ -104,7 +104,7 @@ def _run(name: str, job: Job, arguments: Sequence[str], program: str) -> int:
 
 
 def _check_buckets(settings: Any) -> None:
-    """Raise StorageError where a bucket of the settings cannot be reached: later, a job waits minutes for its storage."""
+    """Raise StorageError if a bucket of the settings cannot be reached; a running job would wait minutes for the bucket."""
     # The import of pyarrow takes longer than `--help` may take.
     from yolor_ray.io.filesystem import check_reachable, urls_in
 
@@ -129,11 +129,11 @@ def read_training(arguments: Sequence[str], program: str) -> config.TrainConfig:
     """
     if not arguments:
         raise ConfigError(f"preset: found none, expected one of {', '.join(PRESETS)}, or --preset-file URL; --help describes them")
-    url, others = _preset_file(arguments)
+    url, remaining = _preset_file(arguments)
     if url is not None:
-        return read_flags(config.TrainConfig, others, program, default=_from_file(url, _preset_name(others)))
+        return read_flags(config.TrainConfig, remaining, program, default=_from_file(url, _preset_name(remaining)))
     return read_flags(
-        _subcommands(PRESETS, DESCRIPTIONS), others, program, description=f"Train a preset: its name, then flags. {PRESET_FILE}"
+        _subcommands(PRESETS, DESCRIPTIONS), remaining, program, description=f"Train a preset: its name, then flags. {PRESET_FILE}"
     )
 
 
@@ -145,15 +145,15 @@ def read_study(
     Raises:
         ConfigError: the preset is unknown, or there are both a name and a file, or the file holds no settings.
     """
-    url, others = _preset_file(arguments)
-    study, rest = next(iter(others), ""), others[1:]
+    url, remaining = _preset_file(arguments)
+    study, after_study = next(iter(remaining), ""), remaining[1:]
     # Were the preset a subcommand below the study's, the study would refuse the preset's flags as misplaced.
-    preset = _preset_name(rest) if study in studies else None
+    preset = _preset_name(after_study) if study in studies else None
     train = PRESETS[preset or STUDY_PRESET] if url is None else _from_file(url, preset)
     hint = f"A preset's name may follow the study's: {', '.join(PRESETS)} (default: {STUDY_PRESET}). {PRESET_FILE}"
     texts = {name: f"{text} {hint}" if name == study else text for name, text in descriptions.items()}
     defaults = {name: make(train) for name, make in studies.items()}
-    return read_flags(_subcommands(defaults, texts), [*others[:1], *rest[preset is not None :]], program, description=hint)
+    return read_flags(_subcommands(defaults, texts), [*remaining[:1], *after_study[preset is not None :]], program, description=hint)
 
 
 def _subcommands(defaults: Mapping[str, Any], descriptions: Mapping[str, str]) -> Any:
@@ -164,10 +164,10 @@ def _preset_file(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return the URL behind `--preset-file`, at any position, and the other arguments."""
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     reader.add_argument("--preset-file", "--preset_file", action="append", default=[], metavar="URL")
-    flags, others = reader.parse_known_args(arguments)
+    flags, remaining = reader.parse_known_args(arguments)
     if len(flags.preset_file) > 1:
         raise ConfigError(f"--preset-file: found {' and '.join(flags.preset_file)}, expected one URL")
-    return next(iter(flags.preset_file), None), others
+    return next(iter(flags.preset_file), None), remaining
 
 
 def _preset_name(arguments: Sequence[str]) -> str | None:

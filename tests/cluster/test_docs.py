@@ -270,6 +270,8 @@ def known_flags(start: tuple[str, ...]) -> set[str]:
     job, subcommand = (*start, "")[:2]
     words = [subcommand] if subcommand and not subcommand.startswith("-") else []
     words = words or {"train": ["nano"], "tune": ["search"], "benchmark": ["inference"], "pack": ["voc"]}.get(job, [])
+    # The flags of a training are those of the preset, which is a subcommand of its own.
+    words += ["nano"] if words == ["ingest"] else []
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         cli.JOBS[job].read([*words, "--help"], job)

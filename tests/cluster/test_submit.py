@@ -94,9 +94,9 @@ def test_submitted_jobs_train_evaluate_export_and_serve_from_s3(head: Head, s3: 
     for name, count, seed in (("train", 32, 0), ("val", 8, 1)):
         pack_scenes(f"{bucket}/{name}", count, seed)
     places = f"--data.train {bucket}/train --data.val {bucket}/val --run.storage {bucket}/runs --run.name submitted"
-    trained = head.result("jobs/train.py", "nano", *places.split(), *TINY.split(), "--optim.epochs", "2", "--cluster.workers", "2")
+    trained = head.result("jobs/train.py", "nano", *places.split(), *TINY.split(), "--optim.epochs", "2", "--cluster.workers", "1")
     assert trained["weights"] == f"{bucket}/runs/submitted/weights"
-    measured = head.result("jobs/evaluate.py", "--weights", trained["weights"], "--data", f"{bucket}/val", "--workers", "2")
+    measured = head.result("jobs/evaluate.py", "--weights", trained["weights"], "--data", f"{bucket}/val", "--workers", "1")
     assert measured["AP"] == pytest.approx(trained["metrics"]["AP"], abs=2e-3)
     exported = head.result("jobs/export.py", "--weights", trained["weights"], "--data", f"{bucket}/val", "--output", f"{bucket}/fused")
     assert exported["max_error"] <= 1e-4

@@ -1,7 +1,7 @@
 """Compare the ingest alone, the training step alone, and both together as in training.
 
-The three are measured in turns on each training worker, with one network, one loader and one plan, so that a slow moment of the machine
-affects all of them.
+Each training worker measures the three in turns, with one network, one loader and one plan. A slow moment of the machine thus affects
+all three.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     """Measure the ingest alone, the step alone and the whole in turns, and return their rates and ratios.
 
     `ratio` is whole / min(ingest, step): 1 if the faster of the two costs nothing. `shared_ratio` is the whole relative to
-    1 / (1/ingest + 1/step), the rate if both share the same cores: 1 or more if nothing else costs time.
+    1 / (1/ingest + 1/step), the rate if both share the same cores. A `shared_ratio` of 1 or more means that nothing else costs time.
     Ratios are medians over rounds; spreads are (largest - smallest) / median.
     """
     run = storage.absolute(storage.join(config.train.run.storage, f"benchmark-{uuid.uuid4().hex[:8]}"))

@@ -20,8 +20,8 @@ WORKER_ENVIRONMENT = {
     # Many S3-compatible stores reject the checksums that newer AWS libraries send with every request.
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
 }
-"""Environment variables of every worker. Credentials are not among them, because Ray shows a runtime environment to every user:
-local workers inherit the credentials of this process, and workers of a cluster have their own."""
+"""Environment variables of every worker. Credentials are absent, because Ray shows a runtime environment to every user. Local workers
+inherit the credentials of this process; workers of a cluster have their own."""
 
 
 def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: bool = False, allow_unauthenticated: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Private names of Ray that yolor_ray uses. Every other module imports these names from here.
 
 Each name is loaded at its first use: `jobs/serve.py` must set the environment before ray is imported, and importing ray.train takes
-3 s. tests/cluster/test_ray_internals.py loads each name and fails with the public interface that is awaited in its place.
+3 s. The test tests/cluster/test_ray_internals.py loads each name, and fails with the public interface that is awaited in its place.
 """
 
 import importlib

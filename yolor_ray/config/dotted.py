@@ -154,7 +154,7 @@ def from_json(url: str, data: bytes) -> TrainConfig:
     Settings that the file of an older version lacks have their defaults. Old names of settings are accepted with a warning.
 
     Raises:
-        ConfigError: the data are no such file, or have a setting under both its old and its new name.
+        ConfigError: the data are no settings of a run, or have a setting under both its old and its new name.
 
     """
     try:

@@ -27,7 +27,7 @@ class ExportConfig:
     """Images of `data` for the comparison of predictions before and after; 0 takes 16, or 4 for an upstream checkpoint."""
     check_px: int = 0
     """Side of the input for that comparison, pixels, a multiple of 32. 0 takes image_px, but at most 256 for an upstream
-    checkpoint: 16 images at 1280 px would take minutes on a CPU, and the result of the comparison does not depend on the side."""
+    checkpoint: 16 images at 1280 px would take minutes on a CPU. The result of the comparison does not depend on the side."""
     image_px: int = 0
     """Side of the network input, pixels, a multiple of 32; 0 takes the size of the training."""
 

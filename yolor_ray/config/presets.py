@@ -1,7 +1,7 @@
 """Define the presets: complete runs by name.
 
-The published sizes are those of YOLOR (paper table A2 and the released configurations). P6 and W6 were released in two
-layouts, which are different networks: the layout of the main branch, and the layout of the paper branch with `joint_norm`.
+The published sizes are those of YOLOR (paper table A2 and the released configurations). P6 and W6 were released as two
+different networks each: in the layout of the main branch, and in the layout of the paper branch with `joint_norm`.
 The YOLOv4 networks are YOLOR's baselines without implicit knowledge. `nano` and `small` are networks of this project, for
 CPUs and edge devices.
 """

@@ -67,7 +67,7 @@ class ServeConfig:
     """Threads per replica that decode images beside the network, and as many threads that make masks, 1 or more."""
     engine: Literal["fastest", "torch", "onnxruntime", "openvino"] = "fastest"
     """Engine that executes the network. When a replica starts, `fastest` builds each installed engine, compares its predictions with
-    the weights' and measures its speed; a named engine saves most of that time. On a GPU there is only torch."""
+    the weights' and measures its speed. A named engine saves most of that time. On a GPU there is only torch."""
     precision: Precision = "float32"
     """Number format of the network's computation. `bfloat16` is faster on a CPU or GPU that supports it, most of all for large networks.
     Scores change by about 0.01: measure the AP of the weights before. ONNX Runtime always computes in float32."""

@@ -1,7 +1,7 @@
 """Score detections against annotations by the rules of COCO.
 
-pycocotools is the scorer. This module converts records and detections to its JSON, and its arrays to named numbers.
-pycocotools' convention holds throughout: a number is -1 (NO_VALUE) if the dataset has no object to measure on; see `value_or`.
+pycocotools is the scorer. This module converts records and detections to pycocotools' JSON, and pycocotools' arrays to named numbers.
+A number is -1 (NO_VALUE) if the dataset has no object to measure on, as in pycocotools; see `value_or`.
 """
 
 import contextlib

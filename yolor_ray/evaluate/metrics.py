@@ -59,7 +59,8 @@ def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Coll
     Raises:
         DataError: as `coco.measure`.
     """
-    images = _images(dataset, detections)
+    members = [group.member for group in dataset.row_groups for _ in range(group.rows)]
+    images = [_Image(*fields) for fields in zip(range(dataset.images), read_annotations(dataset), members, detections, strict=True)]
     measured = {task for image in images for task in image.record.tasks} & set(tasks)
     boxes, rows = _measure_coco(dataset, images, "detect")
     masks = _measure_coco(dataset, images, "segment")[0] if "segment" in measured else None
@@ -73,11 +74,6 @@ def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Coll
     }
     named = {f"{task}/{name}": value for task, metrics in task_metrics.items() for name, value in metrics.items()}
     return EvalResult({**boxes.metrics, **named}, boxes, masks, keypoints, labels, rows)
-
-
-def _images(dataset: Dataset, detections: Sequence[ImageDetections]) -> list[_Image]:
-    members = [group.member for group in dataset.row_groups for _ in range(group.rows)]
-    return [_Image(*fields) for fields in zip(range(dataset.images), read_annotations(dataset), members, detections, strict=True)]
 
 
 def _measure_coco(dataset: Dataset, images: Sequence[_Image], task: str) -> tuple[coco.CocoResult, list[coco.ResultRow]]:

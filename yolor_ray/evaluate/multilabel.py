@@ -34,13 +34,14 @@ def label_metrics(probabilities: np.ndarray, truth: np.ndarray, names: Sequence[
         truth: (I, M): 1 the image has the label, 0 the image lacks the label, NaN unknown and not counted.
         names: M names.
     """
-    known = ~np.isnan(truth)
+    annotated = ~np.isnan(truth)
+    positive = truth == 1
     scores = {
-        name: LabelScore(average_precision(probabilities[known[:, m], m], truth[known[:, m], m] == 1), int((truth[:, m] == 1).sum()))
+        name: LabelScore(average_precision(probabilities[annotated[:, m], m], positive[annotated[:, m], m]), int(positive[:, m].sum()))
         for m, name in enumerate(names)
     }
     measured = [score.AP for score in scores.values() if score.images]
-    return {"mAP": float(np.mean(measured)) if measured else NO_VALUE, "F1": _f1(probabilities[known], truth[known] == 1)}, scores
+    return {"mAP": float(np.mean(measured)) if measured else NO_VALUE, "F1": _f1(probabilities[annotated], positive[annotated])}, scores
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -52,10 +52,10 @@ def predict_row_groups(
             yield image_id, to_image_detections(scored, letterbox, masks="segment" in record.tasks)
 
 
-def merge_detections(parts: Sequence[Mapping[int, ImageDetections]], images: int) -> list[ImageDetections]:
+def merge_detections(shares: Sequence[Mapping[int, ImageDetections]], images: int) -> list[ImageDetections]:
     """Merge the detections of all workers in the order of image ids; every image must have been predicted exactly once."""
-    merged = {image_id: detections for part in parts for image_id, detections in part.items()}
-    predicted = sum(len(part) for part in parts)
+    merged = {image_id: detections for share in shares for image_id, detections in share.items()}
+    predicted = sum(len(share) for share in shares)
     complete = predicted == images and merged.keys() == set(range(images))
     assert complete, f"found {predicted} predictions of {len(merged)} images, expected one for each of {images} images"
     return [merged[image_id] for image_id in range(images)]
@@ -63,12 +63,11 @@ def merge_detections(parts: Sequence[Mapping[int, ImageDetections]], images: int
 
 def read_annotations(dataset: Dataset) -> list[Record]:
     """Read the records of a packed dataset by image id, with empty images."""
-    return [record for group in dataset.row_groups for record in _read_annotations(dataset, group)]
-
-
-def _read_annotations(dataset: Dataset, group: RowGroup) -> list[Record]:
-    table = read_row_group(dataset, group, [name for name in SCHEMA.names if name != "image"])
-    return to_records(table.append_column(SCHEMA.field("image"), pa.array([b""] * len(table), pa.binary())))
+    records: list[Record] = []
+    for group in dataset.row_groups:
+        table = read_row_group(dataset, group, [name for name in SCHEMA.names if name != "image"])
+        records += to_records(table.append_column(SCHEMA.field("image"), pa.array([b""] * len(table), pa.binary())))
+    return records
 
 
 def read_truth(dataset: Dataset) -> dict[str, Any]:

@@ -42,16 +42,16 @@ def match_embeddings(objects: Objects, detections: ImageDetections) -> tuple[np.
     """
     assert detections.embeddings is not None
     identities = np.full(len(objects.labels), -1) if objects.identities is None else objects.identities
-    known = (identities >= 0) & ~objects.crowd
-    embeddings = np.zeros((int(known.sum()), detections.embeddings.shape[1]), detections.embeddings.dtype)
-    boxes_xyxy = torch.tensor(objects.boxes_xyxy[known], dtype=torch.float64)
+    identified = (identities >= 0) & ~objects.crowd
+    embeddings = np.zeros((int(identified.sum()), detections.embeddings.shape[1]), detections.embeddings.dtype)
+    boxes_xyxy = torch.tensor(objects.boxes_xyxy[identified], dtype=torch.float64)
     overlaps = pairwise_iou(torch.from_numpy(detections.boxes_xyxy), boxes_xyxy).numpy()
     for detection in np.flatnonzero((overlaps >= MIN_IOU).any(axis=1)):
         best = int(overlaps[detection].argmax())
         if overlaps[detection, best] >= MIN_IOU:
             embeddings[best] = detections.embeddings[detection]
             overlaps[:, best] = -1
-    return identities[known], embeddings
+    return identities[identified], embeddings
 
 
 def retrieval_metrics(objects: IdentifiedObjects) -> dict[str, float]:

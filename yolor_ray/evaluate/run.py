@@ -59,10 +59,10 @@ def _evaluate_weights(config: EvaluateConfig, dataset: Dataset) -> dict[str, Any
     started = time.perf_counter()
     if config.workers == 0:
         predictions = _predict(config, network, info, dataset, dataset.row_groups)
-        parts = [dict(tqdm(predictions, total=dataset.images, **PROGRESS))]
+        shares = [dict(tqdm(predictions, total=dataset.images, **PROGRESS))]
     else:
-        parts = list(_predict_on_workers(config, dataset))
-    detections = merge_detections(parts, dataset.images)
+        shares = list(_predict_on_workers(config, dataset))
+    detections = merge_detections(shares, dataset.images)
     predicted = time.perf_counter()
     result = measure(dataset, detections, network.config.tasks)
     seconds = predicted - started
@@ -113,6 +113,6 @@ def _predict_on_workers(config: EvaluateConfig, dataset: Dataset) -> Iterator[di
     task: Any = ray.remote(num_cpus=1, num_gpus=int(config.gpu), max_retries=3)(_predict_share)
     tasks = [task.remote(config, dataset, share) for share in split_row_groups(dataset.row_groups, config.workers) if share]
     with tqdm(total=dataset.images, **PROGRESS) as progress:
-        for part in as_completed(tasks):
-            progress.update(len(part))
-            yield part
+        for detections in as_completed(tasks):
+            progress.update(len(detections))
+            yield detections

@@ -130,7 +130,7 @@ def _build(
 def _is_accurate(model: RunnableModel, tolerance: float) -> bool:
     accurate = model.error <= tolerance
     if not accurate:
-        logger.warning("event=engine_refused engine=%s error=%.3g expected=%g", model.engine, model.error, tolerance)
+        logger.warning("event=engine_refused engine=%s max_error=%.3g tolerance=%g", model.engine, model.error, tolerance)
     return accurate
 
 
@@ -145,6 +145,6 @@ def _fastest(models: Sequence[RunnableModel], pixels: Tensor) -> RunnableModel:
     for model in models:
         latency = seconds[model.engine]
         logger.info(
-            "event=engine_timed engine=%s ms=%.1f ratio=%.2f error=%.2g", model.engine, latency * 1e3, slowest / latency, model.error
+            "event=engine_timed engine=%s ms=%.1f ratio=%.2f max_error=%.2g", model.engine, latency * 1e3, slowest / latency, model.error
         )
     return min(models, key=lambda model: seconds[model.engine])

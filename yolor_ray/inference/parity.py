@@ -34,8 +34,8 @@ class Parity:
     box_error_px: float
     """Of box corners, pixels of the network input."""
     task_error: float
-    """Of the other tasks' outputs: probabilities and embeddings as they are, keypoints as a fraction of the side, mask coefficients and
-    prototypes as a fraction of the largest."""
+    """Of the other tasks' outputs. Keypoints count as a fraction of the input's side, mask coefficients and prototypes as a fraction of
+    the largest value, probabilities and embeddings unscaled."""
 
     @property
     def max_error(self) -> float:

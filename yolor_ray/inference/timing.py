@@ -1,4 +1,4 @@
-"""Time functions in turns, so that a slow moment of the machine meets all of them, and compare their rounds."""
+"""Time functions in turns, so that a slow moment of the machine affects every function, and compare the rounds."""
 
 import math
 import statistics

@@ -148,12 +148,8 @@ def check_reachable(urls: Iterable[str]) -> None:
         StorageError: an endpoint does not answer, a bucket does not exist, or a store refuses the credentials.
 
     """
-    for bucket_url in sorted({_bucket_url(url) for url in urls if url.startswith("s3://")}):
+    for bucket_url in sorted({"/".join(url.split("/", 3)[:3]) for url in urls if url.startswith("s3://")}):
         call_with_retries(bucket_url, "reach", functools.partial(_list_unused_prefix, bucket_url), RetryBudget(first_contact=True))
-
-
-def _bucket_url(url: str) -> str:
-    return "/".join(url.split("/", 3)[:3])
 
 
 def _list_unused_prefix(bucket_url: str) -> None:

@@ -28,11 +28,6 @@ def _norm_affine(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tenso
     return scale, norm.bias.double() - scale * norm.running_mean.double()
 
 
-def _fuse_conv(module: Conv) -> None:
-    assert isinstance(module.conv, nn.Conv2d) and isinstance(module.norm, NORMS)
-    module.conv, module.norm = fold_after(module.conv, *_norm_affine(module.norm)), nn.Identity()
-
-
 class _FusedJointNorm(nn.Module):
     """Fused joint norm behind an activation: scales and shifts the main half and activates both halves.
 
@@ -94,12 +89,6 @@ def _fold_implicit_after(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d:
     return fold_after(conv, g, torch.zeros_like(g))
 
 
-def _merge_groups(conv: nn.Conv2d) -> nn.Conv2d:
-    """Turn a convolution whose groups all see the same features into an ungrouped one with the same weights."""
-    conv.in_channels, conv.groups = conv.weight.shape[1], 1
-    return conv
-
-
 def _fuse_level(level: PredictionLevel) -> None:
     """Fold the norm and the implicit knowledge of a prediction level; the norm of `level.conv` is folded already.
 
@@ -111,7 +100,9 @@ def _fuse_level(level: PredictionLevel) -> None:
         level.predict, level.norm = fold_after(level.predict, *_norm_affine(level.norm)), nn.Identity()
     aligned = _fold_implicit_before(level.predict, level.align)
     assert isinstance(aligned, nn.Conv2d), "a 1x1 convolution has no border"
-    level.predict = _merge_groups(_fold_implicit_after(aligned, level.refine))
+    level.predict = _fold_implicit_after(aligned, level.refine)
+    # All groups see the same features now, so an ungrouped convolution with the same weights is equal.
+    level.predict.in_channels, level.predict.groups = level.predict.weight.shape[1], 1
     level.pyramid, level.align, level.refine = nn.Identity(), nn.Identity(), nn.Identity()
 
 
@@ -126,10 +117,11 @@ def fuse(network: Yolor) -> Yolor:
         raise ValueError("the network is fused already: found no batch norm and no implicit tensor to fold")
     fused = copy.deepcopy(network).eval()
     modules = list(fused.modules())
-    for conv in (m for m in modules if isinstance(m, Conv)):
-        _fuse_conv(conv)
-    for block in (m for m in modules if isinstance(m, CspBlock)):
-        block.last = _fuse_joint_norm(block.merge, block.last)
+    for block in (m for m in modules if isinstance(m, Conv)):
+        assert isinstance(block.conv, nn.Conv2d) and isinstance(block.norm, NORMS)
+        block.conv, block.norm = fold_after(block.conv, *_norm_affine(block.norm)), nn.Identity()
+    for csp_block in (m for m in modules if isinstance(m, CspBlock)):
+        csp_block.last = _fuse_joint_norm(csp_block.merge, csp_block.last)
     for merge in (m.merge for m in modules if isinstance(m, NeckBlock | SppCsp)):
         _fuse_joint_norm(merge, nn.Identity())
     for level in (m for m in modules if isinstance(m, PredictionLevel)):

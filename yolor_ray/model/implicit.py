@@ -1,6 +1,6 @@
 """Implicit knowledge: learned constants that change features independently of the image (YOLOR section 3).
 
-A representation g of a latent prior z meets the explicit features x through an operator (equation 3). A fresh prior is
+An operator joins the explicit features x with a representation g of a latent prior z (equation 3). A fresh prior is
 neutral (section 4.3). After training, `model.fold` folds g into a convolution.
 Legend: B images, C channels of x, H W cells, G groups, N = C · G channels of g.
 """
@@ -36,7 +36,7 @@ class Implicit(nn.Module):
     """Join features x with a constant g made of a learned prior z ~ N(0, std) (equation 3).
 
     Operators: `add` x + g, `multiply` x · g, `concat` (g, x) along the channels, `project` x · 2σ(⟨p, z⟩). Under `project`,
-    each channel has a learned projection p of one common prior; the inner product selects (factor up to 2) or drops
+    each channel has a learned projection p of one common prior. The inner product selects (factor up to 2) or drops
     (factor 0) the channel (section 3).
     Models: `vector` g = z (equation 6), `network` g = W z (equation 7), `factors` g = Zᵀ c (equation 8). The parameter
     `phi` holds W or c. Under `multiply`, g lies around 1.
@@ -57,9 +57,9 @@ class Implicit(nn.Module):
         """Create a neutral prior for features of `channels` channels.
 
         Args:
-            operator: how g meets x.
+            operator: operation that joins g and x.
             channels: channels of x, before the repetition by `groups`.
-            model: how g is made of z.
+            model: model of g from z.
             std: standard deviation of the fresh prior.
             groups: copies of x, each joined with a separate part of g.
             channel_indices: channels that the prior changes; None for all.

@@ -96,7 +96,7 @@ class LocalEngine:
         self.name, self.precision = model.engine, str(model.precision)
         self._predictor = model.predict
         torch.set_num_threads(model.threads)
-        logger.info("event=engine_chosen engine=%s precision=%s error=%.2g", model.engine, model.precision, model.error)
+        logger.info("event=engine_chosen engine=%s precision=%s max_error=%.2g", model.engine, model.precision, model.error)
         self._max_pixels = int(settings.max_megapixels * 1e6)
         self._warm_up(settings)
 

@@ -1,8 +1,8 @@
 """Start HAProxy with settings for one machine; Ray Serve runs this file in place of HAProxy's binary.
 
 Ray's template binds the statistics pages to all interfaces, nothing stops HAProxy when Ray is killed, and HAProxy's errors are plain
-text. This file corrects all three between the writing of the configuration and the start of the binary. It runs without
-site-packages, because every reload of HAProxy waits for it.
+text. This file corrects all three between the writing of the configuration and the start of the binary. This file runs without
+site-packages, because every reload of HAProxy waits for this file.
 """
 
 import ctypes

@@ -30,7 +30,7 @@ from yolor_ray.serve import haproxy
 APPLICATION = "yolor_ray"
 WEIGHTS_CONFIG = "config.json"
 HAPROXY_PORTS = range(20_000, 32_000)
-"""HAProxy opens its ports seconds after their choice. These ports lie above Ray's and below those of outgoing connections."""
+"""Range of HAProxy's ports: above Ray's and below those of outgoing connections, because HAProxy opens a port seconds after its choice."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,8 @@ def _haproxy_environment(folder: Path) -> dict[str, str]:
     command = shlex.join([sys.executable, "-IS", haproxy.__file__, ray_internals.get_haproxy_binary()])
     starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     starter.chmod(0o700)
-    statistics_port, metrics_port = _free_ports(2)
+    free_ports = filter(_is_free, random.sample(HAPROXY_PORTS, len(HAPROXY_PORTS)))
+    statistics_port, metrics_port = itertools.islice(free_ports, 2)
     return {
         ray_internals.HAPROXY_BINARY: str(starter),
         ray_internals.HAPROXY_CONFIG: str(folder / "haproxy.cfg"),
@@ -178,12 +179,6 @@ def _haproxy_environment(folder: Path) -> dict[str, str]:
         ray_internals.HAPROXY_STATISTICS_PORT: str(statistics_port),
         ray_internals.HAPROXY_METRICS_PORT: str(metrics_port),
     }
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports of HAPROXY_PORTS on which no process listens, in random order."""
-    free = filter(_is_free, random.sample(HAPROXY_PORTS, len(HAPROXY_PORTS)))
-    return list(itertools.islice(free, count))
 
 
 def _is_free(port: int) -> bool:

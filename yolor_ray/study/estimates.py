@@ -43,12 +43,12 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
 def paired_differences(variant: Sequence[TrialResult], baseline: Sequence[TrialResult]) -> dict[str, Estimate]:
     """Return variant - baseline of each metric, paired by seed; seeds that only one of the two finished are left out.
 
-    The interval is Student's t with the sum of two variances: that of the mean between seeds, and that of the mean over seeds when images
-    are resampled. All seeds share the second variance. Welch and Satterthwaite's degrees of freedom lie between S - 1, with which the first
-    variance is known, and infinity for the second. Without noise of images the result is therefore the t interval over seeds. With one
-    seed, or with equal seeds, the result is the interval of the bootstrap over images. The interval is centred on the measured
-    difference, because resampling with repeated images biases AP. Percentiles over images and seeds drawn together would be too narrow
-    with few seeds, and widened draws of seeds would be too wide.
+    The interval is Student's t with the sum of two variances. The first variance is that of the mean between seeds. The second is that of
+    the mean over seeds when images are resampled; all seeds share the second variance. Welch and Satterthwaite's degrees of freedom lie
+    between S - 1, with which the first variance is known, and infinity for the second. Without noise of images the result is therefore
+    the t interval over seeds. With one seed, or with equal seeds, the result is the interval of the bootstrap over images. The interval is
+    centred on the measured difference, because resampling with repeated images biases AP. Percentiles over images and seeds drawn
+    together would be too narrow with few seeds, and widened draws of seeds would be too wide.
     """
     baseline_by_seed = {trial.seed: trial for trial in baseline}
     pairs = [(trial, baseline_by_seed[trial.seed]) for trial in variant if trial.seed in baseline_by_seed]

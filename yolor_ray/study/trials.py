@@ -110,7 +110,7 @@ def run_trials(
     resources = _process_resources(cluster)
     logger.info("event=trials_planned count=%d concurrent=%d schedulable=%d resources='%s'", plan.count, concurrent, schedulable, resources)
     trainable = tune.with_parameters(_trial, plan=plan, source=source)
-    log = TrialLog(plan.count, concurrent)
+    trial_log = TrialLog(plan.count, concurrent)
     with tempfile.TemporaryDirectory(prefix="yolor-tune-") as folder:
         tune.Tuner(
             tune.with_resources(trainable, resources),
@@ -130,10 +130,10 @@ def run_trials(
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=plan.cluster.max_failures),
-                callbacks=[TrialLogger(plan, log)],
+                callbacks=[TrialLogger(plan, trial_log)],
             ),
         ).fit()
-    return log.outcomes
+    return trial_log.outcomes
 
 
 def _trial(values: dict[str, Any], *, plan: TrialPlan, source: Source | None) -> None:
@@ -142,7 +142,10 @@ def _trial(values: dict[str, Any], *, plan: TrialPlan, source: Source | None) ->
     run = run_url(config)
     stopped = storage.exists(storage.join(run, STOPPED_FILE))
     if stopped or manifest.is_published(storage.join(run, "weights")):
-        _report_again(run, config.optim.epochs)
+        # A scheduler compares trials at equal epochs, so the earlier validations are reported again.
+        for row in read_metrics(run):
+            if "AP" in row and row["epoch"] < config.optim.epochs:
+                tune.report(row)
     if stopped:
         return
     try:
@@ -178,13 +181,6 @@ def _train(config: TrainConfig, source: Source | None) -> dict[str, float]:
     return train(config, source=source, report=tune.report)["metrics"]
 
 
-def _report_again(run: str, epochs: int) -> None:
-    """Report a run's validations before its last epoch, so that a scheduler compares trials at equal epochs."""
-    for row in read_metrics(run):
-        if "AP" in row and row["epoch"] < epochs:
-            tune.report(row)
-
-
 def _process_resources(cluster: ClusterConfig) -> dict[str, float]:
     """Return the logical resources of a trial's own process."""
     if cluster.worker_range[1] > 0:
@@ -216,8 +212,8 @@ def _schedulable_trials(cluster: ClusterConfig, nodes: Sequence[Mapping[str, flo
 class TrialLogger(tune.Callback):
     """Forwards Tune's events to the log of the trials."""
 
-    def __init__(self, plan: TrialPlan, log: TrialLog) -> None:
-        self._plan, self._log = plan, log
+    def __init__(self, plan: TrialPlan, trial_log: TrialLog) -> None:
+        self._plan, self._log = plan, trial_log
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Log the start of a trial."""

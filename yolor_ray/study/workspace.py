@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 REPORT_FILE = "report.md"
 TRIALS_FOLDER = "trials"
 """Subfolder of a study with the run folders of its trials."""
+UNFINISHED = "the trial did not finish"
+"""Reason of a failure that Ray Tune reported without a reason."""
 MAX_FOLDER_NAME_LENGTH = 120
 MUTABLE_STUDY_SETTINGS = tuple(f"train.{name}" for name in MUTABLE_SETTINGS)
 """Settings in study.json that a resumed study may change."""

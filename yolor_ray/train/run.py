@@ -131,7 +131,7 @@ def _choose_anchors(config: TrainConfig, dataset: Dataset, pretrained: str) -> n
     sizes = " ".join(f"{width:.0f},{height:.0f}" for width, height in anchors.reshape(-1, 2))
     logger.info("event=anchors origin=%s best_possible_recall=%.4f anchors='%s' boxes=%d", origin, recall, sizes, len(sides))
     if recall < MIN_RECALL:
-        logger.warning("event=low_recall best_possible_recall=%.4f expected=%.2f: some boxes match no anchor", recall, MIN_RECALL)
+        logger.warning("event=low_recall best_possible_recall=%.4f expected=%.2f reason='some boxes match no anchor'", recall, MIN_RECALL)
     return anchors
 
 

@@ -42,7 +42,7 @@ class RunLogger:
         """Log the position inside an epoch, such as 2.25 for a quarter of the third epoch."""
         self._logged_at = time.monotonic()
         logger.info(
-            "event=progress epoch=%.2f/%d loss=%.4f images_per_s=%.1f eta=%s", epoch, self._epochs, loss, images_per_s, self._eta(epoch)
+            "event=progress epoch=%.2f/%d loss=%.4f images_per_s=%.1f eta='%s'", epoch, self._epochs, loss, images_per_s, self._eta(epoch)
         )
 
     @property
@@ -60,7 +60,7 @@ class RunLogger:
             if name != "epoch":
                 self._events.add_scalar(name, value, row["epoch"])
         metrics = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "epoch")
-        logger.info("event=epoch epoch=%d/%d %s eta=%s", row["epoch"], self._epochs, metrics, self._eta(row["epoch"]))
+        logger.info("event=epoch epoch=%d/%d %s eta='%s'", row["epoch"], self._epochs, metrics, self._eta(row["epoch"]))
         self._logged_at = time.monotonic()
         try:
             self._save(draw)

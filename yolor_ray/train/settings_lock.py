@@ -30,16 +30,16 @@ def lock_settings(folder: str, file: str, settings: Mapping[str, Any], *, mutabl
 
     """
     refuse_credentials("", settings)
-    for other_file, kind in FOLDER_KINDS.items():
+    for other_file, content in FOLDER_KINDS.items():
         if other_file != file and storage.exists(storage.join(folder, other_file)):
-            raise ConfigError(f"{folder}: found {kind} of that name, expected {FOLDER_KINDS[file]} or nothing; choose a new run.name")
+            raise ConfigError(f"{folder}: found {content} of that name, expected {FOLDER_KINDS[file]} or nothing; choose a new run.name")
     url = storage.join(folder, file)
     if not storage.exists(url):
         storage.write_bytes(url, json.dumps(settings, indent=1).encode())
         return
-    ours, theirs = _flatten_json(settings), _flatten_json(defaults) | current_settings(flatten(json.loads(storage.read_bytes(url))))
-    locked = {name: value for name, value in ours.items() if not name.startswith(mutable)}
-    changed = {name: (theirs.get(name), value) for name, value in locked.items() if theirs.get(name) != value}
+    stored = _flatten_json(defaults) | current_settings(flatten(json.loads(storage.read_bytes(url))))
+    locked = {name: value for name, value in _flatten_json(settings).items() if not name.startswith(mutable)}
+    changed = {name: (stored.get(name), value) for name, value in locked.items() if stored.get(name) != value}
     if changed:
         changes = ", ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
         raise ConfigError(

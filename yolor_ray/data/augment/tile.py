@@ -79,7 +79,7 @@ def _keypoints(record: Record, keypoint_count: int, scale: float) -> np.ndarray:
     """Return (N, J, 3) keypoints in pixels of the tile, visibility -1 where they were not annotated."""
     if "pose" not in record.tasks or record.objects.keypoints is None:
         return np.tile(np.array((0, 0, -1), np.float32), (len(record.objects.labels), keypoint_count, 1))
-    # A record without objects may come from a table that does not tell J: its array is (0, 0, 3).
+    # A record without objects may come from a table that does not contain J: the record's array is then (0, 0, 3).
     return record.objects.keypoints.reshape(-1, keypoint_count, 3) * np.array((scale, scale, 1), np.float32)
 
 

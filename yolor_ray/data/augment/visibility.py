@@ -12,7 +12,7 @@ T = TypeVar("T")
 Point = tuple[float, float]
 """x and y in pixels."""
 MIN_VISIBLE_SHARE = 0.25
-"""A tile of which less is visible no longer proves that its image labels hold."""
+"""Least visible share of a tile whose image labels hold for the whole mosaic."""
 
 
 def visible_share(corners: Sequence[Point], area: float, side: int) -> float:
@@ -44,8 +44,8 @@ def _rotate(items: Sequence[T]) -> Sequence[T]:
 def combine_image_labels(labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Return the image labels of a mosaic, (M,) float32: 1 yes, 0 no, NaN unknown.
 
-    A label is 1 if it holds for a tile of which enough is visible. It is NaN if it is unknown for a tile of which anything is
-    visible, or holds only for tiles of which too little is visible.
+    A label is 1 if a tile with a visible share of MIN_VISIBLE_SHARE or more has the label. A label is NaN if it is unknown for a
+    visible tile, or if only tiles with a smaller visible share have the label.
 
     Args:
         labels: (T, M) 1, 0 or NaN.

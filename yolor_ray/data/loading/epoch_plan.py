@@ -40,7 +40,7 @@ class Step:
 def epoch_windows(groups: Sequence[RowGroup], *, records_per_window: int, seed: int, epoch: int) -> list[Window]:
     """Return the windows of an epoch: row groups in a seeded order, gathered until a window holds `records_per_window`.
 
-    A window of each member of a union is open at a time, so with m members each window holds a fraction 1 / m of that number.
+    One window of each member of a union is open at a time. With m members, each window therefore holds 1 / m of that number.
     """
     rng = np.random.default_rng((seed, epoch))
     windows: list[Window] = []
@@ -77,7 +77,7 @@ def plan_steps(windows: list[Window], seen: np.ndarray, *, rank: int, world_size
     taken = totals - totals[0]
     ends = taken[-1][:rank].sum() + taken[:, rank]
     shares = [remaining[start:end] for start, end in itertools.pairwise(ends)]
-    # A worker without a record repeats the epoch's last record, seen or not, because it is the same record after a resume.
+    # A worker without a record repeats the epoch's last record, seen or not, because that record is the same after a resume.
     indices = [share if len(share) else np.array([len(order) - 1]) for share in shares]
     return [
         Step(order[index], window_of[index], float(len(share) * world_size / size))

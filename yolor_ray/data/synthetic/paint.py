@@ -83,15 +83,15 @@ def _clutter(rng: np.random.Generator, drawn: np.ndarray) -> None:
 
 def _draw_clutter(rng: np.random.Generator, drawn: np.ndarray, centre: np.ndarray, half: float, colour: tuple[float, ...]) -> None:
     # OpenCV takes coordinates in sixteenths of a pixel here (shift = 4).
-    position, turn, form = (int(16 * centre[0]), int(16 * centre[1])), rng.uniform(0, 360), rng.integers(4)
-    if form == 0:
+    position, turn, shape = (int(16 * centre[0]), int(16 * centre[1])), rng.uniform(0, 360), rng.integers(4)
+    if shape == 0:
         corners = np.radians(turn + np.array((0, 115, 240)) + rng.uniform(-25, 25, 3))
         _fill(drawn, np.stack((np.cos(corners), np.sin(corners)), axis=1) * half + centre, colour)
-    elif form == 1:
+    elif shape == 1:
         axes = (int(16 * half), int(16 * half * rng.uniform(0.7, 1.0)))
         end, thickness = rng.uniform(90, 200), max(1, int(half * rng.uniform(0.15, 0.4)))
         cv2.ellipse(drawn, position, axes, turn, 0, end, colour, thickness, cv2.LINE_AA, 4)
-    elif form == 2:
+    elif shape == 2:
         points = np.cumsum(rng.normal(0, half * 0.7, (5, 2)), axis=0) + centre
         cv2.polylines(drawn, [(points * 16).astype(np.int32)], False, colour, max(1, int(half * 0.2)), cv2.LINE_AA, 4)
     else:

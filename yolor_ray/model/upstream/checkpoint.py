@@ -31,7 +31,8 @@ def find_network(url: str, root: Any) -> Checkpoint:
     Raises:
         WeightsError: there is no tensor under the keys that hold the network.
     """
-    holder = _find_holder(root)
+    entries = [root.get(key) for key in NETWORK_KEYS] if isinstance(root, dict) else []
+    holder = next((entry for entry in entries if isinstance(entry, dict | ObjectRecord)), root)
     if isinstance(holder, ObjectRecord):
         # DataParallel keeps the network as its only child.
         holder = _named_children(holder, "_modules").get("module", holder)
@@ -44,14 +45,6 @@ def find_network(url: str, root: Any) -> Checkpoint:
     prefix = "module." if all(name.startswith("module.") for name in records) else ""
     tensors = {name.removeprefix(prefix): parse_tensor(f"{url}: {name!r}", record) for name, record in records.items()}
     return Checkpoint(tensors, _class_names(holder) or _class_names(root), frozenset(visited.values()))
-
-
-def _find_holder(root: Any) -> Any:
-    """Return the state dict or module that holds the network, or the root itself."""
-    for key in NETWORK_KEYS:
-        if isinstance(root, dict) and isinstance(root.get(key), dict | ObjectRecord):
-            return root[key]
-    return root
 
 
 def _is_tensor(value: Any) -> bool:

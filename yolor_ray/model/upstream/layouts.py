@@ -19,8 +19,8 @@ Layout = Literal["main", "paper", "interleaved"]
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 POOLED_CONV = "neck.spp.after.0.conv.weight"
-"""The convolution after the pooling pyramid; its input blocks are pooled over (13, 9, 5, 1) cells in `main` and over (1, 5, 9, 13)
-cells in `paper` and in our network."""
+"""The convolution after the pooling pyramid. The input blocks of this convolution are pooled over (13, 9, 5, 1) cells in `main`, and over
+(1, 5, 9, 13) cells in `paper` and in our network."""
 
 
 def ordered_tensor_names(network: Yolor, layout: Layout) -> Iterator[str]:

@@ -34,7 +34,8 @@ def read_coco(folder: ImageFolder, file: str, image_classes: Sequence[str] = ())
     categories = _categories(content["categories"], file)
     labels = {category: label for label, category in enumerate(categories)}
     keypoints = _keypoint_names(content["categories"], file)
-    image_classes = tuple(image_classes) or _image_classes(content["images"])
+    label_names = {label for entry in content["images"] if isinstance(entry, dict) for label in _image_labels(entry)}
+    image_classes = tuple(image_classes) or tuple(sorted(label_names))
     entries_and_images, faults = _images(content["images"], folder, file, image_classes)
     image_ids = {entry["id"] for entry in content["images"] if isinstance(entry, dict) and _is_id(entry.get("id"))}
     objects: dict[Any, list[AnnotatedObject]] = defaultdict(list)
@@ -84,10 +85,6 @@ def _keypoint_names(entries: list, file: str) -> tuple[str, ...]:
     if len(lists) > 1:
         raise DataError(f"{file}#/categories: found {len(lists)} different lists of keypoints, expected one for all categories")
     return next(iter(lists), ())
-
-
-def _image_classes(entries: list) -> tuple[str, ...]:
-    return tuple(sorted({label for entry in entries if isinstance(entry, dict) for label in _image_labels(entry)}))
 
 
 def _image_labels(entry: dict) -> list[str]:

@@ -20,7 +20,7 @@ WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0)
 MISSING = ("missing_image", "the name of an image in the images folder")
 
 
-class _NameParts(NamedTuple):
+class _NameFields(NamedTuple):
     """Values in a file name."""
 
     identity: str
@@ -38,42 +38,38 @@ def read_crops(folder: ImageFolder, pattern: str, split_file: str = "", classes:
         split_file: URL of a list of images, one file name or path below the folder per line; empty takes all.
         classes: class names by label; empty collects and sorts the classes in the file names.
     """
-    parsed = {name: parts for name in folder.files if (parts := _parse_name(pattern, name))}
-    classes = tuple(classes) or tuple(sorted({parts.class_name for parts in parsed.values()}))
-    identities = _number(parts.identity for parts in parsed.values())
-    cameras = _number(parts.camera for parts in parsed.values() if parts.camera)
-    names, faults = _split(folder, split_file)
+    parsed = {name: fields for name in folder.files if (fields := _parse_name(pattern, name))}
+    classes = tuple(classes) or tuple(sorted({fields.class_name for fields in parsed.values()}))
+    identities = _number(fields.identity for fields in parsed.values())
+    cameras = _number(fields.camera for fields in parsed.values() if fields.camera)
+    names, faults = list(folder.files), list[Fault]()
+    if split_file:
+        names, faults = read_split_file(split_file, lambda text: folder.find(text) or folder.find_stem(text), MISSING)
     images = []
     for name in names:
-        url, parts = join(folder.url, name), parsed.get(name)
-        if parts is None or parts.class_name not in classes:
-            faults.append(_fault(url, pattern, parts, classes))
+        url, fields = join(folder.url, name), parsed.get(name)
+        if fields is None or fields.class_name not in classes:
+            faults.append(_fault(url, pattern, fields, classes))
             continue
-        obj = AnnotatedObject(WHOLE_IMAGE, classes.index(parts.class_name), identity=identities[parts.identity])
-        camera = cameras[parts.camera] if parts.camera else -1
+        obj = AnnotatedObject(WHOLE_IMAGE, classes.index(fields.class_name), identity=identities[fields.identity])
+        camera = cameras[fields.camera] if fields.camera else -1
         images.append(AnnotatedImage(name, (obj,), url, fractions=True, tasks=("detect", "embed"), camera=camera))
     return Annotations(classes, tuple(images), tuple(faults))
 
 
-def _split(folder: ImageFolder, split_file: str) -> tuple[list[str], list[Fault]]:
-    if not split_file:
-        return list(folder.files), []
-    return read_split_file(split_file, lambda text: folder.find(text) or folder.find_stem(text), MISSING)
-
-
-def _parse_name(pattern: str, name: str) -> _NameParts | None:
+def _parse_name(pattern: str, name: str) -> _NameFields | None:
     match = re.search(pattern, stem(name))
     if match is None:
         return None
     groups = match.groupdict()
     identity, class_name = groups["identity"], groups.get("class", ANY_CLASS)
-    return _NameParts(identity, class_name, groups.get("camera")) if identity and class_name else None
+    return _NameFields(identity, class_name, groups.get("camera")) if identity and class_name else None
 
 
-def _fault(url: str, pattern: str, parts: _NameParts | None, classes: Sequence[str]) -> Fault:
-    if parts is None:
+def _fault(url: str, pattern: str, fields: _NameFields | None, classes: Sequence[str]) -> Fault:
+    if fields is None:
         return Fault("bad_name", f"found a file name that does not match {pattern!r}, expected an identity in it; image left out", url)
-    return Fault("unknown_class", f"found class {parts.class_name!r}, expected one of {', '.join(classes)}; image left out", url)
+    return Fault("unknown_class", f"found class {fields.class_name!r}, expected one of {', '.join(classes)}; image left out", url)
 
 
 def _number(words: Iterable[str]) -> dict[str, int]:

@@ -72,7 +72,8 @@ class ImageFolder(FileIndex):
             DataError: the folder holds no image file.
         """
         self.url = url
-        self.files = {file.name: file for file in _image_files(url)}
+        image_files = ((name, info) for name, info in _visible_files(url) if name.lower().endswith(IMAGE_SUFFIXES))
+        self.files = {name: ImageFile(name, info.size, info.mtime_ns or 0) for name, info in image_files}
         if not self.files:
             raise DataError(f"{url}: found no image file, expected some that end in {', '.join(IMAGE_SUFFIXES)}")
         super().__init__(self.files)
@@ -80,12 +81,6 @@ class ImageFolder(FileIndex):
 
 def _only(names: list[str]) -> str | None:
     return names[0] if len(names) == 1 else None
-
-
-def _image_files(url: str) -> Iterator[ImageFile]:
-    for name, info in _visible_files(url):
-        if name.lower().endswith(IMAGE_SUFFIXES):
-            yield ImageFile(name, info.size, info.mtime_ns or 0)
 
 
 def _visible_files(url: str) -> Iterator[tuple[str, fs.FileInfo]]:

@@ -1,13 +1,13 @@
 """Read PASCAL VOC XML.
 
 Coordinates are 1-based and inclusive, as the VOC devkit defines them: x1 = xmin - 1, x2 = xmax. Objects marked `difficult` are kept.
-Classes are collected from every XML file of the folder, also from files outside the split file, so that splits packed one by one agree
-on the labels.
+Classes are collected from every XML file of the folder, also from files outside the split file. Splits packed one by one thus agree on
+the labels.
 """
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -34,7 +34,8 @@ def read_voc(folder: ImageFolder, annotations: str, split_file: str = "", classe
     """
     names = list_annotation_files(annotations, ".xml")
     roots = {stem(name): _root(data, join(annotations, name)) for name, data in zip(names, read_files(annotations, names), strict=True)}
-    classes = tuple(classes) or _class_names(roots.values())
+    class_names = {_text(node, "name") for root in roots.values() if isinstance(root, Node) for node in root.find_all("object")}
+    classes = tuple(classes) or tuple(sorted(class_names - {""}))
     if not classes:
         raise DataError(f"{annotations}: found no <object> with a <name> in {len(roots)} XML files, expected at least one")
     files = {stem(name): join(annotations, name) for name in names}
@@ -61,11 +62,6 @@ def _root(data: bytes, file: str) -> Node | Fault:
     if root.tag != "annotation":
         return Fault("bad_xml", f"found root element <{root.tag}>, expected <annotation>; image left out", file, root.line)
     return root
-
-
-def _class_names(roots: Iterable[Node | Fault]) -> tuple[str, ...]:
-    names = {_text(node, "name") for root in roots if isinstance(root, Node) for node in root.find_all("object")}
-    return tuple(sorted(names - {""}))
 
 
 def _text(node: Node, tag: str) -> str:
@@ -125,7 +121,7 @@ def _object(image: AnnotatedImage, node: Node, classes: Sequence[str]) -> Annota
 
 
 def _low_edge(pixel: float) -> float:
-    """Return the edge before a first pixel, which is numbered from 1; a 0 comes from a tool that numbers from 0 and is the edge already."""
+    """Return the edge before a first pixel, numbered from 1. A 0 comes from a tool that numbers from 0, and is the edge already."""
     return pixel - 1 if pixel >= 1 else min(pixel, 0.0)
 
 

@@ -32,7 +32,9 @@ def read_yolo(folder: ImageFolder, annotations: str, names: str) -> Annotations:
     index = FileIndex(files)
     label_files = {name: file for name in folder.files if (file := index.find_stem(stem(name)))}
     images = [AnnotatedImage(name, (), join(folder.url, name), fractions=True) for name in folder.files if name not in label_files]
-    faults = [_missing_image(join(annotations, file), folder.url) for file in sorted(set(files) - set(label_files.values()))]
+    without_image = sorted(set(files) - set(label_files.values()))
+    message = f"found no image of the same name in {folder.url}, expected one; labels left out"
+    faults = [Fault("missing_image", message, join(annotations, file)) for file in without_image]
     for (name, file), data in zip(label_files.items(), read_files(annotations, list(label_files.values())), strict=True):
         url = join(annotations, file)
         items = list(_objects(data, url, len(classes)))
@@ -42,10 +44,6 @@ def read_yolo(folder: ImageFolder, annotations: str, names: str) -> Annotations:
         if not any(fault.code == "bad_encoding" for fault in file_faults):
             images.append(AnnotatedImage(name, objects, url, fractions=True))
     return Annotations(classes, tuple(images), tuple(faults))
-
-
-def _missing_image(label_file: str, images: str) -> Fault:
-    return Fault("missing_image", f"found no image of the same name in {images}, expected one; labels left out", label_file)
 
 
 def read_names(url: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from yolor_ray.config.variants import VARIANTS
 from yolor_ray.report.csv_json import csv_text, json_text
 from yolor_ray.study.ablation.summary import Summary, SummaryRow, select_trials
 from yolor_ray.study.paper_results import ROWS, SOURCE
-from yolor_ray.study.results import METRICS, Cost, Prior, Study, TrialResult
+from yolor_ray.study.results import METRICS, Cost, Study, TrialResult
 
 ESTIMATE_COLUMNS = (
     "setting",
@@ -58,7 +58,7 @@ def report_json(summary: Summary, verdict: Sequence[str]) -> str:
         "variants": {name: asdict(VARIANTS[name]) for name in study.variants},
         "rows": [_row(summary, row) for row in summary.rows],
         "costs": {name: asdict(cost) for name, cost in study.costs.items()},
-        "trials": [_trial(t) | {"metrics": t.metrics, "priors": [_prior(prior) for prior in t.priors]} for t in study.trials],
+        "trials": [_trial(t) | {"metrics": t.metrics, "priors": _priors(t)} for t in study.trials],
         "failures": [asdict(failure) for failure in study.failures],
         "paper": {"source": SOURCE, "rows": {name: asdict(row) for name, row in ROWS.items()}},
     }
@@ -102,5 +102,5 @@ def _trial(trial: TrialResult) -> dict[str, Any]:
     return {name: getattr(trial, name) for name in ("variant", "setting", "seed", "run", "minutes")}
 
 
-def _prior(prior: Prior) -> dict[str, Any]:
-    return {"place": prior.role, "level": prior.level, "operator": prior.operator, "values": prior.values}
+def _priors(trial: TrialResult) -> list[dict[str, Any]]:
+    return [{"place": prior.role, "level": prior.level, "operator": prior.operator, "values": prior.values} for prior in trial.priors]

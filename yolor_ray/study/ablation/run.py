@@ -34,6 +34,7 @@ from yolor_ray.study.results import METRICS, Cost, Failure, Study, TrialResult
 from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import start_cluster
 from yolor_ray.study.workspace import (
+    UNFINISHED,
     check_pretrained,
     describe_training,
     folder_name,
@@ -100,7 +101,11 @@ def run_ablation(study: AblationConfig) -> dict[str, Any]:
         variants=study.variants_with_baseline,
         settings=tuple(dict.fromkeys(spec.setting for spec in specs)),
         trials=tuple(_measure_trials(finished, val_set)),
-        failures=tuple(_failure(spec, reasons.get(spec.config.run.name, "")) for spec in specs if spec not in finished),
+        failures=tuple(
+            Failure(spec.variant, spec.setting, spec.config.run.seed, spec.run, reasons.get(spec.config.run.name) or UNFINISHED)
+            for spec in specs
+            if spec not in finished
+        ),
         costs=costs,
         classes=val_set.classes,
         summary={**_summary(study, folder), "latency on": machine},
@@ -131,10 +136,6 @@ def make_spec(train: TrainConfig, folder: str, variant: str, values: dict[str, A
     typed = format_settings(dict(zip(typed_names, values.values(), strict=True)))
     name = folder_name(" ".join(filter(None, (variant, typed, f"seed{seed}"))).replace(" ", "-"))
     return TrialSpec(variant, format_settings(values), trial_config(replace(config, network=network, run=run), folder, name))
-
-
-def _failure(spec: TrialSpec, reason: str) -> Failure:
-    return Failure(spec.variant, spec.setting, spec.config.run.seed, spec.run, reason or "it did not finish")
 
 
 def _measure_trials(finished: Sequence[TrialSpec], val_set: Dataset) -> list[TrialResult]:

@@ -51,7 +51,10 @@ def _draw_panel(axes: Axes, name: str, dimension: Choice | Range, trials: Sequen
     axes.title.set_fontsize(10)
     axes.margins(y=0.08)
     finished = ranked_trials(trials, "finished")
-    floor = _floor([score for score, _ in finished])
+    scores = [score for score, _ in finished]
+    span = max(scores, default=0) - min(scores, default=0)
+    # The finished trials keep at least half of the height.
+    floor = min(scores) - span if span else 0
     groups = {"stopped early": ranked_trials(trials, "stopped"), "finished": finished[1:], "best": finished[:1]}
     for label, group in groups.items():
         values = [trial.values[name] for _, trial in group]
@@ -78,12 +81,6 @@ def _scale(axes: Axes, dimension: Range) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _floor(scores: Sequence[float]) -> float:
-    """Return the lower edge of AP: the finished trials, whose AP are `scores`, keep at least half of the height."""
-    span = max(scores, default=0) - min(scores, default=0)
-    return min(scores) - span if span else 0
 
 
 def _label(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Run a hyper-parameter search: Optuna proposes settings, Ray Tune trains them and stops weak trials, and the best become a preset file.
 
-Run folders are named by their settings. A resumed search proposes its earlier trials first: finished trials report at once, others
-continue from their checkpoints, and Optuna and the scheduler learn the earlier results again.
+Run folders are named by their settings. A resumed search proposes its earlier trials first: finished trials report at once, and others
+continue from their checkpoints. Optuna and the scheduler thus learn the earlier results again.
 """
 
 import dataclasses

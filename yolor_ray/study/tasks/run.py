@@ -24,6 +24,7 @@ from yolor_ray.study.tasks.results import IMPLICIT, StudyArm, TasksStudy, TaskTr
 from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import start_cluster
 from yolor_ray.study.workspace import (
+    UNFINISHED,
     check_pretrained,
     describe_training,
     is_finished,
@@ -69,7 +70,11 @@ def run_tasks(study: TasksConfig) -> dict[str, Any]:
     results = TasksStudy(
         arms=arms,
         trials=tuple(_trial_result(spec) for spec in finished),
-        failures=tuple(_failure(spec, reasons.get(spec.config.run.name, "")) for spec in specs if spec not in finished),
+        failures=tuple(
+            Failure(spec.arm.name, "", spec.config.run.seed, run_url(spec.config), reasons.get(spec.config.run.name) or UNFINISHED)
+            for spec in specs
+            if spec not in finished
+        ),
         summary=_summary(study, arms, folder),
     )
     counts = {"trials": len(results.trials), "failed": len(results.failures)}
@@ -130,10 +135,6 @@ def _learned_metrics(metrics: dict[str, float], tasks: Sequence[str]) -> dict[st
     """Return the metrics of the learned tasks; a detection metric's name has no task."""
     task_of = {name: name.partition("/")[0] if "/" in name else "detect" for name in metrics}
     return {name: value_or(value, float("nan")) for name, value in metrics.items() if task_of[name] in tasks}
-
-
-def _failure(spec: TrialSpec, reason: str) -> Failure:
-    return Failure(spec.arm.name, "", spec.config.run.seed, run_url(spec.config), reason or "it did not finish")
 
 
 def _summary(study: TasksConfig, arms: Sequence[StudyArm], folder: str) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class AsyncCheckpointer:
     def save(self, learner: Learner, progress: Progress, *, wait: bool = False) -> None:
         """Snapshot the state and write it in the background, if `is_due`; with `wait`, write it before returning.
 
-        A failure in the background is logged, and the next checkpoint is tried when it is due. With `wait`, a failure raises
-        StorageError, and a state that the newest checkpoint holds already is not written again, so as not to put it at risk.
+        A failure in the background is logged, and the next checkpoint is tried when due. With `wait`, a failure raises StorageError.
+        With `wait`, a state that the newest checkpoint already holds is not written again, which could damage that checkpoint.
         """
         if not wait:
             self._writing = self._executor.submit(self._try_write, *self._snapshot(learner, progress))
@@ -76,7 +76,7 @@ class AsyncCheckpointer:
         try:
             self._write(checkpoint, stalled_s)
         except StorageError as error:
-            logger.error("event=checkpoint_failed step=%d error='%s': the previous checkpoint stays", checkpoint.step, error)
+            logger.error("event=checkpoint_failed step=%d consequence='the previous checkpoint stays' error='%s'", checkpoint.step, error)
 
     def _write(self, checkpoint: Checkpoint, stalled_s: float) -> None:
         start = time.monotonic()

@@ -63,7 +63,7 @@ def _read_file(run: str, name: str) -> bytes:
         content = storage.read_bytes(storage.join(run, old))
     except NotFoundError:
         return b""
-    logger.warning("event=file_renamed old=%s new=%s: version 0.3 ignores the old file", old, name)
+    logger.warning("event=file_renamed old=%s new=%s advice='version 0.3 ignores the old file'", old, name)
     return content
 
 

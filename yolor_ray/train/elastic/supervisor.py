@@ -1,7 +1,7 @@
 """Restart a failed run with as many workers as the cluster can schedule.
 
-Ray Train runs one attempt and reports a lost worker. Ray Train's own restart is switched off: it would wait for a replacement of the
-lost worker first, and it would give up when a node vanishes while workers connect.
+Ray Train runs one attempt and reports a lost worker. Ray Train's own restart is switched off. That restart would first wait for a
+replacement of the lost worker, and would give up when a node vanishes while workers connect.
 """
 
 import dataclasses

@@ -74,8 +74,8 @@ def match_level(targets: Targets, anchors: Float[Tensor, "A 2"], stride: int, he
     """Match the boxes to anchors of similar size, in the cell of the centre and up to two neighbours.
 
     An anchor matches if both sides differ from the box's by a factor less than `anchor_ratio`. The left (upper) neighbour joins
-    if the centre is in the left (upper) half of its cell, the right (lower) neighbour if in the right (lower) half. Cells outside
-    the map do not exist.
+    if the centre is in the left (upper) half of its cell. The right (lower) neighbour joins if the centre is in the right (lower)
+    half. Cells outside the map do not exist.
 
     Args:
         targets: N boxes.

@@ -18,7 +18,7 @@ def classify_loss(raw: list[Tensor], targets: Targets, _: list[Matches], __: Yol
     """
     logits = raw[0].float()
     assert targets.image_labels is not None
-    known = ~targets.image_labels.isnan()
-    expected = torch.where(known, targets.image_labels, 0.0)
-    total = F.binary_cross_entropy_with_logits(logits, expected, weight=known.to(logits.dtype), reduction="sum")
-    return total / known.sum().clamp(min=1)
+    annotated = ~targets.image_labels.isnan()
+    expected = torch.where(annotated, targets.image_labels, 0.0)
+    total = F.binary_cross_entropy_with_logits(logits, expected, weight=annotated.to(logits.dtype), reduction="sum")
+    return total / annotated.sum().clamp(min=1)

@@ -58,12 +58,12 @@ def _level_losses(level: Tensor, targets: Targets, matches: Matches, head: Detec
     return (1 - ciou).mean(), objectness, _class_loss(matched, matches, head.classes)
 
 
-def _objectness_loss(logits: Float[Tensor, "B A H W"], target: Float[Tensor, "B A H W"], known: Bool[Tensor, "B"] | None) -> Tensor:
+def _objectness_loss(logits: Float[Tensor, "B A H W"], target: Float[Tensor, "B A H W"], boxes_known: Bool[Tensor, "B"] | None) -> Tensor:
     """Return the mean binary cross-entropy of the images whose objects all have boxes; in other images the background is unknown."""
-    if known is None:
+    if boxes_known is None:
         return F.binary_cross_entropy_with_logits(logits, target)
     per_image = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2, 3))
-    return (per_image * known).sum() / known.sum().clamp(min=1)
+    return (per_image * boxes_known).sum() / boxes_known.sum().clamp(min=1)
 
 
 def _decode(matched: Float[Tensor, "M F"], matches: Matches, anchors: Float[Tensor, "A 2"], stride: int) -> Float[Tensor, "M 4"]:

@@ -26,11 +26,11 @@ def pose_loss(raw: list[Tensor], targets: Targets, matches: list[Matches], netwo
     expected = targets.keypoints[torch.cat([level.objects for level in matches])]
     labelled = expected[..., 2] > 0
     # An object without annotated keypoints is unknown; its keypoints are not hidden.
-    known = (expected[..., 2] >= 0) & labelled.any(dim=-1, keepdim=True)
+    annotated = (expected[..., 2] >= 0) & labelled.any(dim=-1, keepdim=True)
     distances = _distance_losses(predicted[..., :2], expected[..., :2], matches, network) * labelled
-    logits, weight = predicted[..., 2], known.to(predicted.dtype)
+    logits, weight = predicted[..., 2], annotated.to(predicted.dtype)
     visibility = F.binary_cross_entropy_with_logits(logits, labelled.to(predicted.dtype), weight=weight, reduction="sum")
-    return distances.sum() / labelled.sum().clamp(min=1) + visibility / known.sum().clamp(min=1)
+    return distances.sum() / labelled.sum().clamp(min=1) + visibility / annotated.sum().clamp(min=1)
 
 
 def _distance_losses(

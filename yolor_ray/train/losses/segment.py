@@ -29,7 +29,9 @@ def segment_loss(raw: list[Tensor], targets: Targets, matches: list[Matches], _:
     assert targets.instances is not None and targets.has_mask is not None
     *levels, prototypes = raw
     objects = torch.cat([level.objects for level in matches])
-    selected = _subsample(targets.has_mask[objects].nonzero()[:, 0], MATCHES_PER_IMAGE * len(prototypes))
+    selected = targets.has_mask[objects].nonzero()[:, 0]
+    # Evenly spaced matches: a random draw would need its state in every checkpoint.
+    selected = selected[:: max(-(-len(selected) // (MATCHES_PER_IMAGE * len(prototypes))), 1)]
     coefficients, objects = gather_matches(levels, matches)[selected], objects[selected]
     images, points = targets.images[objects], _sample_points(targets.boxes_cxcywh[objects])
     height, width = targets.instances.shape[1:]
@@ -39,11 +41,6 @@ def segment_loss(raw: list[Tensor], targets: Targets, matches: list[Matches], _:
     expected = (instances == objects[:, None] + 1).float()
     logits = torch.einsum("mc,mcq->mq", coefficients, _prototypes_at(prototypes.float(), images, points))
     return _mask_losses(logits, expected, inside).sum() / max(len(selected), 1)
-
-
-def _subsample(matches: Int[Tensor, "M"], max_matches: int) -> Int[Tensor, "_"]:
-    """Return at most `max_matches` evenly spaced entries; a random draw would need its state in every checkpoint."""
-    return matches[:: max(-(-len(matches) // max_matches), 1)]
 
 
 def _sample_points(boxes_cxcywh: Float[Tensor, "M 4"]) -> Float[Tensor, "M Q 2"]:

@@ -86,6 +86,14 @@ def test_every_name_of_the_api_is_there_and_jobs_stay_callable_after_their_modul
         yr.trian  # noqa: B018
 
 
+def test_a_function_that_calls_a_job_can_be_sent_to_a_ray_worker():
+    from ray import cloudpickle
+
+    function = cloudpickle.loads(cloudpickle.dumps(lambda config: yr.train(config)))
+    assert callable(function)
+    assert cloudpickle.loads(cloudpickle.dumps(yr.train)) is yr.train
+
+
 def test_presets_are_changed_by_dotted_name():
     config = yr.replace_fields(yr.presets["nano"], {"optim.epochs": 30, "data.train": "s3://bucket/train"})
     assert (config.optim.epochs, config.data.train) == (30, "s3://bucket/train")
@@ -115,6 +123,9 @@ def test_an_http_url_is_read(detector, pixels, tmp_path):
             assert_equal(detector(f"{url}/photo.png", **LOW), detector(pixels, **LOW))
             with pytest.raises(StorageError, match=r"absent.png: cannot read it: HTTP Error 404"):
                 detector(f"{url}/absent.png")
+            with pytest.raises(StorageError, match="cannot read it") as failure:
+                detector(f"http://me:s3cr3t-w0rd@127.0.0.1:{server.server_port}/a b.png")
+            assert "s3cr3t-w0rd" not in str(failure.value)
         finally:
             server.shutdown()
             thread.join()
@@ -182,6 +193,11 @@ def test_errors_name_the_file(detector, tmp_path):
         detector(tmp_path / "notes.txt", confidence=2)
     with pytest.raises((WeightsError, StorageError), match=str(Path(tmp_path))):
         yr.Detector(tmp_path)
+
+
+def test_a_truncated_pil_image_is_an_image_error(detector, pixels):
+    with pytest.raises(ImageError, match="found a PIL image that cannot be decoded"):
+        detector(Image.open(io.BytesIO(encoded(np.repeat(pixels, 8, axis=0))[:2000])))
 
 
 def test_weights_may_also_be_given_by_the_named_constructor(weights, detector, pixels):

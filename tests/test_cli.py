@@ -163,17 +163,17 @@ def test_any_other_failure_exits_1_with_its_traceback(tmp_path):
         "from yolor_ray import cli\n"
         "if __name__ == '__main__':\n    cli.run('job', cli.Job('', lambda *_: None, 'job_targets:fail'), [], 'job')\n"
     )
-    found = process(str(tmp_path / "job.py"))
-    assert (found.returncode, found.stdout) == (1, "")
-    assert found.stderr.rstrip().endswith("NonFiniteLossError: step 7: no finite gradient")
+    completed = process(str(tmp_path / "job.py"))
+    assert (completed.returncode, completed.stdout) == (1, "")
+    assert completed.stderr.rstrip().endswith("NonFiniteLossError: step 7: no finite gradient")
 
 
 @pytest.mark.parametrize("job_name", JOBS)
 def test_help_answers_without_torch_and_ray(job_name):
-    found = process(f"jobs/{job_name}", "--help", options=("-X", "importtime"))
-    assert found.returncode == 0, found.stderr[-2000:]
-    assert "usage:" in found.stdout
-    imported = set(re.findall(r"\| +([\w.]+)$", found.stderr, re.MULTILINE))
+    completed = process(f"jobs/{job_name}", "--help", options=("-X", "importtime"))
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    assert "usage:" in completed.stdout
+    imported = set(re.findall(r"\| +([\w.]+)$", completed.stderr, re.MULTILINE))
     assert "tyro" in imported
     assert not imported & {"torch", "ray", "cv2", "pyarrow", "pandas", "matplotlib"}
 
@@ -203,9 +203,9 @@ def test_every_preset_is_described_and_is_a_complete_run():
 def test_a_preset_file_runs_with_flags_in_any_order(job, preset_file, flags):
     status, out, err = job(train_job, *(flag.replace("FILE", preset_file) for flag in flags))
     assert status == 0, err
-    found = json.loads(out)
-    assert (found["optim"]["lr"], found["optim"]["epochs"], found["run"]["name"]) == (0.5, 9, "nano")
-    assert found["data"] == dataclasses.asdict(presets.PRESETS["demo"].data)
+    settings = json.loads(out)
+    assert (settings["optim"]["lr"], settings["optim"]["epochs"], settings["run"]["name"]) == (0.5, 9, "nano")
+    assert settings["data"] == dataclasses.asdict(presets.PRESETS["demo"].data)
 
 
 def test_a_preset_still_runs_by_name(job):
@@ -244,7 +244,7 @@ def test_the_help_of_training_tells_of_preset_files(job):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind", "preset", "own"),
+    ("arguments", "study", "preset", "study_fields"),
     [
         (["compare"], "Compare", "nano", {"seeds": 3}),
         (["compare", "--seeds", "4", "--data.train", "there"], "Compare", "nano", {"seeds": 4}),
@@ -252,14 +252,14 @@ def test_the_help_of_training_tells_of_preset_files(job):
         (["seek", "csp", "--run.name", "nano", "--trials", "6"], "Seek", "csp", {"trials": 6}),
     ],
 )
-def test_a_study_is_made_of_a_preset_with_flags_of_both(job, arguments, kind, preset, own):
+def test_a_study_is_made_of_a_preset_with_flags_of_both(job, arguments, study, preset, study_fields):
     status, out, err = job(study_job, *arguments)
     assert status == 0, err
-    found = json.loads(out)
+    settings = json.loads(out)
     network = json.loads(json.dumps(dataclasses.asdict(presets.PRESETS[preset].network)))
-    assert (found["kind"], found["train"]["network"]) == (kind, network)
-    assert own.items() <= found.items()
-    assert found["train"]["data"]["train"] == ("there" if "there" in arguments else "scenes:320")
+    assert (settings["kind"], settings["train"]["network"]) == (study, network)
+    assert study_fields.items() <= settings.items()
+    assert settings["train"]["data"]["train"] == ("there" if "there" in arguments else "scenes:320")
 
 
 def test_a_study_takes_a_preset_file_before_or_after_its_kind(job, preset_file):
@@ -312,8 +312,8 @@ def test_the_command_without_a_job_lists_the_jobs(command):
     overview = process(*command)
     assert (overview.returncode, overview.stdout) == (2, "")
     assert all(f"  {name} " in overview.stderr for name in cli.JOBS)
-    asked = process(*command, "--help")
-    assert (asked.returncode, asked.stdout) == (0, overview.stderr)
+    help_run = process(*command, "--help")
+    assert (help_run.returncode, help_run.stdout) == (0, overview.stderr)
 
 
 def test_a_mistyped_job_exits_2_with_a_suggestion():
@@ -353,9 +353,9 @@ def test_the_old_name_of_a_switch_still_works_both_ways(job, flag, expected):
 
 def test_every_old_name_is_accepted_by_its_job():
     """The table names settings and flags that exist today, and none that exist under their old name."""
-    known = dotted.flatten(dataclasses.asdict(TrainConfig()))
-    assert set(renamed.SETTINGS.values()) <= known.keys()
-    assert not set(renamed.SETTINGS) & known.keys()
+    settings = dotted.flatten(dataclasses.asdict(TrainConfig()))
+    assert set(renamed.SETTINGS.values()) <= settings.keys()
+    assert not set(renamed.SETTINGS) & settings.keys()
     for name, flags in renamed.FLAGS.items():
         text = process("-m", "yolor_ray", *HELP.get(name, [name]), "--help").stdout
         assert all(f"--{new}" in text for new in flags.values()), name

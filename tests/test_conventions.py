@@ -36,8 +36,8 @@ def is_event(argument: ast.expr) -> bool:
 
 
 def test_no_docstring_begins_with_a_verb_and_what_how_which_those_or_whether():
-    found = [(path, line, summary) for path in SOURCES for line, summary in summaries(path.read_text())]
-    vague = [f"{path}:{line}: {summary}" for path, line, summary in found if VAGUE_SUMMARY.match(summary)]
+    first_lines = [(path, line, summary) for path in SOURCES for line, summary in summaries(path.read_text())]
+    vague = [f"{path}:{line}: {summary}" for path, line, summary in first_lines if VAGUE_SUMMARY.match(summary)]
     assert not vague, "name the thing by its noun:\n" + "\n".join(vague)
 
 

@@ -61,6 +61,10 @@ class _CallableRoom(ModuleType):
     An import of `yolor_ray.train.run` makes the room an attribute of this package. A function of that name would be overwritten.
     """
 
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        """Pickle the room as its name: cloudpickle knows plain modules only, and functions of users refer to rooms."""
+        return importlib.import_module, (self.__name__,)
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Run the job of this room; see the function of the room's name in its module `run`."""
         job = self.__name__.rpartition(".")[2]

@@ -4,6 +4,7 @@ The forward pass, the suppression and the transforms are those of evaluation and
 """
 
 import functools
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -26,6 +27,7 @@ from yolor_ray.inference import detect
 from yolor_ray.inference.engine_choice import choose_engine
 from yolor_ray.inference.postprocess import select_detections, to_image_detections
 from yolor_ray.io import storage
+from yolor_ray.io.redact import redact
 from yolor_ray.model.weights import load_weights
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
@@ -176,7 +178,10 @@ class Detector:
 def _letterboxed(image: ImageSource, out: np.ndarray) -> Letterbox:
     """Fit an image into `out`, (S, S, 3) uint8."""
     if isinstance(image, Image.Image):
-        image = rgb_pixels(ImageOps.exif_transpose(image))
+        try:
+            image = rgb_pixels(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ImageError("truncated_image", f"found a PIL image that cannot be decoded: {error}") from error
     if isinstance(image, np.ndarray):
         pixels = _checked_pixels(image)
         return letterbox(pixels, pixels.shape[1], pixels.shape[0], out)
@@ -186,7 +191,7 @@ def _letterboxed(image: ImageSource, out: np.ndarray) -> Letterbox:
         header = read_header(data)
         return letterbox(decode(data, fit_px=len(out)), header.width, header.height, out)
     except ImageError as error:
-        raise ImageError(error.code, f"{name}: {error}") from error
+        raise ImageError(error.code, redact(f"{name}: {error}")) from error
 
 
 def _checked_pixels(image: np.ndarray) -> np.ndarray:
@@ -208,8 +213,8 @@ def _read(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as response:
             data: bytes = response.read(MAX_HTTP_BYTES + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise StorageError(f"{url}: cannot read it: {error}") from error
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        raise StorageError(redact(f"{url}: cannot read it: {error}")) from error
     if len(data) > MAX_HTTP_BYTES:
-        raise StorageError(f"{url}: found more than {MAX_HTTP_BYTES} bytes, expected an image")
+        raise StorageError(redact(url) + f": found more than {MAX_HTTP_BYTES} bytes, expected an image")
     return data

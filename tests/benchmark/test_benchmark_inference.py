@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from yolor_ray.benchmark import inference, peak
-from yolor_ray.benchmark.inference import FORMS, STAGES, describe_limit, summarize
+from yolor_ray.benchmark.inference import FORMS, STAGES, describe_limit, summarise
 from yolor_ray.benchmark.run import benchmark
 from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.config.benchmark import InferenceConfig
@@ -91,7 +91,7 @@ def test_ratios_compare_forms_within_a_round_and_shares_refer_to_the_higher_peak
         round_of(ancestor=30.0, unfused=18.0, fused=12.0, plain=9.0, served=6.0, **stages),
         round_of(ancestor=10.0, unfused=8.0, fused=5.0, plain=5.0, served=5.0, **disturbed),
     ]
-    summary = summarize(rows, [4], 10e9, {"matmul_float32": 10e9, "conv_float32": 20e9, "conv_bfloat16": 20e9}, "float32")
+    summary = summarise(rows, [4], 10e9, {"matmul_float32": 10e9, "conv_float32": 20e9, "conv_bfloat16": 20e9}, "float32")
     batch = summary["batches"]["4"]
     assert (summary["ratio"], summary["ratio_spread"]) == (pytest.approx(3.0), pytest.approx(1.0))
     assert batch["ratios"] == pytest.approx({"served/ancestor": 3.0, "fused/unfused": 1.5, "fused/plain": 1.0})

@@ -36,15 +36,15 @@ def test_a_host_reaches_this_machine_except_while_it_is_cut_off(net: Network) ->
 
 
 def test_a_host_has_its_own_name_processes_and_files(net: Network, tmp_path: Path) -> None:
-    one, two = net.host("one"), net.host("two")
-    one.check("touch", f"{one.folder}/here", "/dev/shm/here")
-    process = one.start(["sleep", "1000"], {}, tmp_path / "log")
-    assert one.check("getent", "hosts", "one").split() == [one.address, "one"]
-    assert one.find("sleep 1000") == [process.pid]
-    assert two.find("sleep 1000") == []
-    listed = two.check("ls", str(two.folder), "/dev/shm").split()
-    assert sorted(listed) == sorted([f"{two.folder}:", "hosts", "/dev/shm:"])
-    one.kill()
+    first, second = net.host("one"), net.host("two")
+    first.check("touch", f"{first.folder}/here", "/dev/shm/here")
+    process = first.start(["sleep", "1000"], {}, tmp_path / "log")
+    assert first.check("getent", "hosts", "one").split() == [first.address, "one"]
+    assert first.find("sleep 1000") == [process.pid]
+    assert second.find("sleep 1000") == []
+    listed = second.check("ls", str(second.folder), "/dev/shm").split()
+    assert sorted(listed) == sorted([f"{second.folder}:", "hosts", "/dev/shm:"])
+    first.kill()
     assert process.wait(20) != 0
 
 

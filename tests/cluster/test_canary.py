@@ -23,7 +23,7 @@ FLAGS = (
     "--optim.nominal_batch 4 --optim.epochs 1 --run.checkpoint_epochs 1 --cluster.compute_threads 1 --cluster.workers 1 "
     "--cluster.max_failures 0"
 )
-# One process and one Ray for both jobs, as each start takes seconds; Ray's own state is asked for while it still runs.
+# Both jobs share one process and one Ray, as each start takes seconds. Ray's own state is read while Ray still runs.
 JOBS = """
 import json, logging, os, runpy, sys, time, urllib.request
 from pathlib import Path
@@ -35,46 +35,46 @@ for job in jobs:
     except SystemExit as ended:
         print("ended", ended.code, flush=True)
 import ray
-# What a library logs in a worker of the jobs' own Ray: the secret is emitted, so that its absence proves something.
+# A library logs a secret in a worker of the jobs' own Ray, so that the absence of the secret proves something.
 @ray.remote(num_cpus=0)
-def tell():
+def log_secret():
     logging.getLogger("a.library").warning("signing with %s", os.environ["AWS_SECRET_ACCESS_KEY"])
-ray.get(tell.remote())
+ray.get(log_secret.remote())
 state = "tasks actors runtime_envs workers objects jobs nodes placement_groups cluster_events"
-places = [f"api/v0/{kind}?detail=1&limit=1000" for kind in state.split()]
-places += ["api/jobs/", "nodes?view=summary", "logical/actors"]
+paths = [f"api/v0/{name}?detail=1&limit=1000" for name in state.split()]
+paths += ["api/jobs/", "nodes?view=summary", "logical/actors"]
 from yolor_ray.cluster.ray_internals import dashboard_url
-urls = [f"http://{dashboard_url()}/{place}" for place in places]
+urls = [f"http://{dashboard_url()}/{path}" for path in paths]
 urls.append(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics")
-def ask(url):
+def read(url):
     request = urllib.request.Request(url, headers={"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return answer.read()
-# Workers tell of their tasks about once a second.
+# Workers report their tasks about once a second.
 deadline = time.monotonic() + 30
-while b", row group 0: " not in ask(urls[0]) and time.monotonic() < deadline:
+while b", row group 0: " not in read(urls[0]) and time.monotonic() < deadline:
     time.sleep(0.2)
 answers.mkdir()
 for number, url in enumerate(urls):
-    (answers / str(number)).write_bytes(ask(url))
+    (answers / str(number)).write_bytes(read(url))
 """
 
 
 def spellings(secret: str) -> set[bytes]:
-    """Return how a secret may be written: plain, URL-encoded, escaped in JSON, and in Base64 wherever it starts in the encoded text."""
+    """Return the spellings of a secret: plain, URL-encoded, escaped in JSON, and in Base64 at each offset in the encoded text."""
     plain = {secret, urllib.parse.quote(secret, safe=""), urllib.parse.quote_plus(secret), json.dumps(secret)[1:-1].replace("/", r"\/")}
     encoded = set()
     for skipped in range(3):
-        # The first and the last characters depend on what stands beside the secret.
+        # The first and the last characters depend on the text beside the secret.
         text = base64.b64encode(b"\0" * skipped + secret.encode())
         encoded.add(text[4 if skipped else 0 : -4])
     return {text.encode() for text in plain} | encoded
 
 
-def found(canaries: dict[str, str], places: Iterable[tuple[str, bytes]]) -> list[str]:
-    """Return which canary is where."""
-    wanted = [(name, spelling) for name, secret in canaries.items() for spelling in spellings(secret)]
-    return [f"{name} in {place}" for place, data in places for name, spelling in wanted if spelling in data]
+def find_canaries(canaries: dict[str, str], contents: Iterable[tuple[str, bytes]]) -> list[str]:
+    """Return the name and the location of each canary in the contents, which are pairs of a location and its bytes."""
+    searched = [(name, spelling) for name, secret in canaries.items() for spelling in spellings(secret)]
+    return [f"{name} in {location}" for location, data in contents for name, spelling in searched if spelling in data]
 
 
 def files(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -106,7 +106,7 @@ def canaries(monkeypatch: pytest.MonkeyPatch, s3: Callable[[], str]) -> dict[str
 
 @pytest.fixture
 def left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return where Ray puts its files; sockets lie in there, and their paths may have 107 characters at most."""
+    """Return the folder of Ray's files; the folder holds sockets, whose paths may have 107 characters at most."""
     folder = Path(tempfile.mkdtemp(prefix="yc", dir="/tmp"))
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     yield folder
@@ -128,17 +128,17 @@ def test_no_byte_that_jobs_leave_behind_holds_a_credential(canaries: dict[str, s
     ended = [line for line in done.stdout.splitlines() if line.startswith("ended")]
     assert (done.returncode, ended) == (0, ["ended 0", "ended 2"]), done.stderr[-4000:]
     everything = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode(), **dict(objects(bucket)), **dict(files(left_behind))}
-    assert found(canaries, everything.items()) == []
-    # All the places that are searched are there, and the failure is told in those that tell of failures.
+    assert find_canaries(canaries, everything.items()) == []
+    # Every searched file exists, and the failure is in the files that report failures.
     assert b", row group 0: " in everything["stderr"] and b"event=checkpoint" in everything["stderr"]
-    for part, text in (
+    for name, text in (
         ("/run/config.json", b"optim"),
         ("/run/metrics.jsonl", b"loss"),
         ("/logs/worker-", b"event=checkpoint"),
         ("/logs/worker-", b"signing with <AWS_SECRET_ACCESS_KEY>"),
         ("/answers/", b", row group 0: "),
     ):
-        assert any(part in place and text in data for place, data in everything.items()), f"{text!r} is not in any {part}"
+        assert any(name in location and text in data for location, data in everything.items()), f"{text!r} is not in any {name}"
 
 
 def test_the_search_finds_every_spelling_in_a_nested_file(tmp_path: Path) -> None:
@@ -149,5 +149,5 @@ def test_the_search_finds_every_spelling_in_a_nested_file(tmp_path: Path) -> Non
         folder = tmp_path / str(number) / "deeper"
         folder.mkdir(parents=True)
         (folder / "log").write_text(f"before {text} after")
-    hits = found({"planted": canary}, files(tmp_path))
+    hits = find_canaries({"planted": canary}, files(tmp_path))
     assert {Path(hit.split(" in ")[1]).parents[1].name for hit in hits} == {str(number) for number in range(len(written))}

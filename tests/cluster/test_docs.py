@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/*.md, run as it stands there, on small data and for one epoch.
+"""Every command of README.md and docs/*.md, run as written, on small data and for one epoch.
 
 The commands run in this process on the shared cluster, since the start of a process and of a Ray takes longer than most of them.
 """

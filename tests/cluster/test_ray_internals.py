@@ -1,4 +1,4 @@
-"""Private names of Ray: each still exists and still does its part, or the test names the public interface that is awaited."""
+"""Private names of Ray: each still exists and still works, or the test names the public interface that is awaited."""
 
 import importlib.util
 import inspect

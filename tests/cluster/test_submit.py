@@ -1,4 +1,4 @@
-"""What the README says of a cluster: `ray start --head`, then train, evaluate, export and serve by `ray job submit`, all data in S3."""
+"""The documented commands of a cluster: `ray start --head`, then train, evaluate, export and serve by `ray job submit`, all data in S3."""
 
 import json
 import os
@@ -35,10 +35,11 @@ class Head:
 
     def __init__(self, folder: Path) -> None:
         self.dashboard = f"http://127.0.0.1:{free_port()}"
-        ports = {f"RAY_SERVE_HAPROXY_{kind}_PORT": str(free_port()) for kind in ("STATS", "METRICS")}
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_ADDRESS": self.dashboard, "RAY_TMPDIR": str(folder)}
+        ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}
+        head_variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        head_variables |= {"RAY_ADDRESS": self.dashboard, "RAY_TMPDIR": str(folder)}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self.environment = {**os.environ, **own, **ports, "PATH": path, "OMP_NUM_THREADS": "1"}
+        self.environment = {**os.environ, **head_variables, **ports, "PATH": path, "OMP_NUM_THREADS": "1"}
         flags = ["--num-cpus", "4", "--dashboard-port", self.dashboard.rpartition(":")[2], "--port", str(free_port())]
         # The agent takes submitted jobs, and would share its usual port with every other Ray of this machine.
         flags += ["--dashboard-agent-listen-port", str(free_port()), "--ray-client-server-port", str(free_port())]

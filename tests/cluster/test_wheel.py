@@ -28,23 +28,23 @@ print(len(detector.classes), result.width, result.height)
 
 def required(requirements: list[str]) -> set[str]:
     """Return the names of the installed distributions that requirements bring, directly or not."""
-    found: dict[str, set[str]] = {}
+    extras_by_name: dict[str, set[str]] = {}
     pending = [Requirement(text) for text in requirements]
     while pending:
         requirement = pending.pop()
         extras = {""} | requirement.extras
         if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
             continue
-        new_extras = extras - found.get(requirement.name, set())
+        new_extras = extras - extras_by_name.get(requirement.name, set())
         if not new_extras:
             continue
-        found.setdefault(requirement.name, set()).update(new_extras)
+        extras_by_name.setdefault(requirement.name, set()).update(new_extras)
         for text in distribution(requirement.name).requires or []:
             child = Requirement(text)
             if child.marker is None or any(child.marker.evaluate({"extra": extra}) for extra in extras):
                 child.marker = None
                 pending.append(child)
-    return set(found)
+    return set(extras_by_name)
 
 
 def link(name: str, site_packages: Path) -> None:

@@ -104,8 +104,8 @@ def test_a_network_without_detections_scores_zero(rich):
 
 def test_in_a_union_an_image_is_scored_on_the_names_of_its_dataset(rich, squares, perfect):
     union = open_datasets(f"{squares.url},{rich.url}")
-    part = dict(predict_row_groups(_detect_all_tasks, squares, squares.row_groups, 320, 16))
-    metrics = measure(union, [*merge_detections([part], squares.images), *perfect], TASKS).metrics
+    squares_detections = dict(predict_row_groups(_detect_all_tasks, squares, squares.row_groups, 320, 16))
+    metrics = measure(union, [*merge_detections([squares_detections], squares.images), *perfect], TASKS).metrics
     assert [metrics[name] for name in MAIN_METRICS.values()] == pytest.approx([1] * 5, abs=0.03)
 
 

@@ -109,8 +109,8 @@ def test_an_image_that_cannot_be_decoded_is_named(squares, monkeypatch):
 
 def test_examples_are_spread_over_the_dataset_and_show_confident_detections(squares, perfect):
     faint = [
-        replace(one, boxes_xyxy=one.boxes_xyxy.repeat(2, axis=0), confidences=np.array([0.9, 0.01]), labels=np.array([1, 1]))
-        for one in perfect
+        replace(detections, boxes_xyxy=detections.boxes_xyxy.repeat(2, axis=0), confidences=np.array([0.9, 0.01]), labels=np.array([1, 1]))
+        for detections in perfect
     ]
     examples = select_examples(squares, faint, measure(squares, faint, ("detect",)).boxes, count=5)
     assert len(examples) == 5

@@ -61,11 +61,11 @@ def checkpoint(path, classes=3):
     named = OrderedDict()
     section = -1
     for name in ordered_tensor_names(made, "main"):
-        part = name.rsplit(".", 1)[-1]
+        tensor_name = name.rsplit(".", 1)[-1]
         if name.endswith((".conv.weight", ".z", "predict.weight")):
             section += 1
-        kind = "implicit" if part == "z" else f"BatchNorm2d.{part}" if ".norm." in name else f"Conv2d.{part}"
-        named[f"module_list.{section}.{kind}"] = tensors[name].view(1, -1, 1, 1) if part == "z" else tensors[name]
+        module_tensor = "implicit" if tensor_name == "z" else f"BatchNorm2d.{tensor_name}" if ".norm." in name else f"Conv2d.{tensor_name}"
+        named[f"module_list.{section}.{module_tensor}"] = tensors[name].view(1, -1, 1, 1) if tensor_name == "z" else tensors[name]
     torch.save({"epoch": -1, "model": named, "best_fitness": np.array([0.4])}, path)
     return made
 

@@ -129,8 +129,8 @@ def test_run_lengths_are_read_as_list_and_as_string():
     flat = mask.reshape(-1, order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *edges, flat.size]).tolist()
-    for form in (counts, encoded["counts"].decode()):
-        assert encode_segmentation({"size": [HEIGHT, WIDTH], "counts": form}, WIDTH, HEIGHT) == encoded["counts"]
+    for run_lengths in (counts, encoded["counts"].decode()):
+        assert encode_segmentation({"size": [HEIGHT, WIDTH], "counts": run_lengths}, WIDTH, HEIGHT) == encoded["counts"]
 
 
 def test_a_crowd_of_run_lengths_is_kept_as_crowd(read):

@@ -75,8 +75,8 @@ def test_the_forest_plot_accepts_differences_without_numbers():
 
 
 def test_priors_have_a_panel_for_each_variant_and_role():
-    one, two = (pixels(priors_png(make_study_with_priors([name]))).shape[:2] for name in ("pr-add", "fa-add-pr-multiply"))
-    assert two[1] >= one[1] + 300
+    narrow, wide = (pixels(priors_png(make_study_with_priors([name]))).shape[:2] for name in ("pr-add", "fa-add-pr-multiply"))
+    assert wide[1] >= narrow[1] + 300
     seven = ["pr-add", "pr-multiply", "fa-add", "fa-multiply", "fa-concat", "fa-add-pyramid", "fa-multiply-anchor"]
     # Seven panels are three rows of three panels.
     assert pixels(priors_png(make_study_with_priors(seven))).shape[0] > 3 * 300

@@ -126,8 +126,8 @@ def test_an_invalid_comparison_is_refused_before_training(config, fields, messag
 def test_every_preset_makes_every_kind_of_study():
     assert STUDIES.keys() == STUDY_DESCRIPTIONS.keys()
     for preset in PRESETS.values():
-        for kind, make in STUDIES.items():
-            assert make(preset).train.run.name == kind
+        for name, make in STUDIES.items():
+            assert make(preset).train.run.name == name
 
 
 class FakeTraining:

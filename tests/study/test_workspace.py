@@ -72,7 +72,18 @@ def test_an_ablation_of_version_01_finds_its_trials_under_former_setting_names(c
     write_study_of_version_01(config, search)
     monkeypatch.setattr(ablation, "resolve_data", lambda train: (train, None, None))
     study = AblationConfig(train=config, variants=("fa-add",), seeds=1, search=search)
-    lock_study("ablation", config, study.search)
-    spec = ablation.make_specs(study, workspace.study_folder(config))[-1]
-    assert spec.run.endswith("/trials/fa-add-loss.classes=0.2-optim.lr=0.02-seed0")
-    assert (spec.setting, spec.config.loss.cls) == ("loss.cls=0.2 optim.lr=0.02", 0.2)
+    for arguments in (search, ("loss.cls=0.1,0.2", "optim.lr=0.01,0.02")):
+        lock_study("ablation", config, arguments)
+        spec = ablation.make_specs(replace(study, search=arguments), workspace.study_folder(config))[-1]
+        assert spec.run.endswith("/trials/fa-add-loss.classes=0.2-optim.lr=0.02-seed0")
+        assert (spec.setting, spec.config.loss.cls) == ("loss.cls=0.2 optim.lr=0.02", 0.2)
+    with pytest.raises(ConfigError, match="search was"):
+        lock_study("ablation", config, ("loss.cls=0.1,0.3", "optim.lr=0.01,0.02"))
+
+
+def test_the_datasets_of_a_study_are_opened_once_for_each_point(config, monkeypatch):
+    opened = []
+    monkeypatch.setattr(ablation, "resolve_data", lambda train: (opened.append(train.optim.lr) or train, None, None))
+    study = AblationConfig(train=config, variants=("fa-add", "pr-add"), seeds=3, search=("optim.lr=0.01,0.02",))
+    assert len(ablation.make_specs(study, workspace.study_folder(config))) == 18
+    assert opened == [0.01, 0.02]

@@ -1,8 +1,8 @@
 """Simulate several hosts on one machine, each with its own address, processes, host name, shared memory and Ray folder.
 
 A host is a set of Linux namespaces that a sleeping process keeps open. The host ends with that process, which ends with the process
-that started it. A bridge in a namespace of its own connects the hosts and this machine, so that hosts reach an S3 server here, and
-nothing beyond this machine. A cut detaches a host from the bridge: packets are dropped silently. Kernel, disk and clock are shared.
+that started it. A bridge in a namespace of its own connects the hosts and this machine. Hosts thus reach an S3 server on this machine,
+and nothing beyond this machine. A cut detaches a host from the bridge: packets are dropped silently. Kernel, disk and clock are shared.
 """
 
 import ctypes

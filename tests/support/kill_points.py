@@ -1,8 +1,8 @@
 """Kill training at chosen changes that a checkpoint makes to a file system: `python tests/support/kill_points.py FOLDER POINT…`.
 
-The program prints a JSON object: the changes of an undisturbed run, and for each POINT (from 1) whether the run was killed there,
-the step that it resumed from, and whether its last checkpoint equals the undisturbed run's bit for bit. Each training runs in a
-forked process, which dies at once and without any clean-up.
+The program prints a JSON object: the changes of an undisturbed run, and a result for each POINT (from 1). A result says whether the
+run was killed there, the step of the resume, and whether the last checkpoint equals the undisturbed run's bit for bit. Each training
+runs in a forked process, which dies at once and without any clean-up.
 """
 
 import json

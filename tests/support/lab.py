@@ -53,7 +53,7 @@ class Lab:
         wait_for_port(self.head.address, PORT, START_TIMEOUT_S)
 
     def start_node(self, name: str) -> Host:
-        """Start a host and Ray on it; an earlier host of that name must be gone."""
+        """Start a host and Ray on it; an earlier host of that name must have ended."""
         self.nodes[name] = host = self.net.host(name)
         self._start_ray(host, "--address", self.address, "--num-cpus", str(NODE_CPUS))
         return host
@@ -99,7 +99,7 @@ class Lab:
         self.net.cut(name)
 
     def heal(self, name: str) -> None:
-        """Connect the node again; the cluster may have given the node up by now."""
+        """Connect the node again; the cluster may have removed the node meanwhile."""
         self.net.heal(name)
 
     def lose(self, name: str) -> None:
@@ -113,7 +113,7 @@ class Lab:
         self.rays[name].send(signal.SIGTERM)
 
     def announce_loss(self, name: str, notice_s: int) -> None:
-        """Drain a node that will be gone in so many seconds, as a cloud does before it takes a spot machine back."""
+        """Drain a node that ends after so many seconds, as a cloud does before it takes a spot machine back."""
         self._faulty_nodes.add(name)
         is_node = f"node['Alive'] and node['NodeManagerAddress'] == {self.nodes[name].address!r}"
         node_id = self._run_script(f"print(*(node['NodeID'] for node in ray.nodes() if {is_node}))")

@@ -138,5 +138,6 @@ def test_a_run_of_version_0_1_continues_in_the_current_files(tmp_path: Path, cap
     assert (first.attempt, first.started_at, first.fencing_token) == (1, "2026-11-01T00:00:00+00:00", "abc")
     assert (second.attempt, second.restart_reason, second.from_step, second.lost_steps) == (2, "a node died", 4, 5)
     assert "event=file_renamed old=lives.jsonl new=attempts.jsonl" in caplog.text
+    assert not (tmp_path / "lives.jsonl").exists(), "an attempt of version 0.1 that still runs finds no rows, and stops"
     assert "event=file_renamed old=beat.json new=heartbeat.json" in caplog.text
     assert json.loads((tmp_path / HEARTBEAT_FILE).read_text())["attempt"] == 2

@@ -1,4 +1,4 @@
-"""Capacity for more workers on a simulated cluster: the time at which an attempt makes way for a larger one."""
+"""Capacity for more workers on a simulated cluster: the time at which an attempt stops to scale up."""
 
 from collections.abc import Callable
 from types import SimpleNamespace

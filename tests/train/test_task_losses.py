@@ -177,12 +177,12 @@ def test_each_task_has_its_own_gain(network, task):
 
 def test_images_without_complete_boxes_have_no_objectness_loss(network):
     raw = network(torch.rand(2, 3, SIDE, SIDE))
-    for known in ([True, True], [True, False], [False, False]):
-        targets = replace(NOTHING, boxes_known=torch.tensor(known))
+    for boxes_known in ([True, True], [True, False], [False, False]):
+        targets = replace(NOTHING, boxes_known=torch.tensor(boxes_known))
         objectness = loss_terms(raw, targets, network, LossConfig())["objectness"]
         [gradient] = torch.autograd.grad(objectness, [raw["detect"][0]], retain_graph=True)
         learned = gradient[..., 4].flatten(1).abs().amax(dim=1) > 0
-        assert learned.tolist() == known
+        assert learned.tolist() == boxes_known
 
 
 def test_targets_are_resized_with_the_image():

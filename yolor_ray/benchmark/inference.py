@@ -65,7 +65,7 @@ def inference(config: InferenceConfig) -> dict[str, Any]:
     for number, row in enumerate(rows, start=1):
         logger.info("event=round number=%d %s", number, " ".join(f"{name}={seconds * 1e3:.4g}ms" for name, seconds in row.items()))
     return {
-        **summarize(rows, config.batches, count_flops(fuse(network), info.image_px), operations, served.precision),
+        **summarise(rows, config.batches, count_flops(fuse(network), info.image_px), operations, served.precision),
         "engine": served.engine,
         "precision": served.precision,
         "error": served.error,
@@ -156,7 +156,7 @@ def _settings(config: InferenceConfig, network: Yolor, info: WeightsInfo) -> dic
     }
 
 
-def summarize(
+def summarise(
     rows: Rows, batches: Sequence[int], image_flops: float, peak_operations: Mapping[str, float], precision: str
 ) -> dict[str, Any]:
     """Return medians over the rounds, ratios of speeds within each round, spreads, shares of the peak and the limit.
@@ -177,14 +177,14 @@ def summarize(
     return {
         "ratio": statistics.median(ratios),
         "ratio_spread": spread(ratios),
-        "batches": {str(batch): _summarize_batch(rows, batch, batch * image_flops / peaks[peak]) for batch in batches},
+        "batches": {str(batch): _summarise_batch(rows, batch, batch * image_flops / peaks[peak]) for batch in batches},
         "gflop_per_image": image_flops / 1e9,
         "peak_gflop_per_s": {name: value / 1e9 for name, value in peaks.items()},
         "limit": describe_limit(median(rows, f"served_{batch}"), stages_s, batch * image_flops / peaks[peak], peak),
     }
 
 
-def _summarize_batch(rows: Rows, batch: int, peak_s: float) -> dict[str, Any]:
+def _summarise_batch(rows: Rows, batch: int, peak_s: float) -> dict[str, Any]:
     """Return the numbers of one batch size, whose operations take `peak_s` at the peak."""
     seconds = {name: median(rows, f"{name}_{batch}") for name in (*FORMS, *STAGES)}
     ratios = {f"{form}/{reference}": speed_ratios(rows, f"{form}_{batch}", f"{reference}_{batch}") for form, reference in RATIOS}

@@ -43,6 +43,8 @@ RECORD_FIELDS = {
 """Keys in the rows of `lives.jsonl` and in `beat.json`."""
 METRICS = {"classes": "cls"}
 """Keys in the rows of `metrics.jsonl` and of checkpoints: terms of the loss."""
+SEARCH = "search"
+"""Key of the search arguments in `study.json`."""
 STUDY_PREFIX = "train."
 """Prefix of a run's settings in `study.json`."""
 
@@ -69,8 +71,14 @@ def current_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         new_name = current_setting(name)
         if new_name != name and new_name in values:
             raise ConfigError(f"{new_name}: found a value for its old name {name}, too, expected one of the two names")
-        current[new_name] = value
+        current[new_name] = [current_search_argument(argument) for argument in value] if name == SEARCH else value
     return current
+
+
+def current_search_argument(argument: str) -> str:
+    """Return an argument NAME=VALUES of `--search` with the name of this version."""
+    name, separator, values = argument.partition("=")
+    return current_setting(name) + separator + values
 
 
 def current_fields(job: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,8 +45,8 @@ REFUSED = {
 """Reasons against the settings that no study varies, by the start of the name."""
 REFUSED_IN_ABLATIONS = REFUSED | {"network.implicit.": "the variants define it: use --variants"}
 REFUSED_IN_SEARCHES = REFUSED | {
-    "data.train": "a search optimizes the recipe for one training set: set --data.train",
-    "optim.pretrained": "a search optimizes the recipe for one set of initial weights: set --optim.pretrained",
+    "data.train": "a search optimises the recipe for one training set: set --data.train",
+    "optim.pretrained": "a search optimises the recipe for one set of initial weights: set --optim.pretrained",
     "optim.epochs": "trials are compared and stopped at the same epochs: set --optim.epochs",
 }
 

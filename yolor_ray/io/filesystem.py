@@ -85,7 +85,7 @@ def _endpoint() -> tuple[str, str]:
             raise ConfigError("AWS_ENDPOINT_URL: found user or password, expected them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ConfigError("AWS_ENDPOINT_URL: found no http(s) URL, expected one such as https://host:9000")
-        # Most S3-compatible stores do not know the trailing checksums that newer SDKs send by default.
+        # Most S3-compatible stores do not support the trailing checksums that newer SDKs send by default.
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     return endpoint, region
 

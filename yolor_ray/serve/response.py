@@ -18,7 +18,7 @@ from yolor_ray.serve.http import errors
 from yolor_ray.serve.polygons import mask_polygons
 
 MAX_MASK_PIXELS = 250 * 10**6
-"""Most pixels of boxes for whose masks one request may ask, all objects together: about 15 s of computation for ragged masks."""
+"""Largest total area, in pixels, of the boxes with a mask in one response: about 15 s of computation for ragged masks."""
 
 Json = dict[str, Any]
 

@@ -1,8 +1,8 @@
 """Common steps of all studies: lock the study's folder, resolve the data, train the pending trials, publish the report."""
 
 import dataclasses
-import functools
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from ray import tune
 from yolor_ray.config import TrainConfig
 from yolor_ray.config.dotted import format_value
 from yolor_ray.config.presets import PLAIN
+from yolor_ray.config.renamed import SEARCH, current_search_argument
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest, storage
@@ -49,12 +50,26 @@ def lock_study(study_kind: str, train: TrainConfig, search: Sequence[str]) -> No
         ConfigError: the folder has a run or a different study.
 
     """
-    settings = {"kind": study_kind, "search": list(search), "seed": train.run.seed, "train": dataclasses.asdict(train)}
+    settings = {
+        "kind": study_kind,
+        SEARCH: [current_search_argument(argument) for argument in search],
+        "seed": train.run.seed,
+        "train": dataclasses.asdict(train),
+    }
     defaults = {"train": dataclasses.asdict(TrainConfig())}
     lock_settings(study_folder(train), STUDY_FILE, settings, mutable=MUTABLE_STUDY_SETTINGS, defaults=defaults)
 
 
-@functools.cache
+def stored_search(folder: str, search: Sequence[str]) -> list[str]:
+    """Return the search arguments in the file of the study, whose names the folders of its trials have; else `search`.
+
+    A study of version 0.1 keeps its folders under the old names of settings.
+    """
+    url = storage.join(folder, STUDY_FILE)
+    stored = json.loads(storage.read_bytes(url)).get(SEARCH, []) if storage.exists(url) else []
+    return stored if len(stored) == len(search) else [current_search_argument(argument) for argument in search]
+
+
 def resolve_data(train: TrainConfig) -> tuple[TrainConfig, Dataset, Dataset]:
     """Return the configuration with absolute URLs, the training set and the validation set; built-in scenes are packed first.
 

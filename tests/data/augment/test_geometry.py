@@ -59,11 +59,11 @@ def test_the_instance_map_shows_the_same_objects_as_the_image(name):
         sure, seen = visible_labels(image, np.arange(OBJECTS * len(SIZES)))
         dropped += (sure & (seen >= 0) & ~np.isin(seen, annotations.labels)).any()
         expected = np.where(np.isin(seen, annotations.labels), seen, -1)
-        found = np.append(-1, annotations.labels)[annotations.instances]
+        labels = np.append(-1, annotations.labels)[annotations.instances]
         if len(set(taken)) == len(taken):  # otherwise two objects share a label, and either may have been dropped
-            assert np.array_equal(found[sure], expected[sure]), f"seed {seed}"
+            assert np.array_equal(labels[sure], expected[sure]), f"seed {seed}"
             compared += sure.mean() > 0.5
-        assert set(annotations.labels[annotations.has_mask].tolist()) == set(found[found >= 0].tolist())
+        assert set(annotations.labels[annotations.has_mask].tolist()) == set(labels[labels >= 0].tolist())
     assert compared > 4
     assert dropped or name not in ("mosaic", "all"), "no object was dropped, so the test proves nothing about dropped objects"
 
@@ -83,8 +83,8 @@ def test_maps_are_flipped_to_the_pixel(name, rows, columns):
     instances = (cells + 1).astype(np.uint16)
     boxes = np.tile(np.array((0, 0, SIDE, SIDE), np.float32), (cells.size, 1))
     annotations = SampleLabels(boxes, cells.ravel(), has_mask=np.ones(cells.size, bool), instances=instances)
-    _, found, _ = sample([Tile(np.zeros((SIDE, SIDE, 3), np.uint8), annotations)], MOVES[name], seed=0)
-    assert np.array_equal(found.labels[found.instances - 1], cells[::rows, ::columns])
+    _, transformed, _ = sample([Tile(np.zeros((SIDE, SIDE, 3), np.uint8), annotations)], MOVES[name], seed=0)
+    assert np.array_equal(transformed.labels[transformed.instances - 1], cells[::rows, ::columns])
 
 
 DOT_PX = 4
@@ -167,11 +167,11 @@ def test_unknown_labels_of_a_visible_tile_are_unknown_for_the_whole_mosaic():
     tiles.append(Tile(blank + 100, replace(nothing, boxes_known=False, image_labels=np.full(2, np.nan, np.float32))))
     outcomes = set()
     for seed in range(60):
-        image, found, taken = sample(tiles, replace(MOVES["mosaic, zoom"], degrees=30), seed)
+        image, combined, taken = sample(tiles, replace(MOVES["mosaic, zoom"], degrees=30), seed)
         unknown_visible = (image[2:-2, 2:-2] == 120).any()
-        assert found.boxes_known == (not unknown_visible)
-        assert np.isnan(found.image_labels[1]) == unknown_visible
-        assert found.image_labels[0] != 1 or 3 in taken
+        assert combined.boxes_known == (not unknown_visible)
+        assert np.isnan(combined.image_labels[1]) == unknown_visible
+        assert combined.image_labels[0] != 1 or 3 in taken
         outcomes.add((bool(unknown_visible), 4 in taken))
     assert {(True, True), (False, False), (False, True)} <= outcomes
 

@@ -31,24 +31,24 @@ def blobs(seed: int, count: int, width: int, height: int) -> list[np.ndarray]:
 def test_a_map_shows_every_mask_smaller_ones_in_front(width, height, count):
     for seed in range(3):
         masks = [encode_mask(blob) for blob in blobs(seed, count, width, height)]
-        found = instance_map(masks, width, height, (width, height))
-        assert found.dtype == np.uint16
-        assert np.array_equal(found, painted(masks, width, height))
+        instances = instance_map(masks, width, height, (width, height))
+        assert instances.dtype == np.uint16
+        assert np.array_equal(instances, painted(masks, width, height))
 
 
 def test_masks_of_single_pixels_of_no_pixel_and_of_all_pixels_are_read():
     rng = np.random.default_rng(0)
     noise = [rng.random((40, 30)) < share for share in (0.5, 0.01, 0.99)]
     masks = [encode_mask(mask) for mask in (*noise, np.zeros((40, 30)), np.ones((40, 30)))]
-    found = instance_map(masks, 30, 40, (30, 40))
-    assert np.array_equal(found, painted(masks, 30, 40))
-    assert visible_objects(found, 5).tolist() == [True, True, True, False, True]
+    instances = instance_map(masks, 30, 40, (30, 40))
+    assert np.array_equal(instances, painted(masks, 30, 40))
+    assert visible_objects(instances, 5).tolist() == [True, True, True, False, True]
 
 
 def test_runs_of_millions_of_pixels_are_read():
     masks = [coco_mask.frPyObjects({"size": [2000, 1500], "counts": [2_000_000, 900_000, 100_000]}, 2000, 1500)["counts"]]
-    found = instance_map(masks, 1500, 2000, (1500, 2000))
-    assert np.array_equal(np.flatnonzero(found.T), np.arange(2_000_000, 2_900_000))
+    instances = instance_map(masks, 1500, 2000, (1500, 2000))
+    assert np.array_equal(np.flatnonzero(instances.T), np.arange(2_000_000, 2_900_000))
 
 
 def test_a_map_of_no_masks_is_empty():
@@ -60,13 +60,13 @@ def test_a_map_of_no_masks_is_empty():
 def test_a_map_of_another_size_samples_the_pixel_centres(size):
     width, height = 60, 40
     masks = [encode_mask(blob) for blob in blobs(1, 12, width, height)]
-    full_size, found = painted(masks, width, height), instance_map(masks, width, height, size)
-    assert found.shape == size[::-1]
+    full_size, instances = painted(masks, width, height), instance_map(masks, width, height, size)
+    assert instances.shape == size[::-1]
     columns, rows = ((np.arange(n) + 0.5) * full / n for n, full in zip(size, (width, height), strict=True))
     # A centre on the edge between two pixels may take the value of either.
     nudges = [(x, y) for x in (-1e-6, 1e-6) for y in (-1e-6, 1e-6)]
     expected = [full_size[np.ix_((rows + y).astype(int), (columns + x).astype(int))] for x, y in nudges]
-    assert np.logical_or.reduce([found == values for values in expected]).all()
+    assert np.logical_or.reduce([instances == values for values in expected]).all()
 
 
 def test_a_pixel_shows_the_object_at_its_centre():
@@ -86,6 +86,6 @@ def test_shrinking_samples_the_centre_of_each_new_pixel(border, expected):
 
 def test_removed_objects_leave_the_map_and_the_others_are_renumbered():
     instances = np.array([[0, 1, 2], [3, 4, 4]])
-    found = renumber_instances(instances, np.array([False, True, False, True]))
-    assert np.array_equal(found, [[0, 0, 1], [0, 2, 2]])
-    assert visible_objects(found, 3).tolist() == [True, True, False]
+    renumbered = renumber_instances(instances, np.array([False, True, False, True]))
+    assert np.array_equal(renumbered, [[0, 0, 1], [0, 2, 2]])
+    assert visible_objects(renumbered, 3).tolist() == [True, True, False]

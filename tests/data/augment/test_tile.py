@@ -48,9 +48,9 @@ def test_the_map_shows_the_objects_of_the_image(width, height):
     numbers = np.zeros((128, 128), np.uint16)
     numbers[:height, :width] = tile.annotations.instances
     sure, seen = visible_labels(square, tile.annotations.labels)
-    found = np.append(-1, tile.annotations.labels)[numbers]
-    assert np.array_equal(found[sure], seen[sure])
-    assert set(found.ravel().tolist()) == {-1, *tile.annotations.labels.tolist()}
+    labels = np.append(-1, tile.annotations.labels)[numbers]
+    assert np.array_equal(labels[sure], seen[sure])
+    assert set(labels.ravel().tolist()) == {-1, *tile.annotations.labels.tolist()}
 
 
 @pytest.mark.parametrize("image_px", [50, 200])
@@ -83,9 +83,9 @@ def test_unknown_individuals_have_index_minus_one():
 def test_image_labels_outside_the_classes_of_the_dataset_are_unknown(member):
     assert len(IMAGE_CLASSES) >= 2
     record = replace(RECORD, image_labels=np.array([1], np.int64))
-    found = make_tile(record, 64, EVERYTHING, member).annotations.image_labels
-    assert np.array_equal(found, np.where(ANNOTATED[member], [0, 1, 0, 0], np.nan), equal_nan=True)
-    assert found.dtype == np.float32
+    image_labels = make_tile(record, 64, EVERYTHING, member).annotations.image_labels
+    assert np.array_equal(image_labels, np.where(ANNOTATED[member], [0, 1, 0, 0], np.nan), equal_nan=True)
+    assert image_labels.dtype == np.float32
 
 
 def test_labels_of_unannotated_tasks_are_unknown():

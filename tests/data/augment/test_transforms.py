@@ -62,7 +62,7 @@ def sample_by_label(augment: AugmentConfig, seed: int, index: int = 0) -> tuple[
     The same sample is made once per tile, with that tile alone painted. A tile that a mosaic holds twice is left out, because two
     objects would share a label.
     """
-    shown, found = {}, {}
+    shown, boxes_by_label = {}, {}
     for number, tile in enumerate(TILES):
         tiles, taken = [*GREY_TILES[:number], tile, *GREY_TILES[number + 1 :]], []
         image = np.empty((SIDE, SIDE, 3), np.uint8)
@@ -75,8 +75,8 @@ def sample_by_label(augment: AugmentConfig, seed: int, index: int = 0) -> tuple[
         if taken.count(number) < 2:
             for channel, label in enumerate(tile.annotations.labels.tolist()):
                 shown[label] = image[..., channel] > (FILL + 255) / 2
-                found[label] = annotations.boxes_xyxy[annotations.labels == label]
-    return shown, found
+                boxes_by_label[label] = annotations.boxes_xyxy[annotations.labels == label]
+    return shown, boxes_by_label
 
 
 def bounds(mask: np.ndarray) -> np.ndarray:
@@ -88,8 +88,8 @@ def bounds(mask: np.ndarray) -> np.ndarray:
 def test_boxes_follow_their_pixels(name):
     compared = 0
     for seed in range(60):
-        shown, found = sample_by_label(MOVES[name], seed, index=seed % len(TILES))
-        for label, [box] in ((label, boxes) for label, boxes in found.items() if len(boxes)):
+        shown, boxes_by_label = sample_by_label(MOVES[name], seed, index=seed % len(TILES))
+        for label, [box] in ((label, boxes) for label, boxes in boxes_by_label.items() if len(boxes)):
             assert shown[label].any(), f"seed {seed}: label {label} has box {box.tolist()} but no pixel"
             # Boxes hold no corners, so the hull of a rotated rectangle that the border cuts is wider than the visible rest.
             if MOVES[name].degrees == 0 or is_inside(box):
@@ -121,9 +121,9 @@ def is_shrunk(box: np.ndarray, label: int) -> bool:
 @pytest.mark.parametrize("name", CUT_BY_THE_WINDOW_ALONE)
 def test_every_uncut_object_has_a_box(name):
     for seed in range(30):
-        shown, found = sample_by_label(MOVES[name], seed)
+        shown, boxes_by_label = sample_by_label(MOVES[name], seed)
         uncut = {label for label, seen in shown.items() if seen.any() and is_inside(bounds(seen))}
-        assert uncut <= {label for label, boxes in found.items() if len(boxes)}, f"seed {seed}"
+        assert uncut <= {label for label, boxes in boxes_by_label.items() if len(boxes)}, f"seed {seed}"
 
 
 def is_inside(box: np.ndarray) -> bool:

@@ -64,9 +64,9 @@ def test_the_visible_share_of_a_rotated_tile_agrees_with_sampled_points():
     ],
 )
 def test_image_labels_of_a_mosaic(labels, shares, expected):
-    found = combine_image_labels(np.array(labels, np.float32)[:, None], np.array(shares))
-    assert found.dtype == np.float32
-    assert np.array_equal(found, [expected], equal_nan=True)
+    image_labels = combine_image_labels(np.array(labels, np.float32)[:, None], np.array(shares))
+    assert image_labels.dtype == np.float32
+    assert np.array_equal(image_labels, [expected], equal_nan=True)
 
 
 def sample_labels(**changes) -> SampleLabels:
@@ -79,20 +79,20 @@ def sample_labels(**changes) -> SampleLabels:
 )
 def test_image_labels_of_a_mixup(first, second, expected):
     both = [sample_labels(image_labels=np.array([label], np.float32)) for label in (first, second)]
-    found = mixup_labels(*both).image_labels
-    assert found is not None
-    assert found.dtype == np.float32
-    assert np.array_equal(found, [expected], equal_nan=True)
+    image_labels = mixup_labels(*both).image_labels
+    assert image_labels is not None
+    assert image_labels.dtype == np.float32
+    assert np.array_equal(image_labels, [expected], equal_nan=True)
 
 
 def test_in_a_mixup_only_the_first_image_keeps_its_masks():
     first = sample_labels(has_mask=np.array([True, True]), instances=np.array([[1, 2]]), identities=np.arange(2))
     second = sample_labels(has_mask=np.array([False, True]), instances=np.array([[2, 0]]), identities=np.arange(2))
-    found = mixup_labels(first, second)
-    assert found.has_mask.tolist() == [True, True, False, False]
-    assert found.instances.tolist() == [[1, 2]]
-    assert found.identities.tolist() == [0, 1, 0, 1]
-    assert found.keypoints is None
+    annotations = mixup_labels(first, second)
+    assert annotations.has_mask.tolist() == [True, True, False, False]
+    assert annotations.instances.tolist() == [[1, 2]]
+    assert annotations.identities.tolist() == [0, 1, 0, 1]
+    assert annotations.keypoints is None
 
 
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])

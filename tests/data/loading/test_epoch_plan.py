@@ -80,11 +80,11 @@ def test_each_record_of_a_step_comes_with_its_window(images, world_size, batch):
 @pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
 def test_the_same_number_of_workers_continues_exactly_where_it_stopped(images, world_size, batch):
     windows, nothing = windows_of(images), np.zeros(images, bool)
-    whole = shares(windows, nothing, world_size, batch)
-    for taken in range(len(whole[0])):
+    uninterrupted = shares(windows, nothing, world_size, batch)
+    for taken in range(len(uninterrupted[0])):
         seen = seen_after(windows, nothing, steps=taken, world_size=world_size, batch=batch)
-        rest = shares(windows, seen, world_size, batch)
-        assert [numbers(steps) for steps in rest] == [numbers(steps[taken:]) for steps in whole], f"after {taken} steps"
+        resumed = shares(windows, seen, world_size, batch)
+        assert [numbers(steps) for steps in resumed] == [numbers(steps[taken:]) for steps in uninterrupted], f"after {taken} steps"
 
 
 @pytest.mark.parametrize(("images", "world_size", "batch"), SIZES)
@@ -105,9 +105,9 @@ def test_another_number_of_workers_takes_each_remaining_record_once_in_the_remai
         count = len(plan_steps(windows, nothing, rank=0, world_size=before, batch=batch))
         for taken in {0, 1, count // 2, count - 1}:
             seen = seen_after(windows, nothing, steps=taken, world_size=before, batch=batch)
-            rest = shares(windows, seen, after, batch)
-            assert np.array_equal(times_taken(rest, images), ~seen)
-            assert {len(steps) for steps in rest} == {count - taken}
+            resumed = shares(windows, seen, after, batch)
+            assert np.array_equal(times_taken(resumed, images), ~seen)
+            assert {len(steps) for steps in resumed} == {count - taken}
 
 
 @given(
@@ -190,12 +190,12 @@ def test_a_window_of_a_union_holds_records_of_one_dataset(sizes):
 @pytest.mark.parametrize(("world_size", "batch"), [(1, 1), (1, 6), (2, 4), (3, 5)])
 def test_every_record_of_a_union_is_taken_once_also_after_a_resume_by_another_number_of_workers(sizes, world_size, batch):
     windows, nothing = epoch_windows(union_of(*sizes), records_per_window=10, seed=1, epoch=2), np.zeros(sum(sizes), bool)
-    whole = shares(windows, nothing, world_size, batch)
-    assert (times_taken(whole, sum(sizes)) == 1).all()
-    for steps in whole:
+    uninterrupted = shares(windows, nothing, world_size, batch)
+    assert (times_taken(uninterrupted, sum(sizes)) == 1).all()
+    for steps in uninterrupted:
         assert all(record in windows[w].order for step in steps for record, w in zip(step.records, step.windows, strict=True))
     seen = seen_after(windows, nothing, steps=2, world_size=world_size, batch=batch)
-    assert [numbers(steps) for steps in shares(windows, seen, world_size, batch)] == [numbers(steps[2:]) for steps in whole]
+    assert [numbers(steps) for steps in shares(windows, seen, world_size, batch)] == [numbers(steps[2:]) for steps in uninterrupted]
     again = times_taken(shares(windows, seen, world_size + 1, batch), sum(sizes))
     assert np.array_equal(again, ~seen)
 

@@ -140,12 +140,12 @@ def test_a_worker_without_a_record_repeats_a_record_of_any_window(scenes_64, per
 
 def test_another_epoch_or_seed_augments_the_same_records_differently(scenes_64):
     windows, steps = plan()
-    found = []
+    images = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
         with closing(make_loader(Source(scenes_64), seed=seed)) as loader:
-            found.append(copied(next(iter(loader.epoch(windows, steps[:1], epoch=epoch)))).images)
-    assert not np.array_equal(found[0], found[1])
-    assert not np.array_equal(found[0], found[2])
+            images.append(copied(next(iter(loader.epoch(windows, steps[:1], epoch=epoch)))).images)
+    assert not np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
 
 
 def test_equal_records_are_augmented_differently(scenes_64):

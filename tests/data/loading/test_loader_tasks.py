@@ -62,8 +62,8 @@ def test_annotations_outside_the_label_spec_are_none(scenes_64):
 def test_a_batch_has_the_documented_shapes_and_types(scenes_64):
     for records, batch in batches(scenes_64, MOVING, EVERYTHING):
         count = len(batch.labels)
-        found = {name: (getattr(batch, name).shape, getattr(batch, name).dtype) for name in ARRAYS[3:]}
-        assert found == {
+        shapes = {name: (getattr(batch, name).shape, getattr(batch, name).dtype) for name in ARRAYS[3:]}
+        assert shapes == {
             "boxes_known": ((len(records),), np.bool_),
             "keypoints": ((count, len(KEYPOINT_NAMES), 3), np.float32),
             "identities": ((count,), np.int64),
@@ -94,9 +94,9 @@ def test_instances_are_numbered_by_the_objects_of_the_batch():
             of_image = np.flatnonzero(batch.positions == position)
             assert set(np.unique(numbers[numbers > 0]) - 1) == set(of_image[batch.has_mask[of_image]])
             sure, seen = visible_labels(image, np.arange(IMAGES * OBJECTS))
-            found = np.append(-1, batch.labels)[numbers]
+            labels = np.append(-1, batch.labels)[numbers]
             # A mosaic may hold a record twice, once too small to be learned; pixels outside the map therefore prove nothing.
-            assert (found[sure & (numbers > 0)] == seen[sure & (numbers > 0)]).all()
+            assert (labels[sure & (numbers > 0)] == seen[sure & (numbers > 0)]).all()
             compared += (sure & (numbers > 0)).sum()
     assert compared > 300
 

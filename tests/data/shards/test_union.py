@@ -88,32 +88,32 @@ def test_every_record_keeps_its_meaning_in_the_names_of_the_union(union):
     """Compare by names, value by value, with the records that were written."""
     for group in union.row_groups:
         member, first = list(NAMES)[group.member], {0: 0, 1: 100, 2: 110}[group.member]
-        for number, found in enumerate(to_records(read_row_group(union, group)), start=group.first_record - first):
-            assert_same_meaning(found, make_record(member, number), union, member, group.member)
+        for number, record in enumerate(to_records(read_row_group(union, group)), start=group.first_record - first):
+            assert_same_meaning(record, make_record(member, number), union, member, group.member)
 
 
-def assert_same_meaning(found: Record, made: Record, union: Dataset, member: str, number: int) -> None:
+def assert_same_meaning(record: Record, written: Record, union: Dataset, member: str, number: int) -> None:
     names = NAMES[member]
     # Cameras of different members are different cameras.
-    camera = made.camera if made.camera < 0 else made.camera + number * 2**40
-    assert replace(found, objects=None, image_labels=None) == replace(made, objects=None, image_labels=None, camera=camera)
-    assert [union.image_classes[i] for i in found.image_labels] == [names["image_classes"][i] for i in made.image_labels]
-    ours, theirs = found.objects, made.objects
-    assert [union.classes[i] for i in ours.labels] == [names["classes"][i] for i in theirs.labels]
+    camera = written.camera if written.camera < 0 else written.camera + number * 2**40
+    assert replace(record, objects=None, image_labels=None) == replace(written, objects=None, image_labels=None, camera=camera)
+    assert [union.image_classes[i] for i in record.image_labels] == [names["image_classes"][i] for i in written.image_labels]
+    objects, written_objects = record.objects, written.objects
+    assert [union.classes[i] for i in objects.labels] == [names["classes"][i] for i in written_objects.labels]
     for name in ("boxes_xyxy", "crowd", "areas"):
-        assert np.array_equal(getattr(ours, name), getattr(theirs, name))
-    assert ours.masks == theirs.masks
-    assert (ours.identities is None) == (theirs.identities is None)
-    if theirs.identities is not None:
-        assert ours.identities.tolist() == [-1 if i < 0 else i + number * 2**40 for i in theirs.identities.tolist()]
-    assert (ours.keypoints is None) == (theirs.keypoints is None)
-    if theirs.keypoints is not None and len(theirs.keypoints):
-        assert ours.keypoints.shape == (len(theirs.keypoints), 4, 3)
+        assert np.array_equal(getattr(objects, name), getattr(written_objects, name))
+    assert objects.masks == written_objects.masks
+    assert (objects.identities is None) == (written_objects.identities is None)
+    if written_objects.identities is not None:
+        assert objects.identities.tolist() == [-1 if i < 0 else i + number * 2**40 for i in written_objects.identities.tolist()]
+    assert (objects.keypoints is None) == (written_objects.keypoints is None)
+    if written_objects.keypoints is not None and len(written_objects.keypoints):
+        assert objects.keypoints.shape == (len(written_objects.keypoints), 4, 3)
         for index, name in enumerate(union.keypoint_names):
-            unknown = np.array([[0, 0, -1]] * len(theirs.keypoints))
+            unknown = np.array([[0, 0, -1]] * len(written_objects.keypoints))
             is_known = name in names["keypoint_names"]
-            expected = theirs.keypoints[:, names["keypoint_names"].index(name)] if is_known else unknown
-            assert np.array_equal(ours.keypoints[:, index], expected)
+            expected = written_objects.keypoints[:, names["keypoint_names"].index(name)] if is_known else unknown
+            assert np.array_equal(objects.keypoints[:, index], expected)
 
 
 def test_a_subset_of_columns_of_a_union_can_be_read(union):
@@ -127,11 +127,12 @@ def test_a_subset_of_columns_of_a_union_can_be_read(union):
 def test_relabelled_tables_keep_their_schema_and_share_the_encoded_images(union):
     group = union.row_groups[3]
     original = read_row_group(union.members[1], group)
-    found = apply_mapping(original, union.mapping_of(1))
-    assert found.schema.equals(original.schema)
-    found.validate(full=True)
-    assert [b.address for b in found["image"].chunk(0).buffers() if b] == [b.address for b in original["image"].chunk(0).buffers() if b]
-    assert apply_mapping(original.slice(3, 4), union.mapping_of(1)).equals(found.slice(3, 4))
+    relabelled = apply_mapping(original, union.mapping_of(1))
+    assert relabelled.schema.equals(original.schema)
+    relabelled.validate(full=True)
+    addresses, original_addresses = ([b.address for b in table["image"].chunk(0).buffers() if b] for table in (relabelled, original))
+    assert addresses == original_addresses
+    assert apply_mapping(original.slice(3, 4), union.mapping_of(1)).equals(relabelled.slice(3, 4))
 
 
 def test_a_union_knows_the_image_classes_of_each_member(union):

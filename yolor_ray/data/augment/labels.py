@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SampleLabels:
-    """Annotations of one tile or sample, in its pixels; None where the label spec does not ask for them."""
+    """Annotations of one tile or sample, in its pixels; None for annotations outside the label spec."""
 
     boxes_xyxy: np.ndarray
     """(N, 4) float32."""

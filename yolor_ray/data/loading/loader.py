@@ -36,7 +36,7 @@ Source = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of training images with their annotations; None where the label spec does not ask for them.
+    """One batch of training images with their annotations; None for annotations outside the label spec.
 
     `images` is overwritten when the consumer takes the second batch after this one.
     """

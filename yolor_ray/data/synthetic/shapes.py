@@ -111,7 +111,7 @@ SHAPES: dict[str, _Shape] = {"ball": _ball, "ring": _ring, "crate": _crate, "sta
 
 
 def outline(class_name: str, pose: Pose, size_px: int) -> Outline | None:
-    """Return the outline of a class on the grid of a square image, or None where it lies wholly outside."""
+    """Return the outline of a class on the grid of a square image, or None if the outline lies outside the image."""
     reach = REACH * pose.half + 2
     left, top = int(pose.x - reach), int(pose.y - reach)
     side = int(2 * reach) + 2

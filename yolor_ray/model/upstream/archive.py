@@ -154,7 +154,7 @@ def _report_damage(url: str) -> Iterator[None]:
     except DAMAGE_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(
-            f"{url}: found a torch checkpoint that is damaged ({reason}), expected a whole zip archive; download or copy the file again"
+            f"{url}: found a torch checkpoint that is damaged ({reason}), expected a complete zip archive; download or copy the file again"
         ) from error
 
 

@@ -58,7 +58,7 @@ def _refuse_pickle(url: str, data: bytes) -> None:
 def _describe_content(data: bytes) -> str:
     start = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "a web page (HTML), as servers send it in place of a file that is gone or needs a login"
+        return "a web page (HTML), as servers send it in place of a file that is absent or needs a login"
     length = int.from_bytes(data[:8], "little")
     if data[8:9] == b"{" and length <= len(data):
         return "a safetensors file; a weights folder of this project is given by --weights FOLDER"

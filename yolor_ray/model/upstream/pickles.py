@@ -86,7 +86,7 @@ def read_pickle(location: str, stream: BytesIO) -> Any:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(
             f"{location}: found a pickle that breaks off or is damaged near byte {machine.position} "
-            f"({type(error).__name__}: {reason}), expected a whole one; download or copy the file again"
+            f"({type(error).__name__}: {reason}), expected a complete pickle; download or copy the file again"
         ) from error
 
 

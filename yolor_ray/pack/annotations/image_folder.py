@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from pyarrow import fs
 
 from yolor_ray.errors import DataError
-from yolor_ray.io.filesystem import filesystem
+from yolor_ray.io.filesystem import path_of
 from yolor_ray.io.storage import join, list_files, read_bytes
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -85,7 +85,7 @@ def _only(names: list[str]) -> str | None:
 
 def _visible_files(url: str) -> Iterator[tuple[str, fs.FileInfo]]:
     """Yield relative path and file information of each file below a folder, sorted, without hidden files."""
-    root = filesystem(url)[1]
+    root = path_of(url)
     for info in list_files(url, recursive=True):
         name = info.path[len(root) :].lstrip("/")
         if info.type == fs.FileType.File and not any(part.startswith(".") for part in PurePosixPath(name).parts):

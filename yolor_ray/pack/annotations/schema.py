@@ -1,4 +1,4 @@
-"""Annotations as their files state them, before the images are opened and the boxes normalized."""
+"""Annotations as their files state them, before the images are opened and the boxes normalised."""
 
 from dataclasses import dataclass, replace
 from typing import Any

@@ -44,6 +44,7 @@ from yolor_ray.study.workspace import (
     provenance,
     publish_study,
     resolve_data,
+    stored_search,
     study_folder,
     train_pending,
     training_minutes,
@@ -117,23 +118,24 @@ def run_ablation(study: AblationConfig) -> dict[str, Any]:
 def make_specs(study: AblationConfig, folder: str) -> list[TrialSpec]:
     """Return all trials, ordered by seed, so that an interrupted study has complete comparisons."""
     dimensions = ablation_choices(study.train, study.search)
-    # Folders have the names as typed, which study.json keeps: a study of version 0.1 finds its trials under names renamed since.
-    typed_names = [argument.partition("=")[0] for argument in study.search]
+    points = [dict(zip(dimensions, values, strict=True)) for values in itertools.product(*dimensions.values())]
+    # The training set may be a dimension.
+    configs = [resolve_data(replace_fields(study.train, values))[0] for values in points]
+    folder_names = [argument.partition("=")[0] for argument in stored_search(folder, study.search)]
     first_seed = study.train.run.seed
     return [
-        make_spec(study.train, folder, variant, dict(zip(dimensions, values, strict=True)), typed_names, seed)
+        make_spec(config, folder, variant, values, folder_names, seed)
         for seed in range(first_seed, first_seed + study.seeds)
-        for values in itertools.product(*dimensions.values())
+        for config, values in zip(configs, points, strict=True)
         for variant in study.variants_with_baseline
     ]
 
 
-def make_spec(train: TrainConfig, folder: str, variant: str, values: dict[str, Any], typed_names: Sequence[str], seed: int) -> TrialSpec:
-    """Return the trial of a variant, of one value for each further dimension, and of a seed."""
-    config, _, _ = resolve_data(replace_fields(train, values))
+def make_spec(config: TrainConfig, folder: str, variant: str, values: dict[str, Any], folder_names: Sequence[str], seed: int) -> TrialSpec:
+    """Return the trial of a variant and a seed; `config` has the values, which the folder names in the order of the dimensions."""
     network = replace(config.network, implicit=VARIANTS[variant].implicit)
     run = replace(config.run, seed=seed, validate_epochs=config.optim.epochs)
-    typed = format_settings(dict(zip(typed_names, values.values(), strict=True)))
+    typed = format_settings(dict(zip(folder_names, values.values(), strict=True)))
     name = folder_name(" ".join(filter(None, (variant, typed, f"seed{seed}"))).replace(" ", "-"))
     return TrialSpec(variant, format_settings(values), trial_config(replace(config, network=network, run=run), folder, name))
 

@@ -162,7 +162,7 @@ def _scheduler(study: SearchConfig) -> TrialScheduler:
             **options, grace_period=interval, max_t=interval * ASHA_REDUCTION, reduction_factor=ASHA_REDUCTION, stop_last_trials=False
         )
     if study.scheduler == "median":
-        # With too few trials to compare, Tune would pause a trial; ours cannot resume from a pause.
+        # With too few trials to compare, Tune would pause a trial; trials of this package cannot resume from a pause.
         return MedianStoppingRule(**options, grace_period=interval * 2, min_time_slice=study.train.optim.epochs)
     return FIFOScheduler()
 
@@ -170,7 +170,7 @@ def _scheduler(study: SearchConfig) -> TrialScheduler:
 def _trial_result(outcome: TrialOutcome, plan: TrialPlan) -> SearchTrialResult:
     config = plan.config_of(outcome.values)
     settings, run = flatten(dataclasses.asdict(config)), run_url(config)
-    # A finished trial stays finished where a scheduler stops it while it reports again.
+    # A finished trial stays finished if a scheduler stops the trial while its validations are reported again.
     finished = is_finished(config)
     ap = load_weights(storage.join(run, "weights"))[1].metrics["AP"] if finished else outcome.metrics.get("AP", NO_VALUE)
     return SearchTrialResult(

@@ -102,12 +102,12 @@ def _select_tasks(train: TrainConfig) -> tuple[Task, ...]:
 def make_specs(study: TasksConfig, arms: Sequence[StudyArm], folder: str) -> list[TrialSpec]:
     """Return all trials, ordered by seed, so that an interrupted study has complete comparisons."""
     first_seed = study.train.run.seed
-    return [make_spec(study.train, folder, arm, seed) for seed in range(first_seed, first_seed + study.seeds) for arm in arms]
+    config = resolve_data(study.train)[0]
+    return [make_spec(config, folder, arm, seed) for seed in range(first_seed, first_seed + study.seeds) for arm in arms]
 
 
-def make_spec(train: TrainConfig, folder: str, arm: StudyArm, seed: int) -> TrialSpec:
+def make_spec(config: TrainConfig, folder: str, arm: StudyArm, seed: int) -> TrialSpec:
     """Return the trial of an arm and a seed."""
-    config, _, _ = resolve_data(train)
     tasks = tuple(task for task in TASKS if task in ("detect", *arm.tasks))
     network = replace(config.network, tasks=tasks, implicit=config.network.implicit if arm.name == IMPLICIT else PLAIN)
     # Every network has a detection head. Without weight on its losses, the head does not train the shared features.

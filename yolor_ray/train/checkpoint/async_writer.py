@@ -44,7 +44,7 @@ class AsyncCheckpointer:
         return by_epochs or by_steps or time.monotonic() - self._last_time > config.checkpoint_minutes * 60
 
     def save(self, learner: Learner, progress: Progress, *, wait: bool = False) -> None:
-        """Snapshot the state and write it in the background, if `is_due`; with `wait`, write it before returning.
+        """Snapshot the state and write the snapshot in the background; with `wait`, write the snapshot before returning.
 
         A failure in the background is logged, and the next checkpoint is tried when due. With `wait`, a failure raises StorageError.
         With `wait`, a state that the newest checkpoint already holds is not written again, which could damage that checkpoint.
@@ -80,7 +80,7 @@ class AsyncCheckpointer:
 
     def _write(self, checkpoint: Checkpoint, stalled_s: float) -> None:
         start = time.monotonic()
-        # Before the write, so that an attempt that was superseded writes nothing; after it, so that such an attempt deletes nothing.
+        # Checked before the write, so that a superseded attempt writes nothing, and after the write, so that it deletes nothing.
         self._attempt.check()
         write_checkpoint(self._run, checkpoint, self._attempt.record.attempt)
         self._complete_step = checkpoint.step

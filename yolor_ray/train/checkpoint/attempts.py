@@ -43,7 +43,7 @@ class AttemptRecord:
     downtime_s: float = 0.0
     """Seconds from the last heartbeat of the previous attempt, or else from its start, to the first step of this attempt."""
     fencing_token: str = ""
-    """Random id that tells apart attempts with the same number, which started at the same time."""
+    """Random id that distinguishes attempts with the same number, which started at the same time."""
 
 
 def read_attempts(run: str) -> list[AttemptRecord]:
@@ -79,6 +79,9 @@ class RunAttempt:
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.record = AttemptRecord(len(self._earlier) + 1, started_at, workers, reason, fencing_token=uuid.uuid4().hex)
         self._write_rows()
+        if self._earlier:
+            # An attempt of version 0.1 that still runs reads only its own file, and stops when the file is gone.
+            storage.delete(storage.join(run, renamed.FILES[ATTEMPTS_FILE]))
         self.check()
         self._step = self._written_step = -1
         self._stop = threading.Event()

@@ -110,7 +110,7 @@ def prune_checkpoints(run: str, attempt: int) -> None:
     """Delete all but the newest complete checkpoints, and the best weights that no kept checkpoint references.
 
     Checkpoints of later attempts stay: the caller may be a partitioned attempt, and a later attempt may be writing them. Names have
-    fixed widths, so that they compare as numbers do.
+    fixed widths, so that their alphabetical order is the order of the numbers.
     """
     names = storage.list_names(storage.join(run, CHECKPOINTS))
     kept = _select_complete(run, names)[-KEPT_CHECKPOINTS:]

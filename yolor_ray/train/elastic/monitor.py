@@ -1,6 +1,6 @@
 """Monitor the cluster from the driver; request checkpoint-and-stop when a node drains or more workers fit.
 
-The driver tells an actor beside it, and rank 0 polls that actor once a second.
+The driver sends the request to an actor on its own node, and rank 0 polls that actor once a second.
 """
 
 import logging

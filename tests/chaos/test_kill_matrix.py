@@ -14,7 +14,7 @@
 | SIGTERM to a node's `ray start --block` | 1-2 | resumes with 1 |
 
 Each epoch takes every record once, and no attempt resumes from an older checkpoint than the newest complete one before the fault. Run by
-`make chaos`, as root, in over half an hour. tests/train/test_kill_points.py kills each step of writing a checkpoint.
+`make chaos`, as root, in over half an hour. tests/train/checkpoint/test_kill_points.py kills each step of writing a checkpoint.
 """
 
 import os

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -131,7 +132,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_coco(photos, "train.json", range(16))
     write_coco(photos, "val.json", range(16, 24))
     (photos / "names.txt").write_text("\n".join(CLASSES))
-    (folder / "photo.jpg").write_bytes(scene(24).image)
+    for number, name in enumerate(("photo.jpg", "photo-2.jpg")):
+        (folder / name).write_bytes(scene(24 + number).image)
     (folder / "reid").mkdir()
     for identity in range(4):
         for camera in range(2):
@@ -206,12 +208,13 @@ def test_the_readme_leads_from_the_demo_and_from_photos_to_fused_weights(readme:
 
 
 @pytest.mark.usefixtures("readme")
-def test_the_python_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, object] = {}
-    for block in blocks("README.md", "python"):
-        exec(block.replace('"optim.epochs": 30', '"optim.epochs": 1, "data.image_px": 64, "run.name": "python"'), names)
-    assert len(names["detections"].boxes_xyxy) == len(names["detections"].classes)  # type: ignore[attr-defined]
-    assert names["result"]["weights"].endswith("python/weights")  # type: ignore[index]
+@pytest.mark.parametrize("page", ["README.md", "python.md"])
+def test_the_python_of_a_page_runs_like_a_notebook(page: str) -> None:
+    names: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(block.replace('"optim.epochs": 30', '"optim.epochs": 1, "data.image_px": 64'), names)
+    assert len(names["detections"].boxes_xyxy) == len(names["detections"].classes)
+    assert manifest.is_published(names["result"]["weights"])
 
 
 @pytest.mark.usefixtures("readme")

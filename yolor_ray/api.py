@@ -117,7 +117,7 @@ class Detector:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks that the network has learned."""
+        """Tasks of the network."""
         return self._info.tasks
 
     @overload

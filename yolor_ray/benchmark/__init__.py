@@ -1,1 +1,1 @@
-"""Benchmarks that users run on their own machine or cluster; one file per benchmark."""
+"""Benchmarks for the user's own machine or cluster; one file per benchmark."""

@@ -32,7 +32,7 @@ class ExportConfig:
     """Side of the network input, pixels, a multiple of 32; 0 takes the size of the training."""
 
     def __post_init__(self) -> None:
-        """Check that there is one source and an output, and ranges."""
+        """Check for one source and an output, and check ranges."""
         given = [name for name in ("weights", "upstream") if getattr(self, name)]
         check(len(given) == 1, "export", " and ".join(given) or "neither", "either weights or upstream")
         check(bool(self.output), "output", self.output, "the URL of a folder to write")

@@ -21,7 +21,7 @@ ACTIVATIONS = {"silu": nn.SiLU, "mish": nn.Mish}
 
 @dataclass(frozen=True)
 class ConvSettings:
-    """Settings that all convolutions of a network share."""
+    """Common settings of all convolutions of a network."""
 
     eps: float
     """Batch norm epsilon."""

@@ -1,4 +1,4 @@
-"""Texts that several reports share: the setup, variants, differences with their intervals, and the paper's table of joint tasks."""
+"""Common texts of the reports: the setup, variants, differences with their intervals, and the paper's table of joint tasks."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -93,7 +93,7 @@ def is_finished(trial: TrainConfig) -> bool:
 
 
 def check_pretrained(pretrained: str) -> None:
-    """Check that pretrained weights have no implicit knowledge: such weights would favour the variant that they come from.
+    """Refuse pretrained weights with implicit knowledge: such weights would favour their own variant.
 
     Raises:
         ConfigError: the weights have implicit knowledge.

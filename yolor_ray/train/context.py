@@ -49,7 +49,7 @@ class TrainContext:
 
     @property
     def label_spec(self) -> LabelSpec:
-        """Labels that the network's tasks need beside boxes."""
+        """Labels of the network's tasks beside boxes."""
         tasks, train = self.config.network.tasks, self.train
         members = range(max(len(train.members), 1))
         return LabelSpec(

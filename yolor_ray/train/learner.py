@@ -34,7 +34,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 @dataclass
 class Learner:
-    """State that training changes: network, optimizer, weight average and step."""
+    """State of a training: network, optimizer, weight average and step."""
 
     network: Yolor
     config: TrainConfig

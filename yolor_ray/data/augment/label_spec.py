@@ -1,4 +1,4 @@
-"""Annotations that training needs besides boxes, which follow from the tasks of the network.
+"""Annotations of the network's tasks, needed in training besides boxes.
 
 Legend: M image classes, I individuals.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """Annotations that samples carry besides boxes; annotations outside the spec are never computed."""
+    """Annotations of a sample besides boxes; annotations outside the spec are never computed."""
 
     masks: bool = False
     """Carry the pixels of each object."""

@@ -10,7 +10,7 @@ from yolor_ray.errors import LedgerError
 
 
 class Ledger:
-    """Records that this worker took since the last merge, and records that all workers together took before it."""
+    """Records taken by this worker since the last merge, and by all workers together before the merge."""
 
     def __init__(self, seen: np.ndarray) -> None:
         """Start from the records, (images,) bool, that earlier attempts took in this epoch."""
@@ -37,7 +37,7 @@ class Ledger:
             raise LedgerError(f"epoch: found {len(repeated)} records learned from twice, such as {repeated[0]}; expected each once")
 
     def close(self) -> int:
-        """Check that the epoch took every record of the dataset, and return their number.
+        """Close the epoch and return the number of records; every record of the dataset must be taken.
 
         Raises:
             LedgerError: a record was left out.

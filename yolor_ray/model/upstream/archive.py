@@ -75,7 +75,7 @@ class Archive:
         return read_pickle(f"{self.url}: data.pkl", BytesIO(self._read("data.pkl")))
 
     def check_tensors(self, tensors: Mapping[str, TensorLocation]) -> None:
-        """Check that each tensor lies inside its storage and that all tensors together are no larger than the file.
+        """Check each tensor against its storage, and the size of all tensors together against the file.
 
         Raises:
             WeightsError: a tensor reaches beyond its storage, or all tensors have more bytes than the file.

@@ -151,7 +151,7 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
 
 
 class RequestIdMiddleware:
-    """Middleware that assigns a request id, and counts each response by route and status."""
+    """Middleware for request ids and for the count of responses by route and status."""
 
     def __init__(self, app: ASGIApp, service: Service, echo: bool) -> None:
         self._app, self._service, self._echo = app, service, echo

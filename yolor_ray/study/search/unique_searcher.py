@@ -10,7 +10,7 @@ MAX_REPEATS = 100
 
 
 class UniqueSearcher(Searcher):
-    """Searcher that forwards the proposals of another searcher without the repeated ones."""
+    """Searcher with the proposals of another searcher, without the repeated ones."""
 
     def __init__(self, searcher: Searcher, name_of: Callable[[Mapping[str, Any]], str]) -> None:
         """Wrap `searcher`; proposals with equal `name_of` are repeats."""

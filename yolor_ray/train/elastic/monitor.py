@@ -44,7 +44,7 @@ class StopSignalActor:
         return self._nodes
 
     def stop(self, reason: str) -> None:
-        """Request that the attempt stops; the first reason counts."""
+        """Request the end of the attempt; the first reason counts."""
         self._reason = self._reason or reason
 
     def reason(self) -> str:

@@ -75,3 +75,21 @@ def test_an_old_flag_of_another_job_is_no_old_name(caplog):
 def test_old_keys_of_attempts_and_metrics_are_translated():
     assert renamed.current_record({"life": 2, "token": "a", "step": 7}) == {"attempt": 2, "fencing_token": "a", "step": 7}
     assert renamed.current_metrics({"classes": 0.1, "lr": 0.01}) == {"cls": 0.1, "lr": 0.01}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--loss.classes", "1", "--loss.cls", "2"],
+        ["--loss.cls=2", "--loss.classes=1"],
+        ["--cluster.allow-open", "--cluster.no-allow_unauthenticated"],
+    ],
+)
+def test_a_flag_under_both_names_is_refused(arguments):
+    with pytest.raises(ConfigError, match=r"found a value for its old name .*, too, expected one of the two names"):
+        renamed.current_arguments("train", arguments)
+
+
+def test_a_flag_may_be_repeated_under_its_new_name():
+    arguments = ["--search", "loss.classes=1,2", "--search", "optim.lr=1,2", "--optim.lr", "-1"]
+    assert renamed.current_arguments("tune", arguments) == arguments

@@ -66,13 +66,17 @@ def current_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a setting has a value under its old name and another under its new name.
 
     """
-    current: dict[str, Any] = {}
-    for name, value in values.items():
-        new_name = current_setting(name)
-        if new_name != name and new_name in values:
-            raise ConfigError(f"{new_name}: found a value for its old name {name}, too, expected one of the two names")
-        current[new_name] = [current_search_argument(argument) for argument in value] if name == SEARCH else value
-    return current
+    names = {name: current_setting(name) for name in values}
+    _refuse_both_names(names)
+    current = {names[name]: value for name, value in values.items()}
+    return current | {SEARCH: [current_search_argument(argument) for argument in current[SEARCH]]} if SEARCH in current else current
+
+
+def _refuse_both_names(names: Mapping[str, str]) -> None:
+    """Raise ConfigError if one of the given names is the new name of another; `names` are the new names by the given ones."""
+    for given, new in names.items():
+        if new != given and new in names:
+            raise ConfigError(f"{new}: found a value for its old name {given}, too, expected one of the two names")
 
 
 def current_search_argument(argument: str) -> str:
@@ -89,33 +93,42 @@ def current_fields(job: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
     """
     names = {name: FLAGS.get(job, {}).get(name, name) for name in values}
+    _refuse_both_names(names)
     for old, new in names.items():
-        if old != new and new in values:
-            raise ConfigError(f"{new}: found a value for its old name {old}, too, expected one of the two names")
         if old != new:
             logger.warning("event=field_renamed old=%s new=%s advice='version 0.3 refuses the old name'", old, new)
     return {names[name]: value for name, value in values.items()}
 
 
 def current_arguments(job: str, arguments: Sequence[str]) -> list[str]:
-    """Return command-line arguments of a job with the flags of this version; see `current_setting`."""
+    """Return command-line arguments of a job with the flags of this version; see `current_setting`.
+
+    Raises:
+        ConfigError: a flag is given under its old name and under its new name.
+
+    """
     flags = FLAGS.get(job, {}) | SETTINGS
-    return [_current_argument(argument, flags) for argument in arguments]
+    current = [_current_argument(argument, flags) for argument in arguments]
+    _refuse_both_names({_flag(old): _flag(new) for old, new in zip(arguments, current, strict=True) if old.startswith("--")})
+    return current
+
+
+def _flag(argument: str) -> str:
+    """Return the name of a flag without its value, with underscores and without the `no-` of a switch."""
+    section, dot, last = argument.removeprefix("--").partition("=")[0].replace("-", "_").rpartition(".")
+    return section + dot + last.removeprefix("no_")
 
 
 def _current_argument(argument: str, flags: Mapping[str, str]) -> str:
-    name, separator, value = argument.removeprefix("--").partition("=")
-    plain = name.replace("-", "_")
-    # The opposite of a switch such as --cluster.allow_open is --cluster.no-allow_open.
-    section, dot, last = plain.rpartition(".")
-    switch_off = last.startswith("no_")
-    old = section + dot + last.removeprefix("no_")
-    if not argument.startswith("--") or (plain not in flags and not (switch_off and old in flags)):
+    new = flags.get(_flag(argument), "")
+    if not argument.startswith("--") or not new:
         return argument
-    new = flags[plain] if plain in flags else flags[old]
+    typed, separator, value = argument.partition("=")
     section, dot, last = new.rpartition(".")
-    flag = f"--{section}{dot}{'no-' if plain not in flags else ''}{last}"
-    logger.warning("event=flag_renamed old=--%s new=%s advice='version 0.3 refuses the old name'", name, flag)
+    # The opposite of a switch such as --cluster.allow_open is --cluster.no-allow_open.
+    no = "no-" if typed.removeprefix("--").rpartition(".")[2].startswith(("no-", "no_")) else ""
+    flag = f"--{section}{dot}{no}{last}"
+    logger.warning("event=flag_renamed old=%s new=%s advice='version 0.3 refuses the old name'", typed, flag)
     return f"{flag}{separator}{value}"
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from yolor_ray.config.network import Precision
 from yolor_ray.config.serve import check_limits
-from yolor_ray.data.images.decode import MAX_PIXELS, composite, decode, rgb_pixels
+from yolor_ray.data.images.decode import MAX_PIXELS, decode, rgb_pixels
 from yolor_ray.data.images.header import read_header
 from yolor_ray.data.images.letterbox import Letterbox, letterbox
 from yolor_ray.data.rle import decode_mask
@@ -202,9 +202,9 @@ def _checked_pixels(image: np.ndarray) -> np.ndarray:
         raise ImageError("unsupported_image", f"found {found}, expected uint8 of shape (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGBA")
     if image.size == 0 or image.shape[0] * image.shape[1] > MAX_PIXELS:
         raise ImageError("image_too_large" if image.size else "empty_image", f"found {image.shape}, expected 1 to {MAX_PIXELS} pixels")
-    if channels == 4:
-        return composite(image)
-    return np.ascontiguousarray(image if channels == 3 else np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2))
+    if channels == 3:
+        return np.ascontiguousarray(image)
+    return rgb_pixels(Image.fromarray(image[..., 0] if image.ndim == 3 and channels == 1 else image))
 
 
 def _read(url: str) -> bytes:
@@ -214,7 +214,8 @@ def _read(url: str) -> bytes:
         with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as response:
             data: bytes = response.read(MAX_HTTP_BYTES + 1)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        raise StorageError(redact(f"{url}: cannot read it: {error}")) from error
+        # The message of the cause may repeat credentials of the URL.
+        raise StorageError(redact(f"{url}: cannot read it: {error}")) from None
     if len(data) > MAX_HTTP_BYTES:
-        raise StorageError(redact(url) + f": found more than {MAX_HTTP_BYTES} bytes, expected an image")
+        raise StorageError(f"{redact(url)}: found more than {MAX_HTTP_BYTES} bytes, expected an image")
     return data

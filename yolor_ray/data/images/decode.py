@@ -113,7 +113,7 @@ def rgb_pixels(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):
         return _rgb_from_16_bits(image)
     if image.has_transparency_data:
-        return composite(np.asarray(image.convert("RGBA")))
+        return _composite(np.asarray(image.convert("RGBA")))
     if image.mode in ("RGB", "RGBX", "L", "1", "P", "CMYK", "YCbCr"):
         return np.asarray(image.convert("RGB"))
     raise ImageError("unsupported_image", f"found a {image.format} with samples of mode {image.mode}, expected 8 or 16 bits, unsigned")
@@ -128,7 +128,7 @@ def _rgb_from_16_bits(image: Image.Image) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def composite(rgba: np.ndarray) -> np.ndarray:
+def _composite(rgba: np.ndarray) -> np.ndarray:
     """Composite (H, W, 4) uint8 RGBA pixels on grey 114; returns (H, W, 3) uint8."""
     alpha = rgba[..., 3:].astype(np.uint16)
     return ((rgba[..., :3] * alpha + FILL * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -20,6 +20,7 @@ import requests
 import torch
 from PIL import Image
 
+import pictures
 from yolor_ray.config import NetworkConfig
 from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.model.network import Yolor
@@ -30,15 +31,6 @@ JOB = REPOSITORY / "jobs" / "serve.py"
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
 ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]], [[90, 90], [120, 120], [150, 150]]])
 ALL_BOXES = "?confidence=0.001&max_detections=20"
-TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 
 
 def publish_weights(folder):
@@ -149,7 +141,7 @@ def test_all_exif_orientations_of_one_photo_give_the_same_boxes(job, jpeg):
     for orientation in range(1, 9):
         exif, buffer = Image.Exif(), BytesIO()
         exif[0x0112] = orientation
-        stored = upright.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else upright
+        stored = pictures.stored(upright, orientation)
         stored.save(buffer, "PNG", exif=exif)
         answers.append(post(job, buffer.getvalue()).json())
     assert len(answers[0]["detections"]) == 20

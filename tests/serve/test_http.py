@@ -9,21 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
+import pictures
 from red_engine import RECTANGLE, SIDE, RedEngine, draw_image, encode_image, serve_settings
 from yolor_ray.serve.http import errors
 
 JPEG = encode_image()
 ORIENTATION = 0x0112
-TRANSPOSE = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 
 
 def error_of(response):
@@ -54,7 +45,7 @@ def test_a_response_holds_class_box_and_model(client):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_boxes_are_in_the_displayed_image_whatever_the_exif_orientation(client, orientation):
-    stored = draw_image() if TRANSPOSE[orientation] is None else draw_image().transpose(TRANSPOSE[orientation])
+    stored = pictures.stored(draw_image(), orientation)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     body = client.post(encode_image(stored, exif=exif)).json()

@@ -7,35 +7,13 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.Image import Transpose
 
-from pictures import distance, encode, photo, with_exif
+import pictures
+from pictures import code_of, distance, encode, with_exif
 from yolor_ray.data.images.decode import FILL, decode
 from yolor_ray.data.images.header import read_header
-from yolor_ray.errors import ImageError
 
 LOSSLESS = ("PNG", "WEBP", "BMP", "TIFF")
-UNDO_ORIENTATION = {
-    1: None,
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_90,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_270,
-}
-
-
-@pytest.fixture(name="photo")
-def _photo() -> np.ndarray:
-    return photo()
-
-
-def code_of(data: bytes, **options) -> str:
-    with pytest.raises(ImageError) as caught:
-        decode(data, **options)
-    return caught.value.code
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -58,9 +36,7 @@ def test_a_jpeg_decodes_to_the_pixels_that_pillow_reads(options, photo):
 def test_every_orientation_of_a_photo_gives_the_same_pixels_and_the_displayed_size(name, orientation, photo):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = Image.fromarray(photo)
-    stored = stored.transpose(UNDO_ORIENTATION[orientation]) if UNDO_ORIENTATION[orientation] is not None else stored
-    data = encode(stored, name, exif=exif)
+    data = encode(pictures.stored(Image.fromarray(photo), orientation), name, exif=exif)
     header = read_header(data)
     assert (header.width, header.height, header.orientation) == (96, 64, orientation)
     assert distance(decode(data), photo) < (1.5 if name == "JPEG" else 0.01)
@@ -71,7 +47,7 @@ def test_a_scaled_jpeg_is_turned_upright(orientation, photo):
     exif = Image.Exif()
     exif[0x0112] = orientation
     large = Image.fromarray(photo).resize((960, 640))
-    stored = large.transpose(UNDO_ORIENTATION[orientation]) if UNDO_ORIENTATION[orientation] is not None else large
+    stored = pictures.stored(large, orientation)
     scaled = decode(encode(stored, "JPEG", exif=exif), fit_px=240)
     assert scaled.shape == (160, 240, 3)
     assert distance(scaled, np.asarray(large.resize((240, 160), Image.Resampling.BOX))) < 1.5

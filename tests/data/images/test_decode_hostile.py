@@ -13,22 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pictures import distance, encode, photo, with_exif
+from pictures import code_of, distance, encode, with_exif
 from yolor_ray.data.images import decode as decode_module
 from yolor_ray.data.images.decode import decode
 from yolor_ray.data.images.header import read_header
-from yolor_ray.errors import ImageError
-
-
-@pytest.fixture(name="photo")
-def _photo() -> np.ndarray:
-    return photo()
-
-
-def code_of(data: bytes, **options) -> str:
-    with pytest.raises(ImageError) as caught:
-        decode(data, **options)
-    return caught.value.code
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:

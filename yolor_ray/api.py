@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from yolor_ray.config.network import Precision
-from yolor_ray.config.serve import check_limits
+from yolor_ray.config.serve import ServeConfig, check_limits
 from yolor_ray.data.images.decode import MAX_PIXELS, decode, rgb_pixels
 from yolor_ray.data.images.header import read_header
 from yolor_ray.data.images.letterbox import Letterbox, letterbox
@@ -127,7 +127,12 @@ class Detector:
     def __call__(self, image: ImageSource, *, confidence: float = ..., iou: float = ..., max_detections: int = ...) -> Result: ...
 
     def __call__(
-        self, image: ImageSource | Images, *, confidence: float = 0.25, iou: float = 0.5, max_detections: int = 300
+        self,
+        image: ImageSource | Images,
+        *,
+        confidence: float = ServeConfig.confidence,
+        iou: float = ServeConfig.iou,
+        max_detections: int = ServeConfig.max_detections,
     ) -> Result | list[Result]:
         """Return the objects of an image, or of each image of a list.
 

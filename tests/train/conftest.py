@@ -9,7 +9,7 @@ import torch
 from yolor_ray.config import AugmentConfig, DataConfig, LossConfig, NetworkConfig, OptimConfig, TrainConfig
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.learner import Learner
-from yolor_ray.train.optim import Schedule
+from yolor_ray.train.optim.schedule import Schedule
 
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 24, 32), depths=(1, 1, 1), levels=2, neck_depth=1)
 ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0], [60.0, 32.0], [40.0, 80.0]]])

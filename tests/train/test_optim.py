@@ -8,7 +8,9 @@ from torch import nn
 
 from yolor_ray.config import OptimConfig, presets
 from yolor_ray.model.network import Yolor
-from yolor_ray.train.optim import WARMUP_BIAS_LR, WARMUP_MOMENTUM, Schedule, WeightAverage, make_optimizer, parameter_groups
+from yolor_ray.train.optim.average import WeightAverage
+from yolor_ray.train.optim.optimizer import make_optimizer, parameter_groups
+from yolor_ray.train.optim.schedule import WARMUP_BIAS_LR, WARMUP_MOMENTUM, Schedule
 
 
 @pytest.mark.parametrize(("config", "sizes"), [(presets.P6, [149, 145, 145]), (presets.CSP, [118, 115, 115])], ids=["p6", "csp"])

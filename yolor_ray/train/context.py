@@ -21,7 +21,7 @@ from yolor_ray.model.network import Yolor
 from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.losses.assign import Targets
-from yolor_ray.train.optim import Schedule
+from yolor_ray.train.optim.schedule import Schedule
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -18,7 +18,9 @@ from yolor_ray.inference.detect import to_input
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.losses.total import loss_terms
-from yolor_ray.train.optim import Schedule, WeightAverage, make_optimizer
+from yolor_ray.train.optim.average import WeightAverage
+from yolor_ray.train.optim.optimizer import make_optimizer
+from yolor_ray.train.optim.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 

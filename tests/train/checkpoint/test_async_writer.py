@@ -19,7 +19,7 @@ from yolor_ray.train.checkpoint.attempts import RunAttempt
 from yolor_ray.train.checkpoint.checkpoint import Progress, newest_checkpoint, resume
 from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
-from yolor_ray.train.optim import Schedule
+from yolor_ray.train.optim.schedule import Schedule
 
 CONFIG = TrainConfig(
     network=NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1),

@@ -1,0 +1,1 @@
+"""Optimizer, schedule of the learning rate, gradient clipping and weight average."""

@@ -1,0 +1,46 @@
+"""Exponential moving average (EMA) of the weights, which is validated and published instead of the weights."""
+
+import copy
+import math
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+EMA_RAMP_UPDATES = 2000
+EMA_WINDOW_SHARE = 0.1
+"""Maximum window of the average, as a share of the run's updates."""
+
+Averaged = TypeVar("Averaged", bound=nn.Module)
+
+
+class WeightAverage(Generic[Averaged]):
+    """Exponential moving average (EMA) of all floating-point weights and statistics; integers are copied."""
+
+    def __init__(self, network: Averaged, decay: float, total_updates: int) -> None:
+        """Copy the network as the initial average.
+
+        Args:
+            network: network to average.
+            decay: decay per update, capped so that the window is at most `EMA_WINDOW_SHARE` of the run.
+            total_updates: optimizer updates of the run.
+        """
+        window = max(total_updates * EMA_WINDOW_SHARE, 1.0)
+        self.decay = min(decay, 1 - 1 / (1 + window))
+        self.ramp = min(EMA_RAMP_UPDATES, window)
+        self.updates = 0
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average towards the network's weights; the first updates have a lower decay."""
+        self.updates += 1
+        decay = self.decay * (1 - math.exp(-self.updates / self.ramp))
+        averages, values = [], []
+        for average, value in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value.detach())
+            else:
+                average.copy_(value)
+        torch._foreach_lerp_(averages, values, 1 - decay)

@@ -7,6 +7,7 @@ A number is -1 (NO_VALUE) if the dataset has no object to measure on, as in pyco
 import contextlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -15,8 +16,11 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from yolor_ray.data import rle
+from yolor_ray.data.coco_rules import object_area, warn_of_limit
 from yolor_ray.data.shards.records import Objects
 from yolor_ray.errors import DataError
+from yolor_ray.evaluate.truth import complete_truth
 from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.io import storage
 
@@ -28,6 +32,8 @@ NO_VALUE = -1.0
 """pycocotools' number for "no value"."""
 
 IouType = Literal["bbox", "segm", "keypoints"]
+IOU_TYPES: dict[str, IouType] = {"detect": "bbox", "segment": "segm", "pose": "keypoints"}
+"""COCO's kind of comparison for a task."""
 RESULT_FIELDS: dict[IouType, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 """Field of annotations and detections that is compared."""
 ResultRow = dict[str, Any]
@@ -61,6 +67,8 @@ class CocoResult:
     """(101, K): precision at each recall, IoU .50; NaN for a class without objects."""
     precision: np.ndarray
     """(101, K): the same, mean over IoU .50 to .95."""
+    images_over_limit: int
+    """Images with more objects of one class than COCO compares detections; AP cannot reach 1 there."""
 
 
 def value_or(number: float, missing: Missing) -> float | Missing:
@@ -88,7 +96,7 @@ def _annotation(objects: Objects, index: int, width: int, height: int) -> dict[s
     annotation: dict[str, Any] = {
         "category_id": int(objects.labels[index]),
         "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": float(objects.areas[index]),
+        "area": _area(objects, index, width, height),
         "iscrowd": int(objects.crowd[index]),
     }
     if objects.masks is not None:
@@ -99,6 +107,15 @@ def _annotation(objects: Objects, index: int, width: int, height: int) -> dict[s
         annotation["keypoints"] = keypoints.reshape(-1).tolist()
         annotation["num_keypoints"] = int((keypoints[:, 2] > 0).sum())
     return annotation
+
+
+def _area(objects: Objects, index: int, width: int, height: int) -> float:
+    """Return the area of a packed object, px²; datasets of version 0.2 may have areas of 0 for objects with a box and a mask."""
+    area = float(objects.areas[index])
+    if area > 0:
+        return area
+    x1, y1, x2, y2 = objects.boxes_xyxy[index].tolist()
+    return object_area(None, (x2 - x1, y2 - y1), None if objects.masks is None else rle.mask_area(objects.masks[index], width, height))
 
 
 def make_result_rows(image_id: int, detections: ImageDetections, width: int, height: int, iou_type: IouType = "bbox") -> list[ResultRow]:
@@ -123,8 +140,16 @@ def _compared_values(detections: ImageDetections, width: int, height: int, iou_t
 
 
 def score(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType = "bbox") -> dict[str, float]:
-    """Return the numbers of COCO's table by name: METRICS, or KEYPOINT_METRICS for keypoints."""
-    return measure(truth, rows, iou_type).metrics
+    """Return the numbers of COCO's table by name: METRICS, or KEYPOINT_METRICS for keypoints.
+
+    Fields of annotations that pycocotools needs beside the compared one may be missing or implausible; see `complete_truth`.
+
+    Raises:
+        DataError: as `measure`.
+    """
+    result = measure(complete_truth(truth), rows, iou_type)
+    warn_of_limit(next(task for task, kind in IOU_TYPES.items() if kind == iou_type), result.images_over_limit)
+    return result.metrics
 
 
 def measure(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType = "bbox") -> CocoResult:
@@ -144,7 +169,13 @@ def measure(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType = "b
     metrics = dict(zip(names, scorer.stats.tolist(), strict=True))
     precision = scorer.eval["precision"][:, :, :, 0, -1]
     precision = np.where(precision == NO_VALUE, np.nan, precision)
-    return CocoResult(metrics, _class_scores(truth, scorer), precision50=precision[0], precision=precision.mean(axis=0))
+    return CocoResult(
+        metrics,
+        _class_scores(truth, scorer),
+        precision50=precision[0],
+        precision=precision.mean(axis=0),
+        images_over_limit=_count_over_limit(truth, scorer),
+    )
 
 
 def match_detections(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType = "bbox") -> COCOeval:
@@ -216,6 +247,15 @@ def _indexed(truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     index.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
     index.createIndex()
     return index
+
+
+def _count_over_limit(truth: dict[str, Any], scorer: COCOeval) -> int:
+    """Return the number of images with more objects of one class than the scorer compares detections."""
+    counted = [annotation for annotation in truth["annotations"] if not annotation.get("iscrowd")]
+    if scorer.params.iouType == "keypoints":
+        counted = [annotation for annotation in counted if annotation["num_keypoints"]]
+    objects = Counter((annotation["image_id"], annotation["category_id"]) for annotation in counted)
+    return len({image_id for (image_id, _), count in objects.items() if count > scorer.params.maxDets[-1]})
 
 
 def _class_scores(truth: dict[str, Any], scorer: COCOeval) -> dict[str, ClassScore]:

@@ -18,8 +18,6 @@ from yolor_ray.inference.postprocess import ImageDetections
 
 MAIN_METRICS = {"detect": "AP", "classify": "classify/mAP", "embed": "embed/mAP", "segment": "segment/AP", "pose": "pose/AP"}
 """Main metric of each task; the mean of the main metrics selects the best epoch."""
-IOU_TYPES: dict[str, coco.IouType] = {"detect": "bbox", "segment": "segm", "pose": "keypoints"}
-"""COCO's kind of comparison for a task."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Coll
 
 def _measure_coco(dataset: Dataset, images: Sequence[_Image], task: str) -> tuple[coco.CocoResult, list[coco.ResultRow]]:
     """Compare by COCO's rules; in a union, an image is compared in the classes that its own dataset names."""
-    iou_type, classes = IOU_TYPES[task], dataset.classes
+    iou_type, classes = coco.IOU_TYPES[task], dataset.classes
     member_classes = [{classes.index(name) for name in member.classes} for member in dataset.members or (dataset,)]
     rows = [
         row

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from yolor_ray.cluster.connect import as_completed, start_ray
 from yolor_ray.config import EvaluateConfig
 from yolor_ray.config.network import Precision
+from yolor_ray.data.coco_rules import warn_of_limit
 from yolor_ray.data.shards.dataset import Dataset, RowGroup
 from yolor_ray.data.shards.union import open_datasets, relabel_to
 from yolor_ray.errors import ConfigError
@@ -65,6 +66,8 @@ def _evaluate_weights(config: EvaluateConfig, dataset: Dataset) -> dict[str, Any
     detections = merge_detections(shares, dataset.images)
     predicted = time.perf_counter()
     result = measure(dataset, detections, network.config.tasks)
+    for task, task_result in {"detect": result.boxes, "segment": result.masks, "pose": result.keypoints}.items():
+        warn_of_limit(task, task_result.images_over_limit if task_result else 0)
     seconds = predicted - started
     logger.info("event=predicted images=%d seconds=%.1f images_per_s=%.1f", dataset.images, seconds, dataset.images / seconds)
     logger.info("event=scored detections=%d seconds=%.1f", len(result.rows), time.perf_counter() - predicted)

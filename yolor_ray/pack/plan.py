@@ -19,6 +19,7 @@ from yolor_ray.pack.annotations.image_folder import ImageFolder
 from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations, add_labels_of_objects
 from yolor_ray.pack.annotations.voc import read_voc
 from yolor_ray.pack.annotations.yolo import read_yolo
+from yolor_ray.pack.object_faults import leave_out_fractions, merge_equal_objects
 from yolor_ray.pack.shard_builder import AnnotatedSource, SceneSource, ShardTask
 
 SCENES_PER_SHARD = 512
@@ -47,7 +48,7 @@ def plan_annotated(config: PackVocConfig | PackCocoConfig | PackYoloConfig | Pac
         DataError: the images folder has no image, or the annotations cannot be read.
     """
     folder = ImageFolder(absolute(config.images))
-    annotations = _read_annotations(config, folder)
+    annotations = merge_equal_objects(leave_out_fractions(_read_annotations(config, folder)))
     if config.image_labels == "present":
         annotations = add_labels_of_objects(annotations)
     return _divide(config, folder, annotations)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from yolor_ray.cluster.connect import as_completed, start_ray
 from yolor_ray.config import PackCocoConfig, PackCropsConfig, PackScenesConfig, PackVocConfig, PackYoloConfig
+from yolor_ray.data.coco_rules import warn_of_limit
 from yolor_ray.data.shards.dataset import MANIFEST, Dataset, dataset_digest, open_dataset, write_dataset
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import delete, exists, join, list_names, write_bytes
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def pack(config: PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConfig | PackScenesConfig) -> dict:
-    """Pack the images of a configuration and return `images`, `boxes`, `faults` by code and `output`.
+    """Pack the images of a configuration and return `images`, `boxes`, `faults` by code, `output`, and `crowds` where there are any.
 
     Raises:
         DataError: no usable image, a fault with `strict`, or another finished dataset at the output.
@@ -60,7 +61,9 @@ def _build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
             found = f"found a finished dataset of {finished.images} images with digest {finished.digest[:12]}"
             raise DataError(f"{plan.output}: {found}, expected {dataset.digest[:12]}, no dataset, or another output")
     _log_faults(faults, plan.output)
-    return {"images": dataset.images, "boxes": dataset.boxes, "faults": dataset.faults, "output": plan.output}
+    _log_counts(dataset, results)
+    result = {"images": dataset.images, "boxes": dataset.boxes, "faults": dataset.faults, "output": plan.output}
+    return {**result, "crowds": dataset.crowds} if dataset.crowds else result
 
 
 def _build_shards(plan: PackPlan, parallel: bool, write: bool) -> Iterator[ShardResult]:
@@ -109,6 +112,7 @@ def _describe(plan: PackPlan, results: Sequence[ShardResult], faults: Sequence[F
         shards=shards,
         digest=dataset_digest(shards, plan.classes, plan.image_classes, plan.keypoint_names),
         faults=count_by_code(faults),
+        crowds=sum(result.crowds for result in results),
     )
 
 
@@ -151,3 +155,16 @@ def _log_faults(faults: Sequence[Fault], output: str) -> None:
         logger.warning("event=fault code=%s location='%s' message='%s'", fault.code, fault.location, fault.message)
     if faults:
         logger.warning("event=faults count=%d by_code='%s' list=%s", len(faults), count_by_code(faults), join(output, FAULTS_FILE))
+
+
+def _log_counts(dataset: Dataset, results: Sequence[ShardResult]) -> None:
+    """Log the size of a dataset, and warn of objects that count in no metric, or of too many objects for COCO's metrics."""
+    logger.info("event=packed images=%d boxes=%d crowds=%d output=%s", dataset.images, dataset.boxes, dataset.crowds, dataset.url)
+    if dataset.boxes and dataset.boxes == dataset.crowds:
+        reason = "all boxes are crowd regions, which training and metrics ignore"
+        logger.warning("event=only_crowds boxes=%d reason='%s'", dataset.boxes, reason)
+    over_limit: Counter[str] = Counter()
+    for result in results:
+        over_limit.update(result.images_over_limit)
+    for task, images in sorted(over_limit.items()):
+        warn_of_limit(task, images)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from yolor_ray import __version__
+from yolor_ray.data.coco_rules import exceeded_limits
 from yolor_ray.data.images.decode import decode
 from yolor_ray.data.images.header import read_header
 from yolor_ray.data.shards.dataset import VERSION, Shard, encode_shard
@@ -116,6 +117,10 @@ class ShardResult:
     """The file; None without any usable image."""
     boxes_per_label: Mapping[int, int] = field(default_factory=dict)
     """Objects by label."""
+    crowds: int = 0
+    """Objects that are crowd regions."""
+    images_over_limit: Mapping[str, int] = field(default_factory=dict)
+    """Images with more objects of one class than COCO compares detections, by task."""
     tasks: tuple[str, ...] = ()
     """Tasks that an image of the shard is annotated for."""
     image_hashes: Mapping[str, str] = field(default_factory=dict)
@@ -136,18 +141,23 @@ def build_shard(task: ShardTask, write: bool = True) -> ShardResult:
         return finished
     faults: list[Fault] = []
     boxes: Counter[int] = Counter()
+    crowds = Counter[bool]()
+    over_limit: Counter[str] = Counter()
     tasks: set[str] = set()
     hashes: dict[str, str] = {}
 
     def counted_records() -> Iterator[Record]:
         for record in task.source.records(faults):
             boxes.update(record.objects.labels.tolist())
+            crowds.update(record.objects.crowd.tolist())
+            over_limit.update(exceeded_limits(record.objects, record.tasks))
             tasks.update(record.tasks)
             hashes[record.name] = hashlib.sha256(record.image).hexdigest()
             yield record
 
     data, shard = encode_shard(counted_records(), task.index)
-    result = ShardResult(task.index, shard if shard.rows else None, dict(boxes), tuple(sorted(tasks)), hashes, tuple(faults))
+    counts = dict(boxes), crowds[True], dict(over_limit)
+    result = ShardResult(task.index, shard if shard.rows else None, *counts, tuple(sorted(tasks)), hashes, tuple(faults))
     if write:
         if shard.rows:
             write_bytes(join(task.output, shard.name), data)

@@ -10,6 +10,7 @@ import ray.train
 
 from yolor_ray.cluster.block_source import direct_source
 from yolor_ray.config import TrainConfig
+from yolor_ray.data.augment.geometry import MIN_SIDE_PX
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards import union
 from yolor_ray.data.shards.dataset import Dataset, read_row_group
@@ -119,8 +120,13 @@ def open_datasets(config: TrainConfig) -> tuple[Dataset, Dataset]:
 
 
 def _choose_anchors(config: TrainConfig, dataset: Dataset, pretrained: str) -> np.ndarray:
-    """Return the pretrained anchors if they cover the training boxes, else fit new ones: (L, A, 2) pixels."""
+    """Return the pretrained anchors if they cover the training boxes, else fit new ones: (L, A, 2) pixels.
+
+    Raises:
+        DataError: the dataset has no box to learn.
+    """
     sides = _read_box_sides(dataset, config.data.image_px)
+    _check_sides(sides, dataset, config.data.image_px)
     network = config.network
     anchors = pretrained_anchors(pretrained, network) if pretrained else None
     origin = "pretrained"
@@ -136,14 +142,24 @@ def _choose_anchors(config: TrainConfig, dataset: Dataset, pretrained: str) -> n
 
 
 def _read_box_sides(dataset: Dataset, image_px: int) -> np.ndarray:
-    """Return the (N, 2) widths and heights of all boxes in pixels of the network input."""
+    """Return the (N, 2) widths and heights of all boxes in pixels of the network input; crowd regions are not learned."""
     sides = [np.zeros((0, 2), np.float32)]
     for group in dataset.row_groups:
-        table = read_row_group(dataset, group, ["width", "height", "boxes_xyxy"])
-        for width, height, boxes in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
-            corners = np.asarray(boxes, np.float32).reshape(-1, 4)
+        table = read_row_group(dataset, group, ["width", "height", "boxes_xyxy", "crowd"])
+        for width, height, boxes, crowd in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+            corners = np.asarray(boxes, np.float32).reshape(-1, 4)[~np.asarray(crowd, np.bool_)]
             sides.append((corners[:, 2:] - corners[:, :2]) * (image_px / max(width, height)))
     return np.concatenate(sides)
+
+
+def _check_sides(sides: np.ndarray, dataset: Dataset, image_px: int) -> None:
+    """Refuse a training set without a box to learn, and warn of one whose boxes (N, 2) are all too small to be seen."""
+    if not len(sides):
+        found = f"found {dataset.boxes} boxes, all of them crowd regions" if dataset.boxes else f"found no box on {dataset.images} images"
+        raise DataError(f"{dataset.url}: {found}, expected boxes of single objects to train on")
+    if sides.min(axis=1).max() < MIN_SIDE_PX:
+        reason = f"no box has {MIN_SIDE_PX:g} px in width and height at that size, so there is nothing to learn"
+        logger.warning("event=boxes_too_small boxes=%d image_px=%d reason='%s'", len(sides), image_px, reason)
 
 
 def _publish_best(run: str) -> None:

@@ -79,6 +79,8 @@ class Dataset:
     """SHA-256 over the classes and the shards' hashes: equal digests mean equal datasets."""
     faults: dict[str, int]
     """Number of faults met while packing, by code; `faults.jsonl` in the same folder lists the faults."""
+    crowds: int | None = None
+    """Number of objects that are crowd regions; None where `dataset.json` is older than the count."""
     members: tuple["Dataset", ...] = ()
     """The datasets of a union, whose shards follow each other; empty for a single dataset."""
 
@@ -152,7 +154,7 @@ def _dataset_from_json(url: str, content: dict[str, Any]) -> Dataset:
     lists = {name: tuple(content[name]) for name in ("classes", "image_classes", "keypoint_names", "tasks")}
     values = {name: content[name] for name in ("images", "boxes", "boxes_per_class", "digest", "faults")}
     fields: dict[str, Any] = {**lists, **values}
-    dataset = Dataset(url=url, shards=shards, **fields)
+    dataset = Dataset(url=url, shards=shards, **fields, crowds=content.get("crowds"))
     rows = sum(sum(shard.row_groups) for shard in shards)
     if rows != dataset.images:
         raise ValueError(f"{rows} rows in the shards, {dataset.images} images")

@@ -55,6 +55,7 @@ def unite(members: Sequence[Dataset]) -> Dataset:
         shards=tuple(shard for member in members for shard in member.shards),
         digest=hashlib.sha256(digests.encode()).hexdigest(),
         faults=dict(sorted(faults.items())),
+        crowds=None if any(member.crowds is None for member in members) else sum(member.crowds or 0 for member in members),
         members=tuple(members),
     )
 

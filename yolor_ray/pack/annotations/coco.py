@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from yolor_ray.data.coco_rules import is_crowd
 from yolor_ray.data.shards.relabel import MEMBER_BITS
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import read_bytes
@@ -175,13 +176,12 @@ def _numbers(values: Any, count: int) -> tuple[float, ...] | None:
 
 def _object(entry: dict, pointer: str, labels: dict[int, int], keypoints: tuple[float, ...] | None) -> AnnotatedObject:
     x, y, width, height = entry["bbox"]
-    area = _numbers([entry.get("area")], 1)
     return AnnotatedObject(
         box=(float(x), float(y), float(x + width), float(y + height)),
         label=labels[entry["category_id"]],
         pointer=pointer,
-        crowd=entry.get("iscrowd") in (1, True),
-        area=area[0] if area and area[0] >= 0 else None,
+        crowd=is_crowd(entry.get("iscrowd")),
+        area=entry["area"] if is_number(entry.get("area")) and entry["area"] > 0 else None,
         mask=entry.get("segmentation") or None,
         keypoints=keypoints,
         identity=_number_or_unknown(entry.get("identity")),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from yolor_ray.data import rle
+from yolor_ray.data.coco_rules import object_area
 from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.data.shards.records import Objects
 from yolor_ray.pack.annotations.faults import Fault
@@ -131,12 +132,13 @@ def _masks(
 
 
 def _areas(objects: list[AnnotatedObject], boxes: np.ndarray, masks: tuple[bytes, ...] | None, header: ImageHeader) -> np.ndarray:
-    """Return the annotated areas (N,), px²; where one is missing, the area of the mask or of the box (N, 4)."""
-    if masks is None:
-        sizes = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).tolist()
-    else:
-        sizes = [rle.mask_area(mask, header.width, header.height) for mask in masks]
-    return np.array([size if obj.area is None else obj.area for obj, size in zip(objects, sizes, strict=True)], np.float32)
+    """Return the annotated areas (N,), px²; where one is missing or not plausible, the area of the mask or of the box (N, 4)."""
+    areas = []
+    for index, (obj, (width, height)) in enumerate(zip(objects, (boxes[:, 2:] - boxes[:, :2]).tolist(), strict=True)):
+        # The box that serves as mask in the place of a missing one does not contradict the annotated area.
+        mask_px = None if masks is None or obj.mask is None else rle.mask_area(masks[index], header.width, header.height)
+        areas.append(object_area(obj.area, (width, height), mask_px))
+    return np.array(areas, np.float32)
 
 
 def _keypoints(objects: list[AnnotatedObject], frame: Frame, count: int) -> np.ndarray:

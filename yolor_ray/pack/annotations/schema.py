@@ -21,7 +21,7 @@ class AnnotatedObject:
     crowd: bool = False
     """A region of many objects."""
     area: float | None = None
-    """Annotated area, px²."""
+    """Annotated area, px²; None if there is none above 0."""
     mask: Any = None
     """COCO segmentation: polygons, or a run-length dict with `size` and `counts`."""
     keypoints: tuple[float, ...] | None = None

@@ -1,0 +1,70 @@
+"""Complete the annotations of a COCO file for pycocotools, which expects fields that many tools leave out or fill with zeros."""
+
+import logging
+from typing import Any
+
+from yolor_ray.data import rle
+from yolor_ray.data.coco_rules import is_crowd, object_area
+from yolor_ray.pack.annotations.masks import MaskError, encode_segmentation, is_number
+
+logger = logging.getLogger(__name__)
+
+
+def complete_truth(truth: dict[str, Any]) -> dict[str, Any]:
+    """Return COCO annotations in which each annotation has `area`, `iscrowd` and `bbox`, and with keypoints `num_keypoints` too.
+
+    The argument is not changed. An area that is missing or not plausible is replaced by that of the mask, or else of the box. Absent
+    boxes become the extent of the labelled keypoints, because pycocotools reads a box beside keypoints.
+    """
+    sizes = {image.get("id"): (image.get("width"), image.get("height")) for image in truth["images"]}
+    annotations = [_complete(annotation, sizes.get(annotation.get("image_id"), (None, None))) for annotation in truth["annotations"]]
+    _warn_of_fractions(annotations)
+    return {**truth, "annotations": annotations}
+
+
+def _complete(annotation: dict[str, Any], size: tuple[Any, Any]) -> dict[str, Any]:
+    points = _labelled_points(annotation.get("keypoints"))
+    box = annotation["bbox"] if _is_box(annotation.get("bbox")) else _extent(points)
+    sides = (box[2], box[3]) if box and min(box[2:]) > 0 else None
+    completed = annotation | {
+        "iscrowd": int(is_crowd(annotation.get("iscrowd"))),
+        "area": object_area(annotation.get("area"), sides, _mask_px(annotation.get("segmentation"), *size)),
+    }
+    if "keypoints" in annotation:
+        completed["num_keypoints"] = len(points)
+    return completed | {"bbox": box} if box else completed
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+def _labelled_points(keypoints: Any) -> list[tuple[float, float]]:
+    if not isinstance(keypoints, list) or not all(map(is_number, keypoints)):
+        return []
+    return [(x, y) for x, y, visibility in zip(*(keypoints[start::3] for start in range(3)), strict=False) if visibility > 0]
+
+
+def _extent(points: list[tuple[float, float]]) -> list[float] | None:
+    """Return x, y, width and height of the smallest box around points, or None without points."""
+    if not points:
+        return None
+    (left, right), (top, bottom) = ((min(values), max(values)) for values in zip(*points, strict=True))
+    return [left, top, right - left, bottom - top]
+
+
+def _mask_px(segmentation: Any, width: Any, height: Any) -> int | None:
+    """Return the pixels of a mask, or None if there is no usable mask or the size of the image is unknown."""
+    if not segmentation or not all(isinstance(side, int) and side > 0 for side in (width, height)):
+        return None
+    try:
+        return rle.mask_area(encode_segmentation(segmentation, width, height), width, height)
+    except MaskError:
+        return None
+
+
+def _warn_of_fractions(annotations: list[dict[str, Any]]) -> None:
+    edges = [edge for annotation in annotations if (box := annotation.get("bbox")) for edge in (box[0] + box[2], box[1] + box[3])]
+    if edges and max(edges) <= 1:
+        reason = "all boxes lie within 0 to 1 where COCO has pixels, so that every object counts as small"
+        logger.warning("event=looks_like_fractions annotations=%d reason='%s'", len(annotations), reason)

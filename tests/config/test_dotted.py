@@ -146,7 +146,7 @@ def test_settings_that_an_older_file_lacks_have_their_defaults():
         (b'{"optim": {"lr": {"peak": 1}}}', "optim.lr.peak: found no setting of that name"),
         (b'{"optim": {"lr": "fast"}}', "optim.lr: found 'fast', expected a finite number"),
         (b'{"optim": {"lr": NaN}}', "optim.lr: found nan, expected a finite number"),
-        (b'{"optim": {"lr": -1}}', "optim.lr: found -1.0, expected more than 0"),
+        (b'{"optim": {"lr": -1}}', "optim.lr: found -1.0, expected 0 or more"),
     ],
 )
 def test_an_invalid_file_is_refused_with_its_url(data, fault):

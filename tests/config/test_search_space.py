@@ -1,5 +1,7 @@
 """Arguments of `--search`: the dimensions that they define, and refusals before a study starts."""
 
+from dataclasses import replace
+
 import pytest
 
 from yolor_ray.config import TrainConfig
@@ -27,7 +29,7 @@ def test_an_ablation_has_one_dimension_for_each_argument():
         (["optim.lr=1e-3..1e-1"], "search: found the range optim.lr=1e-3..1e-1, expected values, such as optim.lr=1e-3,1e-1"),
         (["optim.lr=0.1"], "expected two values or more; one value is set by --optim.lr"),
         (["optim.lr=0.1,fast"], "optim.lr: found 'fast', expected a finite number"),
-        (["optim.lr=0.1,0.0"], "optim.lr: found 0.0, expected more than 0"),
+        (["optim.lr=0.1,-1.0"], "optim.lr: found -1.0, expected 0 or more"),
         (["optim.lr=0.1,1e-1"], "expected each value once"),
         (["optim.lr=0.1,0.2", "optim.lr=0.3,0.4"], "expected optim.lr once"),
         (["network.implicit.align=add,none"], "use --variants"),
@@ -56,12 +58,13 @@ def test_a_search_can_start_from_every_preset(name):
     train = PRESETS[name]
     dimensions = search_space(train, [])
     assert list(dimensions) == [argument.partition("=")[0] for argument in RECIPE]
-    assert replace_fields(train, start_values(train, dimensions)) == train
+    chosen = replace(train, optim=replace(train.optim, lr=train.optim.peak_lr))
+    assert replace_fields(train, start_values(train, dimensions)) == chosen
 
 
 def test_ranges_of_a_decade_or_more_above_zero_are_searched_in_the_logarithm():
     space = search_space(TrainConfig(), ["optim.warmup_epochs=1..9.9", "loss.box=0.07..0.7", "optim.nominal_batch=16..64"])
-    assert space["optim.lr"] == Range(0.001, 0.1, log=True, integer=False)
+    assert space["optim.lr"] == Range(0.0003, 0.1, log=True, integer=False)
     assert space["augment.mixup"] == Range(0.0, 0.4, log=False, integer=False)
     assert space["optim.warmup_epochs"] == Range(1.0, 9.9, log=False, integer=False)
     assert space["loss.box"] == Range(0.07, 0.7, log=True, integer=False)
@@ -80,7 +83,7 @@ def test_arguments_replace_extend_and_fix_the_recipe():
 def test_the_recipe_is_searched_around_the_runs_own_values():
     train = replace_fields(TrainConfig(), {"optim.lr": 0.5, "augment.flip_vertical": 0.25, "optim.weight_decay": 0.0})
     space = search_space(train, [])
-    assert space["optim.lr"] == Range(0.001, 0.5, log=True, integer=False)
+    assert space["optim.lr"] == Range(0.0003, 0.5, log=True, integer=False)
     assert space["augment.flip_vertical"] == Choice((0.0, 0.5, 0.25))
     assert space["optim.weight_decay"] == Range(0.0, 0.001, log=False, integer=False)
 
@@ -97,7 +100,7 @@ def test_a_search_starts_as_near_to_the_run_as_the_arguments_allow():
     [
         ("optim.lr=0.1..0.01", "expected a low end under the high end"),
         ("optim.lr=0.1..0.1", "expected a low end under the high end"),
-        ("optim.lr=0..0.1", "optim.lr: found 0.0, expected more than 0"),
+        ("optim.lr=-1..0.1", "optim.lr: found -1.0, expected 0 or more"),
         ("optim.lr=0.1..", "optim.lr: found '', expected a finite number"),
         ("optim.batch=8..16.5", "optim.batch: found '16.5', expected a whole number"),
         ("network.stem=conv..csp", "network.stem: found 'conv..csp', expected one of"),

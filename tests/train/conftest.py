@@ -24,9 +24,11 @@ def make_learner() -> Callable[..., Learner]:
         augment: AugmentConfig | None = None,
         classes: int = 3,
         anchors: torch.Tensor = ANCHORS,
-        **optim: float,
+        **optim: float | str,
     ) -> Learner:
-        settings = OptimConfig(**{"epochs": 5, "batch": 2, "nominal_batch": 2, "warmup_epochs": 0.0, **optim})
+        settings = OptimConfig(
+            **{"epochs": 5, "batch": 2, "nominal_batch": 2, "warmup_epochs": 0.0, "optimizer": "sgd", "lr": 0.01, **optim}
+        )
         config = TrainConfig(
             network=TINY, data=DataConfig(image_px=64), augment=augment or AugmentConfig(), loss=loss or LossConfig(), optim=settings
         )

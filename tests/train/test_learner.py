@@ -107,14 +107,40 @@ def test_too_many_consecutive_non_finite_gradients_end_the_run(make_learner):
     assert equal(before, weights(learner))
 
 
-def test_a_huge_gradient_is_clipped(make_learner):
-    learner = make_learner(loss=LossConfig(box=1e6, objectness=1e6, cls=1e6), lr=0.01, clip_norm=1.0, weight_decay=0.0, momentum=0.5)
-    before = weights(learner)
-    learner.learn(IMAGES, TARGETS, must_update=True)
-    distance = torch.cat([(a - b).flatten() for a, b in zip(before, weights(learner), strict=True)]).norm().item()
-    assert distance == pytest.approx(0.01 * (1 + 0.5), rel=1e-3), (
-        "learning rate x clipped norm, times 1 + momentum in Nesterov's first step"
-    )
+def distance(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
+    return torch.cat([(a - b).flatten() for a, b in zip(before, after, strict=True)]).norm().item()
+
+
+def test_a_gradient_is_clipped_relative_to_earlier_ones(make_learner, monkeypatch):
+    learner = make_learner(lr=0.01, clip_ratio=2.0, weight_decay=0.0, momentum=0.001, final_lr_ratio=1.0)
+    learner.learn(IMAGES, NO_TARGETS, must_update=True)
+    mean, before = learner.clipper.mean_norm, weights(learner)
+    learner.learn(IMAGES, replace(TARGETS, boxes_cxcywh=TARGETS.boxes_cxcywh * 1.01), must_update=True)
+    assert distance(before, weights(learner)) <= 0.01 * 2.0 * mean * 1.01
+    assert mean < learner.clipper.mean_norm <= 1.02 * mean
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_clipping_does_not_depend_on_the_gains(make_learner, scale):
+    plain, scaled = make_learner(), make_learner(loss=LossConfig(box=0.05 * scale, objectness=0.7 * scale, cls=0.3 * scale))
+    for learner in (plain, scaled):
+        for targets in (NO_TARGETS, TARGETS, TARGETS):
+            learner._backward(IMAGES, targets, 1.0)
+            learner.clipper.clip(learner.network.parameters())
+            learner.optimizer.zero_grad()
+    assert scaled.clipper.mean_norm == pytest.approx(scale * plain.clipper.mean_norm, rel=1e-2)
+
+
+def test_the_size_of_a_step_does_not_depend_on_the_batch(make_learner):
+    """Both learners see equal images, in one batch and in two."""
+    norms = []
+    for batches in (1, 2):
+        learner = make_learner(nominal_batch=2 * batches)
+        for _ in range(batches):
+            learner.learn(IMAGES, TARGETS, must_update=False)
+        assert learner.gradients_applied
+        norms.append(learner.clipper.mean_norm)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
 def test_sizes_are_multiples_of_the_coarsest_stride_and_equal_on_every_worker(make_learner):

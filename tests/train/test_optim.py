@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from yolor_ray.config import OptimConfig, presets
+from yolor_ray.config.train import PUBLISHED_RECIPE
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.optim.average import WeightAverage
 from yolor_ray.train.optim.optimizer import make_optimizer, parameter_groups
@@ -28,7 +29,9 @@ def test_only_convolution_weights_decay(make_learner):
     decayed = {names[p] for group in learner.optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     kernels = {name for name, parameter in learner.network.named_parameters() if parameter.ndim == 4}
     assert decayed == kernels
-    assert {group["weight_decay"] for group in learner.optimizer.param_groups} == {0.0, 0.25}
+    assert {group["weight_decay"] for group in learner.optimizer.param_groups} == {0.0, 0.25 * 2 / 64}, (
+        "in proportion to the images per update"
+    )
 
 
 def test_the_learning_rate_follows_the_reference_cosine():
@@ -65,7 +68,7 @@ def test_accumulated_batches_add_up_to_about_the_nominal_batch(batch, full):
 
 
 def test_warm_up_raises_rate_and_momentum_and_lowers_the_rate_of_biases(make_learner):
-    optim = OptimConfig(epochs=300, lr=0.01, momentum=0.937)
+    optim = OptimConfig(epochs=300, recipe="published", **PUBLISHED_RECIPE)
     schedule, optimizer = Schedule(optim, steps_per_epoch=100), make_optimizer(make_learner().network, optim)
     rates = []
     for step in (0, 500, 1000, 29_999):
@@ -94,7 +97,7 @@ def small_network() -> nn.Module:
 
 def test_the_weight_average_follows_the_reference_formula():
     network = small_network()
-    average = WeightAverage(network, 0.9999, total_updates=1_000_000)
+    average = WeightAverage(network, 0.9999, window=100_000.0)
     expected = {name: tensor.double() for name, tensor in network.state_dict().items()}
     for update in range(1, 6):
         with torch.no_grad():
@@ -113,7 +116,7 @@ def test_the_weight_average_follows_the_reference_formula():
 
 def test_the_average_of_a_short_run_forgets_the_initial_weights():
     network = small_network()
-    average = WeightAverage(network, 0.9999, total_updates=200)
+    average = WeightAverage(network, 0.9999, window=20.0)
     start, end = network[0].weight.detach().clone(), torch.zeros_like(network[0].weight)
     with torch.no_grad():
         network[0].weight.zero_()
@@ -123,6 +126,6 @@ def test_the_average_of_a_short_run_forgets_the_initial_weights():
 
 
 def test_the_average_is_never_trained():
-    average = WeightAverage(small_network().train(), 0.999, total_updates=10)
+    average = WeightAverage(small_network().train(), 0.999, window=1.0)
     assert not average.network.training
     assert not any(parameter.requires_grad for parameter in average.network.parameters())

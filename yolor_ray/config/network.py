@@ -74,8 +74,11 @@ class NetworkConfig:
     """1x1 + 3x3 pairs after the pooling pyramid."""
     levels: int = 3
     """Prediction levels; the coarsest stride is 4 · 2^levels."""
+    head: Literal["anchors", "free"] = "anchors"
+    """Detection head: `anchors` = the published one, boxes relative to fitted anchors, with objectness; `free` = without anchors, one
+    branch for boxes and one for classes, which learn from the best-aligned cells of each box."""
     anchors_per_level: int = 3
-    """Anchors per cell."""
+    """Anchors per cell of the head `anchors`."""
     norm_eps: float = 1e-3
     """Batch norm epsilon: 1e-4 on the main branch, 1e-3 on the paper branch."""
     activation: Literal["silu", "mish"] = "silu"
@@ -99,6 +102,14 @@ class NetworkConfig:
         check(2 <= self.levels <= 5, "network.levels", self.levels, "2 to 5")
         valid = len(set(self.tasks)) == len(self.tasks) and set(self.tasks) <= set(TASKS)
         check(valid and "detect" in self.tasks, "network.tasks", self.tasks, f"detect, and each of {', '.join(TASKS[1:])} at most once")
+
+        per_anchor = self.head == "free" and self.implicit.align_per == "anchor"
+        check(not per_anchor, "network.implicit.align_per", "anchor", "level, as network.head free has no anchors")
+
+    @property
+    def predictions_per_cell(self) -> int:
+        """Predictions of each cell: one for each anchor, or one without anchors."""
+        return self.anchors_per_level if self.head == "anchors" else 1
 
     @property
     def strides(self) -> tuple[int, ...]:

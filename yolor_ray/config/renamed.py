@@ -18,6 +18,7 @@ SETTINGS = {
     "cluster.threads": "cluster.compute_threads",
     "data.threads": "data.decode_threads",
     "loss.classes": "loss.cls",
+    "optim.clip_norm": "optim.clip_ratio",
     "optim.final_lr": "optim.final_lr_ratio",
     "run.checkpoint_every": "run.checkpoint_epochs",
     "run.validate_every": "run.validate_epochs",

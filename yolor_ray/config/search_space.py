@@ -14,7 +14,7 @@ from yolor_ray.config.train import TrainConfig
 from yolor_ray.errors import ConfigError, check
 
 RECIPE = (
-    "optim.lr=1e-3..1e-1",
+    "optim.lr=3e-4..1e-1",
     "optim.weight_decay=1e-5..1e-3",
     "optim.momentum=0.8..0.98",
     "optim.final_lr_ratio=0.01..0.5",
@@ -98,7 +98,7 @@ def search_space(train: TrainConfig, arguments: Sequence[str]) -> dict[str, Choi
 
     """
     given = _parse_arguments(arguments, REFUSED_IN_SEARCHES)
-    start = flatten(dataclasses.asdict(train))
+    start = _run_values(train)
     # Pretrained weights fit only their own number of anchors.
     recipe = [argument for argument in RECIPE if not (train.optim.pretrained and argument.startswith("network."))]
     space = {name: _widen_to(start[name], name, _parse_dimension(name, text)) for name, text in _parse_arguments(recipe, {}).items()}
@@ -108,6 +108,11 @@ def search_space(train: TrainConfig, arguments: Sequence[str]) -> dict[str, Choi
     return space
 
 
+def _run_values(train: TrainConfig) -> dict[str, Any]:
+    """Return the settings of a run by dotted name, with a number for the automatic learning rate."""
+    return flatten(dataclasses.asdict(train)) | {"optim.lr": train.optim.peak_lr}
+
+
 def _check_values(train: TrainConfig, name: str, values: Sequence[Any]) -> None:
     for value in values:
         replace_fields(train, {name: value})
@@ -115,7 +120,7 @@ def _check_values(train: TrainConfig, name: str, values: Sequence[Any]) -> None:
 
 def start_values(train: TrainConfig, dimensions: Mapping[str, Choice | Range]) -> dict[str, Any]:
     """Return the start values of a search: the run's own values, or the nearest values that the dimensions allow."""
-    settings = flatten(dataclasses.asdict(train))
+    settings = _run_values(train)
     return {name: _clamp(settings[name], dimension) for name, dimension in dimensions.items()}
 
 

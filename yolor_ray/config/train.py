@@ -1,6 +1,7 @@
 """Define the settings of training, from the data to the run."""
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from yolor_ray.config.network import NetworkConfig
 from yolor_ray.errors import check
@@ -51,8 +52,9 @@ class AugmentConfig:
     """Probability of an upside-down flip; 0.5 suits microscopes and aerial views."""
     multi_scale: float = 0.0
     """Range of the random size of a batch: factors from 1 - x to 1 + x; 0.5 in the paper, 0 is fastest."""
-    close_mosaic_epochs: int = 0
-    """Last epochs without mosaic and mixup, so that training ends on unmixed images."""
+    close_mosaic_epochs: int = 10
+    """Last epochs without mosaic and mixup, so that training ends on unmixed images; at most an eighth of the run, none in the published
+    recipe."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -92,6 +94,12 @@ class LossConfig:
         check(self.anchor_ratio > 1, "loss.anchor_ratio", self.anchor_ratio, "more than 1")
 
 
+LEARNING_RATES = {"auto": 0.002, "sgd": 0.01, "adamw": 0.002, "muon": 0.002}
+"""Automatic peak learning rate of each update rule."""
+PUBLISHED_RECIPE: dict[str, Any] = {"optimizer": "sgd", "lr": 0.01, "final_lr_ratio": 0.2, "clip_ratio": 0.0}
+"""Settings of the optimizer in the published recipe that are not the defaults."""
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     """Initial weights, optimizer and schedule."""
@@ -104,32 +112,44 @@ class OptimConfig:
     """Images per step over all workers together."""
     nominal_batch: int = 64
     """Images per optimizer step, approximately: gradients are accumulated over steps."""
-    lr: float = 0.01
-    """Peak learning rate."""
-    final_lr_ratio: float = 0.2
+    recipe: Literal["adaptive", "published"] = "adaptive"
+    """`adaptive` = update rule, warm-up, weight average and mosaic follow from the number of updates; `published` = those of YOLOR for 300
+    epochs of COCO: SGD at 0.01 down to 0.2 of it, at least 1000 steps of warm-up, no clipping, mosaic to the end."""
+    optimizer: Literal["auto", "sgd", "adamw", "muon"] = "auto"
+    """Update rule; `auto` = AdamW in runs of fewer than 10,000 updates, SGD with Nesterov momentum in longer ones."""
+    lr: float = 0.0
+    """Peak learning rate, for any number of images per update; 0 = that of the update rule, 0.01 for SGD and 0.002 for others."""
+    final_lr_ratio: float = 0.01
     """Learning rate at the end, as a fraction of the peak; the decay follows a cosine."""
     momentum: float = 0.937
     """SGD momentum (Nesterov)."""
     weight_decay: float = 5e-4
     """Weight decay of convolution weights at the nominal batch."""
     warmup_epochs: float = 3.0
-    """Epochs of linear warm-up; at least 1000 steps in a long run, at most a tenth of every run."""
+    """Epochs of linear warm-up; at least 1000 steps in a long run, at most a tenth of every adaptive run."""
     ema_decay: float = 0.9999
-    """Decay of the weight average (EMA), per optimizer step; capped so that the average covers at most a tenth of the run."""
-    clip_norm: float = 10.0
-    """Largest gradient norm per optimizer step."""
+    """Decay of the weight average (EMA), per optimizer step; the average covers at most a tenth of every adaptive run."""
+    clip_ratio: float = 3.0
+    """Largest gradient norm per optimizer step, as a multiple of the mean norm of earlier steps; 0 clips nothing."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         for name in ("epochs", "batch", "nominal_batch"):
             check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "1 or more")
-        for name in ("lr", "clip_norm"):
-            check(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "more than 0")
-        for name in ("weight_decay", "warmup_epochs"):
+        for name in ("lr", "weight_decay", "warmup_epochs", "clip_ratio"):
             check(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
         check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 or more and under 1")
         check(0 < self.final_lr_ratio <= 1, "optim.final_lr_ratio", self.final_lr_ratio, "over 0, up to 1")
         check(0 < self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "between 0 and 1")
+        for name, published in PUBLISHED_RECIPE.items() if self.recipe == "published" else ():
+            value = getattr(self, name)
+            expected = f"{published}, as optim.recipe is published; `--optim.recipe adaptive` takes other values"
+            check(value in (published, getattr(OptimConfig, name)), f"optim.{name}", value, expected)
+
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate: `lr`, or that of the update rule."""
+        return self.lr or LEARNING_RATES[self.optimizer]
 
 
 @dataclass(frozen=True)

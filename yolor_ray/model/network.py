@@ -1,7 +1,7 @@
 """The YOLOR network: stem -> backbone stages -> SPP -> pyramid neck (down, then up) -> one head per task.
 
-Legend: B images, C channels, H W cells of a level, L levels, A anchors per cell, K classes, F = 5 + K numbers per anchor,
-P predictions (A · H · W summed over the levels).
+Legend: B images, C channels, H W cells of a level, L levels, A predictions per cell, K classes, F numbers per prediction: 5 + K with
+anchors, 4 + K without, P predictions (A · H · W summed over the levels).
 """
 
 import itertools
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from yolor_ray.boxes import xyxy_from_cxcywh
 from yolor_ray.config import NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
+from yolor_ray.model.heads.detection_head import DetectionHead
+from yolor_ray.model.heads.free import FreeHead
 from yolor_ray.model.heads.prediction_level import OutputCounts, PredictionLevel
 from yolor_ray.model.heads.registry import HEADS
 from yolor_ray.model.layers import Bottleneck, Conv, CspBlock, DownC, NeckBlock, ReOrg, SppCsp, Wavelet, conv_settings
@@ -115,7 +117,7 @@ class Yolor(nn.Module):
         self,
         config: NetworkConfig,
         classes: int,
-        anchors: Float[Tensor, "L A 2"],
+        anchors: Float[Tensor, "L A 2"] | None = None,
         *,
         image_classes: int = 0,
         keypoints: int = 0,
@@ -126,7 +128,7 @@ class Yolor(nn.Module):
         Args:
             config: the family member, its tasks and its implicit knowledge.
             classes: object classes of the dataset, K.
-            anchors: anchor widths and heights in pixels, fine level first.
+            anchors: anchor widths and heights in pixels, fine level first; required by the head `anchors`, unused by others.
             image_classes: labels of whole images (task classify).
             keypoints: keypoints per object (task pose).
             identities: individuals of the training set (task embed).
@@ -136,7 +138,7 @@ class Yolor(nn.Module):
         self.counts = counts = OutputCounts(classes, image_classes, keypoints, identities)
         self.backbone = Backbone(config)
         self.neck = Neck(config)
-        self.head = DetectHead(config, classes, anchors)
+        self.head: DetectionHead = FreeHead(config, classes) if config.head == "free" else DetectHead(config, classes, anchors)
         self.tasks = nn.ModuleDict({task: head(config, counts) for task, head in HEADS.items() if task in config.tasks})
         # Implicit knowledge is drawn last, so networks that differ in it alone start from the same explicit weights.
         self.head.add_implicit(config.implicit)

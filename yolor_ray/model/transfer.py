@@ -22,8 +22,13 @@ BOX_OUTPUTS = 5
 ANCHORS_TENSOR = "head.anchors"
 OUTPUT_TENSORS = (".predict.weight", ".predict.bias", ".refine.z")
 """Name endings of the tensors of a detection level that have one row per output."""
-IGNORED_SETTINGS = ("implicit", "tasks")
+ANCHOR_BRANCH, CLASS_BRANCH = "head.levels.", "head.scores."
+"""Prefixes of the tensors of the branches with outputs for classes: of a head with anchors, and of a head without."""
+IGNORED_SETTINGS = ("implicit", "tasks", "head")
 """Settings of the network in which pretrained weights may differ."""
+
+
+Rows = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,12 @@ def load_trainable(url: str, config: NetworkConfig) -> tuple[Yolor, WeightsInfo]
     network, info = load_weights(url)
     if is_fused(network):
         raise WeightsError(f"{url}: found fused weights, which cannot be trained; expected those of a run or of an import")
+    without_anchors = "free" in (network.config.head, config.head)
+    ignored = (*IGNORED_SETTINGS, "anchors_per_level") if without_anchors else IGNORED_SETTINGS
     differences = [
         f"network.{field.name}: found {found!r}, expected {expected!r}"
         for field in dataclasses.fields(NetworkConfig)
-        if field.name not in IGNORED_SETTINGS
-        and (found := getattr(network.config, field.name)) != (expected := getattr(config, field.name))
+        if field.name not in ignored and (found := getattr(network.config, field.name)) != (expected := getattr(config, field.name))
     ]
     if differences:
         raise WeightsError(f"{url}: found weights of another network than the one to train: {'; '.join(differences)}")
@@ -69,7 +75,7 @@ def transfer_weights(network: Yolor, names: ClassNames, source: Yolor, source_na
     meaningless as a factor.
     """
     classes, source_classes = names.classes, source_names.classes
-    outputs = _match_outputs(network, classes, source_classes)
+    of_anchors, of_classes = _match_outputs(network, classes, source_classes)
     excluded = (*_differing_priors(network.config.implicit, source.config.implicit), *_differing_outputs(names, source_names))
     source_tensors = {name: tensor for name, tensor in source.state_dict().items() if not any(text in name for text in excluded)}
     rows, source_rows = (network.config.anchors_per_level * (BOX_OUTPUTS + len(class_names)) for class_names in (classes, source_classes))
@@ -78,11 +84,13 @@ def transfer_weights(network: Yolor, names: ClassNames, source: Yolor, source_na
         if name == ANCHORS_TENSOR:
             continue
         source_tensor = source_tensors.get(name)
-        is_output = name.startswith("head.levels.") and name.endswith(OUTPUT_TENSORS)
+        is_output = name.endswith(OUTPUT_TENSORS) and source_tensor is not None and tensor.shape[1:] == source_tensor.shape[1:]
         if source_tensor is None:
             copied_share[name] = 0.0
-        elif is_output and (len(tensor), len(source_tensor)) == (rows, source_rows) and tensor.shape[1:] == source_tensor.shape[1:]:
-            copied_share[name] = _copy_outputs(tensor, source_tensor, outputs)
+        elif is_output and name.startswith(CLASS_BRANCH):
+            copied_share[name] = _copy_outputs(tensor, source_tensor, of_classes)
+        elif is_output and name.startswith(ANCHOR_BRANCH) and (len(tensor), len(source_tensor)) == (rows, source_rows):
+            copied_share[name] = _copy_outputs(tensor, source_tensor, of_anchors)
         else:
             copied_share[name] = _copy_tensor(tensor, source_tensor)
     return TransferReport(
@@ -115,20 +123,22 @@ def _differing_priors(implicit: ImplicitConfig, source_implicit: ImplicitConfig)
     )
 
 
-def _match_outputs(network: Yolor, classes: Sequence[str], source_classes: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (row, source row) of all outputs of a level that have the same meaning."""
+def _match_outputs(network: Yolor, classes: Sequence[str], source_classes: Sequence[str]) -> tuple[Rows, Rows]:
+    """Return (row, source row) of all outputs of a level that have the same meaning: of a level with anchors, and of a level of classes."""
+    source_labels = {name: label for label, name in enumerate(source_classes)}
+    of_classes = [(label, source_labels[name]) for label, name in enumerate(classes) if name in source_labels]
     outputs, source_outputs = BOX_OUTPUTS + len(classes), BOX_OUTPUTS + len(source_classes)
     pairs = [(output, output) for output in range(BOX_OUTPUTS)]
-    source_labels = {name: label for label, name in enumerate(source_classes)}
-    pairs += [(BOX_OUTPUTS + k, BOX_OUTPUTS + source_labels[name]) for k, name in enumerate(classes) if name in source_labels]
-    anchors = network.config.anchors_per_level
-    return [
-        (anchor * outputs + output, anchor * source_outputs + source_output) for anchor in range(anchors) for output, source_output in pairs
-    ]
+    pairs += [(BOX_OUTPUTS + label, BOX_OUTPUTS + source_label) for label, source_label in of_classes]
+    anchors = range(network.config.anchors_per_level)
+    of_anchors = [(anchor * outputs + row, anchor * source_outputs + source_row) for anchor in anchors for row, source_row in pairs]
+    return of_anchors, of_classes
 
 
-def _copy_outputs(tensor: Tensor, source: Tensor, outputs: list[tuple[int, int]]) -> float:
+def _copy_outputs(tensor: Tensor, source: Tensor, outputs: Rows) -> float:
     """Copy the matching rows and return the share of rows copied."""
+    if not outputs:
+        return 0.0
     rows, source_rows = (torch.tensor(column, device=tensor.device) for column in zip(*outputs, strict=True))
     tensor[rows] = source.to(tensor.device)[source_rows]
     return len(outputs) / len(tensor)

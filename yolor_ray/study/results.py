@@ -23,7 +23,8 @@ class Prior:
     operator: str
     """add and concat start around 0, multiply and project around 1."""
     values: np.ndarray
-    """(channels,) for align; (A, F) for refine: x, y, width, height, objectness, then the classes."""
+    """(channels,) for align; (A, F) for refine: x, y, width, height, objectness with anchors, or left, top, right, bottom without anchors,
+    then the classes."""
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ class TrainContext:
     """URL of the run's folder."""
     train: Dataset
     val: Dataset
-    anchors: np.ndarray
-    """(L, A, 2) pixels."""
+    anchors: np.ndarray | None
+    """(L, A, 2) pixels; None for a head without anchors."""
     source: Source
     identities: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Ids of the training set's individuals, ascending; empty without the embed task."""
@@ -68,7 +68,7 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
     network = Yolor(
         config.network,
         len(context.train.classes),
-        torch.tensor(context.anchors),
+        None if context.anchors is None else torch.tensor(context.anchors),
         image_classes=len(context.train.image_classes),
         keypoints=len(context.train.keypoint_names),
         identities=len(context.identities),

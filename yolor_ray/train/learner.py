@@ -5,6 +5,7 @@ Legend: B images, S side of the square network input in pixels.
 
 import contextlib
 import logging
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -19,11 +20,14 @@ from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.losses.total import loss_terms
 from yolor_ray.train.optim.average import WeightAverage
-from yolor_ray.train.optim.optimizer import make_optimizer
+from yolor_ray.train.optim.clip import GradientClipper
+from yolor_ray.train.optim.optimizer import REFERENCE_IMAGES, make_optimizer
 from yolor_ray.train.optim.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
+EMA_WINDOW_SHARE = 0.1
+"""Maximum window of the weight average, as a share of an adaptive run's updates."""
 MAX_BAD_UPDATES = 20
 """Consecutive updates with a non-finite gradient that end the run."""
 
@@ -43,8 +47,9 @@ class Learner:
     schedule: Schedule
     replica: nn.Module
     """The network, or its distributed wrapper."""
-    optimizer: torch.optim.SGD = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
     average: WeightAverage[Yolor] = field(init=False)
+    clipper: GradientClipper = field(init=False)
     step: int = 0
     """Batches of the run so far."""
     _accumulated_batches: int = 0
@@ -53,8 +58,10 @@ class Learner:
     def __post_init__(self) -> None:
         """Make the optimizer and the weight average."""
         self.optimizer = make_optimizer(self.network, self.config.optim)
+        self.clipper = GradientClipper(self.config.optim.clip_ratio)
         updates = self.schedule.total_steps / self.schedule.batches_per_update(self.schedule.total_steps)
-        self.average = WeightAverage(self.network, self.config.optim.ema_decay, int(updates))
+        window = max(updates * EMA_WINDOW_SHARE, 1.0) if self.config.optim.recipe == "adaptive" else math.inf
+        self.average = WeightAverage(self.network, self.config.optim.ema_decay, window)
 
     def learn(self, images: UInt8[Tensor, "B S S 3"], targets: Targets, *, must_update: bool, weight: float = 1.0) -> dict[str, Tensor]:
         """Train on a batch and return the loss terms, detached and on the device.
@@ -92,8 +99,9 @@ class Learner:
         with autocast(device):
             raw = self.replica(pixels)
         terms = loss_terms(raw, targets, self.network, self.config.loss)
-        # Workers average their gradients, so the loss counts the images of all workers.
-        (torch.stack(list(terms.values())).sum() * (self.config.optim.batch * weight)).backward()
+        # Workers average their gradients, and an update adds those of its batches: the sum counts as REFERENCE_IMAGES images.
+        scale = REFERENCE_IMAGES / self.schedule.batches_per_update(self.step)
+        (torch.stack(list(terms.values())).sum() * (scale * weight)).backward()
         return {name: term.detach() for name, term in terms.items()}
 
     def _resize(self, pixels: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
@@ -110,9 +118,8 @@ class Learner:
 
     def _update(self) -> None:
         """Update the weights if the gradient is finite; otherwise count the update, and raise after too many in a row."""
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip_norm)
-        # One number is read from the device per update, not per batch: an update with a NaN would ruin the weights for good.
-        if torch.isfinite(norm).item():
+        # An update with a NaN would ruin the weights for good.
+        if math.isfinite(self.clipper.clip(self.network.parameters())):
             self.optimizer.step()
             self.average.update(self.network)
             self._bad_updates = 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints, newest_c
 from yolor_ray.train.context import Report, TrainContext
 from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
 from yolor_ray.train.loop import TrainOutcome
+from yolor_ray.train.optim.recipe import resolve
 from yolor_ray.train.settings_lock import RUN_FILE, lock_settings
 from yolor_ray.train.warm_start import pretrained_anchors
 
@@ -76,15 +78,16 @@ def train(
 
 
 def prepare(config: TrainConfig, run: str) -> TrainContext:
-    """Open the datasets and choose the anchors."""
+    """Open the datasets, and choose the anchors and the settings that follow from the number of updates."""
     train_set, val_set = open_datasets(config)
     pretrained = storage.absolute(config.optim.pretrained) if config.optim.pretrained else ""
     # The checkpoint of a resumed run holds the anchors, so that the pretrained weights may be gone by then.
     resumes = bool(complete_checkpoints(run))
-    anchors = _choose_anchors(config, train_set, "" if resumes else pretrained)
+    anchors = _choose_anchors(config, train_set, "" if resumes else pretrained) if config.network.head == "anchors" else None
     identities = _read_identities(train_set) if "embed" in config.network.tasks else np.zeros(0, np.int64)
     if "embed" in config.network.tasks and len(identities) == 0:
         raise DataError(f"{train_set.url}: found no identity, expected some for network.tasks: embed")
+    config = resolve(config, math.ceil(train_set.images / config.optim.batch))
     return TrainContext(config, run, train_set, val_set, anchors, direct_source(train_set), identities, pretrained)
 
 

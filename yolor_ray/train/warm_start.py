@@ -15,14 +15,14 @@ from yolor_ray.train.learner import Learner
 logger = logging.getLogger(__name__)
 
 
-def pretrained_anchors(url: str, config: NetworkConfig) -> np.ndarray:
-    """Return the (L, A, 2) anchors, in pixels, of pretrained weights.
+def pretrained_anchors(url: str, config: NetworkConfig) -> np.ndarray | None:
+    """Return the (L, A, 2) anchors, in pixels, of pretrained weights; None of weights without anchors.
 
     Raises:
         WeightsError: the weights do not fit the network of `config`.
     """
     network, _ = load_trainable(url, config)
-    return network.head.anchors.numpy()
+    return network.head.anchors.numpy() if network.config.head == "anchors" else None
 
 
 def load_pretrained(url: str, learner: Learner, names: ClassNames) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from yolor_ray.config import NetworkConfig
-from yolor_ray.model.heads.detect import DetectHead
+from yolor_ray.model.heads.detection_head import DetectionHead
 from yolor_ray.model.heads.prediction_level import MIN_WIDTH, OutputCounts, PredictionLevel, neck_channels
 
 
@@ -24,6 +24,6 @@ class ClassifyHead(nn.Module):
         logits = [level(x).flatten(1) for level, x in zip(self.levels, features, strict=True)]
         return [sum(logits[1:], start=logits[0])]
 
-    def decode(self, raw: list[Tensor], _: DetectHead) -> dict[str, Tensor]:
+    def decode(self, raw: list[Tensor], _: DetectionHead) -> dict[str, Tensor]:
         """Return `image_labels`, (B, M) probabilities."""
         return {"image_labels": raw[0].float().sigmoid()}

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from yolor_ray.config import ImplicitConfig, NetworkConfig
+from yolor_ray.model.heads.detection_head import DetectionHead
 from yolor_ray.model.heads.prediction_level import PredictionLevel, cell_coordinates, concatenate_levels, neck_channels, predict_levels
 
 OBJECTS_PER_IMAGE_PRIOR = 8
@@ -19,15 +20,14 @@ SIZE_OUTPUTS = (2, 3)
 """Positions of width and height in the outputs of an anchor: x, y, w, h, objectness, classes."""
 
 
-class DetectHead(nn.Module):
+class DetectHead(DetectionHead):
     """One prediction level per feature map of the neck, and the anchors (L, A, 2) in pixels."""
 
-    anchors: Tensor
-
-    def __init__(self, config: NetworkConfig, classes: int, anchors: Float[Tensor, "L A 2"]) -> None:
+    def __init__(self, config: NetworkConfig, classes: int, anchors: Float[Tensor, "L A 2"] | None) -> None:
         super().__init__()
-        if anchors.shape != (config.levels, config.anchors_per_level, 2):
-            raise ValueError(f"anchors: found shape {tuple(anchors.shape)}, expected {(config.levels, config.anchors_per_level, 2)}")
+        if anchors is None or anchors.shape != (config.levels, config.anchors_per_level, 2):
+            found = "none" if anchors is None else f"shape {tuple(anchors.shape)}"
+            raise ValueError(f"anchors: found {found}, expected {(config.levels, config.anchors_per_level, 2)}")
         self.classes = classes
         self.strides = config.strides
         self._anchors = count = config.anchors_per_level
@@ -36,6 +36,11 @@ class DetectHead(nn.Module):
         self.register_buffer("anchors", anchors.float())
         for level, stride in zip(levels, self.strides, strict=True):
             self._add_bias_prior(level.predict, stride)
+
+    @property
+    def branches(self) -> tuple[nn.ModuleList, ...]:
+        """Prediction levels of the only branch."""
+        return (self.levels,)
 
     def add_implicit(self, implicit: ImplicitConfig) -> None:
         """Add fresh implicit knowledge to every level; with `refine_what` "size" only widths and heights are refined (PR*)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolor_ray.config import NetworkConfig
-from yolor_ray.model.heads.detect import DetectHead
+from yolor_ray.model.heads.detection_head import DetectionHead
 from yolor_ray.model.heads.prediction_level import OutputCounts, concatenate_levels, make_anchor_levels, predict_levels
 
 EMBEDDING = 64
@@ -23,7 +23,7 @@ class EmbedHead(nn.Module):
 
     def __init__(self, config: NetworkConfig, counts: OutputCounts) -> None:
         super().__init__()
-        self._anchors = config.anchors_per_level
+        self._anchors = config.predictions_per_cell
         # A component common to all embeddings carries no information and leaves hardly any angle between embeddings.
         self.levels = make_anchor_levels(config, EMBEDDING, normed=True)
         self.proxies = nn.Parameter(torch.randn(counts.identities, EMBEDDING) / EMBEDDING**0.5) if counts.identities else None
@@ -32,6 +32,6 @@ class EmbedHead(nn.Module):
         """Return embeddings of arbitrary length, (B, A, H, W, E) per level, from the feature maps (B, C, H, W)."""
         return predict_levels(self.levels, features, self._anchors)
 
-    def decode(self, raw: list[Tensor], _: DetectHead) -> dict[str, Tensor]:
+    def decode(self, raw: list[Tensor], _: DetectionHead) -> dict[str, Tensor]:
         """Return `embeddings`, (B, P, E), each of length 1."""
         return {"embeddings": F.normalize(concatenate_levels([level.float() for level in raw]), dim=-1)}

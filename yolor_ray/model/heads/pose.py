@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from yolor_ray.config import NetworkConfig
-from yolor_ray.model.heads.detect import DetectHead
+from yolor_ray.model.heads.detection_head import DetectionHead
 from yolor_ray.model.heads.prediction_level import (
     OutputCounts,
     cell_coordinates,
@@ -23,14 +23,14 @@ class PoseHead(nn.Module):
 
     def __init__(self, config: NetworkConfig, counts: OutputCounts) -> None:
         super().__init__()
-        self._anchors = config.anchors_per_level
+        self._anchors = config.predictions_per_cell
         self.levels = make_anchor_levels(config, 3 * counts.keypoints)
 
     def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B A _ _ _"]]:
         """Return x, y and visibility logit of each keypoint in turn, (B, A, H, W, 3J) per level, from the feature maps (B, C, H, W)."""
         return predict_levels(self.levels, features, self._anchors)
 
-    def decode(self, raw: list[Tensor], detect_head: DetectHead) -> dict[str, Tensor]:
+    def decode(self, raw: list[Tensor], detect_head: DetectionHead) -> dict[str, Tensor]:
         """Return `keypoints`, (B, P, J, 3): x and y in pixels of the network input, and the probability of being visible."""
         levels = []
         for level, stride, anchors in zip(raw, detect_head.strides, detect_head.anchors, strict=True):

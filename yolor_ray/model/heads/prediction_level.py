@@ -106,7 +106,7 @@ def neck_channels(config: NetworkConfig) -> list[int]:
 
 def make_anchor_levels(config: NetworkConfig, numbers: int, *, normed: bool = False) -> nn.ModuleList:
     """Return one prediction level per feature map of the neck, with `numbers` outputs per anchor."""
-    anchors = config.anchors_per_level
+    anchors = config.predictions_per_cell
     return nn.ModuleList(
         PredictionLevel(c, max(c, MIN_WIDTH), anchors * numbers, config, anchors=anchors, normed=normed) for c in neck_channels(config)
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolor_ray.config import NetworkConfig
-from yolor_ray.model.heads.detect import DetectHead
+from yolor_ray.model.heads.detection_head import DetectionHead
 from yolor_ray.model.heads.prediction_level import (
     OutputCounts,
     PredictionLevel,
@@ -28,7 +28,7 @@ class SegmentHead(nn.Module):
 
     def __init__(self, config: NetworkConfig, _: OutputCounts) -> None:
         super().__init__()
-        self._anchors = config.anchors_per_level
+        self._anchors = config.predictions_per_cell
         self.levels = make_anchor_levels(config, PROTOTYPES)
         finest = neck_channels(config)[0]
         width = max(finest, PROTOTYPES)
@@ -40,7 +40,7 @@ class SegmentHead(nn.Module):
         enlarged = F.interpolate(self.coarse(features[0]), scale_factor=2.0, mode="nearest")
         return [*predict_levels(self.levels, features, self._anchors), self.fine(enlarged)]
 
-    def decode(self, raw: list[Tensor], _: DetectHead) -> dict[str, Tensor]:
+    def decode(self, raw: list[Tensor], _: DetectionHead) -> dict[str, Tensor]:
         """Return `coefficients` (B, P, C) and `prototypes` (B, C, H/4, W/4); the product over C gives the logits of a mask."""
         *levels, prototypes = (output.float() for output in raw)
         return {"coefficients": concatenate_levels(levels), "prototypes": prototypes}

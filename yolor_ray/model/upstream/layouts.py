@@ -55,7 +55,7 @@ def _walk_modules(network: Yolor, layout: Layout) -> Iterator[nn.Module]:
     for down, block in (stage.children() for stage in network.backbone.stages):
         yield from _down_convolutions(down)
         yield from walk_block(block)
-    neck, levels = network.neck, [level for level in network.head.levels if isinstance(level, PredictionLevel)]
+    neck, levels = network.neck, [level for level in network.head.branches[0] if isinstance(level, PredictionLevel)]
     yield from walk_block(neck.spp)
     for reduce, lateral, block in reversed(list(zip(neck.reduce, neck.lateral, neck.top_down, strict=True))):
         yield from (reduce, lateral)

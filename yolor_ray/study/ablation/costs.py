@@ -11,7 +11,7 @@ from yolor_ray.inference.runtimes.torch_runtime import torch_predictor
 from yolor_ray.inference.timing import median, time_interleaved
 from yolor_ray.model.flops import count_flops
 from yolor_ray.model.fuse import fuse
-from yolor_ray.model.implicit import Implicit
+from yolor_ray.model.implicit import NEUTRAL, Implicit
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights
 from yolor_ray.report.provenance import available_cores, machine
@@ -86,12 +86,17 @@ def count_parameters(network: Yolor) -> int:
 def read_priors(network: Yolor) -> tuple[Prior, ...]:
     """Return the learned constants of an unfused network, level by level."""
     priors = []
-    anchors = network.config.anchors_per_level
-    for number, level in enumerate(network.head.levels):
-        for module in (level.pyramid, level.align):
-            if isinstance(module, Implicit):
-                priors.append(Prior("align", number, module.operator, module.constant().numpy()))
-        if isinstance(level.refine, Implicit):
-            values = level.refine.constant().view(anchors, -1).numpy()
-            priors.append(Prior("refine", number, level.refine.operator, values))
+    for number, branches in enumerate(zip(*network.head.branches, strict=True)):
+        aligned = [module for level in branches for module in (level.pyramid, level.align) if isinstance(module, Implicit)]
+        if aligned:
+            priors.append(Prior("align", number, aligned[0].operator, torch.cat([module.constant() for module in aligned]).numpy()))
+        refined = [level.refine for level in branches if isinstance(level.refine, Implicit)]
+        if refined:
+            neutral = NEUTRAL[refined[0].operator]
+            constants = [
+                level.refine.constant() if isinstance(level.refine, Implicit) else torch.full((level.predict.out_channels,), neutral)
+                for level in branches
+            ]
+            values = torch.cat(constants).view(network.config.predictions_per_cell, -1).numpy()
+            priors.append(Prior("refine", number, refined[0].operator, values))
     return tuple(priors)

@@ -16,7 +16,8 @@ from yolor_ray.report.plots import GRID, INK, colour, new_figure, png_bytes, sty
 from yolor_ray.study.ablation.summary import select_trials
 from yolor_ray.study.results import Study
 
-OUTPUTS = ("x", "y", "w", "h", "objectness")
+OUTPUTS = {"anchors": ("x", "y", "w", "h", "objectness"), "free": ("left", "top", "right", "bottom")}
+"""Outputs before the classes by detection head."""
 NEUTRAL = {"add": 0.0, "concat": 0.0, "multiply": 1.0, "project": 1.0}
 """Value at which each operator changes nothing."""
 MAX_NAMED_CLASSES = 12
@@ -91,17 +92,20 @@ def _draw_features(axes: Axes, levels: dict[int, list[np.ndarray]]) -> None:
 
 def _draw_outputs(axes: Axes, levels: dict[int, list[np.ndarray]], classes: Sequence[str]) -> None:
     classes_named = len(classes) <= MAX_NAMED_CLASSES
-    names = [*OUTPUTS, *(_shorten(name) for name in classes if classes_named)]
+    count = len(next(iter(levels.values()))[0][0]) - len(classes)
+    outputs = next(names for names in OUTPUTS.values() if len(names) == count)
+    names = [*outputs, *(_shorten(name) for name in classes if classes_named)]
     for index, (level, seeds) in enumerate(levels.items()):
         values = np.stack(seeds).mean(axis=1)
         x = np.arange(len(names)) + 0.5 * ((index + 0.5) / len(levels) - 0.5)
         _draw_dots(axes, x, values[:, : len(names)], level)
         if not classes_named:
-            sorted_classes = np.sort(values[:, len(OUTPUTS) :], axis=1)
-            _draw_curve(axes, len(OUTPUTS) - 0.3 + np.linspace(0, CURVE_WIDTH - 0.4, len(classes)), sorted_classes, level)
+            sorted_classes = np.sort(values[:, count:], axis=1)
+            _draw_curve(axes, count - 0.3 + np.linspace(0, CURVE_WIDTH - 0.4, len(classes)), sorted_classes, level)
     if not classes_named:
         names.append(f"{len(classes)} classes, ascending")
     _label_outputs(axes, names, CURVE_WIDTH if not classes_named else 1)
+    axes.axvline(count - 0.5, color=GRID, linewidth=1.6)
 
 
 def _label_outputs(axes: Axes, names: Sequence[str], last_width: float) -> None:
@@ -115,7 +119,6 @@ def _label_outputs(axes: Axes, names: Sequence[str], last_width: float) -> None:
     if last_width > 1:
         axes.get_xticklabels()[-1].set(rotation=0, ha="center", rotation_mode="default")
     axes.set_xlim(-0.6, last + last_width - 0.4)
-    axes.axvline(len(OUTPUTS) - 0.5, color=GRID, linewidth=1.6)
 
 
 def _draw_dots(axes: Axes, x: np.ndarray, values: np.ndarray, level: int) -> None:

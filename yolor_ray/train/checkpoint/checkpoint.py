@@ -68,15 +68,15 @@ class Checkpoint:
 def take_checkpoint(learner: Learner, progress: Progress) -> Checkpoint:
     """Copy the state of a run; the learner must have no accumulated gradients, which a checkpoint does not hold."""
     state = {**dataclasses.asdict(progress), "seen": epoch_ledger.to_json(progress.seen)}
-    state |= {"step": learner.step, "updates": learner.average.updates}
+    state |= {"step": learner.step, "updates": learner.average.updates, "mean_norm": learner.clipper.mean_norm}
     return Checkpoint(_tensors(learner), state)
 
 
 def _tensors(learner: Learner) -> dict[str, Tensor]:
-    """Return copies of the tensors of network, weight average and momentum, on the CPU, by `SECTION/NAME`."""
+    """Return copies of the tensors of network, weight average and optimizer, on the CPU, by `SECTION/NAME`."""
     states = {name: learner.optimizer.state[parameter] for name, parameter in learner.network.named_parameters()}
-    momentum = {name: s["momentum_buffer"] for name, s in states.items() if s.get("momentum_buffer") is not None}
-    sections = {"network": learner.network.state_dict(), "average": learner.average.network.state_dict(), "momentum": momentum}
+    optimizer = {f"{key}/{name}": tensor for name, state in states.items() for key, tensor in state.items() if tensor is not None}
+    sections = {"network": learner.network.state_dict(), "average": learner.average.network.state_dict(), "optimizer": optimizer}
     return {
         f"{section}/{name}": tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for section, tensors in sections.items()
@@ -179,6 +179,8 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
         )
     _restore(run, learner, checkpoint.tensors)
     learner.step, learner.average.updates = state["step"], state["updates"]
+    # Checkpoints of older versions have no mean norm.
+    learner.clipper.mean_norm = state.get("mean_norm", 0.0)
     logger.info("event=resume step=%d epoch=%d", learner.step, state["epoch"])
     fields = {field.name: state[field.name] for field in dataclasses.fields(Progress)}
     fields |= {"seen": epoch_ledger.from_json(state["seen"]), "rows": [current_metrics(row) for row in state["rows"]]}
@@ -187,15 +189,21 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
 
 @torch.no_grad()
 def _restore(run: str, learner: Learner, tensors: dict[str, Tensor]) -> None:
-    sections: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "momentum": {}}
+    sections: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
     for key, tensor in tensors.items():
         section, _, name = key.partition("/")
+        # Checkpoints of version 0.2 hold no other state of the optimizer than SGD's momentum.
+        section, name = ("optimizer", f"momentum_buffer/{name}") if section == "momentum" else (section, name)
         sections[section][name] = tensor
     try:
         learner.network.load_state_dict(sections["network"])
         learner.average.network.load_state_dict(sections["average"])
     except RuntimeError as error:
         raise WeightsError(f"{run}: its checkpoint does not fit this network: {error}") from error
-    for name, parameter in learner.network.named_parameters():
-        if name in sections["momentum"]:
-            learner.optimizer.state[parameter]["momentum_buffer"] = sections["momentum"][name].to(parameter.device)
+    parameters = dict(learner.network.named_parameters())
+    for key, tensor in sections["optimizer"].items():
+        state, _, name = key.partition("/")
+        parameter = parameters[name]
+        # A fused optimizer reads parameter and state in the same memory layout.
+        restored = tensor.to(parameter.device) if tensor.dim() == 0 else torch.empty_like(parameter).copy_(tensor)
+        learner.optimizer.state[parameter][state] = restored

@@ -51,7 +51,7 @@ class Targets:
             keypoints = torch.cat((keypoints[..., :2] * factor, keypoints[..., 2:]), dim=-1)
         if instances is not None:
             size = (image_px, image_px)
-            instances = F.interpolate(instances[:, None].float(), size=size, mode="nearest")[:, 0].to(instances.dtype)
+            instances = F.interpolate(instances[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(instances.dtype)
         return replace(self, boxes_cxcywh=self.boxes_cxcywh * factor, keypoints=keypoints, instances=instances)
 
 

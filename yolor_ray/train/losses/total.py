@@ -10,11 +10,15 @@ from collections.abc import Callable
 from torch import Tensor
 
 from yolor_ray.config import LossConfig
+from yolor_ray.model.heads.detect import DetectHead
+from yolor_ray.model.heads.detection_head import DetectionHead
+from yolor_ray.model.heads.free import FreeHead
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Matches, Targets, match_level
 from yolor_ray.train.losses.classify import classify_loss
 from yolor_ray.train.losses.detect import detection_losses
 from yolor_ray.train.losses.embed import embed_loss
+from yolor_ray.train.losses.free import free_losses
 from yolor_ray.train.losses.pose import pose_loss
 from yolor_ray.train.losses.segment import segment_loss
 
@@ -30,7 +34,7 @@ LOSSES: dict[str, tuple[TaskLoss, Callable[[LossConfig], float]]] = {
 
 
 def loss_terms(raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, gains: LossConfig) -> dict[str, Tensor]:
-    """Return the weighted terms of the loss: `box`, `objectness`, `cls`, and one term per other task under the task's name.
+    """Return the weighted terms of the loss: `box`, `objectness` (with anchors), `cls`, and one term per other task under its name.
 
     Each term is a mean over the batch, in float32 for any precision of the network. The sum of the terms is minimised.
 
@@ -40,13 +44,23 @@ def loss_terms(raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, g
         network: the network.
         gains: weights of the terms.
     """
-    matches = [
-        match_level(targets, anchors, stride, *level.shape[2:4], anchor_ratio=gains.anchor_ratio)
-        for level, anchors, stride in zip(raw["detect"], network.head.anchors, network.head.strides, strict=True)
-    ]
-    terms = detection_losses(raw["detect"], targets, matches, network.head, gains)
+    terms, matches = _detection_terms(raw["detect"], targets, network.head, gains)
     for task in network.tasks:
         zero_with_gradient = sum(output.float().sum() for output in raw[task]) * 0
         loss, gain = LOSSES[task]
         terms[task] = loss(raw[task], targets, matches, network) * gain(gains) + zero_with_gradient
     return terms
+
+
+def _detection_terms(
+    raw: list[Tensor], targets: Targets, head: DetectionHead, gains: LossConfig
+) -> tuple[dict[str, Tensor], list[Matches]]:
+    """Return the terms of the detection head, and the matches of each level."""
+    if isinstance(head, FreeHead):
+        return free_losses(raw, targets, head, gains)
+    assert isinstance(head, DetectHead)
+    matches = [
+        match_level(targets, anchors, stride, *level.shape[2:4], anchor_ratio=gains.anchor_ratio)
+        for level, anchors, stride in zip(raw, head.anchors, head.strides, strict=True)
+    ]
+    return detection_losses(raw, targets, matches, head, gains), matches

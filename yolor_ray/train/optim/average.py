@@ -8,24 +8,20 @@ import torch
 from torch import nn
 
 EMA_RAMP_UPDATES = 2000
-EMA_WINDOW_SHARE = 0.1
-"""Maximum window of the average, as a share of the run's updates."""
-
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
 
 class WeightAverage(Generic[Averaged]):
     """Exponential moving average (EMA) of all floating-point weights and statistics; integers are copied."""
 
-    def __init__(self, network: Averaged, decay: float, total_updates: int) -> None:
+    def __init__(self, network: Averaged, decay: float, window: float) -> None:
         """Copy the network as the initial average.
 
         Args:
             network: network to average.
-            decay: decay per update, capped so that the window is at most `EMA_WINDOW_SHARE` of the run.
-            total_updates: optimizer updates of the run.
+            decay: decay per update, capped so that the average covers at most `window` updates.
+            window: updates, 1 or more.
         """
-        window = max(total_updates * EMA_WINDOW_SHARE, 1.0)
         self.decay = min(decay, 1 - 1 / (1 + window))
         self.ramp = min(EMA_RAMP_UPDATES, window)
         self.updates = 0

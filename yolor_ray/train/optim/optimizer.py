@@ -5,7 +5,10 @@ from torch import nn
 
 from yolor_ray.config import OptimConfig
 from yolor_ray.model.implicit import Implicit
+from yolor_ray.train.optim.muon import Muon
 
+REFERENCE_IMAGES = 64
+"""Images per update of the published learning rates and decay: an update counts as so many, for any batch."""
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -27,7 +30,12 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum over the three parameter groups."""
-    groups = parameter_groups(network, config.weight_decay)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
+def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Return the optimizer over the three parameter groups."""
+    groups = parameter_groups(network, config.weight_decay * config.nominal_batch / REFERENCE_IMAGES)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    if config.optimizer == "muon":
+        groups[1]["orthogonal"] = True
+        return Muon(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)

@@ -27,10 +27,10 @@ class Schedule:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of warm-up: the configured epochs, at least 1000 steps, at most a tenth of the run; 0 for 0 epochs."""
+        """Steps of warm-up: the configured epochs, at least 1000 steps, at most a tenth of an adaptive run; 0 for 0 epochs."""
         minimum = WARMUP_MIN_STEPS if self.config.warmup_epochs > 0 else 0
         steps = max(round(self.config.warmup_epochs * self.steps_per_epoch), minimum)
-        return min(steps, int(self.total_steps * WARMUP_MAX_SHARE))
+        return min(steps, int(self.total_steps * (WARMUP_MAX_SHARE if self.config.recipe == "adaptive" else 1)))
 
     def batches_per_update(self, step: int) -> int:
         """Return the batches per optimizer update: 1 at step 0, growing to nominal_batch / batch during warm-up."""
@@ -43,10 +43,14 @@ class Schedule:
         return (1 + math.cos(math.pi * progress)) / 2 * (1 - self.config.final_lr_ratio) + self.config.final_lr_ratio
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Set the learning rate and momentum of every group for a step."""
+        """Set the learning rate and momentum of every group for a step; only SGD's biases start at a high rate."""
         warmup_progress = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         peak = self.config.lr * self.lr_factor(step)
         for group in optimizer.param_groups:
-            start = max(WARMUP_BIAS_LR, peak) if group.get("bias") else 0.0
+            start = max(WARMUP_BIAS_LR, peak) if group.get("bias") and self.config.optimizer == "sgd" else 0.0
             group["lr"] = start + (peak - start) * warmup_progress
-            group["momentum"] = WARMUP_MOMENTUM + (self.config.momentum - WARMUP_MOMENTUM) * warmup_progress
+            momentum = WARMUP_MOMENTUM + (self.config.momentum - WARMUP_MOMENTUM) * warmup_progress
+            if "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+            else:
+                group["momentum"] = momentum

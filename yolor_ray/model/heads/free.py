@@ -1,0 +1,89 @@
+"""Detection head without anchors: one branch for boxes and one for classes per level, one prediction per cell.
+
+A box is four distances from the centre of its cell (FCOS, arXiv 1904.01355). There is no objectness: a class probability says how well
+class and box fit, because training assigns targets of that kind (TOOD, arXiv 2108.07755).
+Legend: B images, C channels, H W cells of a level, L levels, K classes, F = 4 + K numbers per cell, P predictions.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from yolor_ray.config import ImplicitConfig, NetworkConfig
+from yolor_ray.model.heads.detection_head import DetectionHead
+from yolor_ray.model.heads.prediction_level import (
+    MIN_WIDTH,
+    PredictionLevel,
+    cell_coordinates,
+    concatenate_levels,
+    neck_channels,
+    split_anchors,
+)
+
+BOX_OUTPUTS = 4
+"""Distances of a cell: left, top, right, bottom."""
+REFERENCE_SIDE = 4
+"""Side of a cell's reference box in cells, which is the unit of keypoint offsets."""
+OBJECTS_PER_IMAGE_PRIOR = 5
+"""Expected objects in a 640 px image before training."""
+
+
+class FreeHead(DetectionHead):
+    """Two prediction levels per feature map of the neck, for boxes and classes.
+
+    The buffer `anchors` (L, 1, 2) holds the side of the reference box of each level, in pixels; boxes do not depend on it.
+    """
+
+    def __init__(self, config: NetworkConfig, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.strides = config.strides
+        boxes = [PredictionLevel(c, c, BOX_OUTPUTS, config) for c in neck_channels(config)]
+        scores = [PredictionLevel(c, max(c, MIN_WIDTH), classes, config) for c in neck_channels(config)]
+        self.boxes, self.scores = nn.ModuleList(boxes), nn.ModuleList(scores)
+        sides = torch.tensor([REFERENCE_SIDE * stride for stride in config.strides], dtype=torch.float32)
+        self.register_buffer("anchors", sides.view(-1, 1, 1).expand(-1, 1, 2).contiguous())
+        self._add_bias_prior(boxes, scores)
+
+    @property
+    def branches(self) -> tuple[nn.ModuleList, ...]:
+        """Prediction levels of each branch, in the order of a cell's outputs."""
+        return self.boxes, self.scores
+
+    def add_implicit(self, implicit: ImplicitConfig) -> None:
+        """Add fresh implicit knowledge to both branches of every level; with `refine_what` "size" only distances are refined (PR*)."""
+        of_scores = replace(implicit, refine="none") if implicit.refine_what == "size" else implicit
+        for boxes, scores in zip(self.boxes, self.scores, strict=True):
+            boxes.add_implicit(implicit)  # type: ignore[operator]
+            scores.add_implicit(of_scores)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def _add_bias_prior(self, boxes: list[PredictionLevel], scores: list[PredictionLevel]) -> None:
+        """Set the biases to boxes of the reference size and to rare objects of equal class probabilities."""
+        for box_level, score_level, stride in zip(boxes, scores, self.strides, strict=True):
+            for level, bias in (
+                (box_level, math.log(math.expm1(REFERENCE_SIDE / 2))),
+                (score_level, math.log(OBJECTS_PER_IMAGE_PRIOR / self.classes / (640 / stride) ** 2)),
+            ):
+                assert level.predict.bias is not None
+                level.predict.bias.fill_(bias)
+
+    def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B 1 _ _ F"]]:
+        """Return the raw outputs of each level, (B, 1, H, W, 4 + K), from the feature maps (B, C, H, W)."""
+        branches = zip(self.boxes, self.scores, features, strict=True)
+        return [split_anchors(torch.cat((boxes(x), scores(x)), dim=1), 1) for boxes, scores, x in branches]
+
+    def decode(self, raw: list[Float[Tensor, "B 1 _ _ F"]]) -> tuple[Float[Tensor, "B P 4"], Float[Tensor, "B P K"]]:
+        """Return boxes_cxcywh in pixels and scores in 0..1, in float32 for any input dtype."""
+        boxes, scores = [], []
+        for level, stride in zip(raw, self.strides, strict=True):
+            y = level.float()
+            low, high = F.softplus(y[..., :BOX_OUTPUTS]).split(2, dim=-1)
+            centre = cell_coordinates(y) + 0.5 + (high - low) / 2
+            boxes.append(torch.cat((centre, low + high), dim=-1) * stride)
+            scores.append(y[..., BOX_OUTPUTS:].sigmoid())
+        return concatenate_levels(boxes), concatenate_levels(scores)

@@ -1,0 +1,138 @@
+"""Loss of the head without anchors: task-aligned assignment, CIoU of assigned boxes, classes of every cell (TOOD, arXiv 2108.07755).
+
+Legend: B images, N boxes in the batch, P predictions of an image, K classes, F = 4 + K numbers per cell, M pairs of box and prediction.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from yolor_ray.boxes import complete_iou
+from yolor_ray.config import LossConfig
+from yolor_ray.model.heads.free import BOX_OUTPUTS, FreeHead
+from yolor_ray.model.heads.prediction_level import cell_coordinates
+from yolor_ray.train.losses.assign import Matches, Targets
+
+SCORE_POWER, IOU_POWER = 0.5, 6.0
+"""Exponents of the alignment score^0.5 · IoU^6 (equation 1 of TOOD; the exponents are those of PP-YOLOE's successors)."""
+PREDICTIONS_PER_BOX = 10
+"""Maximum predictions that learn a box."""
+BOX_SCALE, CLS_SCALE = 150.0, 1.67
+"""Factors of the gains, whose defaults are for the head with anchors: the default gains become 7.5 and 0.5."""
+MIN_ALIGNMENT = 1e-9
+"""Alignment of a prediction without overlap, so that each box has a best prediction."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Pairs of a box and a prediction that learns the box."""
+
+    objects: Int[Tensor, "M"]
+    """Index of the box in the targets."""
+    images: Int[Tensor, "M"]
+    predictions: Int[Tensor, "M"]
+    """Index among the P predictions of the image."""
+    scores: Float[Tensor, "M"]
+    """Target of the class probability, 0..1: the alignment, scaled to the box's best IoU."""
+
+    def select(self, keep: Tensor) -> "Assignment":
+        """Return the pairs at the given indices."""
+        return Assignment(self.objects[keep], self.images[keep], self.predictions[keep], self.scores[keep])
+
+
+def free_losses(
+    raw: list[Float[Tensor, "B 1 _ _ F"]], targets: Targets, head: FreeHead, gains: LossConfig
+) -> tuple[dict[str, Tensor], list[Matches]]:
+    """Return the weighted terms `box` and `cls`, in float32 for any precision of the network, and the matches of each level.
+
+    Both terms are sums over the batch, divided by the sum of the target scores.
+
+    Args:
+        raw: raw outputs of the head, (B, 1, H, W, F) per level.
+        targets: annotations of the B images.
+        head: the detection head.
+        gains: gains of the terms.
+    """
+    boxes_cxcywh, _ = head.decode(raw)
+    logits = torch.cat([level[..., BOX_OUTPUTS:].flatten(1, 3) for level in raw], dim=1).float()
+    assigned = assign(boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, _cell_centres(raw, head))
+    total = assigned.scores.sum().clamp(min=1)
+    ciou = complete_iou(boxes_cxcywh[assigned.images, assigned.predictions], targets.boxes_cxcywh[assigned.objects])
+    terms = {
+        "box": ((1 - ciou) * assigned.scores).sum() / total * (gains.box * BOX_SCALE),
+        "cls": _class_loss(logits, assigned, targets) / total * (gains.cls * CLS_SCALE),
+    }
+    return terms, _matches(assigned, targets, raw)
+
+
+def _cell_centres(raw: list[Tensor], head: FreeHead) -> Float[Tensor, "P 2"]:
+    """Return x and y of the centre of each prediction's cell, in pixels."""
+    return torch.cat([((cell_coordinates(y) + 0.5) * stride).flatten(0, 1) for y, stride in zip(raw, head.strides, strict=True)])
+
+
+def _class_loss(logits: Float[Tensor, "B P K"], assigned: Assignment, targets: Targets) -> Tensor:
+    """Return the summed binary cross-entropy; where not every object has a box, only assigned predictions count."""
+    expected = torch.zeros_like(logits)
+    expected[assigned.images, assigned.predictions, targets.labels[assigned.objects]] = assigned.scores
+    losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").sum(dim=-1)
+    if targets.boxes_known is None:
+        return losses.sum()
+    counts = targets.boxes_known[:, None].expand_as(losses).clone()
+    counts[assigned.images, assigned.predictions] = True
+    return (losses * counts).sum()
+
+
+def assign(
+    boxes_cxcywh: Float[Tensor, "B P 4"], scores: Float[Tensor, "B P K"], targets: Targets, centres: Float[Tensor, "P 2"]
+) -> Assignment:
+    """Assign each box to its best-aligned predictions among the cells whose centre lies in the box.
+
+    A prediction learns the box with which it overlaps most. A box smaller than a cell of the finest level counts as large as the cell, so
+    that every box inside the image has a candidate.
+
+    Args:
+        boxes_cxcywh: predicted boxes in pixels.
+        scores: predicted class probabilities.
+        targets: N boxes.
+        centres: x and y of the centre of each prediction's cell, in pixels.
+    """
+    finest = (centres[1] - centres[0]).abs().max()
+    reach = targets.boxes_cxcywh[:, 2:].clamp(min=finest) / 2
+    offsets = (centres[None] - targets.boxes_cxcywh[:, None, :2]).abs()
+    objects, predictions = (offsets <= reach[:, None]).all(dim=-1).nonzero(as_tuple=True)
+    images = targets.images[objects]
+    iou = complete_iou(boxes_cxcywh[images, predictions], targets.boxes_cxcywh[objects]).clamp(min=0)
+    alignment = scores[images, predictions, targets.labels[objects]] ** SCORE_POWER * iou**IOU_POWER + MIN_ALIGNMENT
+    best = _best_of_each(objects, alignment, PREDICTIONS_PER_BOX)
+    best = best[_best_of_each(images[best] * len(centres) + predictions[best], iou[best], 1)]
+    objects, alignment, iou = objects[best], alignment[best], iou[best]
+    largest = torch.zeros(2, len(targets.labels), device=iou.device)
+    largest = largest.scatter_reduce(1, objects.expand(2, -1), torch.stack((alignment, iou)), "amax")
+    best_alignment, best_iou = largest[:, objects]
+    return Assignment(objects, images[best], predictions[best], alignment / best_alignment * best_iou)
+
+
+def _best_of_each(groups: Int[Tensor, "M"], values: Float[Tensor, "M"], limit: int) -> Tensor:
+    """Return the indices of the `limit` largest values of each group; of equal values, the first."""
+    order = values.argsort(descending=True, stable=True)
+    order = order[groups[order].argsort(stable=True)]
+    _, counts = torch.unique_consecutive(groups[order], return_counts=True)
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return order[torch.arange(len(order), device=order.device) - starts < limit]
+
+
+def _matches(assigned: Assignment, targets: Targets, raw: list[Tensor]) -> list[Matches]:
+    """Return the assignment level by level, for the losses of other tasks."""
+    matches, start = [], 0
+    for level in raw:
+        height, width = level.shape[2:4]
+        own = assigned.select(((assigned.predictions >= start) & (assigned.predictions < start + height * width)).nonzero()[:, 0])
+        cells, objects = own.predictions - start, own.objects
+        rows, columns = cells // width, cells % width
+        labels, boxes = targets.labels[objects], targets.boxes_cxcywh[objects]
+        matches.append(Matches(objects, own.images, torch.zeros_like(cells), rows, columns, labels, boxes))
+        start += height * width
+    return matches

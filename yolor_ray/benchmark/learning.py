@@ -57,7 +57,7 @@ def learning(config: LearningConfig) -> dict[str, Any]:
         before = machine()
         epochs = choose_epochs(config.minutes, train_set.images, _measure_speed(base, folder))
         curves = [_train_seed(config, base, folder, epochs, seed) for seed in range(base.run.seed, base.run.seed + config.seeds)]
-    described = {"budget of a seed, minutes": config.minutes, **_settings(base, train_set, val_set, epochs)}
+    described = {"budget_minutes": config.minutes, **_settings(base, train_set, val_set, epochs)}
     provenance = {"command": command(), "commit": commit(), **before}
     result = LearningResult(config.minutes, tuple(curves), compared, {**described, **provenance})
     for name, data in learning_files(result).items():
@@ -140,14 +140,14 @@ def _epoch_s(row: Mapping[str, Any]) -> float:
 def _settings(base: TrainConfig, train_set: Dataset, val_set: Dataset, epochs: int) -> dict[str, Any]:
     """Return the description of all runs for the report."""
     return {
-        "training set": f"{train_set.url}, {train_set.images} images",
-        "validation set": f"{val_set.url}, {val_set.images} images",
-        "input": f"{base.data.image_px} px",
+        "train": f"{train_set.url}, {train_set.images} images",
+        "val": f"{val_set.url}, {val_set.images} images",
+        "image_px": base.data.image_px,
         "epochs": epochs,
         "batch": base.optim.batch,
-        "pretrained weights": base.optim.pretrained or "none",
+        "pretrained": base.optim.pretrained or "none",
         "device": "one GPU" if base.cluster.gpu else "CPU",
-        "decode threads": base.data.decode_threads,
+        "decode_threads": base.data.decode_threads,
     }
 
 

@@ -21,7 +21,7 @@ import tyro
 import yolor_ray
 from yolor_ray import config
 from yolor_ray.cluster.environment import MALLOC_SETTINGS
-from yolor_ray.config.benchmark import BENCHMARK_DESCRIPTIONS, BENCHMARKS
+from yolor_ray.config.benchmark import BENCHMARK_DESCRIPTIONS, BENCHMARKS, PRESET_BENCHMARKS
 from yolor_ray.config.dotted import from_json, similar_names
 from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
 from yolor_ray.config.renamed import current_arguments
@@ -116,11 +116,6 @@ def read_flags(config_type: Any, arguments: Sequence[str], program: str, **optio
     return tyro.cli(config_type, prog=program, args=arguments, use_underscores=True, config=(tyro.conf.OmitSubcommandPrefixes,), **options)
 
 
-def read_subcommand(defaults: Mapping[str, Any], descriptions: Mapping[str, str], arguments: Sequence[str], program: str) -> Any:
-    """Return the default configuration that the first argument names, changed by the flags after it."""
-    return read_flags(_subcommands(defaults, descriptions), arguments, program)
-
-
 def read_training(arguments: Sequence[str], program: str) -> config.TrainConfig:
     """Return a preset changed by flags, or the settings of the file behind `--preset-file URL` changed by flags.
 
@@ -154,6 +149,19 @@ def read_study(
     texts = {name: f"{text} {hint}" if name == study else text for name, text in descriptions.items()}
     defaults = {name: make(train) for name, make in studies.items()}
     return read_flags(_subcommands(defaults, texts), [*remaining[:1], *after_study[preset is not None :]], program, description=hint)
+
+
+def read_benchmark(arguments: Sequence[str], program: str) -> Any:
+    """Return a benchmark: its name and its flags; a benchmark of `PRESET_BENCHMARKS` is read like a study.
+
+    Raises:
+        ConfigError: as `read_study`.
+
+    """
+    name = next(iter(arguments), "")
+    if name in PRESET_BENCHMARKS:
+        return read_study(PRESET_BENCHMARKS, {name: BENCHMARK_DESCRIPTIONS[name] for name in PRESET_BENCHMARKS}, arguments, program)
+    return read_flags(_subcommands(BENCHMARKS, BENCHMARK_DESCRIPTIONS), arguments, program)
 
 
 def _subcommands(defaults: Mapping[str, Any], descriptions: Mapping[str, str]) -> Any:
@@ -222,8 +230,8 @@ JOBS = {
     ),
     "serve": Job("Serve weights over HTTP.", functools.partial(read_flags, config.ServeConfig), "yolor_ray.serve.run:serve"),
     "benchmark": Job(
-        "Measure ingest or inference on this machine or cluster.",
-        functools.partial(read_subcommand, BENCHMARKS, BENCHMARK_DESCRIPTIONS),
+        "Measure ingest, inference or learning on this machine or cluster.",
+        read_benchmark,
         "yolor_ray.benchmark.run:benchmark",
     ),
 }

@@ -41,6 +41,7 @@ SMALL = {
         "--network.stem_width": "8",
         "--network.widths": "16 32 48 64 80",
     },
+    "benchmark learning": {"--data.image_px": "64", "--minutes": "0.05", "--seeds": "1"},
     "export --upstream": {"--check_px": "128"},
     "export --weights weights/yolor_p6": {"--image_px": "128"},
 }
@@ -175,6 +176,8 @@ def check(line: str, result: dict) -> None:
     elif job == "export":
         # The random weights of the upstream network amplify rounding errors 10,000 times.
         assert (result["max_error"] <= 1e-4 or "yolor_p6" in line) and manifest.is_published(result["output"]), line
+    elif job == "benchmark":
+        assert storage.exists(result["report"]) and result["epochs"] >= 1 and result["AP"] >= 0, line
     else:
         assert job == "tune" and storage.exists(result["report"]) and result["failed"] == 0, line
 

@@ -1,11 +1,13 @@
 """Define the settings of the benchmarks; the subcommand names the benchmark."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from yolor_ray.config import TrainConfig
+from yolor_ray.config import OptimConfig, RunConfig, TrainConfig
 from yolor_ray.config.network import Precision
 from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
 from yolor_ray.errors import ConfigError, check
@@ -66,8 +68,52 @@ class InferenceConfig:
             check(getattr(self, name) >= minimum, name, getattr(self, name), f"{minimum} or more")
 
 
-BENCHMARKS = {"ingest": IngestConfig(), "inference": InferenceConfig()}
+@dataclass(frozen=True)
+class LearningConfig:
+    """Benchmark of learning: AP by minute of training within a budget of minutes on one core or one GPU, over several seeds."""
+
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    """The run to measure: a preset, with the flags of `jobs/train.py`; run.name names the benchmark. cluster.compute_threads is also the
+    number of cores, 0 for all cores, unless there is a GPU."""
+    minutes: float = 10.0
+    """Training time of each seed, minutes, more than 0; validation is not counted. The number of epochs follows from the measured speed."""
+    seeds: int = 3
+    """Repeats, with run.seed and the seeds after it; 1 or more, and 2 or more for an interval. A later larger number adds repeats."""
+    compare: str = ""
+    """URL of a CSV file with others' curves to draw: columns minute and AP, and optionally AP50, curve, name, set, image_px, seed.
+    Empty compares with nothing."""
+    curve: str = "trained"
+    """Name of this curve in table and picture."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and refuse settings that the benchmark chooses."""
+        check(0 < self.minutes < math.inf, "minutes", self.minutes, "more than 0")
+        check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
+        train = self.train
+        check(train.cluster.worker_range == (0, 0), "cluster.workers", train.cluster.workers, "0: the budget is that of one process")
+        chosen = f"{OptimConfig.epochs}: the benchmark chooses the epochs that fill --minutes"
+        check(train.optim.epochs == OptimConfig.epochs, "optim.epochs", train.optim.epochs, chosen)
+        chosen = f"{RunConfig.validate_epochs}: the benchmark chooses the epochs between validations"
+        check(train.run.validate_epochs == RunConfig.validate_epochs, "run.validate_epochs", train.run.validate_epochs, chosen)
+
+
+def _make_learning(preset: TrainConfig) -> LearningConfig:
+    """Return the benchmark of a preset on one core, with the preset's name as the name of the curve."""
+    train = replace(
+        preset,
+        optim=replace(preset.optim, epochs=OptimConfig.epochs),
+        cluster=replace(preset.cluster, workers="0", compute_threads=1),
+        run=replace(preset.run, name="learning", validate_epochs=RunConfig.validate_epochs),
+    )
+    curve = next((name for name, known in PRESETS.items() if known == preset), LearningConfig.curve)
+    return LearningConfig(train=train, curve=curve)
+
+
+PRESET_BENCHMARKS: dict[str, Callable[[TrainConfig], LearningConfig]] = {"learning": _make_learning}
+"""Factories of the benchmarks whose name a preset's name follows, with the flags of both after it."""
+BENCHMARKS = {"ingest": IngestConfig(), "inference": InferenceConfig(), "learning": _make_learning(PRESETS["nano"])}
 BENCHMARK_DESCRIPTIONS = {
     "ingest": "Images/s of the ingest alone, of the training step alone, and of both together.",
     "inference": "Latency of the served network and of the plain, unfolded one, as fractions of this machine's peak.",
+    "learning": "AP by minute of training on one core or one GPU, over several seeds, beside others' curves.",
 }

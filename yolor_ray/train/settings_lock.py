@@ -1,4 +1,4 @@
-"""Lock a run or a study to the settings of its first job: that job writes them down, and later jobs must agree."""
+"""Lock a run, a study or a benchmark to the settings of its first job: that job writes them down, and later jobs must agree."""
 
 import json
 from collections.abc import Mapping
@@ -10,23 +10,23 @@ from yolor_ray.errors import ConfigError
 from yolor_ray.io import storage
 from yolor_ray.io.redact import refuse_credentials
 
-RUN_FILE, STUDY_FILE = "config.json", "study.json"
-FOLDER_KINDS = {RUN_FILE: "a run", STUDY_FILE: "a study"}
+RUN_FILE, STUDY_FILE, BENCHMARK_FILE = "config.json", "study.json", "benchmark.json"
+FOLDER_KINDS = {RUN_FILE: "a run", STUDY_FILE: "a study", BENCHMARK_FILE: "a benchmark"}
 """Content of a folder, by the name of its settings file."""
 
 
 def lock_settings(folder: str, file: str, settings: Mapping[str, Any], *, mutable: tuple[str, ...], defaults: Mapping[str, Any]) -> None:
-    """Write nested settings into the folder of a run or a study, or compare them with the settings in the folder.
+    """Write nested settings into the folder of a run, a study or a benchmark, or compare them with the settings in the folder.
 
     Args:
         folder: URL of the folder.
-        file: RUN_FILE or STUDY_FILE.
+        file: a key of FOLDER_KINDS.
         settings: settings of this job.
         mutable: prefixes of the dotted names that may differ, because they do not change the result.
         defaults: values of the settings that the file lacks, because an older version wrote it.
 
     Raises:
-        ConfigError: the settings differ, the folder holds another run or study, or a URL in the settings holds credentials.
+        ConfigError: the settings differ, the folder holds another kind, or a URL in the settings holds credentials.
 
     """
     refuse_credentials("", settings)

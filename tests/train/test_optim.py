@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from yolor_ray.config import OptimConfig, presets
-from yolor_ray.config.train import PUBLISHED_RECIPE
+from yolor_ray.config.train import PUBLISHED_RECIPES
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.optim.average import WeightAverage
 from yolor_ray.train.optim.optimizer import make_optimizer, parameter_groups
@@ -68,7 +68,7 @@ def test_accumulated_batches_add_up_to_about_the_nominal_batch(batch, full):
 
 
 def test_warm_up_raises_rate_and_momentum_and_lowers_the_rate_of_biases(make_learner):
-    optim = OptimConfig(epochs=300, recipe="published", **PUBLISHED_RECIPE)
+    optim = OptimConfig(epochs=300, recipe="published", **PUBLISHED_RECIPES["published"])
     schedule, optimizer = Schedule(optim, steps_per_epoch=100), make_optimizer(make_learner().network, optim)
     rates = []
     for step in (0, 500, 1000, 29_999):

@@ -2,16 +2,16 @@
 
 The published sizes are those of YOLOR (paper table A2 and the released configurations). P6 and W6 were released as two
 different networks each: in the layout of the main branch, and in the layout of the paper branch with `joint_norm`.
-The YOLOv4 networks are YOLOR's baselines without implicit knowledge. `nano` and `small` are networks of this project, for
-CPUs and edge devices.
+The YOLOv4 networks are YOLOR's baselines without implicit knowledge. Gains and augmentation are the published ones;
+`--optim.recipe published` takes the published schedule, too. `nano` and `small` are networks of this project, for CPUs and edge devices.
 """
 
 from dataclasses import replace
 
 from yolor_ray.config import AugmentConfig, DataConfig, ImplicitConfig, LossConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
 
-NANO = NetworkConfig(stem="reorg", stem_width=16, widths=(32, 48, 96, 160), depths=(1, 2, 2, 1), neck_depth=1)
-SMALL = NetworkConfig(stem="reorg", stem_width=32, widths=(64, 128, 256, 448), depths=(1, 2, 3, 2), neck_depth=1)
+NANO = NetworkConfig(stem="reorg", stem_width=16, widths=(32, 48, 96, 160), depths=(1, 2, 2, 1), neck_depth=1, head="free")
+SMALL = NetworkConfig(stem="reorg", stem_width=32, widths=(64, 128, 256, 448), depths=(1, 2, 3, 2), neck_depth=1, head="free")
 CSP = NetworkConfig(norm_eps=1e-4)
 CSP_X = replace(CSP, widths=(80, 160, 320, 640, 1280), depths=(1, 3, 10, 10, 5), neck_depth=3, spp_pairs=2)
 PLAIN = ImplicitConfig(align="none", refine="none")
@@ -47,14 +47,15 @@ W6_PAPER = replace(W6, joint_norm=True, norm_eps=1e-3)
 E6 = replace(P6_PAPER, stem_width=80, widths=(160, 320, 640, 960, 1280), down="downc")
 D6 = replace(E6, depths=(3, 15, 15, 7, 7))
 
-AUGMENT_640 = AugmentConfig(scale=0.9, multi_scale=0.5)
-AUGMENT_1280 = AugmentConfig(translate=0.5, scale=0.5, multi_scale=0.5)
-LOSS_1280 = LossConfig(cls=0.5, objectness=1.0)
+AUGMENT_640 = AugmentConfig(scale=0.9)
+AUGMENT_1280 = AugmentConfig(translate=0.5, scale=0.5)
+LOSS_STRONG = LossConfig(cls=0.5, objectness=1.0)
+"""Gains of the published runs at 1280 px, and of the small networks of the paper branch."""
 
 
 def _at_1280_px(network: NetworkConfig) -> TrainConfig:
     """Make a run of a network with four levels or more at 1280 px, with the published recipe."""
-    return TrainConfig(network=network, data=DataConfig(image_px=1280), augment=AUGMENT_1280, loss=LOSS_1280, optim=OptimConfig(batch=64))
+    return TrainConfig(network=network, data=DataConfig(image_px=1280), augment=AUGMENT_1280, loss=LOSS_STRONG, optim=OptimConfig(batch=64))
 
 
 PRESETS = {
@@ -76,8 +77,8 @@ PRESETS = {
     "csp-x": TrainConfig(network=CSP_X, augment=AUGMENT_640),
     "v4-csp": TrainConfig(network=V4_CSP, augment=AUGMENT_640),
     "v4-csp-x": TrainConfig(network=V4_CSP_X, augment=AUGMENT_640),
-    "s4-s2d": TrainConfig(network=S4_S2D),
-    "s4-dwt": TrainConfig(network=S4_DWT),
+    "s4-s2d": TrainConfig(network=S4_S2D, loss=LOSS_STRONG),
+    "s4-dwt": TrainConfig(network=S4_DWT, loss=LOSS_STRONG),
     "p6": _at_1280_px(P6),
     "w6": _at_1280_px(W6),
     "p6-paper": _at_1280_px(P6_PAPER),

@@ -45,11 +45,17 @@ class AblationConfig:
         check(self.max_concurrent_trials >= 0, "max_concurrent_trials", self.max_concurrent_trials, "0 or more")
         check(len(set(self.variants)) == len(self.variants), "variants", self.variants, "each name once")
         ablation_choices(self.train, self.search)
+        if self.variants != tuple(VARIANTS):
+            for name in self.variants:
+                check(self._has_head_of(name), "variants", name, f"a variant without anchors, as network.head is {self.train.network.head}")
+
+    def _has_head_of(self, variant: str) -> bool:
+        return self.train.network.head == "anchors" or VARIANTS[variant].implicit.align_per == "level"
 
     @property
     def variants_with_baseline(self) -> tuple[str, ...]:
-        """The variants to train, the baseline first."""
-        return (BASELINE, *(name for name in self.variants if name != BASELINE))
+        """The variants to train, the baseline first; a head without anchors has no variants per anchor."""
+        return (BASELINE, *(name for name in self.variants if name != BASELINE and self._has_head_of(name)))
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,11 @@ class LossConfig:
 
 LEARNING_RATES = {"auto": 0.002, "sgd": 0.01, "adamw": 0.002, "muon": 0.002}
 """Automatic peak learning rate of each update rule."""
-PUBLISHED_RECIPE: dict[str, Any] = {"optimizer": "sgd", "lr": 0.01, "final_lr_ratio": 0.2, "clip_ratio": 0.0}
-"""Settings of the optimizer in the published recipe that are not the defaults."""
+PUBLISHED_RECIPES: dict[str, dict[str, Any]] = {
+    "published": {"optimizer": "sgd", "lr": 0.01, "final_lr_ratio": 0.2, "clip_ratio": 0.0},
+    "published-finetune": {"optimizer": "sgd", "lr": 0.00402, "final_lr_ratio": 0.4975, "clip_ratio": 0.0, "warmup_epochs": 0.0},
+}
+"""Settings of the optimizer in each published recipe that are not the defaults."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,11 @@ class OptimConfig:
     """Images per step over all workers together."""
     nominal_batch: int = 64
     """Images per optimizer step, approximately: gradients are accumulated over steps."""
-    recipe: Literal["adaptive", "published"] = "adaptive"
+    recipe: Literal["adaptive", "published", "published-finetune"] = "adaptive"
     """`adaptive` = update rule, warm-up, weight average and mosaic follow from the number of updates; `published` = those of YOLOR for 300
-    epochs of COCO: SGD at 0.01 down to 0.2 of it, at least 1000 steps of warm-up, no clipping, mosaic to the end."""
+    epochs of COCO: SGD at 0.01 down to 0.2 of it, at least 1000 steps of warm-up, no clipping, mosaic to the end; `published-finetune` =
+    the second phase at 1280 px, 150 epochs from `pretrained` weights: SGD from 0.004 to 0.002, no warm-up, augment.scale 0.8 and
+    augment.mixup 0.2."""
     optimizer: Literal["auto", "sgd", "adamw", "muon"] = "auto"
     """Update rule; `auto` = AdamW in runs of fewer than 10,000 updates, SGD with Nesterov momentum in longer ones."""
     lr: float = 0.0
@@ -141,10 +146,12 @@ class OptimConfig:
         check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 or more and under 1")
         check(0 < self.final_lr_ratio <= 1, "optim.final_lr_ratio", self.final_lr_ratio, "over 0, up to 1")
         check(0 < self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "between 0 and 1")
-        for name, published in PUBLISHED_RECIPE.items() if self.recipe == "published" else ():
+        for name, published in PUBLISHED_RECIPES.get(self.recipe, {}).items():
             value = getattr(self, name)
-            expected = f"{published}, as optim.recipe is published; `--optim.recipe adaptive` takes other values"
+            expected = f"{published}, as optim.recipe is {self.recipe}; `--optim.recipe adaptive` takes other values"
             check(value in (published, getattr(OptimConfig, name)), f"optim.{name}", value, expected)
+        has_weights = bool(self.pretrained) or self.recipe != "published-finetune"
+        check(has_weights, "optim.pretrained", "none", "weights, as optim.recipe is published-finetune")
 
     @property
     def peak_lr(self) -> float:

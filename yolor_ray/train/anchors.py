@@ -6,6 +6,8 @@ Legend: N boxes, L levels, A anchors per cell.
 import numpy as np
 
 FIT_ITERATIONS = 300
+REFERENCE_CELLS = 4
+"""Side of the boxes of a level, cells: the levels divide the sizes at half an octave above and below."""
 
 
 def best_possible_recall(sides: np.ndarray, anchors: np.ndarray, *, anchor_ratio: float) -> float:
@@ -23,9 +25,10 @@ def best_possible_recall(sides: np.ndarray, anchors: np.ndarray, *, anchor_ratio
 
 
 def fit_anchors(sides: np.ndarray, levels: int, per_level: int, *, strides: tuple[int, ...], seed: int) -> np.ndarray:
-    """Return (L, A, 2) anchors in pixels, from k-means on the logarithms of box sides; small anchors go to fine levels.
+    """Return (L, A, 2) anchors in pixels: k-means on the logarithms of the sides of each level's boxes, ascending by area.
 
-    With fewer distinct boxes than anchors, the anchors are spread around the mean of the boxes, a factor of two per level.
+    A box belongs to the level whose reference side, `REFERENCE_CELLS` cells, is nearest to the square root of its area. The anchors of a
+    level with fewer distinct boxes than anchors are spread around the mean of its boxes, or around the reference side.
 
     Args:
         sides: (N, 2) widths and heights of boxes in pixels.
@@ -34,19 +37,21 @@ def fit_anchors(sides: np.ndarray, levels: int, per_level: int, *, strides: tupl
         strides: pixels per cell of each level.
         seed: seed of the random restarts of empty clusters.
     """
-    count = levels * per_level
     logs = np.log(np.maximum(sides, 2.0).astype(np.float64))
-    if len(np.unique(logs, axis=0)) < count:
-        return _spread(logs, levels, per_level, strides)
-    centres = _k_means(logs, count, np.random.default_rng(seed))
+    references = np.log(REFERENCE_CELLS * np.array(strides[:levels], np.float64))
+    level_of = np.abs(logs.mean(axis=1)[:, None] - references[None]).argmin(axis=1)
+    rng = np.random.default_rng(seed)
+    centres = np.concatenate([_fit_level(logs[level_of == level], references[level], per_level, rng) for level in range(levels)])
     by_area = centres[np.argsort(centres.sum(axis=1), kind="stable")]
     return np.exp(by_area).reshape(levels, per_level, 2).astype(np.float32)
 
 
-def _spread(logs: np.ndarray, levels: int, per_level: int, strides: tuple[int, ...]) -> np.ndarray:
-    middle = np.exp(logs.mean(axis=0)) if len(logs) else np.full(2, 4.0 * strides[levels // 2])
-    factors = 2.0 ** (np.arange(levels * per_level) / per_level - (levels - 1) / 2)
-    return (factors[:, None] * middle).reshape(levels, per_level, 2).astype(np.float32)
+def _fit_level(logs: np.ndarray, reference: float, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return (A, 2) logarithms of the anchors of a level with boxes `logs` (N, 2)."""
+    if len(np.unique(logs, axis=0)) >= count:
+        return _k_means(logs, count, rng)
+    middle = logs.mean(axis=0) if len(logs) else np.full(2, reference)
+    return middle + np.log(2) * ((np.arange(count) - (count - 1) / 2) / count)[:, None]
 
 
 def _k_means(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

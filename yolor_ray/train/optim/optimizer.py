@@ -9,6 +9,8 @@ from yolor_ray.train.optim.muon import Muon
 
 REFERENCE_IMAGES = 64
 """Images per update of the published learning rates and decay: an update counts as so many, for any batch."""
+BETA2 = 0.99
+"""Decay of the squared gradients in AdamW: torch's 0.999 remembers the large gradients of the start for a whole short run."""
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -34,8 +36,8 @@ def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optim
     """Return the optimizer over the three parameter groups."""
     groups = parameter_groups(network, config.weight_decay * config.nominal_batch / REFERENCE_IMAGES)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, BETA2), fused=True)
     if config.optimizer == "muon":
         groups[1]["orthogonal"] = True
-        return Muon(groups, lr=config.lr, betas=(config.momentum, 0.999))
+        return Muon(groups, lr=config.lr, betas=(config.momentum, BETA2))
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)

@@ -1,7 +1,7 @@
 """Choose the settings of the optimizer that follow from a run's number of updates.
 
-The published recipe is YOLOR's own for 300 epochs of COCO. The adaptive recipe limits warm-up, weight average and the epochs without mosaic
-to shares of the run.
+The published recipes are those of YOLOR for COCO. The adaptive recipe limits warm-up, weight average and the epochs without mosaic to
+shares of the run.
 """
 
 import logging
@@ -9,8 +9,8 @@ import math
 from dataclasses import replace
 from typing import Literal
 
-from yolor_ray.config import OptimConfig, TrainConfig
-from yolor_ray.config.train import PUBLISHED_RECIPE
+from yolor_ray.config import AugmentConfig, OptimConfig, TrainConfig
+from yolor_ray.config.train import PUBLISHED_RECIPES
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +18,8 @@ LONG_RUN_UPDATES = 10_000
 """Updates from which SGD, which needs more of them, is chosen instead of AdamW."""
 CLOSED_MOSAIC_SHARE = 1 / 8
 """Maximum share of the epochs without mosaic."""
+FINETUNE_AUGMENT = {"scale": 0.8, "mixup": 0.2}
+"""Augmentation of the second phase of the published runs at 1280 px."""
 
 
 def resolve(config: TrainConfig, steps_per_epoch: int) -> TrainConfig:
@@ -27,19 +29,25 @@ def resolve(config: TrainConfig, steps_per_epoch: int) -> TrainConfig:
         config: settings of the run.
         steps_per_epoch: batches of an epoch over all workers together.
     """
-    updates = steps_per_epoch * config.optim.epochs * config.optim.batch // max(config.optim.nominal_batch, config.optim.batch)
-    is_published = config.optim.recipe == "published"
-    optim = replace(config.optim, **PUBLISHED_RECIPE) if is_published else _adapt(config.optim, updates)
-    closed = 0 if is_published else min(config.augment.close_mosaic_epochs, math.ceil(optim.epochs * CLOSED_MOSAIC_SHARE))
+    optim, augment = config.optim, config.augment
+    updates = steps_per_epoch * optim.epochs * optim.batch // max(optim.nominal_batch, optim.batch)
+    if optim.recipe == "adaptive":
+        optim, augment = _adapt(optim, updates), _limit_closed_mosaic(augment, optim.epochs)
+    else:
+        changes = FINETUNE_AUGMENT if optim.recipe == "published-finetune" else {}
+        optim, augment = replace(optim, **PUBLISHED_RECIPES[optim.recipe]), replace(augment, close_mosaic_epochs=0, **changes)
     logger.info(
         "event=recipe recipe=%s optimizer=%s lr=%g updates=%d close_mosaic_epochs=%d",
-        *(optim.recipe, optim.optimizer, optim.lr, updates, closed),
+        *(optim.recipe, optim.optimizer, optim.lr, updates, augment.close_mosaic_epochs),
     )
-    return replace(config, optim=optim, augment=replace(config.augment, close_mosaic_epochs=closed))
+    return replace(config, optim=optim, augment=augment)
 
 
 def _adapt(optim: OptimConfig, updates: int) -> OptimConfig:
     automatic: Literal["adamw", "sgd"] = "adamw" if updates < LONG_RUN_UPDATES else "sgd"
-    optimizer = automatic if optim.optimizer == "auto" else optim.optimizer
-    chosen = replace(optim, optimizer=optimizer)
+    chosen = replace(optim, optimizer=automatic if optim.optimizer == "auto" else optim.optimizer)
     return replace(chosen, lr=chosen.peak_lr)
+
+
+def _limit_closed_mosaic(augment: AugmentConfig, epochs: int) -> AugmentConfig:
+    return replace(augment, close_mosaic_epochs=min(augment.close_mosaic_epochs, math.ceil(epochs * CLOSED_MOSAIC_SHARE)))

@@ -32,6 +32,7 @@ from yolor_ray.pack.run import pack_scenes
 pytestmark = pytest.mark.usefixtures("one_thread")
 REPOSITORY = Path(__file__).parents[2]
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
+FREE = replace(TINY, head="free")
 JOINT = replace(TINY, block="cspf", joint_norm=True, down="downc")
 ANCHORS = ((12, 12), (20, 16), (16, 28), (30, 30), (40, 26), (28, 48), (60, 60), (80, 50), (50, 90))
 CLASSES = ("red", "green", "blue")
@@ -62,12 +63,20 @@ def scenes(tmp_path_factory):
     return folder
 
 
+def _save(folder, config):
+    save_weights(folder, _network(config), WeightsInfo("guesses", CLASSES, image_px=SIDE, metrics={"AP": 0.25}))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Save weights as training publishes them: not fused."""
-    folder = str(tmp_path_factory.mktemp("weights"))
-    save_weights(folder, _network(), WeightsInfo("guesses", CLASSES, image_px=SIDE, metrics={"AP": 0.25}))
-    return folder
+    return _save(str(tmp_path_factory.mktemp("weights")), TINY)
+
+
+@pytest.fixture(scope="module", params=[TINY, FREE], ids=["anchors", "free"])
+def weights_of_each_head(tmp_path_factory, request):
+    return _save(str(tmp_path_factory.mktemp("weights")), request.param)
 
 
 def _pixels(scenes, image_px=SIDE):
@@ -109,7 +118,7 @@ def test_weights_and_data_in_a_bucket_are_exported_into_a_bucket(weights, scenes
     assert load_weights(output)[1].fused
 
 
-@pytest.mark.parametrize("config", [TINY, JOINT], ids=["main", "joint_norm"])
+@pytest.mark.parametrize("config", [TINY, JOINT, FREE], ids=["main", "joint_norm", "free"])
 def test_exported_weights_predict_the_same_as_unfused_weights(config, scenes, tmp_path):
     source, output = str(tmp_path / "source"), str(tmp_path / "fused")
     save_weights(source, _network(config), WeightsInfo("guesses", CLASSES, image_px=SIDE))
@@ -137,7 +146,8 @@ def test_fused_weights_can_be_exported_again_unchanged(weights, scenes, tmp_path
     assert load_weights(first)[1] == load_weights(second)[1]
 
 
-def test_onnx_runtime_predicts_the_same_for_batches_of_any_size(weights, scenes, tmp_path):
+def test_onnx_runtime_predicts_the_same_for_batches_of_any_size(weights_of_each_head, scenes, tmp_path):
+    weights = weights_of_each_head
     onnxruntime = pytest.importorskip("onnxruntime")
     output = str(tmp_path / "onnx")
     result = export(ExportConfig(weights, output, format="onnx", data=scenes))
@@ -169,7 +179,8 @@ def test_an_onnx_file_describes_itself_and_holds_no_local_path(weights, scenes, 
     assert not {node.op_type for node in model.graph.node} & {"BatchNormalization", "If", "Loop"}
 
 
-def test_openvino_predicts_the_same_for_batches_of_any_size(weights, scenes, tmp_path):
+def test_openvino_predicts_the_same_for_batches_of_any_size(weights_of_each_head, scenes, tmp_path):
+    weights = weights_of_each_head
     openvino = pytest.importorskip("openvino")
     output = str(tmp_path / "openvino")
     result = export(ExportConfig(weights, output, format="openvino", data=scenes))

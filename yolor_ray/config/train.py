@@ -121,7 +121,7 @@ class OptimConfig:
     the second phase at 1280 px, 150 epochs from `pretrained` weights: SGD from 0.004 to 0.002, no warm-up, augment.scale 0.8 and
     augment.mixup 0.2."""
     optimizer: Literal["auto", "sgd", "adamw", "muon"] = "auto"
-    """Update rule; `auto` = AdamW in runs of fewer than 10,000 updates, SGD with Nesterov momentum in longer ones."""
+    """Update rule; `auto` = AdamW, or SGD with Nesterov momentum for networks with anchors in runs of 10,000 updates or more."""
     lr: float = 0.0
     """Peak learning rate, for any number of images per update; 0 = that of the update rule, 0.01 for SGD and 0.002 for others."""
     final_lr_ratio: float = 0.01
@@ -135,7 +135,8 @@ class OptimConfig:
     ema_decay: float = 0.9999
     """Decay of the weight average (EMA), per optimizer step; the average covers at most a tenth of every adaptive run."""
     clip_ratio: float = 3.0
-    """Largest gradient norm per optimizer step, as a multiple of the mean norm of earlier steps; 0 clips nothing."""
+    """Largest gradient norm per step of SGD, as a multiple of the mean norm of earlier steps; 0 clips nothing. AdamW and Muon take every
+    gradient with norm 1."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

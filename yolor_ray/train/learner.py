@@ -58,7 +58,7 @@ class Learner:
     def __post_init__(self) -> None:
         """Make the optimizer and the weight average."""
         self.optimizer = make_optimizer(self.network, self.config.optim)
-        self.clipper = GradientClipper(self.config.optim.clip_ratio)
+        self.clipper = GradientClipper(self.config.optim)
         updates = self.schedule.total_steps / self.schedule.batches_per_update(self.schedule.total_steps)
         window = max(updates * EMA_WINDOW_SHARE, 1.0) if self.config.optim.recipe == "adaptive" else math.inf
         self.average = WeightAverage(self.network, self.config.optim.ema_decay, window)

@@ -15,7 +15,7 @@ from yolor_ray.config.train import PUBLISHED_RECIPES
 logger = logging.getLogger(__name__)
 
 LONG_RUN_UPDATES = 10_000
-"""Updates from which SGD, which needs more of them, is chosen instead of AdamW."""
+"""Updates from which networks with anchors take SGD, as published; SGD needs more updates than AdamW."""
 CLOSED_MOSAIC_SHARE = 1 / 8
 """Maximum share of the epochs without mosaic."""
 FINETUNE_AUGMENT = {"scale": 0.8, "mixup": 0.2}
@@ -32,7 +32,7 @@ def resolve(config: TrainConfig, steps_per_epoch: int) -> TrainConfig:
     optim, augment = config.optim, config.augment
     updates = steps_per_epoch * optim.epochs * optim.batch // max(optim.nominal_batch, optim.batch)
     if optim.recipe == "adaptive":
-        optim, augment = _adapt(optim, updates), _limit_closed_mosaic(augment, optim.epochs)
+        optim, augment = _adapt(optim, config.network.head, updates), _limit_closed_mosaic(augment, optim.epochs)
     else:
         changes = FINETUNE_AUGMENT if optim.recipe == "published-finetune" else {}
         optim, augment = replace(optim, **PUBLISHED_RECIPES[optim.recipe]), replace(augment, close_mosaic_epochs=0, **changes)
@@ -43,8 +43,8 @@ def resolve(config: TrainConfig, steps_per_epoch: int) -> TrainConfig:
     return replace(config, optim=optim, augment=augment)
 
 
-def _adapt(optim: OptimConfig, updates: int) -> OptimConfig:
-    automatic: Literal["adamw", "sgd"] = "adamw" if updates < LONG_RUN_UPDATES else "sgd"
+def _adapt(optim: OptimConfig, head: str, updates: int) -> OptimConfig:
+    automatic: Literal["adamw", "sgd"] = "sgd" if head == "anchors" and updates >= LONG_RUN_UPDATES else "adamw"
     chosen = replace(optim, optimizer=automatic if optim.optimizer == "auto" else optim.optimizer)
     return replace(chosen, lr=chosen.peak_lr)
 

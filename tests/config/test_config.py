@@ -132,6 +132,7 @@ def test_an_invalid_value_is_refused_by_its_dotted_name(owner, values, name, exp
         (OptimConfig, "momentum", 1.0),
         (OptimConfig, "weight_decay", -1.0),
         (OptimConfig, "warmup_epochs", -3.0),
+        (OptimConfig, "patience", -1),
         (OptimConfig, "clip_norm", 0.0),
         (ClusterConfig, "cpus_per_worker", -1.0),
         (ClusterConfig, "max_failures", -1),
@@ -150,6 +151,22 @@ def test_every_preset_is_valid_and_can_be_changed_by_field(name):
     assert preset == replace(preset)
     assert preset.data.image_px % preset.network.strides[-1] == 0
     assert replace(preset, optim=replace(preset.optim, epochs=1)).optim.epochs == 1
+
+
+@pytest.mark.parametrize("name", ["ablation", "tasks"])
+def test_a_comparison_trains_equal_epochs(name):
+    patient = replace(PRESETS["nano"], optim=OptimConfig(patience=5))
+    comparison = study.STUDIES[name](patient)
+    assert comparison.train.optim.patience == 0, "a preset may have another value"
+    with pytest.raises(ConfigError, match=r"optim\.patience: found 5, expected 0: the trials of a comparison train equal epochs"):
+        replace(comparison, train=replace(comparison.train, optim=patient.optim))
+
+
+def test_a_search_may_end_trials_early_and_does_not_vary_the_patience():
+    search = study.STUDIES["search"](replace(PRESETS["nano"], optim=OptimConfig(patience=5)))
+    assert search.train.optim.patience == 5
+    with pytest.raises(ConfigError, match=r"optim\.patience=0,5', but it saves time"):
+        replace(search, search=("optim.patience=0,5",))
 
 
 @pytest.mark.parametrize(("text", "limits"), [("0", (0, 0)), ("3", (3, 3)), ("1-4", (1, 4))])

@@ -100,6 +100,8 @@ class OptimConfig:
     """URL of unfused initial weights; parameters that do not fit, such as other classes, start at random. Empty starts from scratch."""
     epochs: int = 300
     """Passes over the training set."""
+    patience: int = 0
+    """Epochs without a better validation after which the run ends; 0 trains all epochs."""
     batch: int = 16
     """Images per step over all workers together."""
     nominal_batch: int = 64
@@ -125,7 +127,7 @@ class OptimConfig:
             check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "1 or more")
         for name in ("lr", "clip_norm"):
             check(getattr(self, name) > 0, f"optim.{name}", getattr(self, name), "more than 0")
-        for name in ("weight_decay", "warmup_epochs"):
+        for name in ("weight_decay", "warmup_epochs", "patience"):
             check(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
         check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 or more and under 1")
         check(0 < self.final_lr_ratio <= 1, "optim.final_lr_ratio", self.final_lr_ratio, "over 0, up to 1")

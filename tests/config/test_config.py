@@ -68,6 +68,7 @@ INVALID = [
     (OptimConfig, {"lr": math.nan}, "optim.lr", "more than 0"),
     (OptimConfig, {"final_lr_ratio": 0.0}, "optim.final_lr_ratio", "over 0"),
     (OptimConfig, {"ema_decay": 1.0}, "optim.ema_decay", "between 0 and 1"),
+    (OptimConfig, {"freeze": "backbone"}, "optim.freeze", "none without optim.pretrained"),
     (ClusterConfig, {"workers": "many"}, "cluster.workers", "N or MIN-MAX"),
     (ClusterConfig, {"workers": "4-2"}, "cluster.workers", "N or MIN-MAX"),
     (ClusterConfig, {"workers": "0-2"}, "cluster.workers", "N or MIN-MAX"),

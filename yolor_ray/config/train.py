@@ -1,9 +1,12 @@
 """Define the settings of training, from the data to the run."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from yolor_ray.config.network import NetworkConfig
 from yolor_ray.errors import check
+
+Freeze = Literal["none", "backbone", "neck"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class OptimConfig:
 
     pretrained: str = ""
     """URL of unfused initial weights; parameters that do not fit, such as other classes, start at random. Empty starts from scratch."""
+    freeze: Freeze = "none"
+    """Part of the pretrained network that stays fixed: `backbone`, or `neck` = backbone and neck, so that only the heads learn."""
     epochs: int = 300
     """Passes over the training set."""
     patience: int = 0
@@ -132,6 +137,8 @@ class OptimConfig:
         check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 or more and under 1")
         check(0 < self.final_lr_ratio <= 1, "optim.final_lr_ratio", self.final_lr_ratio, "over 0, up to 1")
         check(0 < self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "between 0 and 1")
+        expected = "none without optim.pretrained: frozen random weights would never learn"
+        check(self.freeze == "none" or self.pretrained != "", "optim.freeze", self.freeze, expected)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from yolor_ray.model.network import Yolor
 from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.losses.assign import Targets
+from yolor_ray.train.optim.freeze import freeze_parts
 from yolor_ray.train.optim.schedule import Schedule
 
 Report = Callable[[dict[str, Any]], None]
@@ -77,6 +78,7 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network = network.to(dist_context.device).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    freeze_parts(network, config.optim.freeze)
     steps = math.ceil(context.train.images / config.optim.batch)
     return Learner(network, config, Schedule(config.optim, steps), dist_context.wrap(network))
 

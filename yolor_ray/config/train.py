@@ -87,6 +87,8 @@ class LossConfig:
     """Gain of keypoint distances and of the BCE of their visibility."""
     anchor_ratio: float = 4.0
     """Largest factor between the sides of an anchor and of a matching box."""
+    class_balance: bool = False
+    """Weigh the class loss of a box by 1 / sqrt(boxes of its class), for training sets with rare classes."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -47,6 +47,8 @@ class Learner:
     average: WeightAverage[Yolor] = field(init=False)
     step: int = 0
     """Batches of the run so far."""
+    class_weights: Tensor | None = None
+    """(K,) weight of a box in the class loss, by its class, on the device; None weighs all boxes equally."""
     _accumulated_batches: int = 0
     _bad_updates: int = 0
 
@@ -91,7 +93,7 @@ class Learner:
         pixels, targets = self._resize(to_input(images, device), targets.to(device))
         with autocast(device):
             raw = self.replica(pixels)
-        terms = loss_terms(raw, targets, self.network, self.config.loss)
+        terms = loss_terms(raw, targets, self.network, self.config.loss, self.class_weights)
         # Workers average their gradients, so the loss counts the images of all workers.
         (torch.stack(list(terms.values())).sum() * (self.config.optim.batch * weight)).backward()
         return {name: term.detach() for name, term in terms.items()}

@@ -29,7 +29,9 @@ LOSSES: dict[str, tuple[TaskLoss, Callable[[LossConfig], float]]] = {
 """Loss and gain of each task beside detection."""
 
 
-def loss_terms(raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, gains: LossConfig) -> dict[str, Tensor]:
+def loss_terms(
+    raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, gains: LossConfig, class_weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the weighted terms of the loss: `box`, `objectness`, `cls`, and one term per other task under the task's name.
 
     Each term is a mean over the batch, in float32 for any precision of the network. The sum of the terms is minimised.
@@ -39,12 +41,13 @@ def loss_terms(raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, g
         targets: annotations of the batch.
         network: the network.
         gains: weights of the terms.
+        class_weights: (K,) weight in `cls` of a box by its class, 1 on average over the boxes; None weighs all boxes equally.
     """
     matches = [
         match_level(targets, anchors, stride, *level.shape[2:4], anchor_ratio=gains.anchor_ratio)
         for level, anchors, stride in zip(raw["detect"], network.head.anchors, network.head.strides, strict=True)
     ]
-    terms = detection_losses(raw["detect"], targets, matches, network.head, gains)
+    terms = detection_losses(raw["detect"], targets, matches, network.head, gains, class_weights)
     for task in network.tasks:
         zero_with_gradient = sum(output.float().sum() for output in raw[task]) * 0
         loss, gain = LOSSES[task]

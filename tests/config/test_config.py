@@ -68,6 +68,7 @@ INVALID = [
     (OptimConfig, {"lr": math.nan}, "optim.lr", "0 or more"),
     (OptimConfig, {"final_lr_ratio": 0.0}, "optim.final_lr_ratio", "over 0"),
     (OptimConfig, {"ema_decay": 1.0}, "optim.ema_decay", "between 0 and 1"),
+    (OptimConfig, {"freeze": "backbone"}, "optim.freeze", "none without optim.pretrained"),
     (ClusterConfig, {"workers": "many"}, "cluster.workers", "N or MIN-MAX"),
     (ClusterConfig, {"workers": "4-2"}, "cluster.workers", "N or MIN-MAX"),
     (ClusterConfig, {"workers": "0-2"}, "cluster.workers", "N or MIN-MAX"),
@@ -133,6 +134,7 @@ def test_an_invalid_value_is_refused_by_its_dotted_name(owner, values, name, exp
         (OptimConfig, "weight_decay", -1.0),
         (OptimConfig, "warmup_epochs", -3.0),
         (OptimConfig, "clip_ratio", -0.1),
+        (OptimConfig, "patience", -1),
         (ClusterConfig, "cpus_per_worker", -1.0),
         (ClusterConfig, "max_failures", -1),
         (RunConfig, "checkpoint_minutes", -1.0),
@@ -150,6 +152,22 @@ def test_every_preset_is_valid_and_can_be_changed_by_field(name):
     assert preset == replace(preset)
     assert preset.data.image_px % preset.network.strides[-1] == 0
     assert replace(preset, optim=replace(preset.optim, epochs=1)).optim.epochs == 1
+
+
+@pytest.mark.parametrize("name", ["ablation", "tasks"])
+def test_a_comparison_trains_equal_epochs(name):
+    patient = replace(PRESETS["nano"], optim=OptimConfig(patience=5))
+    comparison = study.STUDIES[name](patient)
+    assert comparison.train.optim.patience == 0, "a preset may have another value"
+    with pytest.raises(ConfigError, match=r"optim\.patience: found 5, expected 0: the trials of a comparison train equal epochs"):
+        replace(comparison, train=replace(comparison.train, optim=patient.optim))
+
+
+def test_a_search_may_end_trials_early_and_does_not_vary_the_patience():
+    search = study.STUDIES["search"](replace(PRESETS["nano"], optim=OptimConfig(patience=5)))
+    assert search.train.optim.patience == 5
+    with pytest.raises(ConfigError, match=r"optim\.patience=0,5', but it saves time"):
+        replace(search, search=("optim.patience=0,5",))
 
 
 @pytest.mark.parametrize(("text", "limits"), [("0", (0, 0)), ("3", (3, 3)), ("1-4", (1, 4))])

@@ -38,6 +38,7 @@ def test_an_ablation_has_one_dimension_for_each_argument():
         (["cluster.workers=1,2"], "the trained network does not depend on it"),
         (["data.decode_threads=1,2"], "the trained network does not depend on it"),
         (["data.val=a,b"], "the same images"),
+        (["optim.patience=0,5"], "the trials of a comparison train equal epochs"),
         (["network.levels=3,4"], "network.widths: found"),
     ],
 )

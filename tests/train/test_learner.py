@@ -160,7 +160,7 @@ def test_boxes_grow_with_the_image(make_learner, monkeypatch):
     learner = make_learner(augment=AugmentConfig(multi_scale=0.5))
     learned: list[tuple[int, torch.Tensor]] = []
 
-    def record_targets(raw, targets, network, gains):
+    def record_targets(raw, targets, *_):
         learned.append((raw["detect"][0].shape[3] * 8, targets.boxes_cxcywh))
         raise InterruptedError
 

@@ -43,11 +43,15 @@ REFUSED = {
     "data.val": "trials are compared on the same images",
 }
 """Reasons against the settings that no study varies, by the start of the name."""
-REFUSED_IN_ABLATIONS = REFUSED | {"network.implicit.": "the variants define it: use --variants"}
+REFUSED_IN_ABLATIONS = REFUSED | {
+    "network.implicit.": "the variants define it: use --variants",
+    "optim.patience": "the trials of a comparison train equal epochs",
+}
 REFUSED_IN_SEARCHES = REFUSED | {
     "data.train": "a search optimises the recipe for one training set: set --data.train",
     "optim.pretrained": "a search optimises the recipe for one set of initial weights: set --optim.pretrained",
     "optim.epochs": "trials are compared and stopped at the same epochs: set --optim.epochs",
+    "optim.patience": "it saves time, and the best of more epochs is never worse: set --optim.patience",
 }
 
 DECADE = 9.999

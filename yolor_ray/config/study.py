@@ -39,6 +39,7 @@ class AblationConfig:
     def __post_init__(self) -> None:
         """Check ranges and the further dimensions."""
         _check_validation_default(self.train)
+        _check_equal_epochs(self.train)
         expected = "none: --variants defines the implicit knowledge of the trials"
         check(self.train.network.implicit == PLAIN, "network.implicit", self.train.network.implicit, expected)
         check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
@@ -97,6 +98,7 @@ class TasksConfig:
     def __post_init__(self) -> None:
         """Check ranges, and that there is implicit knowledge to test."""
         _check_validation_default(self.train)
+        _check_equal_epochs(self.train)
         expected = "some: one arm of the study has it, and the others have none"
         check(self.train.network.implicit != PLAIN, "network.implicit", self.train.network.implicit, expected)
         check(self.seeds >= 1, "seeds", self.seeds, "1 or more")
@@ -108,18 +110,26 @@ def _check_validation_default(train: TrainConfig) -> None:
     check(train.run.validate_epochs == RunConfig.validate_epochs, "run.validate_epochs", train.run.validate_epochs, expected)
 
 
+def _check_equal_epochs(train: TrainConfig) -> None:
+    check(train.optim.patience == 0, "optim.patience", train.optim.patience, "0: the trials of a comparison train equal epochs")
+
+
 def _base_run(study: str, preset: TrainConfig) -> TrainConfig:
     """Return a preset as the base run of a study, with the name of the study."""
     return replace(preset, run=replace(preset.run, name=study, validate_epochs=RunConfig.validate_epochs))
 
 
+def _without_patience(train: TrainConfig) -> TrainConfig:
+    return replace(train, optim=replace(train.optim, patience=0))
+
+
 def _make_ablation(preset: TrainConfig) -> AblationConfig:
-    train = _base_run("ablation", preset)
+    train = _without_patience(_base_run("ablation", preset))
     return AblationConfig(train=replace(train, network=replace(train.network, implicit=PLAIN)))
 
 
 def _make_tasks(preset: TrainConfig) -> TasksConfig:
-    train = _base_run("tasks", preset)
+    train = _without_patience(_base_run("tasks", preset))
     # A preset without implicit knowledge leaves nothing to compare.
     implicit = ImplicitConfig() if train.network.implicit == PLAIN else train.network.implicit
     return TasksConfig(train=replace(train, network=replace(train.network, implicit=implicit)))

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from yolor_ray.config.network import NetworkConfig
 from yolor_ray.errors import check
 
+Freeze = Literal["none", "backbone", "neck"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -86,6 +88,8 @@ class LossConfig:
     """Gain of keypoint distances and of the BCE of their visibility."""
     anchor_ratio: float = 4.0
     """Largest factor between the sides of an anchor and of a matching box."""
+    class_balance: bool = False
+    """Weigh the class loss of a box by 1 / sqrt(boxes of its class), for training sets with rare classes."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -109,8 +113,12 @@ class OptimConfig:
 
     pretrained: str = ""
     """URL of unfused initial weights; parameters that do not fit, such as other classes, start at random. Empty starts from scratch."""
+    freeze: Freeze = "none"
+    """Part of the pretrained network that stays fixed: `backbone`, or `neck` = backbone and neck, so that only the heads learn."""
     epochs: int = 300
     """Passes over the training set."""
+    patience: int = 0
+    """Epochs without a better validation after which the run ends; 0 trains all epochs."""
     batch: int = 16
     """Images per step over all workers together."""
     nominal_batch: int = 64
@@ -142,7 +150,7 @@ class OptimConfig:
         """Check ranges."""
         for name in ("epochs", "batch", "nominal_batch"):
             check(getattr(self, name) >= 1, f"optim.{name}", getattr(self, name), "1 or more")
-        for name in ("lr", "weight_decay", "warmup_epochs", "clip_ratio"):
+        for name in ("lr", "weight_decay", "warmup_epochs", "clip_ratio", "patience"):
             check(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
         check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 or more and under 1")
         check(0 < self.final_lr_ratio <= 1, "optim.final_lr_ratio", self.final_lr_ratio, "over 0, up to 1")
@@ -153,6 +161,8 @@ class OptimConfig:
             check(value in (published, getattr(OptimConfig, name)), f"optim.{name}", value, expected)
         has_weights = bool(self.pretrained) or self.recipe != "published-finetune"
         check(has_weights, "optim.pretrained", "none", "weights, as optim.recipe is published-finetune")
+        expected = "none without optim.pretrained: frozen random weights would never learn"
+        check(self.freeze == "none" or self.pretrained != "", "optim.freeze", self.freeze, expected)
 
     @property
     def peak_lr(self) -> float:

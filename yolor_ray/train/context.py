@@ -21,6 +21,7 @@ from yolor_ray.model.network import Yolor
 from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.losses.assign import Targets
+from yolor_ray.train.optim.freeze import freeze_parts
 from yolor_ray.train.optim.schedule import Schedule
 
 Report = Callable[[dict[str, Any]], None]
@@ -42,6 +43,8 @@ class TrainContext:
     """Ids of the training set's individuals, ascending; empty without the embed task."""
     pretrained: str = ""
     """URL of the weights to start from; empty for none."""
+    class_weights: np.ndarray | None = None
+    """(K,) float32 weight of a box in the class loss, by its class; None weighs all boxes equally."""
     stop_signal: StopSignal = never_stop
     """Stop signal of rank 0; other workers agree with rank 0."""
     restart_reason: str = ""
@@ -77,8 +80,10 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network = network.to(dist_context.device).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    freeze_parts(network, config.optim.freeze)
     steps = math.ceil(context.train.images / config.optim.batch)
-    return Learner(network, config, Schedule(config.optim, steps), dist_context.wrap(network))
+    class_weights = None if context.class_weights is None else torch.tensor(context.class_weights, device=dist_context.device)
+    return Learner(network, config, Schedule(config.optim, steps), dist_context.wrap(network), class_weights=class_weights)
 
 
 def make_loader(context: TrainContext) -> Loader:

@@ -52,6 +52,8 @@ class Learner:
     clipper: GradientClipper = field(init=False)
     step: int = 0
     """Batches of the run so far."""
+    class_weights: Tensor | None = None
+    """(K,) weight of a box in the class loss, by its class, on the device; None weighs all boxes equally."""
     _accumulated_batches: int = 0
     _bad_updates: int = 0
 
@@ -98,7 +100,7 @@ class Learner:
         pixels, targets = self._resize(to_input(images, device), targets.to(device))
         with autocast(device):
             raw = self.replica(pixels)
-        terms = loss_terms(raw, targets, self.network, self.config.loss)
+        terms = loss_terms(raw, targets, self.network, self.config.loss, self.class_weights)
         # Workers average their gradients, and an update adds those of its batches: the sum counts as REFERENCE_IMAGES images.
         scale = REFERENCE_IMAGES / self.schedule.batches_per_update(self.step)
         (torch.stack(list(terms.values())).sum() * (scale * weight)).backward()

@@ -25,6 +25,7 @@ from yolor_ray.train.context import Report, TrainContext, make_learner, make_loa
 from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.epoch_meter import EpochMeter
 from yolor_ray.train.learner import Learner
+from yolor_ray.train.optim.early_stop import ends_early
 from yolor_ray.train.run_log import RunLogger
 from yolor_ray.train.settings_lock import RUN_FILE
 from yolor_ray.train.validation import Validation, save_if_best, validate
@@ -78,6 +79,15 @@ class _Worker:
             decision = StepDecision.STOP
         return StepDecision(self.dist_context.all_reduce_max(decision))
 
+    def agree_to_end_early(self, metrics: dict[str, Any]) -> bool:
+        """Agree with all workers on the end of the run after a validation, whose metrics rank 0 has."""
+        patience = self.context.config.optim.patience
+        if patience == 0:
+            return False
+        tasks = self.context.config.network.tasks
+        ends = self.rank_zero is not None and ends_early([*self.progress.rows, metrics], tasks, patience)
+        return bool(self.dist_context.all_reduce_max(ends))
+
     def save_checkpoint(self, *, wait: bool) -> None:
         """Write a checkpoint on rank 0; see `AsyncCheckpointer.save`."""
         if self.rank_zero:
@@ -85,7 +95,7 @@ class _Worker:
 
 
 def train_loop(context: TrainContext, dist_context: DistContext, report: Report) -> TrainOutcome:
-    """Train from the newest checkpoint, or from the start, to the last epoch or to a stop signal."""
+    """Train from the newest checkpoint, or from the start, to the last epoch, to an early stop or to a stop signal."""
     _check_run_folder(context.run)
     with ExitStack() as stack:
         worker = _start_worker(context, dist_context, stack)
@@ -127,7 +137,9 @@ def _train_epochs(worker: _Worker, report: Report) -> TrainOutcome:
     """Train the remaining epochs; validate and write a checkpoint after an epoch where they are due."""
     context, learner, progress, rank_zero = worker.context, worker.learner, worker.progress, worker.rank_zero
     config = context.config
-    while progress.epoch < config.optim.epochs:
+    # A run that was killed before its weights were published may have ended early.
+    is_last = progress.epoch == config.optim.epochs or ends_early(progress.rows, config.network.tasks, config.optim.patience)
+    while not is_last:
         metrics = _train_epoch(worker)
         if metrics is None:
             return TrainOutcome.STOPPED
@@ -135,11 +147,13 @@ def _train_epochs(worker: _Worker, report: Report) -> TrainOutcome:
         is_last = progress.epoch == config.optim.epochs
         validates = is_last or progress.epoch % config.run.validate_epochs == 0
         validation = validate(learner, context.val, config, worker.dist_context) if validates else None
+        if validation:
+            metrics |= validation.result.metrics
+        is_last = is_last or (validates and worker.agree_to_end_early(metrics))
         if rank_zero:
             if validation:
-                metrics |= validation.result.metrics
                 _save_if_best(worker, rank_zero.attempt, validation, must_succeed=is_last)
-            rank_zero.run_logger.log_epoch(metrics, draw=validates)
+            rank_zero.run_logger.log_epoch(metrics, draw=validates, is_last=is_last)
             if is_last or rank_zero.checkpointer.is_due(learner.step, progress.epoch):
                 worker.save_checkpoint(wait=is_last)
         # A study may stop a trial by its reports, except a finished trial, whose weights are still to be published.

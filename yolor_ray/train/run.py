@@ -24,6 +24,7 @@ from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints, newest_c
 from yolor_ray.train.context import Report, TrainContext
 from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
 from yolor_ray.train.loop import TrainOutcome
+from yolor_ray.train.losses.class_balance import balanced_weights
 from yolor_ray.train.optim.recipe import resolve
 from yolor_ray.train.settings_lock import RUN_FILE, lock_settings
 from yolor_ray.train.warm_start import pretrained_anchors
@@ -87,8 +88,9 @@ def prepare(config: TrainConfig, run: str) -> TrainContext:
     identities = _read_identities(train_set) if "embed" in config.network.tasks else np.zeros(0, np.int64)
     if "embed" in config.network.tasks and len(identities) == 0:
         raise DataError(f"{train_set.url}: found no identity, expected some for network.tasks: embed")
+    class_weights = _choose_class_weights(train_set) if config.loss.class_balance else None
     config = resolve(config, math.ceil(train_set.images / config.optim.batch))
-    return TrainContext(config, run, train_set, val_set, anchors, direct_source(train_set), identities, pretrained)
+    return TrainContext(config, run, train_set, val_set, anchors, direct_source(train_set), identities, pretrained, class_weights)
 
 
 def _read_identities(dataset: Dataset) -> np.ndarray:
@@ -96,6 +98,19 @@ def _read_identities(dataset: Dataset) -> np.ndarray:
     columns = [read_row_group(dataset, group, ["identities"])["identities"] for group in dataset.row_groups]
     identities = np.unique(np.concatenate([column.combine_chunks().flatten().to_numpy(zero_copy_only=False) for column in columns]))
     return identities[identities >= 0].astype(np.int64)
+
+
+def _choose_class_weights(dataset: Dataset) -> np.ndarray:
+    """Return the (K,) weights of the classes by their numbers of boxes, without crowd regions, which training ignores."""
+    boxes = np.zeros(len(dataset.classes), np.int64)
+    for group in dataset.row_groups:
+        table = read_row_group(dataset, group, ["labels", "crowd"])
+        labels, crowd = (table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in ("labels", "crowd"))
+        boxes += np.bincount(labels[~crowd], minlength=len(boxes))
+    weights = balanced_weights(boxes)
+    heaviest, lightest = (f"{dataset.classes[label]} {weights[label]:.2f}" for label in (weights.argmax(), weights.argmin()))
+    logger.info("event=class_weights heaviest='%s' lightest='%s' without_boxes=%d", heaviest, lightest, (boxes == 0).sum())
+    return weights
 
 
 def open_datasets(config: TrainConfig) -> tuple[Dataset, Dataset]:

@@ -50,7 +50,7 @@ class RunLogger:
         """True if the last log line is older than LOG_EVERY_S."""
         return time.monotonic() - self._logged_at > LOG_EVERY_S
 
-    def log_epoch(self, row: dict[str, Any], *, draw: bool) -> None:
+    def log_epoch(self, row: dict[str, Any], *, draw: bool, is_last: bool) -> None:
         """Log and save the metrics of a finished epoch; `draw` updates TensorBoard events and curves as well.
 
         A failed write before the last epoch is logged, and repeated with the next epoch.
@@ -65,7 +65,7 @@ class RunLogger:
         try:
             self._save(draw)
         except StorageError as error:
-            if row["epoch"] == self._epochs:
+            if is_last:
                 raise
             logger.error("event=metrics_not_saved epoch=%d error='%s'", row["epoch"], error)
 

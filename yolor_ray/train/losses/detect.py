@@ -24,7 +24,12 @@ Measured on blood cells (three classes): the reference's tiny gain left classes 
 
 
 def detection_losses(
-    raw: list[Float[Tensor, "B A _ _ F"]], targets: Targets, matches: list[Matches], head: DetectHead, gains: LossConfig
+    raw: list[Float[Tensor, "B A _ _ F"]],
+    targets: Targets,
+    matches: list[Matches],
+    head: DetectHead,
+    gains: LossConfig,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the weighted terms `box`, `objectness` and `cls`, in float32 for any precision of the network.
 
@@ -34,8 +39,12 @@ def detection_losses(
         matches: matches of each level.
         head: the detection head, with anchors and strides.
         gains: gains of the terms, for three levels and 80 classes.
+        class_weights: (K,) weight in `cls` of a box by its class, 1 on average over the boxes; None weighs all boxes equally.
     """
-    losses = [_level_losses(level, targets, matched, head, index) for index, (level, matched) in enumerate(zip(raw, matches, strict=True))]
+    losses = [
+        _level_losses(level, targets, matched, head, index, class_weights)
+        for index, (level, matched) in enumerate(zip(raw, matches, strict=True))
+    ]
     box, objectness, classes = (torch.stack(term) for term in zip(*losses, strict=True))
     levels = len(raw)
     share = 3 / levels
@@ -47,7 +56,9 @@ def detection_losses(
     }
 
 
-def _level_losses(level: Tensor, targets: Targets, matches: Matches, head: DetectHead, index: int) -> tuple[Tensor, Tensor, Tensor]:
+def _level_losses(
+    level: Tensor, targets: Targets, matches: Matches, head: DetectHead, index: int, class_weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return box, objectness and class loss of one level; a level without matches still learns the background."""
     level = level.float()
     matched = level[matches.images, matches.anchors, matches.rows, matches.columns]
@@ -55,7 +66,7 @@ def _level_losses(level: Tensor, targets: Targets, matches: Matches, head: Detec
     objectness = _objectness_loss(level[..., 4], _objectness_target(level, matches, ciou), targets.boxes_known)
     if len(matched) == 0:
         return matched.sum(), objectness, matched.sum()
-    return (1 - ciou).mean(), objectness, _class_loss(matched, matches, head.classes)
+    return (1 - ciou).mean(), objectness, _class_loss(matched, matches, head.classes, class_weights)
 
 
 def _objectness_loss(logits: Float[Tensor, "B A H W"], target: Float[Tensor, "B A H W"], boxes_known: Bool[Tensor, "B"] | None) -> Tensor:
@@ -82,7 +93,9 @@ def _objectness_target(level: Tensor, matches: Matches, ciou: Float[Tensor, "M"]
     return target.scatter_reduce(0, flat, ciou.detach().clamp(min=0), "amax").view(b, a, h, w)
 
 
-def _class_loss(matched: Float[Tensor, "M F"], matches: Matches, classes: int) -> Tensor:
+def _class_loss(matched: Float[Tensor, "M F"], matches: Matches, classes: int, class_weights: Tensor | None) -> Tensor:
     if classes == 1:
         return matched[:, 5:].sum() * 0
-    return F.binary_cross_entropy_with_logits(matched[:, 5:], F.one_hot(matches.labels, classes).to(matched.dtype))
+    expected = F.one_hot(matches.labels, classes).to(matched.dtype)
+    weights = None if class_weights is None else class_weights[matches.labels, None]
+    return F.binary_cross_entropy_with_logits(matched[:, 5:], expected, weights)

@@ -44,7 +44,11 @@ class Assignment:
 
 
 def free_losses(
-    raw: list[Float[Tensor, "B 1 _ _ F"]], targets: Targets, head: FreeHead, gains: LossConfig
+    raw: list[Float[Tensor, "B 1 _ _ F"]],
+    targets: Targets,
+    head: FreeHead,
+    gains: LossConfig,
+    class_weights: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], list[Matches]]:
     """Return the weighted terms `box` and `cls`, in float32 for any precision of the network, and the matches of each level.
 
@@ -55,6 +59,7 @@ def free_losses(
         targets: annotations of the B images.
         head: the detection head.
         gains: gains of the terms.
+        class_weights: (K,) weight in `cls` of a box by its class; None weighs all boxes equally.
     """
     boxes_cxcywh, _ = head.decode(raw)
     logits = torch.cat([level[..., BOX_OUTPUTS:].flatten(1, 3) for level in raw], dim=1).float()
@@ -63,7 +68,7 @@ def free_losses(
     ciou = complete_iou(boxes_cxcywh[assigned.images, assigned.predictions], targets.boxes_cxcywh[assigned.objects])
     terms = {
         "box": ((1 - ciou) * assigned.scores).sum() / total * (gains.box * BOX_SCALE),
-        "cls": _class_loss(logits, assigned, targets) / total * (gains.cls * CLS_SCALE),
+        "cls": _class_loss(logits, assigned, targets, class_weights) / total * (gains.cls * CLS_SCALE),
     }
     return terms, _matches(assigned, targets, raw)
 
@@ -73,16 +78,17 @@ def _cell_centres(raw: list[Tensor], head: FreeHead) -> Float[Tensor, "P 2"]:
     return torch.cat([((cell_coordinates(y) + 0.5) * stride).flatten(0, 1) for y, stride in zip(raw, head.strides, strict=True)])
 
 
-def _class_loss(logits: Float[Tensor, "B P K"], assigned: Assignment, targets: Targets) -> Tensor:
+def _class_loss(logits: Float[Tensor, "B P K"], assigned: Assignment, targets: Targets, class_weights: Tensor | None) -> Tensor:
     """Return the summed binary cross-entropy; where not every object has a box, only assigned predictions count."""
     expected = torch.zeros_like(logits)
     expected[assigned.images, assigned.predictions, targets.labels[assigned.objects]] = assigned.scores
     losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").sum(dim=-1)
-    if targets.boxes_known is None:
+    if targets.boxes_known is None and class_weights is None:
         return losses.sum()
-    counts = targets.boxes_known[:, None].expand_as(losses).clone()
-    counts[assigned.images, assigned.predictions] = True
-    return (losses * counts).sum()
+    weights = torch.ones_like(losses) if targets.boxes_known is None else targets.boxes_known[:, None].to(losses).repeat(1, losses.shape[1])
+    labels = targets.labels[assigned.objects]
+    weights[assigned.images, assigned.predictions] = 1.0 if class_weights is None else class_weights[labels]
+    return (losses * weights).sum()
 
 
 def assign(

@@ -33,7 +33,9 @@ LOSSES: dict[str, tuple[TaskLoss, Callable[[LossConfig], float]]] = {
 """Loss and gain of each task beside detection."""
 
 
-def loss_terms(raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, gains: LossConfig) -> dict[str, Tensor]:
+def loss_terms(
+    raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, gains: LossConfig, class_weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the weighted terms of the loss: `box`, `objectness` (with anchors), `cls`, and one term per other task under its name.
 
     Each term is a mean over the batch, in float32 for any precision of the network. The sum of the terms is minimised.
@@ -43,8 +45,9 @@ def loss_terms(raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, g
         targets: annotations of the batch.
         network: the network.
         gains: weights of the terms.
+        class_weights: (K,) weight in `cls` of a box by its class, 1 on average over the boxes; None weighs all boxes equally.
     """
-    terms, matches = _detection_terms(raw["detect"], targets, network.head, gains)
+    terms, matches = _detection_terms(raw["detect"], targets, network.head, gains, class_weights)
     for task in network.tasks:
         zero_with_gradient = sum(output.float().sum() for output in raw[task]) * 0
         loss, gain = LOSSES[task]
@@ -53,14 +56,14 @@ def loss_terms(raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, g
 
 
 def _detection_terms(
-    raw: list[Tensor], targets: Targets, head: DetectionHead, gains: LossConfig
+    raw: list[Tensor], targets: Targets, head: DetectionHead, gains: LossConfig, class_weights: Tensor | None
 ) -> tuple[dict[str, Tensor], list[Matches]]:
     """Return the terms of the detection head, and the matches of each level."""
     if isinstance(head, FreeHead):
-        return free_losses(raw, targets, head, gains)
+        return free_losses(raw, targets, head, gains, class_weights)
     assert isinstance(head, DetectHead)
     matches = [
         match_level(targets, anchors, stride, *level.shape[2:4], anchor_ratio=gains.anchor_ratio)
         for level, anchors, stride in zip(raw, head.anchors, head.strides, strict=True)
     ]
-    return detection_losses(raw, targets, matches, head, gains), matches
+    return detection_losses(raw, targets, matches, head, gains, class_weights), matches

@@ -15,10 +15,15 @@ NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
-    """Return three groups: norm scales and implicit vectors, convolution weights (the only ones with decay), biases."""
+    """Return three groups: norm scales and implicit vectors, convolution weights (the only ones with decay), biases.
+
+    Frozen parameters are in no group.
+    """
     scales, weights, biases = [], [], []
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             if name == "bias":
                 biases.append(parameter)
             elif isinstance(module, (*NORMS, Implicit)):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablation_study import make_study, make_study_with_priors
+from ablation_study import make_study, make_study_with_priors, make_trial
 from yolor_ray.config.variants import VARIANTS
 from yolor_ray.report.plots import COLOURS
 from yolor_ray.study.ablation.forest_plot import BEYOND_NOISE, PAPER, WITHIN_NOISE, differences_png
 from yolor_ray.study.ablation.priors_plot import priors_png
 from yolor_ray.study.ablation.summary import summarise
+from yolor_ray.study.results import Prior
 
 EQUAL = [0.30, 0.30]
 
@@ -90,6 +91,14 @@ def test_without_priors_there_is_no_picture_of_priors():
 def test_priors_are_drawn_for_every_level_and_any_number_of_classes(classes, seeds):
     png = priors_png(make_study_with_priors(["pr-add"], classes, seeds))
     assert all(count_pixels(png, COLOURS[level]) for level in range(3))
+
+
+@pytest.mark.parametrize("classes", [3, 80])
+def test_priors_of_a_head_without_anchors_are_drawn(classes):
+    values = np.linspace(0.9, 1.1, 4 + classes)[None]
+    trials = [make_trial("pr-multiply", 0, 0.3, "", tuple(Prior("refine", level, "multiply", values) for level in range(3)))]
+    study = make_study({"baseline": (), "pr-multiply": ()}, trials=tuple(trials), classes=tuple(f"class {k}" for k in range(classes)))
+    assert all(count_pixels(priors_png(study), COLOURS[level]) for level in range(3))
 
 
 def test_long_names_and_dollar_signs_are_drawn_as_text():

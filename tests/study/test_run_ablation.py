@@ -155,6 +155,24 @@ def test_priors_have_their_role_level_and_shape(weights):
     assert [(p.role, p.values.shape) for p in concat] == [("align", (16,))] * 3
 
 
+def test_priors_of_a_head_without_anchors_are_those_of_both_branches():
+    implicit = VARIANTS["pr-multiply-size"].implicit
+    network = Yolor(replace(TINY, head="free", implicit=implicit), len(CLASSES))
+    size = read_priors(network)
+    assert [(p.role, p.level, p.operator, p.values.shape) for p in size] == [("refine", level, "multiply", (1, 10)) for level in range(3)]
+    assert all((p.values[:, :4] != 1).all() and (p.values[:, 4:] == 1).all() for p in size)
+    aligned = read_priors(Yolor(replace(TINY, head="free", implicit=VARIANTS["fa-add"].implicit), len(CLASSES)))
+    assert [(p.role, p.values.shape) for p in aligned] == [("align", (8 + 64,))] * 3
+
+
+def test_variants_per_anchor_are_left_out_or_refused_without_anchors(config):
+    free = replace(config, network=replace(config.network, head="free"))
+    names = [spec.variant for spec in make_specs(AblationConfig(train=free, seeds=1), "/studies/study")]
+    assert names == [name for name in VARIANTS if name != "fa-multiply-anchor"]
+    with pytest.raises(ConfigError, match="variants: found 'fa-multiply-anchor', expected a variant without anchors"):
+        AblationConfig(train=free, variants=("fa-add", "fa-multiply-anchor"))
+
+
 def test_a_run_without_a_finite_gradient_publishes_no_weights(config):
     diverging = resolve_data(replace(config, optim=replace(config.optim, lr=1e9, epochs=9)))[0]
     with pytest.raises(NonFiniteLossError, match="no finite gradient"):

@@ -11,6 +11,7 @@ from yolor_ray.train.losses.free import PREDICTIONS_PER_BOX, Assignment, assign,
 
 CONFIG = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 24, 32), depths=(1, 1, 1), levels=2, neck_depth=1, head="free")
 SIDE, CLASSES = 64, 3
+SHAPES, STRIDES = [(8, 8), (4, 4)], (8, 16)
 CENTRES = torch.cat(
     [(torch.cartesian_prod(torch.arange(n), torch.arange(n)).flip(1).float() + 0.5) * stride for n, stride in ((8, 8), (4, 16))]
 )
@@ -57,21 +58,21 @@ def as_dict(assigned: Assignment) -> dict[tuple[int, int], tuple[int, float]]:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_assignment_equals_that_of_loops(seed):
     targets, (boxes, scores) = random_targets(12, seed), random_predictions(seed)
-    assigned, expected = as_dict(assign(boxes, scores, targets, CENTRES)), reference(boxes, scores, targets)
+    assigned, expected = as_dict(assign(boxes, scores, targets, SHAPES, STRIDES)), reference(boxes, scores, targets)
     assert {key: box for key, (box, _) in assigned.items()} == {key: box for key, (box, _) in expected.items()}
     assert [assigned[key][1] for key in expected] == pytest.approx([score for _, score in expected.values()], abs=1e-5)
 
 
 def test_a_tiny_box_between_the_centres_of_cells_is_assigned():
     targets = Targets(torch.tensor([1]), torch.tensor([0]), torch.tensor([[40.0, 24.0, 2.0, 2.0]]))
-    assigned = assign(*random_predictions(), targets, CENTRES)
+    assigned = assign(*random_predictions(), targets, SHAPES, STRIDES)
     assert len(assigned.objects) > 0
     assert set(assigned.images.tolist()) == {1}
     assert (CENTRES[assigned.predictions] - torch.tensor([40.0, 24.0])).abs().max() <= 4
 
 
 def test_a_prediction_learns_one_box_and_a_box_at_most_ten_predictions():
-    assigned = assign(*random_predictions(), random_targets(40), CENTRES)
+    assigned = assign(*random_predictions(), random_targets(40), SHAPES, STRIDES)
     pairs = list(zip(assigned.images.tolist(), assigned.predictions.tolist(), strict=True))
     assert len(pairs) == len(set(pairs))
     assert torch.bincount(assigned.objects).max() <= PREDICTIONS_PER_BOX

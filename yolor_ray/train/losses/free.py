@@ -3,25 +3,25 @@
 Legend: B images, N boxes in the batch, P predictions of an image, K classes, F = 4 + K numbers per cell, M pairs of box and prediction.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from yolor_ray.boxes import complete_iou
 from yolor_ray.config import LossConfig
 from yolor_ray.model.heads.free import BOX_OUTPUTS, FreeHead
-from yolor_ray.model.heads.prediction_level import cell_coordinates
 from yolor_ray.train.losses.assign import Matches, Targets
 
 SCORE_POWER, IOU_POWER = 0.5, 6.0
 """Exponents of the alignment score^0.5 · IoU^6 (equation 1 of TOOD; the exponents are those of PP-YOLOE's successors)."""
 PREDICTIONS_PER_BOX = 10
 """Maximum predictions that learn a box."""
-BOX_SCALE, CLS_SCALE = 150.0, 1.67
-"""Factors of the gains, whose defaults are for the head with anchors: the default gains become 7.5 and 0.5."""
+BOX_SCALE, CLS_SCALE = 150.0, 10 / 3
+"""Factors of the gains, whose defaults are for the head with anchors: the default gains become 7.5 and 1."""
 MIN_ALIGNMENT = 1e-9
 """Alignment of a prediction without overlap, so that each box has a best prediction."""
 
@@ -63,7 +63,7 @@ def free_losses(
     """
     boxes_cxcywh, _ = head.decode(raw)
     logits = torch.cat([level[..., BOX_OUTPUTS:].flatten(1, 3) for level in raw], dim=1).float()
-    assigned = assign(boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, _cell_centres(raw, head))
+    assigned = assign(boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, [(level.shape[2], level.shape[3]) for level in raw], head.strides)
     total = assigned.scores.sum().clamp(min=1)
     ciou = complete_iou(boxes_cxcywh[assigned.images, assigned.predictions], targets.boxes_cxcywh[assigned.objects])
     terms = {
@@ -71,11 +71,6 @@ def free_losses(
         "cls": _class_loss(logits, assigned, targets, class_weights) / total * (gains.cls * CLS_SCALE),
     }
     return terms, _matches(assigned, targets, raw)
-
-
-def _cell_centres(raw: list[Tensor], head: FreeHead) -> Float[Tensor, "P 2"]:
-    """Return x and y of the centre of each prediction's cell, in pixels."""
-    return torch.cat([((cell_coordinates(y) + 0.5) * stride).flatten(0, 1) for y, stride in zip(raw, head.strides, strict=True)])
 
 
 def _class_loss(logits: Float[Tensor, "B P K"], assigned: Assignment, targets: Targets, class_weights: Tensor | None) -> Tensor:
@@ -92,33 +87,50 @@ def _class_loss(logits: Float[Tensor, "B P K"], assigned: Assignment, targets: T
 
 
 def assign(
-    boxes_cxcywh: Float[Tensor, "B P 4"], scores: Float[Tensor, "B P K"], targets: Targets, centres: Float[Tensor, "P 2"]
+    boxes_cxcywh: Float[Tensor, "B P 4"],
+    scores: Float[Tensor, "B P K"],
+    targets: Targets,
+    shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
 ) -> Assignment:
     """Assign each box to its best-aligned predictions among the cells whose centre lies in the box.
 
-    A prediction learns the box with which it overlaps most. A box smaller than a cell of the finest level counts as large as the cell, so
-    that every box inside the image has a candidate.
+    A prediction learns the box with which it overlaps most.
 
     Args:
         boxes_cxcywh: predicted boxes in pixels.
         scores: predicted class probabilities.
         targets: N boxes.
-        centres: x and y of the centre of each prediction's cell, in pixels.
+        shapes: rows and columns of each level.
+        strides: pixels per cell of each level, the finest first.
     """
-    finest = (centres[1] - centres[0]).abs().max()
-    reach = targets.boxes_cxcywh[:, 2:].clamp(min=finest) / 2
-    offsets = (centres[None] - targets.boxes_cxcywh[:, None, :2]).abs()
-    objects, predictions = (offsets <= reach[:, None]).all(dim=-1).nonzero(as_tuple=True)
+    objects, predictions = _candidates(targets.boxes_cxcywh, shapes, strides).nonzero(as_tuple=True)
     images = targets.images[objects]
     iou = complete_iou(boxes_cxcywh[images, predictions], targets.boxes_cxcywh[objects]).clamp(min=0)
     alignment = scores[images, predictions, targets.labels[objects]] ** SCORE_POWER * iou**IOU_POWER + MIN_ALIGNMENT
     best = _best_of_each(objects, alignment, PREDICTIONS_PER_BOX)
-    best = best[_best_of_each(images[best] * len(centres) + predictions[best], iou[best], 1)]
+    best = best[_best_of_each(images[best] * boxes_cxcywh.shape[1] + predictions[best], iou[best], 1)]
     objects, alignment, iou = objects[best], alignment[best], iou[best]
     largest = torch.zeros(2, len(targets.labels), device=iou.device)
     largest = largest.scatter_reduce(1, objects.expand(2, -1), torch.stack((alignment, iou)), "amax")
     best_alignment, best_iou = largest[:, objects]
     return Assignment(objects, images[best], predictions[best], alignment / best_alignment * best_iou)
+
+
+def _candidates(boxes_cxcywh: Float[Tensor, "N 4"], shapes: Sequence[tuple[int, int]], strides: Sequence[int]) -> Bool[Tensor, "N P"]:
+    """Return True where the centre of a prediction's cell lies in a box.
+
+    A box smaller than a cell of the finest level counts as large as the cell, so that every box inside the image has a candidate.
+    """
+    reach, levels = boxes_cxcywh[:, 2:].clamp(min=strides[0]) / 2, []
+    for (height, width), stride in zip(shapes, strides, strict=True):
+        # Columns and rows are compared by themselves: N · (H + W) numbers instead of N · H · W.
+        columns, rows = (
+            ((torch.arange(cells, device=reach.device) + 0.5) * stride - boxes_cxcywh[:, axis, None]).abs() <= reach[:, axis, None]
+            for axis, cells in ((0, width), (1, height))
+        )
+        levels.append((rows[:, :, None] & columns[:, None, :]).flatten(1))
+    return torch.cat(levels, dim=1)
 
 
 def _best_of_each(groups: Int[Tensor, "M"], values: Float[Tensor, "M"], limit: int) -> Tensor:

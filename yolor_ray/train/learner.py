@@ -21,17 +21,12 @@ from yolor_ray.train.losses.total import loss_terms
 from yolor_ray.train.optim.average import WeightAverage
 from yolor_ray.train.optim.optimizer import make_optimizer
 from yolor_ray.train.optim.schedule import Schedule
+from yolor_ray.train.precision import autocast, lower_scale, make_scaler
 
 logger = logging.getLogger(__name__)
 
 MAX_BAD_UPDATES = 20
-"""Consecutive updates with a non-finite gradient that end the run."""
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """Return bfloat16 autocast if the device has bfloat16 units, otherwise a context without effect."""
-    supported = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return torch.autocast(device.type, torch.bfloat16, enabled=supported)
+"""Consecutive updates with a non-finite gradient that end the run; updates that a lower loss scale may cure do not count."""
 
 
 @dataclass
@@ -45,6 +40,8 @@ class Learner:
     """The network, or its distributed wrapper."""
     optimizer: torch.optim.SGD = field(init=False)
     average: WeightAverage[Yolor] = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    """Scale of the loss, which only float16 needs."""
     step: int = 0
     """Batches of the run so far."""
     _accumulated_batches: int = 0
@@ -53,6 +50,7 @@ class Learner:
     def __post_init__(self) -> None:
         """Make the optimizer and the weight average."""
         self.optimizer = make_optimizer(self.network, self.config.optim)
+        self.scaler = make_scaler(self.network.head.anchors.device)
         updates = self.schedule.total_steps / self.schedule.batches_per_update(self.schedule.total_steps)
         self.average = WeightAverage(self.network, self.config.optim.ema_decay, int(updates))
 
@@ -66,7 +64,7 @@ class Learner:
             weight: weight of the batch relative to those of the other workers, 1 on average.
 
         Raises:
-            NonFiniteLossError: `MAX_BAD_UPDATES` consecutive updates had a non-finite gradient.
+            NonFiniteLossError: `MAX_BAD_UPDATES` consecutive updates had a non-finite gradient, at a loss scale of 1 or less.
         """
         self.schedule.apply(self.optimizer, self.step)
         is_update = must_update or self._accumulated_batches + 1 >= self.schedule.batches_per_update(self.step)
@@ -93,7 +91,7 @@ class Learner:
             raw = self.replica(pixels)
         terms = loss_terms(raw, targets, self.network, self.config.loss)
         # Workers average their gradients, so the loss counts the images of all workers.
-        (torch.stack(list(terms.values())).sum() * (self.config.optim.batch * weight)).backward()
+        self.scaler.scale(torch.stack(list(terms.values())).sum() * (self.config.optim.batch * weight)).backward()
         return {name: term.detach() for name, term in terms.items()}
 
     def _resize(self, pixels: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
@@ -110,12 +108,16 @@ class Learner:
 
     def _update(self) -> None:
         """Update the weights if the gradient is finite; otherwise count the update, and raise after too many in a row."""
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optim.clip_norm)
         # One number is read from the device per update, not per batch: an update with a NaN would ruin the weights for good.
         if torch.isfinite(norm).item():
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.average.update(self.network)
             self._bad_updates = 0
+        elif lower_scale(self.scaler):
+            logger.info("event=loss_scale_lowered step=%d scale=%g", self.step, self.scaler.get_scale())
         else:
             self._bad_updates += 1
             logger.warning("event=gradient_not_finite step=%d in_a_row=%d", self.step, self._bad_updates)

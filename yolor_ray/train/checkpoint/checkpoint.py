@@ -68,7 +68,7 @@ class Checkpoint:
 def take_checkpoint(learner: Learner, progress: Progress) -> Checkpoint:
     """Copy the state of a run; the learner must have no accumulated gradients, which a checkpoint does not hold."""
     state = {**dataclasses.asdict(progress), "seen": epoch_ledger.to_json(progress.seen)}
-    state |= {"step": learner.step, "updates": learner.average.updates}
+    state |= {"step": learner.step, "updates": learner.average.updates, "scaler": learner.scaler.state_dict()}
     return Checkpoint(_tensors(learner), state)
 
 
@@ -179,6 +179,9 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
         )
     _restore(run, learner, checkpoint.tensors)
     learner.step, learner.average.updates = state["step"], state["updates"]
+    # Only an attempt that computed in float16 has written the state of a scaler.
+    if state.get("scaler"):
+        learner.scaler.load_state_dict(state["scaler"])
     logger.info("event=resume step=%d epoch=%d", learner.step, state["epoch"])
     fields = {field.name: state[field.name] for field in dataclasses.fields(Progress)}
     fields |= {"seen": epoch_ledger.from_json(state["seen"]), "rows": [current_metrics(row) for row in state["rows"]]}

@@ -73,6 +73,7 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
         keypoints=len(context.train.keypoint_names),
         identities=len(context.identities),
     )
+    network.backbone.recompute = network.neck.recompute = config.cluster.recompute_activations
     if dist_context.device.type == "cuda" and dist_context.world_size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network = network.to(dist_context.device).train()

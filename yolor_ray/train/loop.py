@@ -134,10 +134,10 @@ def _train_epochs(worker: _Worker, report: Report) -> TrainOutcome:
         progress.epoch, progress.seen = progress.epoch + 1, np.zeros(context.train.images, bool)
         is_last = progress.epoch == config.optim.epochs
         validates = is_last or progress.epoch % config.run.validate_epochs == 0
-        validation = validate(learner, context.val, config, worker.dist_context) if validates else None
+        validation = validate(learner, context, worker.dist_context) if validates else None
         if rank_zero:
             if validation:
-                metrics |= validation.result.metrics
+                metrics |= validation.losses | validation.result.metrics
                 _save_if_best(worker, rank_zero.attempt, validation, must_succeed=is_last)
             rank_zero.run_logger.log_epoch(metrics, draw=validates)
             if is_last or rank_zero.checkpointer.is_due(learner.step, progress.epoch):

@@ -66,7 +66,7 @@ def scenes(tmp_path_factory):
 def weights(tmp_path_factory):
     """Save weights as training publishes them: not fused."""
     folder = str(tmp_path_factory.mktemp("weights"))
-    save_weights(folder, _network(), WeightsInfo("guesses", CLASSES, image_px=SIDE, metrics={"AP": 0.25}))
+    save_weights(folder, _network(), WeightsInfo("guesses", CLASSES, image_px=SIDE, metrics={"AP": 0.25}, thresholds={CLASSES[1]: 0.3}))
     return folder
 
 
@@ -159,6 +159,7 @@ def test_an_onnx_file_describes_itself_and_holds_no_local_path(weights, scenes, 
     metadata = {item.key: item.value for item in model.metadata_props}
     config_file = json.loads((output / "config.json").read_text())
     assert json.loads(metadata["classes"]) == config_file["classes"] == list(CLASSES)
+    assert json.loads(metadata["thresholds"]) == config_file["thresholds"] == {CLASSES[1]: 0.3}
     assert json.loads(metadata["image_px"]) == config_file["image_px"] == SIDE
     assert (
         (metadata["name"], metadata["version"])

@@ -8,7 +8,7 @@ import torch
 
 from yolor_ray.data.shards.dataset import RowGroup
 from yolor_ray.evaluate.examples import select_examples
-from yolor_ray.evaluate.metrics import EvalResult, fitness, measure
+from yolor_ray.evaluate.metrics import EvalResult, best_thresholds, fitness, measure
 from yolor_ray.evaluate.predict import CONFIDENCE, IOU, MAX_DETECTIONS, locate_detections, merge_detections, split_row_groups
 from yolor_ray.evaluate.report import report_files
 from yolor_ray.inference.dataset_images import image_batches
@@ -76,6 +76,7 @@ def save_if_best(context: TrainContext, attempt: int, learner: Learner, progress
         dataset.classes,
         config.data.image_px,
         metrics,
+        thresholds=best_thresholds(validation.result.boxes),
         image_classes=dataset.image_classes if "classify" in tasks else (),
         keypoint_names=dataset.keypoint_names if "pose" in tasks else (),
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from test_learner import IMAGES, INFINITE_LOSS, TARGETS, equal, weights
+from tiny_batch import IMAGES, INFINITE_LOSS, TARGETS, equal, weights
 from yolor_ray.errors import NonFiniteLossError
 from yolor_ray.train.checkpoint.checkpoint import Progress, resume, take_checkpoint, write_checkpoint
 from yolor_ray.train.distributed import DistContext

@@ -1,4 +1,4 @@
-"""Recompute activations in the backward pass (activation checkpointing): a block keeps its input alone, and takes its forward time twice."""
+"""Recompute activations in the backward pass (activation checkpointing): a block keeps its input alone, and runs forward twice."""
 
 import contextlib
 from collections.abc import Iterator

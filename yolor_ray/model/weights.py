@@ -66,7 +66,7 @@ class WeightsInfo:
     fused: bool = False
     """True if batch norm and implicit vectors are folded; set by reading."""
     thresholds: dict[str, float] = field(default_factory=dict)
-    """Confidence threshold with the best F1 score on the validation set, by class name; absent for classes without objects there."""
+    """Confidence threshold with the best F1 score on the validation set, by class name; absent for classes not found there."""
 
 
 def weights_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from yolor_ray.config import TrainConfig
-from yolor_ray.errors import NonFiniteLossError
+from yolor_ray.errors import ConfigError, NonFiniteLossError
 from yolor_ray.inference.detect import to_input
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.losses.total import loss_terms
 from yolor_ray.train.optim.average import WeightAverage
+from yolor_ray.train.optim.micro_batches import MicroBatches
 from yolor_ray.train.optim.optimizer import make_optimizer
 from yolor_ray.train.optim.schedule import Schedule
 from yolor_ray.train.precision import autocast, lower_scale, make_scaler
@@ -44,6 +45,7 @@ class Learner:
     """Scale of the loss, which only float16 needs."""
     step: int = 0
     """Batches of the run so far."""
+    micro_batches: MicroBatches = field(default_factory=MicroBatches)
     _accumulated_batches: int = 0
     _bad_updates: int = 0
 
@@ -65,11 +67,12 @@ class Learner:
 
         Raises:
             NonFiniteLossError: `MAX_BAD_UPDATES` consecutive updates had a non-finite gradient, at a loss scale of 1 or less.
+            ConfigError: the memory of one of several workers does not hold the worker's batch in the first epoch.
         """
         self.schedule.apply(self.optimizer, self.step)
         is_update = must_update or self._accumulated_batches + 1 >= self.schedule.batches_per_update(self.step)
         with contextlib.nullcontext() if is_update else self._without_sync():
-            terms = self._backward(images, targets, weight)
+            terms = self._add_gradients(images, targets, weight)
         self._accumulated_batches += 1
         self.step += 1
         if is_update:
@@ -83,6 +86,22 @@ class Learner:
 
     def _without_sync(self) -> contextlib.AbstractContextManager:
         return self.replica.no_sync() if isinstance(self.replica, DistributedDataParallel) else contextlib.nullcontext()
+
+    def _add_gradients(self, images: Tensor, targets: Targets, weight: float) -> dict[str, Tensor]:
+        """Add the gradients of a batch; out of memory in the first epoch, a single worker goes on in micro-batches."""
+        if self.step >= self.schedule.steps_per_epoch:
+            return self.micro_batches.backward(self._backward, images, targets, weight)
+        if not isinstance(self.replica, DistributedDataParallel):
+            return self.micro_batches.fit(self._backward, list(self.network.parameters()), images, targets, weight)
+        try:
+            return self.micro_batches.backward(self._backward, images, targets, weight)
+        except torch.OutOfMemoryError as error:
+            # The other workers are inside the same all-reduce of gradients, which no worker can repeat alone.
+            raise ConfigError(
+                f"optim.batch: found {len(images)} images for this worker, which its memory does not hold, expected fewer; resume with "
+                "--cluster.recompute_activations or more workers, or start a new run.name with a lower optim.batch "
+                "(optim.nominal_batch keeps the images per update)"
+            ) from error
 
     def _backward(self, images: Tensor, targets: Targets, weight: float) -> dict[str, Tensor]:
         device = self.network.head.anchors.device

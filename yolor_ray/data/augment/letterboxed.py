@@ -13,8 +13,10 @@ from yolor_ray.data.images.letterbox import Letterbox
 from yolor_ray.data.shards.records import Record
 
 
-def letterboxed_annotations(record: Record, image: np.ndarray, letterbox: Letterbox, label_spec: LabelSpec, member: int = 0) -> SampleLabels:
-    """Return the annotations of a letterboxed image that training would keep, in pixels of the network input.
+def letterboxed_annotations(
+    record: Record, image: np.ndarray, letterbox: Letterbox, label_spec: LabelSpec, member: int = 0
+) -> SampleLabels:
+    """Return the annotations of a letterboxed image, in pixels of the network input, without objects that training would drop.
 
     Args:
         record: the image with its annotations.

@@ -69,6 +69,7 @@ def take_checkpoint(learner: Learner, progress: Progress) -> Checkpoint:
     """Copy the state of a run; the learner must have no accumulated gradients, which a checkpoint does not hold."""
     state = {**dataclasses.asdict(progress), "seen": epoch_ledger.to_json(progress.seen)}
     state |= {"step": learner.step, "updates": learner.average.updates, "scaler": learner.scaler.state_dict()}
+    state["micro_batches"] = learner.micro_batches.count
     return Checkpoint(_tensors(learner), state)
 
 
@@ -179,6 +180,9 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
         )
     _restore(run, learner, checkpoint.tensors)
     learner.step, learner.average.updates = state["step"], state["updates"]
+    # With several workers each has a smaller batch, and all need the same number of forward passes.
+    if dist_context.world_size == 1:
+        learner.micro_batches.count = state.get("micro_batches", 1)
     # Only an attempt that computed in float16 has written the state of a scaler.
     if state.get("scaler"):
         learner.scaler.load_state_dict(state["scaler"])

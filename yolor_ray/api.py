@@ -116,6 +116,11 @@ class Detector:
         return self._info.classes
 
     @property
+    def thresholds(self) -> dict[str, float]:
+        """Confidence with the best F1 score on the validation set by class name; absent for classes without a true positive there."""
+        return dict(self._info.thresholds)
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks of the network."""
         return self._info.tasks

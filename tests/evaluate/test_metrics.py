@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 
 from yolor_ray.data.shards.union import open_datasets
 from yolor_ray.evaluate import coco
-from yolor_ray.evaluate.metrics import MAIN_METRICS, fitness, measure
+from yolor_ray.evaluate.metrics import MAIN_METRICS, best_thresholds, fitness, measure
 from yolor_ray.evaluate.predict import merge_detections, predict_row_groups, read_annotations, read_truth
 from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.postprocess import ImageDetections
@@ -37,6 +38,41 @@ def _detect_all_tasks(images, *, confidence, iou, max_detections):
             )
         )
     return detections
+
+
+def _f1_by_threshold(scorer, category, thresholds):
+    """Return the F1 score at IoU .50 of the detections over each threshold."""
+    images = [image for image in scorer.evalImgs if image and image["category_id"] == category and image["aRng"] == [0, 1e10]]
+    counted = np.concatenate([~image["dtIgnore"][0].astype(bool) for image in images])
+    scores = np.concatenate([image["dtScores"] for image in images])[counted]
+    is_true = np.concatenate([image["dtMatches"][0] > 0 for image in images])[counted]
+    objects = sum(int((~np.array(image["gtIgnore"]).astype(bool)).sum()) for image in images)
+    kept = scores[None] > np.asarray(thresholds)[:, None]
+    return 2 * (kept & is_true).sum(axis=1) / np.maximum(kept.sum(axis=1) + objects, 1)
+
+
+def test_no_threshold_has_a_clearly_higher_f1_score(shared):
+    folder = shared / "datasets" / "coco_eval_check"
+    truth, rows = (json.loads((folder / f"instances_val2014_{name}").read_text()) for name in ("100.json", "fakebbox100_results.json"))
+    thresholds = best_thresholds(coco.measure(truth, rows))
+    scorer = coco.match_detections(truth, rows)
+    every = np.unique([row["score"] for row in rows]) - 1e-9
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    for category, name in names.items():
+        if name in thresholds:
+            best = _f1_by_threshold(scorer, category, every).max()
+            assert _f1_by_threshold(scorer, category, [thresholds[name]])[0] >= best - 0.01, name
+    absent = names.values() - thresholds.keys()
+    objects = {annotation["category_id"] for annotation in truth["annotations"]}
+    assert {name for category, name in names.items() if category not in objects} <= absent
+    assert len(thresholds) > 40
+
+
+def test_the_last_true_positive_passes_a_threshold_of_its_own_confidence(rich, perfect):
+    """`confidence > threshold` selects detections, so a threshold equal to a confidence would drop the detection."""
+    result = measure(rich, perfect, TASKS)
+    assert best_thresholds(result.boxes) == {"square": 0.8999}
+    assert result.boxes.classes["square"].confidence == pytest.approx(0.9)
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,8 @@ def scenes(tmp_path_factory):
 
 
 def _save(folder, config):
-    save_weights(folder, _network(config), WeightsInfo("guesses", CLASSES, image_px=SIDE, metrics={"AP": 0.25}))
+    info = WeightsInfo("guesses", CLASSES, image_px=SIDE, metrics={"AP": 0.25}, thresholds={CLASSES[1]: 0.3})
+    save_weights(folder, _network(config), info)
     return folder
 
 
@@ -169,6 +170,7 @@ def test_an_onnx_file_describes_itself_and_holds_no_local_path(weights, scenes, 
     metadata = {item.key: item.value for item in model.metadata_props}
     config_file = json.loads((output / "config.json").read_text())
     assert json.loads(metadata["classes"]) == config_file["classes"] == list(CLASSES)
+    assert json.loads(metadata["thresholds"]) == config_file["thresholds"] == {CLASSES[1]: 0.3}
     assert json.loads(metadata["image_px"]) == config_file["image_px"] == SIDE
     assert (
         (metadata["name"], metadata["version"])

@@ -14,7 +14,7 @@ from yolor_ray.io import manifest, storage
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, WeightsInfo, load_weights, save_weights
 
-INFO = WeightsInfo("run-7", ("cat", "dög", "bird"), 320, {"AP": 0.5, "AP50": 0.75})
+INFO = WeightsInfo("run-7", ("cat", "dög", "bird"), 320, {"AP": 0.5, "AP50": 0.75}, thresholds={"dög": 0.4125})
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def test_saved_weights_are_read_back_unchanged(make_network, tmp_path, settings,
     save_weights(str(tmp_path), network, INFO)
     loaded, info = load_weights(str(tmp_path))
     assert (info.name, info.classes, info.image_px, info.metrics, info.fused) == ("run-7", INFO.classes, 320, INFO.metrics, fused)
+    assert info.thresholds == {"dög": 0.4125}
     assert info.version == hashlib.sha256((tmp_path / TENSORS_FILE).read_bytes()).hexdigest()[:12]
     assert loaded.config == network.config
     assert not loaded.training
@@ -108,7 +109,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder):
 
 
 def test_classes_that_do_not_fit_the_tensors_are_refused(folder):
-    republish(folder, config={"classes": ["one", "two"]})
+    republish(folder, config={"classes": ["one", "two"], "thresholds": {}})
     with pytest.raises(WeightsError, match=r"has shape \(\d+.*\), expected \(\d+.*\)"):
         load_weights(folder)
 
@@ -126,6 +127,10 @@ def test_classes_that_do_not_fit_the_tensors_are_refused(folder):
         ({"classes": 3}, CONFIG_FILE),
         ({"image_px": "large"}, CONFIG_FILE),
         ({"metrics": None}, CONFIG_FILE),
+        ({"thresholds": [0.5]}, r"thresholds: found \[0.5\], expected numbers from 0 to 1 by class name"),
+        ({"thresholds": {"cat": 1.5}}, "thresholds: found {'cat': 1.5}, expected numbers from 0 to 1"),
+        ({"thresholds": {"cat": True}}, "thresholds: found {'cat': True}, expected numbers from 0 to 1"),
+        ({"thresholds": {"cow": 0.5}}, "thresholds: found 'cow', expected names among classes"),
     ],
 )
 def test_an_invalid_configuration_is_refused_and_the_file_is_named(folder, change, message):
@@ -140,6 +145,13 @@ def test_a_configuration_that_is_no_json_object_is_refused(folder, text):
     republish(folder, config=text)
     with pytest.raises(WeightsError, match=f"{folder}/{CONFIG_FILE}: "):
         load_weights(folder)
+
+
+def test_weights_of_an_older_version_have_no_thresholds(folder):
+    config = json.loads(storage.read_bytes(storage.join(folder, CONFIG_FILE)))
+    del config["thresholds"]
+    republish(folder, config=json.dumps(config).encode())
+    assert load_weights(folder)[1].thresholds == {}
 
 
 def test_a_missing_key_of_the_configuration_is_named(folder):

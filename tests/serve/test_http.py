@@ -128,7 +128,7 @@ def test_a_confidence_above_every_box_gives_an_empty_list(client):
 def test_the_model_card_lists_classes_size_and_metrics(client):
     card = client.get("/v1/model").json()
     assert card["classes"] == ["red"] and card["image_px"] == SIDE and card["fused"] is True
-    assert card["metrics"] == {"AP": 0.5}
+    assert card["metrics"] == {"AP": 0.5} and card["thresholds"] == {"red": 0.4}
     assert (card["engine"], card["precision"]) == ("red", "float32")
     assert card["defaults"] == {"confidence": 0.25, "iou": 0.5, "max_detections": 300}
 

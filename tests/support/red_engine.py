@@ -30,7 +30,9 @@ class RedEngine:
 
     def __init__(self, classes=("red",), tasks=("detect",)):
         names = {"image_classes": IMAGE_CLASSES, "keypoint_names": KEYPOINTS} if "pose" in tasks else {}
-        self.info = WeightsInfo("fake", classes, SIDE, {"AP": 0.5}, "0123456789ab", fused=True, tasks=tasks, **names)
+        self.info = WeightsInfo(
+            "fake", classes, SIDE, {"AP": 0.5}, "0123456789ab", fused=True, tasks=tasks, thresholds={classes[0]: 0.4}, **names
+        )
         self.batches = []
         self.gate = threading.Event()
         self.gate.set()

@@ -6,23 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tiny_batch import IMAGES, INFINITE_LOSS, TARGETS, equal, weights
 from yolor_ray.config import AugmentConfig, LossConfig
 from yolor_ray.errors import NonFiniteLossError
-from yolor_ray.train.learner import MAX_BAD_UPDATES, Learner
+from yolor_ray.train.learner import MAX_BAD_UPDATES
 from yolor_ray.train.losses.assign import Targets
 
-IMAGES = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-TARGETS = Targets(torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([[20.0, 20.0, 12.0, 14.0], [40.0, 30.0, 30.0, 28.0]]))
 NO_TARGETS = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
-INFINITE_LOSS = LossConfig(objectness=float("inf"))
-
-
-def weights(learner: Learner) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in learner.network.parameters()]
-
-
-def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_a_step_moves_the_weights_and_their_average(make_learner):

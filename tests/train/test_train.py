@@ -47,11 +47,24 @@ def test_a_run_folder_holds_metrics_curves_a_report_and_two_checkpoints(uninterr
     assert len(list((uninterrupted / "checkpoints").iterdir())) == 2
 
 
+def test_validated_epochs_have_the_loss_on_the_validation_set_and_its_terms(uninterrupted: Path) -> None:
+    first, *validated = read_metrics(str(uninterrupted))
+    assert not any(name.startswith("val_") for name in first)
+    for row in validated:
+        terms = {name: loss for name, loss in row.items() if name.startswith("val_") and name != "val_loss"}
+        assert list(terms) == ["val_box", "val_objectness", "val_cls"]
+        assert row["val_loss"] == pytest.approx(sum(terms.values()))
+        assert 0.2 < row["val_loss"] / row["loss"] < 5
+
+
 def test_the_published_weights_are_those_of_the_best_validation(uninterrupted: Path) -> None:
     _, info = load_weights(str(uninterrupted / "weights"))
     rows = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     assert info.metrics["AP"] == max(row.get("AP", -1) for row in rows)
     assert info.image_px == 64
+    report = json.loads((uninterrupted / "report" / "metrics.json").read_text())
+    best = {name: numbers["confidence"] for name, numbers in report["classes"].items() if numbers["confidence"] is not None}
+    assert info.thresholds == pytest.approx(best, abs=2e-4) and info.thresholds
 
 
 def test_a_finished_run_returns_its_result_without_training(folder: Path, uninterrupted: Path, monkeypatch) -> None:

@@ -182,6 +182,8 @@ class ClusterConfig:
     """Logical CPUs that Ray reserves per worker without a GPU; under 1 leaves CPUs for reading."""
     compute_threads: int = 0
     """Compute threads per worker without a GPU; 0 divides the machine's cores evenly."""
+    recompute_activations: bool = False
+    """Keep few activations and compute the others again in the backward pass: less memory, longer steps, the same weights."""
     max_failures: int = 3
     """Consecutive restarts after lost workers, without a new checkpoint between them, before the run fails."""
     allow_unauthenticated: bool = False

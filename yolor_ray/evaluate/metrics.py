@@ -3,6 +3,7 @@
 A task for which an image is not annotated counts neither as a miss nor as a false positive on that image.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,16 @@ def fitness(metrics: Mapping[str, float], tasks: Collection[str]) -> float:
     values = [coco.value_or(metrics.get(name, coco.NO_VALUE), None) for task, name in MAIN_METRICS.items() if task in tasks]
     measured = [value for value in values if value is not None]
     return float(np.mean(measured)) if measured else coco.NO_VALUE
+
+
+def best_thresholds(boxes: coco.CocoResult) -> dict[str, float]:
+    """Return the confidence threshold with the best F1 score at IoU .50 by class name; classes without true positives have none.
+
+    A threshold has four decimals and lies just under the confidence of the last counted detection, so that `confidence > threshold`
+    keeps this detection.
+    """
+    confidences = {name: score.confidence for name, score in boxes.classes.items() if score.confidence >= 0}
+    return {name: max(math.floor(confidence * 1e4 - 0.5), 0) / 1e4 for name, confidence in confidences.items()}
 
 
 def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Collection[str]) -> EvalResult:

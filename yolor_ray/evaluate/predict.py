@@ -14,7 +14,7 @@ import torch
 from yolor_ray.data.shards.dataset import SCHEMA, Dataset, RowGroup, read_row_group, to_records
 from yolor_ray.data.shards.records import Record
 from yolor_ray.evaluate import coco
-from yolor_ray.inference.dataset_images import image_batches
+from yolor_ray.inference.dataset_images import ImageBatch, image_batches
 from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.postprocess import ImageDetections, to_image_detections
 
@@ -45,11 +45,16 @@ def predict_row_groups(
     """Yield (image id, detections) for every image of the row groups."""
     for images in image_batches(dataset, groups, image_px, batch, decode_threads):
         batch_detections = detect(torch.from_numpy(images.images), confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
-        image_ids = range(images.first_id, images.first_id + len(images.records))
-        for image_id, detections, letterbox, record in zip(image_ids, batch_detections, images.letterboxes, images.records, strict=True):
-            # Masks take time and embeddings take memory; neither can be scored on an image that is not annotated for its task.
-            scored = detections if "embed" in record.tasks else replace(detections, embeddings=None)
-            yield image_id, to_image_detections(scored, letterbox, masks="segment" in record.tasks)
+        yield from locate_detections(images, batch_detections)
+
+
+def locate_detections(images: ImageBatch, batch_detections: Sequence[Detections]) -> Iterator[tuple[int, ImageDetections]]:
+    """Yield (image id, detections) for every image of a batch, in pixels of the displayed image."""
+    image_ids = range(images.first_id, images.first_id + len(images.records))
+    for image_id, detections, letterbox, record in zip(image_ids, batch_detections, images.letterboxes, images.records, strict=True):
+        # Masks take time and embeddings take memory; neither can be scored on an image that is not annotated for its task.
+        scored = detections if "embed" in record.tasks else replace(detections, embeddings=None)
+        yield image_id, to_image_detections(scored, letterbox, masks="segment" in record.tasks)
 
 
 def merge_detections(shares: Sequence[Mapping[int, ImageDetections]], images: int) -> list[ImageDetections]:

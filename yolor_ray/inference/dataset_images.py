@@ -35,6 +35,8 @@ class ImageBatch:
     """Records of the images."""
     first_id: int
     """Image id of the first image; ids of the others follow."""
+    member: int
+    """Index of the images' dataset within a union."""
 
 
 def image_batches(dataset: Dataset, groups: Sequence[RowGroup], image_px: int, batch: int, decode_threads: int = 1) -> Iterator[ImageBatch]:
@@ -64,7 +66,7 @@ def _batches(dataset: Dataset, groups: Sequence[RowGroup], image_px: int, batch:
             batch_records = group_records[start : start + batch]
             images = np.empty((len(batch_records), image_px, image_px, 3), np.uint8)
             letterboxes = decoders.map(_letterbox_record, batch_records, images, [dataset.url] * len(batch_records))
-            yield ImageBatch(images, tuple(letterboxes), tuple(batch_records), group.first_record + start)
+            yield ImageBatch(images, tuple(letterboxes), tuple(batch_records), group.first_record + start, group.member)
 
 
 def _letterbox_record(record: Record, out: np.ndarray, url: str) -> Letterbox:

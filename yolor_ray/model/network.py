@@ -18,6 +18,7 @@ from yolor_ray.model.heads.free import FreeHead
 from yolor_ray.model.heads.prediction_level import OutputCounts, PredictionLevel
 from yolor_ray.model.heads.registry import HEADS
 from yolor_ray.model.layers import Bottleneck, Conv, CspBlock, DownC, NeckBlock, ReOrg, SppCsp, Wavelet, conv_settings
+from yolor_ray.model.recompute import run_block
 
 
 def _make_down(config: NetworkConfig, c_in: int, c_out: int) -> nn.Module:
@@ -52,6 +53,9 @@ def _make_block(config: NetworkConfig, c_in: int, width: int, depth: int) -> Csp
 class Backbone(nn.Module):
     """Stem and stages: an image becomes one feature map per prediction level, stride 8 first."""
 
+    recompute = False
+    """Recompute the activations of stem and stages in the backward pass."""
+
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.stem, c_in = _make_stem(config)
@@ -68,16 +72,19 @@ class Backbone(nn.Module):
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """Return L feature maps (B, C, H/stride, W/stride) of an image of H x W pixels, at strides 8, 16, …."""
-        x = self.stem(x)
+        x = run_block(self.stem, x, recompute=self.recompute)
         features = []
         for stage in self.stages:
-            x = stage(x)
+            x = run_block(stage, x, recompute=self.recompute)
             features.append(x)
         return features[-self.levels :]
 
 
 class Neck(nn.Module):
     """Feature pyramid: coarse features go down to the fine levels (FPN), then back up (PAN), at half the backbone's widths."""
+
+    recompute = False
+    """Recompute the activations of the blocks in the backward pass."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -97,15 +104,16 @@ class Neck(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Return L feature maps (B, C/2, H, W) from the L backbone maps (B, C, H, W), fine level first."""
-        x = self.spp(features[-1])
+        x = run_block(self.spp, features[-1], recompute=self.recompute)
         pyramid = [x]
         for level in reversed(range(len(self.reduce))):
             upper = nn.functional.interpolate(self.reduce[level](x), scale_factor=2.0, mode="nearest")
-            x = self.top_down[level](torch.cat((self.lateral[level](features[level]), upper), dim=1))
+            merged = torch.cat((self.lateral[level](features[level]), upper), dim=1)
+            x = run_block(self.top_down[level], merged, recompute=self.recompute)
             pyramid.insert(0, x)
         outputs = [x]
         for level, (down, block) in enumerate(zip(self.down, self.bottom_up, strict=True)):
-            x = block(torch.cat((down(x), pyramid[level + 1]), dim=1))
+            x = run_block(block, torch.cat((down(x), pyramid[level + 1]), dim=1), recompute=self.recompute)
             outputs.append(x)
         return outputs
 

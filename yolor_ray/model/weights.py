@@ -33,6 +33,10 @@ CONFIG_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "metrics": (lambda v: isinstance(v, dict) and all(isinstance(m, int | float) for m in v.values()), "numbers by name"),
     "fused": (lambda v: isinstance(v, bool), "true or false"),
     "network": (lambda v: isinstance(v, dict), "the network's settings by name"),
+    "thresholds": (
+        lambda v: isinstance(v, dict) and all(type(t) in (int, float) and 0 <= t <= 1 for t in v.values()),
+        "numbers from 0 to 1 by class name",
+    ),
     "image_classes": (lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v), "a list of names"),
     "keypoint_names": (lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v), "a list of names"),
 }
@@ -61,6 +65,8 @@ class WeightsInfo:
     """Tasks of the network; set by reading."""
     fused: bool = False
     """True if batch norm and implicit vectors are folded; set by reading."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """Confidence threshold with the best F1 score on the validation set, by class name; absent for classes not found there."""
 
 
 def weights_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
@@ -75,6 +81,7 @@ def weights_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
         "keypoint_names": list(info.keypoint_names),
         "image_px": info.image_px,
         "metrics": info.metrics,
+        "thresholds": info.thresholds,
         "fused": is_fused(network),
         "network": dataclasses.asdict(network.config),
     }
@@ -109,6 +116,7 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
         classes=tuple(config["classes"]),
         image_px=config["image_px"],
         metrics=config["metrics"],
+        thresholds=config["thresholds"],
         version=hashlib.sha256(files[TENSORS_FILE]).hexdigest()[:12],
         image_classes=tuple(config["image_classes"]),
         keypoint_names=tuple(config["keypoint_names"]),
@@ -127,14 +135,17 @@ def _read_config(url: str, data: bytes) -> dict[str, Any]:
     format_and_version = (config.get("format"), config.get("version")) if isinstance(config, dict) else None
     if format_and_version != (FORMAT, VERSION):
         raise WeightsError(f"{config_url}: found format and version {format_and_version!r}, expected {(FORMAT, VERSION)!r}")
-    # Weights written before other tasks than detection existed do not have these keys.
-    config = {"image_classes": [], "keypoint_names": [], **config}
+    # Weights of older versions do not have these keys.
+    config = {"image_classes": [], "keypoint_names": [], "thresholds": {}, **config}
     missing = {"name", "classes", "image_px", "metrics", "fused", "network"} - config.keys()
     if missing:
         raise WeightsError(f"{config_url}: keys {sorted(missing)} are missing")
     for key, (is_valid, expected) in CONFIG_CHECKS.items():
         if not is_valid(config[key]):
             raise WeightsError(f"{config_url}: {key}: found {config[key]!r}, expected {expected}")
+    unknown = sorted(config["thresholds"].keys() - set(config["classes"]))
+    if unknown:
+        raise WeightsError(f"{config_url}: thresholds: found {unknown[0]!r}, expected names among classes")
     return config
 
 

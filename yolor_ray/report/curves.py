@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from yolor_ray.report.plots import INK, colour, new_figure, png_bytes, style_axes
 
 PANELS = {
-    "Loss": ("loss", "box", "objectness", "cls", "classify", "embed", "segment", "pose"),
+    "Loss": ("loss", "val_loss", "box", "objectness", "cls", "classify", "embed", "segment", "pose"),
     "Accuracy": ("AP", "AP50", "classify/mAP", "embed/mAP", "segment/AP", "pose/AP"),
     "Learning rate": ("lr",),
     "Images per second": ("images_per_s",),

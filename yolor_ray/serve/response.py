@@ -54,7 +54,7 @@ def model_json(info: WeightsInfo) -> Json:
         card["keypoint_names"] = list(info.keypoint_names)
     if "embed" in info.tasks:
         card["embedding_numbers"] = EMBEDDING
-    return {**card, "image_px": info.image_px, "fused": info.fused, "metrics": info.metrics}
+    return {**card, "image_px": info.image_px, "fused": info.fused, "metrics": info.metrics, "thresholds": info.thresholds}
 
 
 def _check_mask_pixels(boxes_xyxy: np.ndarray) -> None:

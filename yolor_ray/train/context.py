@@ -50,16 +50,14 @@ class TrainContext:
     restart_reason: str = ""
     """End of the previous attempt; empty for the first attempt, and where the driver was lost."""
 
-    @property
-    def label_spec(self) -> LabelSpec:
-        """Labels of the network's tasks beside boxes."""
-        tasks, train = self.config.network.tasks, self.train
-        members = range(max(len(train.members), 1))
+    def label_spec(self, dataset: Dataset) -> LabelSpec:
+        """Return the labels of the network's tasks beside boxes, for the training set or the validation set."""
+        tasks, members = self.config.network.tasks, range(max(len(dataset.members), 1))
         return LabelSpec(
             masks="segment" in tasks,
-            keypoint_names=train.keypoint_names if "pose" in tasks else (),
+            keypoint_names=dataset.keypoint_names if "pose" in tasks else (),
             identities=self.identities if "embed" in tasks else None,
-            image_classes=np.stack([train.image_classes_of(member) for member in members]) if "classify" in tasks else None,
+            image_classes=np.stack([dataset.image_classes_of(member) for member in members]) if "classify" in tasks else None,
         )
 
 
@@ -76,6 +74,7 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
         keypoints=len(context.train.keypoint_names),
         identities=len(context.identities),
     )
+    network.backbone.recompute = network.neck.recompute = config.cluster.recompute_activations
     if dist_context.device.type == "cuda" and dist_context.world_size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network = network.to(dist_context.device).train()
@@ -95,13 +94,13 @@ def make_loader(context: TrainContext) -> Loader:
         augment=config.augment,
         seed=config.run.seed,
         decode_threads=config.data.decode_threads,
-        label_spec=context.label_spec,
+        label_spec=context.label_spec(context.train),
     )
 
 
 def make_windows(context: TrainContext, epoch: int) -> list[Window]:
     """Return the windows of an epoch."""
-    size = records_per_window(context.config.data.image_px, context.label_spec)
+    size = records_per_window(context.config.data.image_px, context.label_spec(context.train))
     return epoch_windows(context.train.row_groups, records_per_window=size, seed=context.config.run.seed, epoch=epoch)
 
 

@@ -14,28 +14,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from yolor_ray.config import TrainConfig
-from yolor_ray.errors import NonFiniteLossError
+from yolor_ray.errors import ConfigError, NonFiniteLossError
 from yolor_ray.inference.detect import to_input
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.losses.total import loss_terms
 from yolor_ray.train.optim.average import WeightAverage
 from yolor_ray.train.optim.clip import GradientClipper
+from yolor_ray.train.optim.micro_batches import MicroBatches
 from yolor_ray.train.optim.optimizer import REFERENCE_IMAGES, make_optimizer
 from yolor_ray.train.optim.schedule import Schedule
+from yolor_ray.train.precision import autocast, lower_scale, make_scaler
 
 logger = logging.getLogger(__name__)
 
 EMA_WINDOW_SHARE = 0.1
 """Maximum window of the weight average, as a share of an adaptive run's updates."""
 MAX_BAD_UPDATES = 20
-"""Consecutive updates with a non-finite gradient that end the run."""
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """Return bfloat16 autocast if the device has bfloat16 units, otherwise a context without effect."""
-    supported = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return torch.autocast(device.type, torch.bfloat16, enabled=supported)
+"""Consecutive updates with a non-finite gradient that end the run; updates that a lower loss scale may cure do not count."""
 
 
 @dataclass
@@ -50,10 +46,13 @@ class Learner:
     optimizer: torch.optim.Optimizer = field(init=False)
     average: WeightAverage[Yolor] = field(init=False)
     clipper: GradientClipper = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    """Scale of the loss, which only float16 needs."""
     step: int = 0
     """Batches of the run so far."""
     class_weights: Tensor | None = None
     """(K,) weight of a box in the class loss, by its class, on the device; None weighs all boxes equally."""
+    micro_batches: MicroBatches = field(default_factory=MicroBatches)
     _accumulated_batches: int = 0
     _bad_updates: int = 0
 
@@ -61,6 +60,7 @@ class Learner:
         """Make the optimizer and the weight average."""
         self.optimizer = make_optimizer(self.network, self.config.optim)
         self.clipper = GradientClipper(self.config.optim)
+        self.scaler = make_scaler(self.network.head.anchors.device)
         updates = self.schedule.total_steps / self.schedule.batches_per_update(self.schedule.total_steps)
         window = max(updates * EMA_WINDOW_SHARE, 1.0) if self.config.optim.recipe == "adaptive" else math.inf
         self.average = WeightAverage(self.network, self.config.optim.ema_decay, window)
@@ -75,12 +75,13 @@ class Learner:
             weight: weight of the batch relative to those of the other workers, 1 on average.
 
         Raises:
-            NonFiniteLossError: `MAX_BAD_UPDATES` consecutive updates had a non-finite gradient.
+            NonFiniteLossError: `MAX_BAD_UPDATES` consecutive updates had a non-finite gradient, at a loss scale of 1 or less.
+            ConfigError: the memory of one of several workers does not hold the worker's batch in the first epoch.
         """
         self.schedule.apply(self.optimizer, self.step)
         is_update = must_update or self._accumulated_batches + 1 >= self.schedule.batches_per_update(self.step)
         with contextlib.nullcontext() if is_update else self._without_sync():
-            terms = self._backward(images, targets, weight)
+            terms = self._add_gradients(images, targets, weight)
         self._accumulated_batches += 1
         self.step += 1
         if is_update:
@@ -95,6 +96,22 @@ class Learner:
     def _without_sync(self) -> contextlib.AbstractContextManager:
         return self.replica.no_sync() if isinstance(self.replica, DistributedDataParallel) else contextlib.nullcontext()
 
+    def _add_gradients(self, images: Tensor, targets: Targets, weight: float) -> dict[str, Tensor]:
+        """Add the gradients of a batch; out of memory in the first epoch, a single worker goes on in micro-batches."""
+        if self.step >= self.schedule.steps_per_epoch:
+            return self.micro_batches.backward(self._backward, images, targets, weight)
+        if not isinstance(self.replica, DistributedDataParallel):
+            return self.micro_batches.fit(self._backward, list(self.network.parameters()), images, targets, weight)
+        try:
+            return self.micro_batches.backward(self._backward, images, targets, weight)
+        except torch.OutOfMemoryError as error:
+            # The other workers are inside the same all-reduce of gradients, which no worker can repeat alone.
+            raise ConfigError(
+                f"optim.batch: found {len(images)} images for this worker, which its memory does not hold, expected fewer; resume with "
+                "--cluster.recompute_activations or more workers, or start a new run.name with a lower optim.batch "
+                "(optim.nominal_batch keeps the images per update)"
+            ) from error
+
     def _backward(self, images: Tensor, targets: Targets, weight: float) -> dict[str, Tensor]:
         device = self.network.head.anchors.device
         pixels, targets = self._resize(to_input(images, device), targets.to(device))
@@ -103,7 +120,7 @@ class Learner:
         terms = loss_terms(raw, targets, self.network, self.config.loss, self.class_weights)
         # Workers average their gradients, and an update adds those of its batches: the sum counts as REFERENCE_IMAGES images.
         scale = REFERENCE_IMAGES / self.schedule.batches_per_update(self.step)
-        (torch.stack(list(terms.values())).sum() * (scale * weight)).backward()
+        self.scaler.scale(torch.stack(list(terms.values())).sum() * (scale * weight)).backward()
         return {name: term.detach() for name, term in terms.items()}
 
     def _resize(self, pixels: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
@@ -120,11 +137,15 @@ class Learner:
 
     def _update(self) -> None:
         """Update the weights if the gradient is finite; otherwise count the update, and raise after too many in a row."""
+        self.scaler.unscale_(self.optimizer)
         # An update with a NaN would ruin the weights for good.
         if math.isfinite(self.clipper.clip(self.network.parameters())):
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.average.update(self.network)
             self._bad_updates = 0
+        elif lower_scale(self.scaler):
+            logger.info("event=loss_scale_lowered step=%d scale=%g", self.step, self.scaler.get_scale())
         else:
             self._bad_updates += 1
             logger.warning("event=gradient_not_finite step=%d in_a_row=%d", self.step, self._bad_updates)

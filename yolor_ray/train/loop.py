@@ -146,9 +146,9 @@ def _train_epochs(worker: _Worker, report: Report) -> TrainOutcome:
         progress.epoch, progress.seen = progress.epoch + 1, np.zeros(context.train.images, bool)
         is_last = progress.epoch == config.optim.epochs
         validates = is_last or progress.epoch % config.run.validate_epochs == 0
-        validation = validate(learner, context.val, config, worker.dist_context) if validates else None
+        validation = validate(learner, context, worker.dist_context) if validates else None
         if validation:
-            metrics |= validation.result.metrics
+            metrics |= validation.losses | validation.result.metrics
         is_last = is_last or (validates and worker.agree_to_end_early(metrics))
         if rank_zero:
             if validation:

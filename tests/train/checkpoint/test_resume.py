@@ -38,6 +38,22 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
         assert state[key] == expected_state[key], key
 
 
+def test_a_run_resumes_with_recomputed_activations_to_the_same_weights(folder: Path, uninterrupted: Path, monkeypatch) -> None:
+    config = tiny_run(folder, "recomputed", checkpoint_minutes=0.0)
+    train_until_killed(config, monkeypatch, 5)
+    network_of_learner = []
+    learn = Learner.learn
+
+    def note_network(self: Learner, *args: object, **kwargs: object) -> object:
+        network_of_learner.append(self.network)
+        return learn(self, *args, **kwargs)
+
+    monkeypatch.setattr(Learner, "learn", note_network)
+    train(dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, recompute_activations=True)))
+    assert network_of_learner[0].backbone.recompute and network_of_learner[0].neck.recompute
+    assert_equal_tensors(folder / "recomputed", uninterrupted)
+
+
 def test_sigterm_writes_a_checkpoint_of_the_step_and_the_same_command_resumes(folder: Path, uninterrupted: Path, monkeypatch) -> None:
     config = tiny_run(folder, "preempted")
     learn = Learner.learn

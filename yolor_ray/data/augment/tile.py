@@ -43,17 +43,22 @@ def make_tile(record: Record, image_px: int, label_spec: LabelSpec = BOXES_ONLY,
         label_spec: the annotations to carry besides boxes.
         member: index of the record's dataset in a union.
     """
-    scale = image_px / max(record.width, record.height)
-    size = max(round(record.width * scale), 1), max(round(record.height * scale), 1)
+    size = tile_size(record, image_px)
     try:
         image = decode(record.image, fit_px=image_px)
     except ImageError as error:
         raise ImageError(error.code, f"{record.name}: {error}") from error
     if (image.shape[1], image.shape[0]) != size:
         image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return Tile(image, tile_annotations(record, image_px, label_spec, member))
+
+
+def tile_annotations(record: Record, image_px: int, label_spec: LabelSpec = BOXES_ONLY, member: int = 0) -> SampleLabels:
+    """Return the annotations of a record's tile, without its pixels; see `make_tile`."""
+    scale = image_px / max(record.width, record.height)
     single = ~record.objects.crowd
-    has_mask, instances = _instances(record, single, size) if label_spec.masks else (None, None)
-    annotations = SampleLabels(
+    has_mask, instances = _instances(record, single, tile_size(record, image_px)) if label_spec.masks else (None, None)
+    return SampleLabels(
         boxes_xyxy=record.objects.boxes_xyxy[single] * np.float32(scale),
         labels=record.objects.labels[single],
         boxes_known="detect" in record.tasks,
@@ -63,7 +68,12 @@ def make_tile(record: Record, image_px: int, label_spec: LabelSpec = BOXES_ONLY,
         instances=instances,
         image_labels=None if label_spec.image_classes is None else _image_labels(record, label_spec.image_classes[member]),
     )
-    return Tile(image, annotations)
+
+
+def tile_size(record: Record, image_px: int) -> tuple[int, int]:
+    """Return width and height of a record's tile."""
+    scale = image_px / max(record.width, record.height)
+    return max(round(record.width * scale), 1), max(round(record.height * scale), 1)
 
 
 def _instances(record: Record, single: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

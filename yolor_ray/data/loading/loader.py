@@ -76,20 +76,24 @@ class _PendingBatch:
 
     def batch(self) -> Batch:
         """Wait for the samples and concatenate their annotations."""
-        annotations = [sample.result() for sample in self.samples]
-        counts = [len(sample.labels) for sample in annotations]
-        return Batch(
-            self.images,
-            positions=np.repeat(np.arange(len(counts)), counts),
-            labels=np.concatenate([sample.labels for sample in annotations]),
-            boxes_xyxy=np.concatenate([sample.boxes_xyxy for sample in annotations]).astype(np.float32),
-            boxes_known=np.array([sample.boxes_known for sample in annotations], np.bool_),
-            keypoints=concatenate_labels([sample.keypoints for sample in annotations]),
-            identities=concatenate_labels([sample.identities for sample in annotations]),
-            has_mask=concatenate_labels([sample.has_mask for sample in annotations]),
-            instances=_batch_instances([sample.instances for sample in annotations], counts),
-            image_labels=_stack([sample.image_labels for sample in annotations]),
-        )
+        return make_batch(self.images, [sample.result() for sample in self.samples])
+
+
+def make_batch(images: np.ndarray, annotations: Sequence[SampleLabels]) -> Batch:
+    """Return the batch of images (B, S, S, 3) and the annotations of each."""
+    counts = [len(sample.labels) for sample in annotations]
+    return Batch(
+        images,
+        positions=np.repeat(np.arange(len(counts)), counts),
+        labels=np.concatenate([sample.labels for sample in annotations]),
+        boxes_xyxy=np.concatenate([sample.boxes_xyxy for sample in annotations]).astype(np.float32),
+        boxes_known=np.array([sample.boxes_known for sample in annotations], np.bool_),
+        keypoints=concatenate_labels([sample.keypoints for sample in annotations]),
+        identities=concatenate_labels([sample.identities for sample in annotations]),
+        has_mask=concatenate_labels([sample.has_mask for sample in annotations]),
+        instances=_batch_instances([sample.instances for sample in annotations], counts),
+        image_labels=_stack([sample.image_labels for sample in annotations]),
+    )
 
 
 def _stack(arrays: list[np.ndarray | None]) -> np.ndarray | None:

@@ -77,6 +77,7 @@ def graph_config(network: Yolor, info: WeightsInfo) -> dict[str, Any]:
         "letterboxed: scaled to fit, centred on grey 114",
         "outputs": "; ".join(f"{name} {OUTPUTS[name]}" for name in output_names(network)) + "; before NMS",
         "metrics": info.metrics,
+        "thresholds": info.thresholds,
     }
 
 

@@ -41,6 +41,7 @@ class ModelCard(Model):
     engine: str = Field(description="Engine that executes the network on the replica that answered: torch, onnxruntime or openvino.")
     precision: str = Field(description="Precision of the arithmetic: float32 or bfloat16.")
     metrics: dict[str, float] = Field(description="Metrics on the validation set, where known.")
+    thresholds: dict[str, float] = Field(description="Confidence with the best F1 score on the validation set, by class, where known.")
     defaults: dict[str, float] = Field(description="Values of the query parameters that a request leaves out.")
 
 

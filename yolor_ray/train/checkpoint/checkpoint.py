@@ -69,6 +69,7 @@ def take_checkpoint(learner: Learner, progress: Progress) -> Checkpoint:
     """Copy the state of a run; the learner must have no accumulated gradients, which a checkpoint does not hold."""
     state = {**dataclasses.asdict(progress), "seen": epoch_ledger.to_json(progress.seen)}
     state |= {"step": learner.step, "updates": learner.average.updates, "mean_norm": learner.clipper.mean_norm}
+    state |= {"scaler": learner.scaler.state_dict(), "micro_batches": learner.micro_batches.count}
     return Checkpoint(_tensors(learner), state)
 
 
@@ -181,6 +182,12 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
     learner.step, learner.average.updates = state["step"], state["updates"]
     # Checkpoints of older versions have no mean norm.
     learner.clipper.mean_norm = state.get("mean_norm", 0.0)
+    # With several workers each has a smaller batch, and all need the same number of forward passes.
+    if dist_context.world_size == 1:
+        learner.micro_batches.count = state.get("micro_batches", 1)
+    # Only an attempt that computed in float16 has written the state of a scaler.
+    if state.get("scaler"):
+        learner.scaler.load_state_dict(state["scaler"])
     logger.info("event=resume step=%d epoch=%d", learner.step, state["epoch"])
     fields = {field.name: state[field.name] for field in dataclasses.fields(Progress)}
     fields |= {"seen": epoch_ledger.from_json(state["seen"]), "rows": [current_metrics(row) for row in state["rows"]]}

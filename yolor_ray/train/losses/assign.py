@@ -44,6 +44,18 @@ class Targets:
         tensors: dict[str, Any] = {f.name: tensor for f in fields(self) if (tensor := getattr(self, f.name)) is not None}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
+    def of_images(self, start: int, stop: int) -> "Targets":
+        """Return the targets of the images from `start` up to, but without, `stop`; images and objects are counted anew."""
+        inside = (self.images >= start) & (self.images < stop)
+        per_object = {name: getattr(self, name) for name in ("labels", "boxes_cxcywh", "keypoints", "identities", "has_mask")}
+        per_image = {name: getattr(self, name) for name in ("boxes_known", "instances", "image_labels")}
+        kept: dict[str, Any] = {name: tensor[inside] for name, tensor in per_object.items() if tensor is not None}
+        kept |= {name: tensor[start:stop] for name, tensor in per_image.items() if tensor is not None}
+        if self.instances is not None:
+            numbers = torch.cat((inside.new_zeros(1, dtype=torch.long), inside.cumsum(0) * inside))
+            kept["instances"] = numbers[kept["instances"].long()].to(self.instances.dtype)
+        return Targets(self.images[inside] - start, **kept)
+
     def resize(self, factor: float, image_px: int) -> "Targets":
         """Return the targets of the same images resized by a factor to a side of `image_px` pixels."""
         keypoints, instances = self.keypoints, self.instances

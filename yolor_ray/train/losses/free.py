@@ -63,7 +63,9 @@ def free_losses(
     """
     boxes_cxcywh, _ = head.decode(raw)
     logits = torch.cat([level[..., BOX_OUTPUTS:].flatten(1, 3) for level in raw], dim=1).float()
-    assigned = assign(boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, [(level.shape[2], level.shape[3]) for level in raw], head.strides)
+    assigned = assign(
+        boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, [(level.shape[2], level.shape[3]) for level in raw], head.strides
+    )
     total = assigned.scores.sum().clamp(min=1)
     ciou = complete_iou(boxes_cxcywh[assigned.images, assigned.predictions], targets.boxes_cxcywh[assigned.objects])
     terms = {

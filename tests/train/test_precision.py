@@ -57,7 +57,10 @@ def test_a_step_in_float16_moves_the_weights_about_as_far_as_in_float32(make_lea
     moves = []
     for dtype in (torch.float32, torch.float16):
         monkeypatch.setattr("yolor_ray.train.precision.compute_dtype", lambda device, dtype=dtype: dtype)
-        learner = make_learner(clip_norm=1.0)
+        learner = make_learner()
+        if dtype is torch.float16:
+            # The first scale of a run is often too large.
+            learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 2.0**8})
         before = weights(learner)
         learn(learner, 1)
         moves.append(torch.cat([(b - a).flatten() for a, b in zip(before, weights(learner), strict=True)]))
@@ -68,7 +71,7 @@ def test_a_step_in_float16_moves_the_weights_about_as_far_as_in_float32(make_lea
 def test_the_scale_changes_no_step(make_learner, float16):
     scaled = []
     for scale in (2.0**4, 2.0**12):
-        learner = make_learner(clip_norm=1e6)
+        learner = make_learner(clip_ratio=0.0)
         learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": scale})
         before = weights(learner)
         learn(learner, 1)

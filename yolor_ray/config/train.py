@@ -101,7 +101,7 @@ class LossConfig:
 LEARNING_RATES = {"auto": 0.002, "sgd": 0.01, "adamw": 0.002, "muon": 0.002}
 """Automatic peak learning rate of each update rule."""
 PUBLISHED_RECIPES: dict[str, dict[str, Any]] = {
-    "published": {"optimizer": "sgd", "lr": 0.01, "final_lr_ratio": 0.2, "clip_ratio": 0.0},
+    "published": {"optimizer": "sgd", "lr": 0.01, "clip_ratio": 0.0},
     "published-finetune": {"optimizer": "sgd", "lr": 0.00402, "final_lr_ratio": 0.4975, "clip_ratio": 0.0, "warmup_epochs": 0.0},
 }
 """Settings of the optimizer in each published recipe that are not the defaults."""
@@ -132,7 +132,7 @@ class OptimConfig:
     """Update rule; `auto` = AdamW, or SGD with Nesterov momentum for networks with anchors in runs of 10,000 updates or more."""
     lr: float = 0.0
     """Peak learning rate, for any number of images per update; 0 = that of the update rule, 0.01 for SGD and 0.002 for others."""
-    final_lr_ratio: float = 0.01
+    final_lr_ratio: float = 0.2
     """Learning rate at the end, as a fraction of the peak; the decay follows a cosine."""
     momentum: float = 0.937
     """SGD momentum (Nesterov)."""

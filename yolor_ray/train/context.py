@@ -22,6 +22,7 @@ from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.optim.schedule import Schedule
+from yolor_ray.train.teacher import load_teacher
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -42,6 +43,8 @@ class TrainContext:
     """Ids of the training set's individuals, ascending; empty without the embed task."""
     pretrained: str = ""
     """URL of the weights to start from; empty for none."""
+    teacher: str = ""
+    """URL of the weights that teach; empty for none."""
     stop_signal: StopSignal = never_stop
     """Stop signal of rank 0; other workers agree with rank 0."""
     restart_reason: str = ""
@@ -78,7 +81,10 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
     network = network.to(dist_context.device).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = math.ceil(context.train.images / config.optim.batch)
-    return Learner(network, config, Schedule(config.optim, steps), dist_context.wrap(network))
+    teacher = None
+    if context.teacher:
+        teacher = load_teacher(context.teacher, context.train.classes, config.data.image_px, dist_context.device)
+    return Learner(network, config, Schedule(config.optim, steps), dist_context.wrap(network), teacher)
 
 
 def make_loader(context: TrainContext) -> Loader:

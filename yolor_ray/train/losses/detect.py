@@ -4,13 +4,14 @@ Legend: B images, A anchors per cell, H W cells of a level, K classes, F = 5 + K
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from yolor_ray.boxes import complete_iou
 from yolor_ray.config import LossConfig
 from yolor_ray.model.heads.detect import DetectHead
+from yolor_ray.model.heads.prediction_level import cell_coordinates
 from yolor_ray.train.losses.assign import Matches, Targets
 
 LEVEL_BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.4, 0.1), 5: (4.0, 1.0, 0.5, 0.4, 0.1)}
@@ -52,18 +53,25 @@ def _level_losses(level: Tensor, targets: Targets, matches: Matches, head: Detec
     level = level.float()
     matched = level[matches.images, matches.anchors, matches.rows, matches.columns]
     ciou = complete_iou(_decode(matched, matches, head.anchors[index], head.strides[index]), matches.boxes_cxcywh)
-    objectness = _objectness_loss(level[..., 4], _objectness_target(level, matches, ciou), targets.boxes_known)
+    objectness = _objectness_loss(level[..., 4], _objectness_target(level, matches, ciou), targets, matches, head.strides[index])
     if len(matched) == 0:
         return matched.sum(), objectness, matched.sum()
-    return (1 - ciou).mean(), objectness, _class_loss(matched, matches, head.classes)
+    return (1 - ciou).mean(), objectness, _class_loss(matched, targets, matches, head.classes)
 
 
-def _objectness_loss(logits: Float[Tensor, "B A H W"], target: Float[Tensor, "B A H W"], boxes_known: Bool[Tensor, "B"] | None) -> Tensor:
-    """Return the mean binary cross-entropy of the images whose objects all have boxes; in other images the background is unknown."""
-    if boxes_known is None:
+def _objectness_loss(
+    logits: Float[Tensor, "B A H W"], target: Float[Tensor, "B A H W"], targets: Targets, matches: Matches, stride: int
+) -> Tensor:
+    """Return the binary cross-entropy of matched cells and of known background, as a mean over images whose background is known."""
+    if targets.boxes_known is None and targets.unsure_images is None:
         return F.binary_cross_entropy_with_logits(logits, target)
-    per_image = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2, 3))
-    return (per_image * boxes_known).sum() / boxes_known.sum().clamp(min=1)
+    centres = ((cell_coordinates(logits[..., None]) + 0.5) * stride).flatten(0, 1)
+    known = targets.background_known(centres, len(logits), cell_px=stride)
+    counts = known.view(len(logits), 1, *logits.shape[2:]).expand_as(logits).clone()
+    counts[matches.images, matches.anchors, matches.rows, matches.columns] = True
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * counts
+    images = len(logits) if targets.boxes_known is None else targets.boxes_known.sum().clamp(min=1)
+    return losses.sum() / (images * logits[0].numel())
 
 
 def _decode(matched: Float[Tensor, "M F"], matches: Matches, anchors: Float[Tensor, "A 2"], stride: int) -> Float[Tensor, "M 4"]:
@@ -82,7 +90,7 @@ def _objectness_target(level: Tensor, matches: Matches, ciou: Float[Tensor, "M"]
     return target.scatter_reduce(0, flat, ciou.detach().clamp(min=0), "amax").view(b, a, h, w)
 
 
-def _class_loss(matched: Float[Tensor, "M F"], matches: Matches, classes: int) -> Tensor:
+def _class_loss(matched: Float[Tensor, "M F"], targets: Targets, matches: Matches, classes: int) -> Tensor:
     if classes == 1:
         return matched[:, 5:].sum() * 0
-    return F.binary_cross_entropy_with_logits(matched[:, 5:], F.one_hot(matches.labels, classes).to(matched.dtype))
+    return F.binary_cross_entropy_with_logits(matched[:, 5:], targets.class_targets(matches.objects, classes))

@@ -14,7 +14,7 @@ from yolor_ray.boxes import complete_iou
 from yolor_ray.config import LossConfig
 from yolor_ray.model.heads.free import BOX_OUTPUTS, FreeHead
 from yolor_ray.model.heads.prediction_level import cell_coordinates
-from yolor_ray.train.losses.assign import Matches, Targets
+from yolor_ray.train.losses.assign import Matches, Targets, contains
 
 SCORE_POWER, IOU_POWER = 0.5, 6.0
 """Exponents of the alignment score^0.5 · IoU^6 (equation 1 of TOOD; the exponents are those of PP-YOLOE's successors)."""
@@ -58,12 +58,13 @@ def free_losses(
     """
     boxes_cxcywh, _ = head.decode(raw)
     logits = torch.cat([level[..., BOX_OUTPUTS:].flatten(1, 3) for level in raw], dim=1).float()
-    assigned = assign(boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, _cell_centres(raw, head))
+    centres = _cell_centres(raw, head)
+    assigned = assign(boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, centres)
     total = assigned.scores.sum().clamp(min=1)
     ciou = complete_iou(boxes_cxcywh[assigned.images, assigned.predictions], targets.boxes_cxcywh[assigned.objects])
     terms = {
         "box": ((1 - ciou) * assigned.scores).sum() / total * (gains.box * BOX_SCALE),
-        "cls": _class_loss(logits, assigned, targets) / total * (gains.cls * CLS_SCALE),
+        "cls": _class_loss(logits, assigned, targets, centres) / total * (gains.cls * CLS_SCALE),
     }
     return terms, _matches(assigned, targets, raw)
 
@@ -73,14 +74,17 @@ def _cell_centres(raw: list[Tensor], head: FreeHead) -> Float[Tensor, "P 2"]:
     return torch.cat([((cell_coordinates(y) + 0.5) * stride).flatten(0, 1) for y, stride in zip(raw, head.strides, strict=True)])
 
 
-def _class_loss(logits: Float[Tensor, "B P K"], assigned: Assignment, targets: Targets) -> Tensor:
+def _finest_cell_px(centres: Float[Tensor, "P 2"]) -> Tensor:
+    """Return the side of the cells of the finest level, in pixels."""
+    return (centres[1] - centres[0]).abs().max()
+
+
+def _class_loss(logits: Float[Tensor, "B P K"], assigned: Assignment, targets: Targets, centres: Float[Tensor, "P 2"]) -> Tensor:
     """Return the summed binary cross-entropy; where not every object has a box, only assigned predictions count."""
     expected = torch.zeros_like(logits)
-    expected[assigned.images, assigned.predictions, targets.labels[assigned.objects]] = assigned.scores
+    expected[assigned.images, assigned.predictions] = assigned.scores[:, None] * targets.class_targets(assigned.objects, logits.shape[-1])
     losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").sum(dim=-1)
-    if targets.boxes_known is None:
-        return losses.sum()
-    counts = targets.boxes_known[:, None].expand_as(losses).clone()
+    counts = targets.background_known(centres, len(logits), cell_px=_finest_cell_px(centres))
     counts[assigned.images, assigned.predictions] = True
     return (losses * counts).sum()
 
@@ -99,10 +103,7 @@ def assign(
         targets: N boxes.
         centres: x and y of the centre of each prediction's cell, in pixels.
     """
-    finest = (centres[1] - centres[0]).abs().max()
-    reach = targets.boxes_cxcywh[:, 2:].clamp(min=finest) / 2
-    offsets = (centres[None] - targets.boxes_cxcywh[:, None, :2]).abs()
-    objects, predictions = (offsets <= reach[:, None]).all(dim=-1).nonzero(as_tuple=True)
+    objects, predictions = contains(targets.boxes_cxcywh, centres, _finest_cell_px(centres)).nonzero(as_tuple=True)
     images = targets.images[objects]
     iou = complete_iou(boxes_cxcywh[images, predictions], targets.boxes_cxcywh[objects]).clamp(min=0)
     alignment = scores[images, predictions, targets.labels[objects]] ** SCORE_POWER * iou**IOU_POWER + MIN_ALIGNMENT

@@ -146,6 +146,7 @@ def _settings(base: TrainConfig, train_set: Dataset, val_set: Dataset, epochs: i
         "epochs": epochs,
         "batch": base.optim.batch,
         "pretrained": base.optim.pretrained or "none",
+        "teacher": base.optim.teacher or "none",
         "device": "one GPU" if base.cluster.gpu else "CPU",
         "decode_threads": base.data.decode_threads,
     }

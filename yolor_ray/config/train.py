@@ -115,6 +115,9 @@ class OptimConfig:
     """URL of unfused initial weights; parameters that do not fit, such as other classes, start at random. Empty starts from scratch."""
     freeze: Freeze = "none"
     """Part of the pretrained network that stays fixed: `backbone`, or `neck` = backbone and neck, so that only the heads learn."""
+    teacher: str = ""
+    """URL of weights that teach the network, of any size, head and tasks: their detections are targets on images without annotated boxes,
+    and their class probabilities are half of the class targets. Classes are matched by name. Empty = none."""
     epochs: int = 300
     """Passes over the training set."""
     patience: int = 0

@@ -77,8 +77,8 @@ def resolve_data(train: TrainConfig) -> tuple[TrainConfig, Dataset, Dataset]:
     """
     train_set, val_set = open_datasets(train)
     data = replace(train.data, train=train_set.url, val=val_set.url)
-    pretrained = storage.absolute(train.optim.pretrained) if train.optim.pretrained else ""
-    return replace(train, data=data, optim=replace(train.optim, pretrained=pretrained)), train_set, val_set
+    pretrained, teacher = (storage.absolute(url) if url else "" for url in (train.optim.pretrained, train.optim.teacher))
+    return replace(train, data=data, optim=replace(train.optim, pretrained=pretrained, teacher=teacher)), train_set, val_set
 
 
 def trial_config(train: TrainConfig, folder: str, name: str) -> TrainConfig:
@@ -148,6 +148,7 @@ def describe_training(train: TrainConfig) -> dict[str, tuple[str, Any]]:
         "optim.epochs": ("epochs", train.optim.epochs),
         "data.image_px": ("input", f"{train.data.image_px} px"),
         "optim.pretrained": ("pretrained weights", train.optim.pretrained or "none"),
+        "optim.teacher": ("teacher", train.optim.teacher or "none"),
     }
 
 

@@ -23,6 +23,7 @@ from yolor_ray.train.learner import Learner
 from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.optim.freeze import freeze_parts
 from yolor_ray.train.optim.schedule import Schedule
+from yolor_ray.train.teacher import load_teacher
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -45,6 +46,8 @@ class TrainContext:
     """URL of the weights to start from; empty for none."""
     class_weights: np.ndarray | None = None
     """(K,) float32 weight of a box in the class loss, by its class; None weighs all boxes equally."""
+    teacher: str = ""
+    """URL of the weights that teach; empty for none."""
     stop_signal: StopSignal = never_stop
     """Stop signal of rank 0; other workers agree with rank 0."""
     restart_reason: str = ""
@@ -82,7 +85,11 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
     freeze_parts(network, config.optim.freeze)
     steps = math.ceil(context.train.images / config.optim.batch)
     class_weights = None if context.class_weights is None else torch.tensor(context.class_weights, device=dist_context.device)
-    return Learner(network, config, Schedule(config.optim, steps), dist_context.wrap(network), class_weights=class_weights)
+    teacher = None
+    if context.teacher:
+        teacher = load_teacher(context.teacher, context.train.classes, config.data.image_px, dist_context.device)
+    schedule = Schedule(config.optim, steps)
+    return Learner(network, config, schedule, dist_context.wrap(network), teacher, class_weights=class_weights)
 
 
 def make_loader(context: TrainContext) -> Loader:

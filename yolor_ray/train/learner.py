@@ -25,6 +25,7 @@ from yolor_ray.train.optim.micro_batches import MicroBatches
 from yolor_ray.train.optim.optimizer import REFERENCE_IMAGES, make_optimizer
 from yolor_ray.train.optim.schedule import Schedule
 from yolor_ray.train.precision import autocast, lower_scale, make_scaler
+from yolor_ray.train.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Learner:
     schedule: Schedule
     replica: nn.Module
     """The network, or its distributed wrapper."""
+    teacher: Teacher | None = None
+    """Network whose detections are targets, too."""
     optimizer: torch.optim.Optimizer = field(init=False)
     average: WeightAverage[Yolor] = field(init=False)
     clipper: GradientClipper = field(init=False)
@@ -114,7 +117,11 @@ class Learner:
 
     def _backward(self, images: Tensor, targets: Targets, weight: float) -> dict[str, Tensor]:
         device = self.network.head.anchors.device
-        pixels, targets = self._resize(to_input(images, device), targets.to(device))
+        pixels, targets = to_input(images, device), targets.to(device)
+        if self.teacher:
+            with autocast(device):
+                targets = self.teacher.add_targets(pixels, targets)
+        pixels, targets = self._resize(pixels, targets)
         with autocast(device):
             raw = self.replica(pixels)
         terms = loss_terms(raw, targets, self.network, self.config.loss, self.class_weights)

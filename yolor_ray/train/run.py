@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import ray.train
+import torch
 
 from yolor_ray.cluster.block_source import direct_source
 from yolor_ray.config import TrainConfig
@@ -27,6 +28,7 @@ from yolor_ray.train.loop import TrainOutcome
 from yolor_ray.train.losses.class_balance import balanced_weights
 from yolor_ray.train.optim.recipe import resolve
 from yolor_ray.train.settings_lock import RUN_FILE, lock_settings
+from yolor_ray.train.teacher import load_teacher
 from yolor_ray.train.warm_start import pretrained_anchors
 
 logger = logging.getLogger(__name__)
@@ -82,15 +84,21 @@ def prepare(config: TrainConfig, run: str) -> TrainContext:
     """Open the datasets, and choose the anchors and the settings that follow from the number of updates."""
     train_set, val_set = open_datasets(config)
     pretrained = storage.absolute(config.optim.pretrained) if config.optim.pretrained else ""
+    teacher = storage.absolute(config.optim.teacher) if config.optim.teacher else ""
+    sides, without_boxes = _read_box_sides(train_set, config.data.image_px)
+    if teacher:
+        _check_teacher(teacher, train_set, config.data.image_px, len(sides), without_boxes)
+    if len(sides) or not teacher:
+        _check_sides(sides, train_set, config.data.image_px)
     # The checkpoint of a resumed run holds the anchors, so that the pretrained weights may be gone by then.
     resumes = bool(complete_checkpoints(run))
-    anchors = _choose_anchors(config, train_set, "" if resumes else pretrained) if config.network.head == "anchors" else None
+    anchors = _choose_anchors(config, sides, "" if resumes else pretrained) if config.network.head == "anchors" else None
     identities = _read_identities(train_set) if "embed" in config.network.tasks else np.zeros(0, np.int64)
     if "embed" in config.network.tasks and len(identities) == 0:
         raise DataError(f"{train_set.url}: found no identity, expected some for network.tasks: embed")
     class_weights = _choose_class_weights(train_set) if config.loss.class_balance else None
     config = resolve(config, math.ceil(train_set.images / config.optim.batch))
-    return TrainContext(config, run, train_set, val_set, anchors, direct_source(train_set), identities, pretrained, class_weights)
+    return TrainContext(config, run, train_set, val_set, anchors, direct_source(train_set), identities, pretrained, class_weights, teacher)
 
 
 def _read_identities(dataset: Dataset) -> np.ndarray:
@@ -117,7 +125,8 @@ def open_datasets(config: TrainConfig) -> tuple[Dataset, Dataset]:
     """Return the training set, and the validation set relabelled to its names; built-in scenes are packed first.
 
     Raises:
-        DataError: the validation set has names that the training set lacks, or a task has no annotations in the training set.
+        DataError: the validation set has names that the training set lacks, or a task has no annotations in the training set; a teacher
+            stands in for the annotations of detect.
 
     """
     scenes_folder = storage.join(config.run.storage, "scenes")
@@ -130,21 +139,17 @@ def open_datasets(config: TrainConfig) -> tuple[Dataset, Dataset]:
     val_urls = resolve_dataset_urls(config.data.val, scenes_folder, VALIDATION_SEED)
     val_set = union.relabel_to(union.open_datasets(val_urls), names)
     has_no_names = {"classify": not train_set.image_classes, "pose": not train_set.keypoint_names}
-    missing = [task for task in tasks if task not in train_set.tasks or has_no_names.get(task)]
+    learnable = {*train_set.tasks, "detect"} if config.optim.teacher else set(train_set.tasks)
+    missing = [task for task in tasks if task not in learnable or has_no_names.get(task)]
     if missing:
-        annotated = f"found annotations for {', '.join(train_set.tasks)}"
-        raise DataError(f"{train_set.url}: {annotated}, expected some for network.tasks: {', '.join(missing)} too")
+        annotated = f"found annotations for {', '.join(train_set.tasks) or 'no task'}"
+        other_way = ", or optim.teacher for detect" if "detect" in missing else ""
+        raise DataError(f"{train_set.url}: {annotated}, expected some for network.tasks: {', '.join(missing)} too{other_way}")
     return train_set, val_set
 
 
-def _choose_anchors(config: TrainConfig, dataset: Dataset, pretrained: str) -> np.ndarray:
-    """Return the pretrained anchors if they cover the training boxes, else fit new ones: (L, A, 2) pixels.
-
-    Raises:
-        DataError: the dataset has no box to learn.
-    """
-    sides = _read_box_sides(dataset, config.data.image_px)
-    _check_sides(sides, dataset, config.data.image_px)
+def _choose_anchors(config: TrainConfig, sides: np.ndarray, pretrained: str) -> np.ndarray:
+    """Return the pretrained anchors if they cover the training boxes `sides` (N, 2), else fit new ones: (L, A, 2) pixels."""
     network = config.network
     anchors = pretrained_anchors(pretrained, network) if pretrained else None
     origin = "pretrained"
@@ -159,15 +164,43 @@ def _choose_anchors(config: TrainConfig, dataset: Dataset, pretrained: str) -> n
     return anchors
 
 
-def _read_box_sides(dataset: Dataset, image_px: int) -> np.ndarray:
-    """Return the (N, 2) widths and heights of all boxes in pixels of the network input; crowd regions are not learned."""
-    sides = [np.zeros((0, 2), np.float32)]
+def _read_box_sides(dataset: Dataset, image_px: int) -> tuple[np.ndarray, int]:
+    """Return the (N, 2) widths and heights of all boxes in pixels of the network input, and the number of images not annotated for detect.
+
+    Crowd regions are not learned.
+    """
+    sides, without_boxes = [np.zeros((0, 2), np.float32)], 0
     for group in dataset.row_groups:
-        table = read_row_group(dataset, group, ["width", "height", "boxes_xyxy", "crowd"])
-        for width, height, boxes, crowd in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+        table = read_row_group(dataset, group, ["width", "height", "boxes_xyxy", "crowd", "tasks"])
+        for width, height, boxes, crowd, tasks in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
             corners = np.asarray(boxes, np.float32).reshape(-1, 4)[~np.asarray(crowd, np.bool_)]
             sides.append((corners[:, 2:] - corners[:, :2]) * (image_px / max(width, height)))
-    return np.concatenate(sides)
+            without_boxes += "detect" not in tasks
+    return np.concatenate(sides), without_boxes
+
+
+def _check_teacher(url: str, dataset: Dataset, image_px: int, boxes: int, without_boxes: int) -> None:
+    """Refuse a teacher of other classes, and a training set whose classes have neither boxes nor a teacher.
+
+    Args:
+        url: weights of the teacher.
+        dataset: training set.
+        image_px: side of the network input, pixels.
+        boxes: boxes to learn in the training set.
+        without_boxes: images that are not annotated for detect, which the teacher annotates.
+
+    Raises:
+        DataError: there is nothing to learn, or a class that nothing teaches.
+
+    """
+    teacher = load_teacher(url, dataset.classes, image_px, torch.device("cpu"))
+    unknown = [name for label, name in enumerate(dataset.classes) if label not in teacher.labels.tolist()]
+    if not boxes and not without_boxes:
+        expected = "expected boxes of single objects, or images that are not annotated for detect for the teacher"
+        raise DataError(f"{dataset.url}: found no box to learn on {dataset.images} images, all annotated for detect, {expected}")
+    if not boxes and unknown:
+        raise DataError(f"{dataset.url}: found no box, and no class {', '.join(unknown)} in {url}; expected a teacher of all classes")
+    logger.info("event=teacher url=%s images_without_boxes=%d boxes=%d unknown_classes='%s'", url, without_boxes, boxes, ", ".join(unknown))
 
 
 def _check_sides(sides: np.ndarray, dataset: Dataset, image_px: int) -> None:

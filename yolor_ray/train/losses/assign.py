@@ -1,9 +1,10 @@
 """Assign boxes to cells and anchors.
 
-Legend: B images, N boxes in the batch, H W cells of a level, A anchors per cell, F numbers per anchor, M matches of a level (or image
-labels), J keypoints.
+Legend: B images, N boxes in the batch, D unsure boxes, K classes, H W cells of a level, P predictions of an image, A anchors per cell,
+F numbers per anchor, M matches of a level (or image labels), J keypoints.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -38,6 +39,12 @@ class Targets:
     """Instance map in the size of the network input: 1 + the index of the object that covers the pixel; 0 for none."""
     image_labels: Float[Tensor, "B M"] | None = None
     """1 yes, 0 no, NaN unknown."""
+    soft_labels: Float[Tensor, "N K"] | None = None
+    """Target of each class probability of the box, 0..1; None for 1 of its class and 0 of all others."""
+    unsure_images: Int[Tensor, "D"] | None = None
+    """Index in the batch of the image of each unsure box; None if there is none."""
+    unsure_cxcywh: Float[Tensor, "D 4"] | None = None
+    """Boxes that may hold an object, in pixels of the network input: the background inside of them is unknown."""
 
     def to(self, device: torch.device) -> "Targets":
         """Return the same targets on a device."""
@@ -58,13 +65,60 @@ class Targets:
 
     def resize(self, factor: float, image_px: int) -> "Targets":
         """Return the targets of the same images resized by a factor to a side of `image_px` pixels."""
-        keypoints, instances = self.keypoints, self.instances
+        keypoints, instances, unsure_cxcywh = self.keypoints, self.instances, self.unsure_cxcywh
         if keypoints is not None:
             keypoints = torch.cat((keypoints[..., :2] * factor, keypoints[..., 2:]), dim=-1)
         if instances is not None:
             size = (image_px, image_px)
             instances = F.interpolate(instances[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(instances.dtype)
-        return replace(self, boxes_cxcywh=self.boxes_cxcywh * factor, keypoints=keypoints, instances=instances)
+        if unsure_cxcywh is not None:
+            unsure_cxcywh = unsure_cxcywh * factor
+        boxes_cxcywh = self.boxes_cxcywh * factor
+        return replace(self, boxes_cxcywh=boxes_cxcywh, unsure_cxcywh=unsure_cxcywh, keypoints=keypoints, instances=instances)
+
+    def class_targets(self, objects: Int[Tensor, "M"], classes: int) -> Float[Tensor, "M K"]:
+        """Return the target of each class probability, 0..1, of the boxes at the given indices."""
+        if self.soft_labels is None:
+            return F.one_hot(self.labels[objects], classes).float()
+        return self.soft_labels[objects]
+
+    def background_known(self, shapes: Sequence[tuple[int, int]], strides: Sequence[int], images: int) -> Bool[Tensor, "B P"]:
+        """Return True for predictions that are background if they learn no box.
+
+        Args:
+            shapes: rows and columns of each level.
+            strides: pixels per cell of each level, the finest first.
+            images: B.
+        """
+        predictions = sum(height * width for height, width in shapes)
+        known = torch.ones(images, predictions, dtype=torch.bool, device=self.boxes_cxcywh.device)
+        if self.boxes_known is not None:
+            known &= self.boxes_known[:, None]
+        if self.unsure_images is not None and self.unsure_cxcywh is not None:
+            box, prediction = contains(self.unsure_cxcywh, shapes, strides).nonzero(as_tuple=True)
+            known[self.unsure_images[box], prediction] = False
+        return known
+
+
+def contains(boxes_cxcywh: Float[Tensor, "N 4"], shapes: Sequence[tuple[int, int]], strides: Sequence[int]) -> Bool[Tensor, "N P"]:
+    """Return True where the centre of a prediction's cell lies in a box.
+
+    A box smaller than a cell of the first level counts as large as the cell, so that every box inside the image contains a centre.
+
+    Args:
+        boxes_cxcywh: boxes in pixels.
+        shapes: rows and columns of each level.
+        strides: pixels per cell of each level, the finest first.
+    """
+    reach, levels = boxes_cxcywh[:, 2:].clamp(min=strides[0]) / 2, []
+    for (height, width), stride in zip(shapes, strides, strict=True):
+        # Columns and rows are compared by themselves: N · (H + W) numbers instead of N · H · W.
+        columns, rows = (
+            ((torch.arange(cells, device=reach.device) + 0.5) * stride - boxes_cxcywh[:, axis, None]).abs() <= reach[:, axis, None]
+            for axis, cells in ((0, width), (1, height))
+        )
+        levels.append((rows[:, :, None] & columns[:, None, :]).flatten(1))
+    return torch.cat(levels, dim=1)
 
 
 @dataclass(frozen=True)

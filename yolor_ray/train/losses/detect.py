@@ -4,7 +4,7 @@ Legend: B images, A anchors per cell, H W cells of a level, K classes, F = 5 + K
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -63,18 +63,24 @@ def _level_losses(
     level = level.float()
     matched = level[matches.images, matches.anchors, matches.rows, matches.columns]
     ciou = complete_iou(_decode(matched, matches, head.anchors[index], head.strides[index]), matches.boxes_cxcywh)
-    objectness = _objectness_loss(level[..., 4], _objectness_target(level, matches, ciou), targets.boxes_known)
+    objectness = _objectness_loss(level[..., 4], _objectness_target(level, matches, ciou), targets, matches, head.strides[index])
     if len(matched) == 0:
         return matched.sum(), objectness, matched.sum()
-    return (1 - ciou).mean(), objectness, _class_loss(matched, matches, head.classes, class_weights)
+    return (1 - ciou).mean(), objectness, _class_loss(matched, targets, matches, class_weights)
 
 
-def _objectness_loss(logits: Float[Tensor, "B A H W"], target: Float[Tensor, "B A H W"], boxes_known: Bool[Tensor, "B"] | None) -> Tensor:
-    """Return the mean binary cross-entropy of the images whose objects all have boxes; in other images the background is unknown."""
-    if boxes_known is None:
+def _objectness_loss(
+    logits: Float[Tensor, "B A H W"], target: Float[Tensor, "B A H W"], targets: Targets, matches: Matches, stride: int
+) -> Tensor:
+    """Return the binary cross-entropy of matched cells and of known background, as a mean over images whose background is known."""
+    if targets.boxes_known is None and targets.unsure_images is None:
         return F.binary_cross_entropy_with_logits(logits, target)
-    per_image = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2, 3))
-    return (per_image * boxes_known).sum() / boxes_known.sum().clamp(min=1)
+    known = targets.background_known([(logits.shape[2], logits.shape[3])], [stride], len(logits))
+    counts = known.view(len(logits), 1, *logits.shape[2:]).expand_as(logits).clone()
+    counts[matches.images, matches.anchors, matches.rows, matches.columns] = True
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * counts
+    images = len(logits) if targets.boxes_known is None else targets.boxes_known.sum().clamp(min=1)
+    return losses.sum() / (images * logits[0].numel())
 
 
 def _decode(matched: Float[Tensor, "M F"], matches: Matches, anchors: Float[Tensor, "A 2"], stride: int) -> Float[Tensor, "M 4"]:
@@ -93,9 +99,9 @@ def _objectness_target(level: Tensor, matches: Matches, ciou: Float[Tensor, "M"]
     return target.scatter_reduce(0, flat, ciou.detach().clamp(min=0), "amax").view(b, a, h, w)
 
 
-def _class_loss(matched: Float[Tensor, "M F"], matches: Matches, classes: int, class_weights: Tensor | None) -> Tensor:
+def _class_loss(matched: Float[Tensor, "M F"], targets: Targets, matches: Matches, class_weights: Tensor | None) -> Tensor:
+    classes = matched.shape[1] - 5
     if classes == 1:
         return matched[:, 5:].sum() * 0
-    expected = F.one_hot(matches.labels, classes).to(matched.dtype)
     weights = None if class_weights is None else class_weights[matches.labels, None]
-    return F.binary_cross_entropy_with_logits(matched[:, 5:], expected, weights)
+    return F.binary_cross_entropy_with_logits(matched[:, 5:], targets.class_targets(matches.objects, classes), weights)

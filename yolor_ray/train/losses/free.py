@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from yolor_ray.boxes import complete_iou
 from yolor_ray.config import LossConfig
 from yolor_ray.model.heads.free import BOX_OUTPUTS, FreeHead
-from yolor_ray.train.losses.assign import Matches, Targets
+from yolor_ray.train.losses.assign import Matches, Targets, contains
 
 SCORE_POWER, IOU_POWER = 0.5, 6.0
 """Exponents of the alignment score^0.5 · IoU^6 (equation 1 of TOOD; the exponents are those of PP-YOLOE's successors)."""
@@ -63,27 +63,26 @@ def free_losses(
     """
     boxes_cxcywh, _ = head.decode(raw)
     logits = torch.cat([level[..., BOX_OUTPUTS:].flatten(1, 3) for level in raw], dim=1).float()
-    assigned = assign(
-        boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, [(level.shape[2], level.shape[3]) for level in raw], head.strides
-    )
+    shapes = [(level.shape[2], level.shape[3]) for level in raw]
+    background = targets.background_known(shapes, head.strides, len(logits))
+    assigned = assign(boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, shapes, head.strides)
     total = assigned.scores.sum().clamp(min=1)
     ciou = complete_iou(boxes_cxcywh[assigned.images, assigned.predictions], targets.boxes_cxcywh[assigned.objects])
     terms = {
         "box": ((1 - ciou) * assigned.scores).sum() / total * (gains.box * BOX_SCALE),
-        "cls": _class_loss(logits, assigned, targets, class_weights) / total * (gains.cls * CLS_SCALE),
+        "cls": _class_loss(logits, assigned, targets, background, class_weights) / total * (gains.cls * CLS_SCALE),
     }
     return terms, _matches(assigned, targets, raw)
 
 
-def _class_loss(logits: Float[Tensor, "B P K"], assigned: Assignment, targets: Targets, class_weights: Tensor | None) -> Tensor:
+def _class_loss(
+    logits: Float[Tensor, "B P K"], assigned: Assignment, targets: Targets, background: Bool[Tensor, "B P"], class_weights: Tensor | None
+) -> Tensor:
     """Return the summed binary cross-entropy; where not every object has a box, only assigned predictions count."""
     expected = torch.zeros_like(logits)
-    expected[assigned.images, assigned.predictions, targets.labels[assigned.objects]] = assigned.scores
+    expected[assigned.images, assigned.predictions] = assigned.scores[:, None] * targets.class_targets(assigned.objects, logits.shape[-1])
     losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").sum(dim=-1)
-    if targets.boxes_known is None and class_weights is None:
-        return losses.sum()
-    weights = torch.ones_like(losses) if targets.boxes_known is None else targets.boxes_known[:, None].to(losses).repeat(1, losses.shape[1])
-    labels = targets.labels[assigned.objects]
+    labels, weights = targets.labels[assigned.objects], background.to(losses)
     weights[assigned.images, assigned.predictions] = 1.0 if class_weights is None else class_weights[labels]
     return (losses * weights).sum()
 
@@ -106,7 +105,7 @@ def assign(
         shapes: rows and columns of each level.
         strides: pixels per cell of each level, the finest first.
     """
-    objects, predictions = _candidates(targets.boxes_cxcywh, shapes, strides).nonzero(as_tuple=True)
+    objects, predictions = contains(targets.boxes_cxcywh, shapes, strides).nonzero(as_tuple=True)
     images = targets.images[objects]
     iou = complete_iou(boxes_cxcywh[images, predictions], targets.boxes_cxcywh[objects]).clamp(min=0)
     alignment = scores[images, predictions, targets.labels[objects]] ** SCORE_POWER * iou**IOU_POWER + MIN_ALIGNMENT
@@ -117,22 +116,6 @@ def assign(
     largest = largest.scatter_reduce(1, objects.expand(2, -1), torch.stack((alignment, iou)), "amax")
     best_alignment, best_iou = largest[:, objects]
     return Assignment(objects, images[best], predictions[best], alignment / best_alignment * best_iou)
-
-
-def _candidates(boxes_cxcywh: Float[Tensor, "N 4"], shapes: Sequence[tuple[int, int]], strides: Sequence[int]) -> Bool[Tensor, "N P"]:
-    """Return True where the centre of a prediction's cell lies in a box.
-
-    A box smaller than a cell of the finest level counts as large as the cell, so that every box inside the image has a candidate.
-    """
-    reach, levels = boxes_cxcywh[:, 2:].clamp(min=strides[0]) / 2, []
-    for (height, width), stride in zip(shapes, strides, strict=True):
-        # Columns and rows are compared by themselves: N · (H + W) numbers instead of N · H · W.
-        columns, rows = (
-            ((torch.arange(cells, device=reach.device) + 0.5) * stride - boxes_cxcywh[:, axis, None]).abs() <= reach[:, axis, None]
-            for axis, cells in ((0, width), (1, height))
-        )
-        levels.append((rows[:, :, None] & columns[:, None, :]).flatten(1))
-    return torch.cat(levels, dim=1)
 
 
 def _best_of_each(groups: Int[Tensor, "M"], values: Float[Tensor, "M"], limit: int) -> Tensor:

@@ -93,8 +93,8 @@ PRESETS = {
 DESCRIPTIONS = {
     "demo": "nano network on built-in scenes; needs nothing, a few minutes on 2 CPU cores.",
     "demo-tasks": "the same network with all five tasks: boxes, image labels, identities, masks and keypoints of built-in scenes.",
-    "nano": "1.1 M parameters, three levels, 416 px: CPUs and edge devices.",
-    "small": "8.3 M parameters, three levels, 640 px: edge GPUs.",
+    "nano": "1.0 M parameters, three levels, 416 px: CPUs and edge devices.",
+    "small": "8.2 M parameters, three levels, 640 px: edge GPUs.",
     "csp": "YOLOR-CSP, 52.9 M parameters, three levels, 640 px.",
     "csp-x": "YOLOR-CSP-X, 99.8 M parameters, three levels, 640 px.",
     "v4-csp": "YOLOv4-CSP, the baseline without implicit knowledge, 52.9 M parameters, three levels, 640 px.",

@@ -142,7 +142,7 @@ def test_the_number_of_predictions_is_that_of_the_released_network(name, image_p
 
 @pytest.mark.parametrize(("classes", "class_prior"), [(80, -4.880), (3, math.log(0.6 / 2.01)), (1, 0.0)])
 def test_initial_biases_expect_rare_objects_and_equal_classes(classes, class_prior):
-    config = replace(presets.NANO, levels=4, widths=(8, 16, 24, 32, 40), depths=(1, 1, 1, 1, 1))
+    config = replace(presets.NANO, head="anchors", levels=4, widths=(8, 16, 24, 32, 40), depths=(1, 1, 1, 1, 1))
     network = Yolor(config, classes, torch.ones(4, 3, 2))
     for level, objectness_prior in zip(network.head.levels, (-6.685, -5.298, -3.912, -2.526), strict=True):
         bias = level.predict.bias.detach().view(3, -1)

@@ -26,7 +26,7 @@ def tiny_run(folder: Path, name: str, **run: object) -> TrainConfig:
         network=TINY,
         data=DataConfig(train="scenes:21", val="scenes:5", image_px=64),
         augment=AugmentConfig(mixup=0.3, multi_scale=0.3, close_mosaic_epochs=1),
-        optim=OptimConfig(epochs=3, batch=4, nominal_batch=8),
+        optim=OptimConfig(epochs=3, batch=4, nominal_batch=8, lr=0.02),
         cluster=ClusterConfig(compute_threads=1),
         run=RunConfig(storage=str(folder), name=name, validate_epochs=2, checkpoint_epochs=1, **run),
     )

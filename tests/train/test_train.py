@@ -79,7 +79,7 @@ def test_another_seed_under_the_same_name_is_refused(folder: Path, uninterrupted
 
 def test_another_setting_under_the_same_name_is_refused_by_its_dotted_name(folder: Path, uninterrupted: Path) -> None:
     config = tiny_run(folder, "uninterrupted")
-    with pytest.raises(ConfigError, match=r"optim\.lr was 0\.0 and is now 0\.5"):
+    with pytest.raises(ConfigError, match=r"optim\.lr was 0\.02 and is now 0\.5"):
         train(dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.5)))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-CHANGES = 19
+CHANGES = 18
 """Changes of an undisturbed run: renames and deletions of the checkpoints that are written in the background."""
 
 

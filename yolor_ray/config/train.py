@@ -98,7 +98,7 @@ class LossConfig:
         check(self.anchor_ratio > 1, "loss.anchor_ratio", self.anchor_ratio, "more than 1")
 
 
-LEARNING_RATES = {"auto": 0.002, "sgd": 0.01, "adamw": 0.002, "muon": 0.002}
+LEARNING_RATES = {"auto": 0.002, "sgd": 0.01, "adamw": 0.002}
 """Automatic peak learning rate of each update rule."""
 PUBLISHED_RECIPES: dict[str, dict[str, Any]] = {
     "published": {"optimizer": "sgd", "lr": 0.01, "clip_ratio": 0.0},
@@ -131,10 +131,10 @@ class OptimConfig:
     epochs of COCO: SGD at 0.01 down to 0.2 of it, at least 1000 steps of warm-up, no clipping, mosaic to the end; `published-finetune` =
     the second phase at 1280 px, 150 epochs from `pretrained` weights: SGD from 0.004 to 0.002, no warm-up, augment.scale 0.8 and
     augment.mixup 0.2."""
-    optimizer: Literal["auto", "sgd", "adamw", "muon"] = "auto"
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     """Update rule; `auto` = AdamW, or SGD with Nesterov momentum for networks with anchors in runs of 10,000 updates or more."""
     lr: float = 0.0
-    """Peak learning rate, for any number of images per update; 0 = that of the update rule, 0.01 for SGD and 0.002 for others."""
+    """Peak learning rate, for any number of images per update; 0 = that of the update rule, 0.01 for SGD and 0.002 for AdamW."""
     final_lr_ratio: float = 0.2
     """Learning rate at the end, as a fraction of the peak; the decay follows a cosine."""
     momentum: float = 0.937
@@ -146,7 +146,7 @@ class OptimConfig:
     ema_decay: float = 0.9999
     """Decay of the weight average (EMA), per optimizer step; the average covers at most a tenth of every adaptive run."""
     clip_ratio: float = 3.0
-    """Largest gradient norm per step of SGD, as a multiple of the mean norm of earlier steps; 0 clips nothing. AdamW and Muon take every
+    """Largest gradient norm per step of SGD, as a multiple of the mean norm of earlier steps; 0 clips nothing. AdamW takes every
     gradient with norm 1."""
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ DECAY = 0.98
 
 @dataclass
 class GradientClipper:
-    """Scale each gradient to norm 1 for AdamW and Muon; for SGD, limit its norm relative to earlier ones.
+    """Scale each gradient to norm 1 for AdamW; for SGD, limit its norm relative to earlier ones.
 
     AdamW divides by a mean of squared gradients. Without the scaling, a few large gradients would shrink the updates after them. SGD keeps
     the size of gradients, and the first gradient sets the mean norm.

@@ -5,7 +5,6 @@ from torch import nn
 
 from yolor_ray.config import OptimConfig
 from yolor_ray.model.implicit import Implicit
-from yolor_ray.train.optim.muon import Muon
 
 REFERENCE_IMAGES = 64
 """Images per update of the published learning rates and decay: an update counts as so many, for any batch."""
@@ -42,7 +41,4 @@ def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optim
     groups = parameter_groups(network, config.weight_decay * config.nominal_batch / REFERENCE_IMAGES)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, BETA2), fused=True)
-    if config.optimizer == "muon":
-        groups[1]["orthogonal"] = True
-        return Muon(groups, lr=config.lr, betas=(config.momentum, BETA2))
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)

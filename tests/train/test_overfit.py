@@ -33,17 +33,23 @@ def pack(folder: Path) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """Return the network's metrics on its own training images."""
+@pytest.fixture(scope="module", params=["anchors", "free"])
+def metrics(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, float]:
+    """Return the metrics of a network with each detection head on its own training images."""
+    head = request.param
+    loss, lr = (
+        (LossConfig(box=0.2, cls=2.0, segment=1.0, anchor_ratio=3.0), 0.03) if head == "anchors" else (LossConfig(segment=1.0), 0.005)
+    )
     folder = tmp_path_factory.mktemp("eight")
     url = pack(folder)
     config = TrainConfig(
-        network=NetworkConfig(stem="reorg", stem_width=16, widths=(32, 48, 64), depths=(1, 1, 1), levels=2, neck_depth=1, tasks=TASKS),
+        network=NetworkConfig(
+            stem="reorg", stem_width=16, widths=(32, 48, 64), depths=(1, 1, 1), levels=2, neck_depth=1, tasks=TASKS, head=head
+        ),
         data=DataConfig(train=url, val=url, image_px=SIDE),
         augment=AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0),
-        loss=LossConfig(box=0.2, cls=2.0, segment=1.0, anchor_ratio=3.0),
-        optim=OptimConfig(epochs=300, batch=8, nominal_batch=8, lr=0.03, final_lr_ratio=0.05, warmup_epochs=10),
+        loss=loss,
+        optim=OptimConfig(epochs=300, batch=8, nominal_batch=8, lr=lr, final_lr_ratio=0.05, warmup_epochs=10),
         cluster=ClusterConfig(compute_threads=1),
         run=RunConfig(storage=str(folder / "runs"), validate_epochs=75, checkpoint_epochs=1000),
     )

@@ -62,14 +62,14 @@ PRESETS = {
     "demo": TrainConfig(
         network=NANO,
         data=DataConfig(train="scenes:320", val="scenes:80", image_px=256),
-        optim=OptimConfig(epochs=36, batch=8, nominal_batch=8),
-        run=RunConfig(name="demo", validate_epochs=9),
+        optim=OptimConfig(epochs=32, batch=8, nominal_batch=8),
+        run=RunConfig(name="demo", validate_epochs=8),
     ),
     "demo-tasks": TrainConfig(
         network=replace(NANO, tasks=("detect", "classify", "embed", "segment", "pose")),
         data=DataConfig(train="scenes:320", val="scenes:80", image_px=256),
-        optim=OptimConfig(epochs=36, batch=8, nominal_batch=8),
-        run=RunConfig(name="demo-tasks", validate_epochs=9),
+        optim=OptimConfig(epochs=32, batch=8, nominal_batch=8),
+        run=RunConfig(name="demo-tasks", validate_epochs=8),
     ),
     "nano": TrainConfig(network=NANO, data=DataConfig(image_px=416), optim=OptimConfig(nominal_batch=16)),
     "small": TrainConfig(network=SMALL, data=DataConfig(image_px=640)),

@@ -60,7 +60,7 @@ def rows_of(truth: dict, iou_type: str, off_by: float = 0.0) -> list:
     return rows
 
 
-@pytest.mark.parametrize("area", IMPLAUSIBLE, ids=str)
+@pytest.mark.parametrize("area", IMPLAUSIBLE, ids=lambda area: "absent" if area is ABSENT else str(area))
 def test_an_implausible_area_counts_as_that_of_the_box(area):
     metrics = coco.score(truth_of(300, area=area), rows_of(truth_of(300), "bbox"))
     assert (metrics["APs"], metrics["APm"], metrics["APl"]) == (-1, -1, pytest.approx(1))

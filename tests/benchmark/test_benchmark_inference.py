@@ -29,13 +29,6 @@ ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [
 INFO = WeightsInfo("tiny", ("a", "b"), 64)
 
 
-@pytest.fixture(autouse=True)
-def _threads_restored():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def network():
     torch.manual_seed(0)

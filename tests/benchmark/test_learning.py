@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from tiny_run import TINY, Killed, kill_after
 from yolor_ray import cli
@@ -27,13 +26,6 @@ PNG_SIGNATURE = b"\x89PNG"
 CORES_BEFORE = os.sched_getaffinity(0)
 IMAGES, IMAGES_PER_S, EPOCHS = 12, 24.0, 3
 BUDGET_MINUTES = EPOCHS * IMAGES / IMAGES_PER_S / 60
-
-
-@pytest.fixture(autouse=True)
-def _threads_restored():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

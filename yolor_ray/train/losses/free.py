@@ -17,7 +17,7 @@ from yolor_ray.model.heads.free import BOX_OUTPUTS, FreeHead
 from yolor_ray.train.losses.assign import Matches, Targets, contains
 
 SCORE_POWER, IOU_POWER = 0.5, 6.0
-"""Exponents of the alignment score^0.5 · IoU^6 (equation 1 of TOOD; the exponents are those of PP-YOLOE's successors)."""
+"""Exponents of the alignment score^0.5 · IoU^6 (equation 1 of TOOD, whose own exponents are 1 and 6)."""
 PREDICTIONS_PER_BOX = 10
 """Maximum predictions that learn a box."""
 BOX_SCALE, CLS_SCALE = 150.0, 10 / 3

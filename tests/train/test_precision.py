@@ -64,7 +64,8 @@ def test_a_step_in_float16_moves_the_weights_about_as_far_as_in_float32(make_lea
         before = weights(learner)
         learn(learner, 1)
         moves.append(torch.cat([(b - a).flatten() for a, b in zip(before, weights(learner), strict=True)]))
-    torch.testing.assert_close(moves[1].norm(), moves[0].norm(), rtol=0.01, atol=0)
+    # Processors round half precision differently, by about 1 %; a loss scale that is not divided out is a factor of 256.
+    torch.testing.assert_close(moves[1].norm(), moves[0].norm(), rtol=0.05, atol=0)
     assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.99
 
 

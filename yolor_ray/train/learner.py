@@ -64,8 +64,7 @@ class Learner:
         self.optimizer = make_optimizer(self.network, self.config.optim)
         self.clipper = GradientClipper(self.config.optim)
         self.scaler = make_scaler(self.network.head.anchors.device)
-        updates = self.schedule.total_steps / self.schedule.batches_per_update(self.schedule.total_steps)
-        window = max(updates * EMA_WINDOW_SHARE, 1.0) if self.config.optim.recipe == "adaptive" else math.inf
+        window = max(self.schedule.updates * EMA_WINDOW_SHARE, 1.0) if self.config.optim.recipe == "adaptive" else math.inf
         self.average = WeightAverage(self.network, self.config.optim.ema_decay, window)
 
     def learn(self, images: UInt8[Tensor, "B S S 3"], targets: Targets, *, must_update: bool, weight: float = 1.0) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from yolor_ray.config import AugmentConfig, OptimConfig, TrainConfig
 from yolor_ray.config.train import PUBLISHED_RECIPES
+from yolor_ray.train.optim.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def resolve(config: TrainConfig, steps_per_epoch: int) -> TrainConfig:
         steps_per_epoch: batches of an epoch over all workers together.
     """
     optim, augment = config.optim, config.augment
-    updates = steps_per_epoch * optim.epochs * optim.batch // max(optim.nominal_batch, optim.batch)
+    updates = Schedule(optim, steps_per_epoch).updates
     if optim.recipe == "adaptive":
         optim, augment = _adapt(optim, config.network.head, updates), _limit_closed_mosaic(augment, optim.epochs)
     else:

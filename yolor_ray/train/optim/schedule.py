@@ -26,6 +26,11 @@ class Schedule:
         return self.steps_per_epoch * self.config.epochs
 
     @property
+    def updates(self) -> int:
+        """Updates of the run, as if accumulation did not grow during warm-up."""
+        return self.total_steps // self.batches_per_update(self.total_steps)
+
+    @property
     def warmup_steps(self) -> int:
         """Steps of warm-up: the configured epochs, at least 1000 steps, at most a tenth of an adaptive run; 0 for 0 epochs."""
         minimum = WARMUP_MIN_STEPS if self.config.warmup_epochs > 0 else 0

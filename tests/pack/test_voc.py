@@ -7,8 +7,8 @@ from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.errors import DataError
 from yolor_ray.pack.annotations.image_folder import ImageFolder
 from yolor_ray.pack.annotations.normalize import normalize_objects
-from yolor_ray.pack.annotations.safe_xml import XmlError, parse_xml
 from yolor_ray.pack.annotations.voc import read_voc
+from yolor_ray.pack.annotations.voc.safe_xml import XmlError, parse_xml
 
 
 def voc_object(name: str = "cat", xmin: object = 11, ymin: object = 6, xmax: object = 30, ymax: object = 40) -> str:
@@ -55,7 +55,7 @@ def test_a_difficult_object_is_an_object(read):
     assert len(read({"a.xml": voc_file(voc_object())}).images[0].objects) == 1
 
 
-@pytest.mark.parametrize(("xmax", "ymax"), [(11, 40), (30, 6), (5, 40), (30, 2)])
+@pytest.mark.parametrize(("xmax", "ymax"), [(11, 40), (30, 6)])
 def test_a_zero_area_box_is_reported_with_file_and_line(read, xmax, ymax):
     annotations = read({"a.xml": voc_file(voc_object(), voc_object(xmax=xmax, ymax=ymax))})
     (fault,) = annotations.faults

@@ -75,7 +75,9 @@ def test_labels_follow_the_value_of_ids_that_are_text(read):
 
 @pytest.mark.parametrize("key", [0, None, "a", ..., [3]])
 def test_the_id_of_an_annotation_is_no_key(read, key):
-    annotations = read([image(1), image(2, "b.png")], [annotation(number, id=key, bbox=[5, y, 20, 20]) for number in (1, 2) for y in (5, 9)])
+    annotations = read(
+        [image(1), image(2, "b.png")], [annotation(number, id=key, bbox=[5, y, 20, 20]) for number in (1, 2) for y in (5, 9)]
+    )
     assert boxes(annotations) == {name: [BOX, (5, 9, 25, 29)] for name in ("a.png", "b.png")}
     assert annotations.faults == ()
 
@@ -180,7 +182,9 @@ def test_a_file_that_two_different_names_may_mean_goes_to_the_one_with_its_whole
     assert boxes(read(images[:2], entries[:2], ("cam3/0.png",))) == {}
 
 
-@pytest.mark.parametrize(("width", "height"), [(640, 48), (640.0, 48.0), ("640", "48"), (6.4e2, 48), ("6.4e2", " 48 "), (64, 480), (640, 480)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(640, 48), (640.0, 48.0), ("640", "48"), (6.4e2, 48), ("6.4e2", " 48 "), (64, 480), (640, 480)]
+)
 def test_a_claimed_size_is_read_as_a_number(read, width, height):
     annotations = read([image(width=width, height=height)], [annotation()])
     objects, found = normalize_objects(annotations.images[0], ImageHeader("PNG", WIDTH, HEIGHT, 1))

@@ -5,7 +5,7 @@ from typing import Any
 
 from yolor_ray.data import rle
 from yolor_ray.data.coco_rules import is_crowd, object_area
-from yolor_ray.pack.annotations.masks import MaskError, encode_segmentation, segmentation_bounds
+from yolor_ray.pack.annotations.masks import EncodedMask, MaskError, encode_segmentation, segmentation_bounds
 from yolor_ray.pack.annotations.values import claimed_size, id_value, is_number
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,15 @@ def _complete(annotation: dict[str, Any], image_px: tuple[int, int] | None) -> d
     points = _labelled_points(annotation.get("keypoints"))
     box = _find_box(annotation, image_px) or _extent(points)
     sides = (box[2], box[3]) if box and min(box[2:]) > 0 else None
+    mask = _encode_mask(annotation.get("segmentation"), image_px)
+    mask_px = rle.mask_area(mask.counts, *image_px) if mask and image_px else None
     completed = annotation | {
         "iscrowd": int(is_crowd(annotation.get("iscrowd"))),
-        "area": object_area(annotation.get("area"), sides, _mask_px(annotation.get("segmentation"), image_px)),
+        "area": object_area(annotation.get("area"), sides, mask_px),
     }
+    if mask and image_px and mask.left_out:
+        # pycocotools takes a piece of four numbers for a box.
+        completed["segmentation"] = {"size": list(image_px[::-1]), "counts": mask.counts.decode()}
     if "keypoints" in annotation:
         completed["num_keypoints"] = len(points)
     return completed | {"bbox": box} if box else completed
@@ -72,12 +77,12 @@ def _extent(points: list[tuple[float, float]]) -> list[float] | None:
     return [left, top, right - left, bottom - top]
 
 
-def _mask_px(segmentation: Any, image_px: tuple[int, int] | None) -> int | None:
-    """Return the pixels of a mask, or None if there is no usable mask or the size of the image is unknown."""
+def _encode_mask(segmentation: Any, image_px: tuple[int, int] | None) -> EncodedMask | None:
+    """Return the run lengths of a mask, or None if there is no usable mask or the size of the image is unknown."""
     if not segmentation or not image_px:
         return None
     try:
-        return rle.mask_area(encode_segmentation(segmentation, *image_px).counts, *image_px)
+        return encode_segmentation(segmentation, *image_px)
     except MaskError:
         return None
 

@@ -94,7 +94,8 @@ def _unused_supercategories(content: dict[str, list], names: dict[float | str, s
 
 
 def _keypoint_names(entries: list, file: str) -> tuple[str, ...]:
-    lists = {tuple(map(str, entry["keypoints"])) for entry in entries if entry.get("keypoints")}
-    if len(lists) > 1:
+    given = [entry["keypoints"] for entry in entries if entry.get("keypoints")]
+    lists = {tuple(map(str, names)) for names in given if isinstance(names, list)}
+    if len(lists) > 1 or not all(isinstance(names, list) for names in given):
         raise DataError(f"{file}#/categories: found {len(lists)} different lists of keypoints, expected one for all categories")
     return next(iter(lists), ())

@@ -112,6 +112,12 @@ def test_the_box_is_read_in_any_order_and_case_and_not_from_parts(read, bndbox):
     assert (boxes(image), codes) == ([BOX], [])
 
 
+@pytest.mark.parametrize("name", ["", "<name></name>", "<name> </name>", "<part><name>head</name></part>"])
+def test_an_object_without_name_is_reported(read, name):
+    image, codes = read(BNDBOX, body=f"<object>{name}{BNDBOX}</object>")
+    assert (boxes(image), codes) == ([BOX], ["missing_class"])
+
+
 def test_a_part_alone_is_no_box(read):
     image, codes = read(f"<part><name>head</name>{BNDBOX}</part>")
     assert (boxes(image), codes) == ([], ["missing_box"])

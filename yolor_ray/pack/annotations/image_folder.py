@@ -44,14 +44,14 @@ class FileIndex:
         """Index names of files below a folder; `root` is the URL of the folder, where names may contain its last parts."""
         self._exact = set(names)
         self._root = path_parts(root)
-        self._by_path: dict[str, list[str]] = defaultdict(list)
-        self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_file_stem: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self._exact):
-            self._by_path[normal_form(stem(name))].append(name)
+            self._by_stem[normal_form(stem(name))].append(name)
             file_name = (path_parts(name) or (name,))[-1]
             self._by_name[normal_form(file_name)].append(name)
-            self._by_stem[normal_form(stem(file_name))].append(name)
+            self._by_file_stem[normal_form(stem(file_name))].append(name)
 
     def find(self, name: str) -> str | None:
         """Return the name of the file that matches, or None if there is none or more than one."""
@@ -63,12 +63,12 @@ class FileIndex:
 
     def find_stem(self, path: str) -> str | None:
         """Return the name of the single file that matches a path without suffix, or None."""
-        names = self._by_path.get(normal_form(path), [])
+        names = self._by_stem.get(normal_form(path), [])
         return _only([name for name in names if stem(name) == path]) or _only(names)
 
     def stem_candidates(self, path: str) -> list[str]:
         """Return the files that match a path without suffix equally well."""
-        return [name] if (name := self.find_stem(path)) else self._best(path, self._by_stem, lambda file: path_parts(stem(file)))
+        return [name] if (name := self.find_stem(path)) else self._best(path, self._by_file_stem, lambda file: path_parts(stem(file)))
 
     def is_whole_path(self, name: str, file: str) -> bool:
         """Return True if a name holds the whole path of a file, so that it can mean no other file of the same name in another folder."""

@@ -36,6 +36,9 @@ def read_object(image: AnnotatedImage, node: Node, classes: Sequence[str]) -> It
     """Yield the faults of an <object>, and the object unless it cannot be used."""
     located = AnnotatedObject((0, 0, 0, 0), 0, node.line)
     name = text_of(node, "name")
+    if not name:
+        yield image.fault("missing_class", "found an object without <name>, expected one; object left out", located)
+        return
     if name not in classes:
         yield image.fault("unknown_class", f"found class {name!r}, expected one of {', '.join(classes)}; object left out", located)
         return

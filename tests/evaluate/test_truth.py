@@ -236,3 +236,15 @@ def test_a_bad_piece_of_a_mask_is_not_compared(pieces):
     counts = encode_mask(np.pad(np.ones((300, 300), bool), ((20, 160), (10, 330)))).decode()
     rows = [{"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": {"size": [480, 640], "counts": counts}}]
     assert coco.score(truth_of(300, segmentation=pieces), rows, "segm")["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("ids", [("a", "b"), (1, "b"), (2.5, "b"), ("b", "10")], ids=str)
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_ids_may_be_text(ids, kind):
+    field = {"images": "image_id", "categories": "category_id"}[kind]
+    truth = truth_of(300)
+    truth[kind] = [truth[kind][0] | {"id": key, "name": str(key)} for key in ids]
+    truth["annotations"] = [truth["annotations"][0] | {field: key} for key in ids]
+    assert coco.score(truth, rows_of(truth, "bbox"))["AP"] == pytest.approx(1)
+    swapped = [row | {field: ids[0], "bbox": [300, 300, 20, 20]} for row in rows_of(truth, "bbox")]
+    assert coco.score(truth, swapped)["AP"] == 0

@@ -32,6 +32,23 @@ def match_ids(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry | {name: key for name in ID_FIELDS if (key := id_value(entry.get(name))) is not None} for entry in entries]
 
 
+def number_ids(truth: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return annotations and detections with whole numbers for ids that are text, because pycocotools sorts ids."""
+    for entries, field in (("images", "image_id"), ("categories", "category_id")):
+        keys = {entry.get("id") for entry in truth[entries]}
+        if all(isinstance(key, int) for key in keys):
+            continue
+        numbers = {key: number for number, key in enumerate(sorted(keys, key=lambda key: (isinstance(key, str), str(key))))}
+        truth = truth | {entries: [entry | {"id": numbers[entry.get("id")]} for entry in truth[entries]]}
+        annotations, rows = (_number(items, field, numbers) for items in (truth["annotations"], rows))
+        truth = truth | {"annotations": annotations}
+    return truth, rows
+
+
+def _number(items: list[dict[str, Any]], field: str, numbers: dict[Any, int]) -> list[dict[str, Any]]:
+    return [item | {field: numbers[item[field]]} if item.get(field) in numbers else item for item in items]
+
+
 def _complete(annotation: dict[str, Any], image_px: tuple[int, int] | None) -> dict[str, Any]:
     points = _labelled_points(annotation.get("keypoints"))
     box = _find_box(annotation, image_px) or _extent(points)

@@ -7,8 +7,8 @@ from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.errors import DataError
 from yolor_ray.pack.annotations.image_folder import ImageFolder
 from yolor_ray.pack.annotations.normalize import normalize_objects
+from yolor_ray.pack.annotations.safe_xml import XmlError, parse_xml
 from yolor_ray.pack.annotations.voc import read_voc
-from yolor_ray.pack.annotations.voc.safe_xml import XmlError, parse_xml
 
 
 def voc_object(name: str = "cat", xmin: object = 11, ymin: object = 6, xmax: object = 30, ymax: object = 40) -> str:

@@ -1,7 +1,7 @@
 """Read COCO JSON: boxes, crowd regions, masks, keypoints.
 
 Extensions are `identity` per annotation, and `labels`, `camera`, `tasks` per image. Labels are the categories in order of their ids,
-which need not be contiguous. An image without annotations is a background; `tasks` determines the tasks of each image.
+which need not be contiguous. An image without annotations is a background; `coco_tasks` determines the tasks of each image.
 """
 
 import json
@@ -14,7 +14,7 @@ from yolor_ray.errors import DataError
 from yolor_ray.io.storage import read_bytes
 from yolor_ray.pack.annotations.coco.images import read_images
 from yolor_ray.pack.annotations.coco.objects import read_objects
-from yolor_ray.pack.annotations.coco.tasks import assign_tasks
+from yolor_ray.pack.annotations.coco_tasks import assign_tasks
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.image_folder import ImageFolder
 from yolor_ray.pack.annotations.schema import AnnotatedObject, Annotations

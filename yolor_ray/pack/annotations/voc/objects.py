@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.masks import segmentation_bounds
+from yolor_ray.pack.annotations.safe_xml import Node
 from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject
 from yolor_ray.pack.annotations.values import parse_number
-from yolor_ray.pack.annotations.voc.safe_xml import Node
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 ROTATED = ("cx", "cy", "w", "h", "angle")

@@ -13,11 +13,11 @@ from yolor_ray.errors import DataError
 from yolor_ray.io.storage import join
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.image_folder import FileIndex, ImageFolder, list_annotation_files, read_files, stem
+from yolor_ray.pack.annotations.safe_xml import Node, XmlError, parse_xml
 from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject, Annotations, drop_duplicates
 from yolor_ray.pack.annotations.split_file import read_split_file
 from yolor_ray.pack.annotations.values import claimed_size
 from yolor_ray.pack.annotations.voc.objects import read_object, text_of
-from yolor_ray.pack.annotations.voc.safe_xml import Node, XmlError, parse_xml
 
 MISSING = ("missing_annotation", "the name of an image with an XML file")
 MAX_SHOWN_FAULTS = 5

@@ -102,3 +102,40 @@ def test_threads_can_draw_at_the_same_time():
     with ThreadPoolExecutor(4) as pool:
         drawn = list(pool.map(lambda _: predictions_png([_example()], ("cat",)), range(8)))
     assert len(set(drawn)) == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "count"), [(10, 1000, 9), (1000, 10, 9), (1, 1, 9), (1, 3000, 9), (3000, 1, 9), (3000, 2000, 1), (10, 1000, 40)]
+)
+def test_the_picture_has_no_side_over_8192_pixels(width, height, count):
+    drawn = _pixels(predictions_png([_example(width, height)] * count, ("cat",)))
+    assert max(drawn.shape) <= 8192
+    assert min(drawn.shape[:2]) >= 150
+
+
+def test_one_image_of_extreme_shape_changes_no_other():
+    usual = _pixels(predictions_png([_example()] * 9, ("cat",))).shape
+    assert _pixels(predictions_png([_example()] * 8 + [_example(4000, 3)], ("cat",))).shape == usual
+
+
+def test_a_tall_image_is_drawn_whole_and_in_its_shape():
+    image = np.full((1000, 10, 3), 90, np.uint8)
+    image[:20] = image[-20:] = (255, 0, 0)
+    pixels = _pixels(predictions_png([replace(_example(10, 1000, labels=(), truths=0), image=image)], ("cat",)))[:-46]
+    rows, columns = np.nonzero((np.abs(pixels - (255, 0, 0)).max(axis=2) < 60) | (np.abs(pixels - 90).max(axis=2) < 20))
+    assert np.ptp(rows) + 1 == pytest.approx(1.6 * 4.6 * 110, abs=3)
+    assert np.ptp(columns) + 1 == pytest.approx(np.ptp(rows) / 100, abs=3)
+
+
+def test_a_huge_image_and_its_masks_are_reduced_and_stay_in_place():
+    inside = np.zeros((2400, 3600), np.uint8, order="F")
+    inside[600:1200, 900:1800] = 1
+    example = ExampleImage(np.full((2400, 3600, 3), 90, np.uint8), _example().detections, _example(labels=(), truths=0).truth)
+    plain, masked = (
+        _pixels(predictions_png([_with_outputs(example, masks=masks)], ("cat",)))
+        for masks in (None, (run_length.encode(inside)["counts"],))
+    )
+    changed = np.argwhere((plain != masked).any(axis=2))
+    scale, gap = 4.6 * 110 / 3600, 0.08 * 110
+    assert np.abs(changed.min(axis=0) - [gap + 600 * scale, gap + 900 * scale]).max() < 4
+    assert np.abs(changed.max(axis=0) - [gap + 1200 * scale, gap + 1800 * scale]).max() < 4

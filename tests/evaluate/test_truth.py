@@ -192,3 +192,59 @@ def test_boxes_in_fractions_are_warned_of(box, warns, caplog):
     truth = truth_of(300, bbox=box)
     coco.score(truth, rows_of(truth, "bbox"))
     assert ("event=looks_like_fractions" in caplog.text) == warns
+
+
+SQUARE_MASK = [[10, 20, 310, 20, 310, 320, 10, 320]]
+
+
+@pytest.mark.parametrize(
+    "absent", [("area",), ("area", "bbox"), ("area", "iscrowd"), ("area", "id"), ("area", "bbox", "iscrowd", "id")], ids=str
+)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_a_mask_gives_the_box_and_the_area(absent, iou_type, tmp_path):
+    full = truth_of(300, segmentation=SQUARE_MASK)
+    rows = rows_of(full, "bbox") if iou_type == "bbox" else rows_of(full, "keypoints")
+    if iou_type == "segm":
+        counts = encode_mask(np.pad(np.ones((300, 300), bool), ((20, 160), (10, 330)))).decode()
+        rows = [{"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": {"size": [480, 640], "counts": counts}}]
+    truth = truth_of(300, segmentation=SQUARE_MASK, **dict.fromkeys(absent, ABSENT))
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    metrics = evaluate(EvaluateConfig(truth=str(tmp_path / "truth.json"), results=str(tmp_path / "rows.json"), iou_type=iou_type))
+    assert (metrics["AP"], metrics["APl"], metrics["APs"]) == (pytest.approx(1), pytest.approx(1), -1)
+
+
+@pytest.mark.parametrize("bbox", [None, [], [0, 0, 0, 0], [10, 20, 300], "10 20"], ids=str)
+def test_a_box_without_area_is_that_of_the_mask(bbox):
+    completed = complete_truth(truth_of(300, bbox=bbox, segmentation=SQUARE_MASK, keypoints=ABSENT))["annotations"][0]
+    assert completed["bbox"] == [10, 20, 300, 300]
+
+
+@pytest.mark.parametrize("image_id", [1, "1", 1.0, "01"])
+@pytest.mark.parametrize("field", ["images", "annotations", "rows"])
+def test_ids_are_equal_by_value(image_id, field):
+    truth = truth_of(300)
+    rows = rows_of(truth, "bbox")
+    for entry in rows if field == "rows" else truth[field]:
+        entry |= {"id": image_id} if field == "images" else {"image_id": image_id, "category_id": image_id}
+    truth["categories"][0]["id"] = image_id
+    assert coco.score(truth, rows)["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("pieces", [[[40, 40, 9, 9], *SQUARE_MASK], [*SQUARE_MASK, [40, 40, 9, 9]]], ids=["first", "last"])
+def test_a_bad_piece_of_a_mask_is_not_compared(pieces):
+    counts = encode_mask(np.pad(np.ones((300, 300), bool), ((20, 160), (10, 330)))).decode()
+    rows = [{"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": {"size": [480, 640], "counts": counts}}]
+    assert coco.score(truth_of(300, segmentation=pieces), rows, "segm")["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("ids", [("a", "b"), (1, "b"), (2.5, "b"), ("b", "10")], ids=str)
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_ids_may_be_text(ids, kind):
+    field = {"images": "image_id", "categories": "category_id"}[kind]
+    truth = truth_of(300)
+    truth[kind] = [truth[kind][0] | {"id": key, "name": str(key)} for key in ids]
+    truth["annotations"] = [truth["annotations"][0] | {field: key} for key in ids]
+    assert coco.score(truth, rows_of(truth, "bbox"))["AP"] == pytest.approx(1)
+    swapped = [row | {field: ids[0], "bbox": [300, 300, 20, 20]} for row in rows_of(truth, "bbox")]
+    assert coco.score(truth, swapped)["AP"] == 0

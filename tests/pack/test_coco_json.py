@@ -73,7 +73,6 @@ def test_annotations_of_a_missing_image_are_left_out_and_reported_once(read):
 def test_faults_are_located_by_json_pointer(read):
     entries = [
         annotation(1),
-        annotation(1),
         annotation(2, image_id=99),
         annotation(3, category_id=4),
         annotation(4, bbox=[1, 2, 0, 5]),
@@ -87,22 +86,17 @@ def test_faults_are_located_by_json_pointer(read):
         annotation(11, image_id=[7]),
     ]
     annotations = read(entries)
-    expected = ["duplicate_id", "unknown_image", "unknown_class", "zero_area_box", "zero_area_box", "missing_box", "missing_box"]
+    expected = ["unknown_image", "unknown_class", "zero_area_box", "zero_area_box", "missing_box", "missing_box"]
     expected += ["not_a_number"] * 3 + ["bad_annotation", "unknown_image"]
     assert fault_locations(annotations) == [(code, f"/annotations/{at}") for at, code in enumerate(expected, start=1)]
     assert len(annotations.images[0].objects) == 1
-    assert "found category_id 4, expected one of 3, 90" in annotations.faults[2].message
+    assert "image 'a.png': found category_id 4, expected one of 3, 90" in annotations.faults[1].message
 
 
-def test_duplicate_and_broken_images_are_reported(read):
-    annotations = read([annotation()], [image(), image(7, "b.png"), image(8, "a.png"), {"id": 5}, 3])
-    by_pointer = sorted(fault_locations(annotations), key=lambda location: location[1])
-    assert by_pointer == [
-        ("duplicate_id", "/images/1"),
-        ("duplicate_id", "/images/2"),
-        ("bad_image", "/images/3"),
-        ("bad_image", "/images/4"),
-    ]
+def test_a_broken_image_is_reported(read):
+    annotations = read([annotation()], [image(), {"id": 5}, 3, image(None, "b.png")])
+    assert sorted(fault_locations(annotations)) == [("bad_image", f"/images/{index}") for index in (1, 2, 3)]
+    assert [item.name for item in annotations.images] == ["a.png"]
 
 
 def test_missing_area_and_iscrowd_have_defaults(read):
@@ -130,7 +124,7 @@ def test_run_lengths_are_read_as_list_and_as_string():
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *edges, flat.size]).tolist()
     for run_lengths in (counts, encoded["counts"].decode()):
-        assert encode_segmentation({"size": [HEIGHT, WIDTH], "counts": run_lengths}, WIDTH, HEIGHT) == encoded["counts"]
+        assert encode_segmentation({"size": [HEIGHT, WIDTH], "counts": run_lengths}, WIDTH, HEIGHT) == (encoded["counts"], ())
 
 
 def test_a_crowd_of_run_lengths_is_kept_as_crowd(read):
@@ -271,7 +265,9 @@ def test_labels_of_objects_are_the_classes_on_the_image_without_crowds(read):
     [
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "/categories/1: found id 1 or name 'b' a second time"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "/categories/1: found id 2 or name 'a' a second time"),
-        ([{"id": "1", "name": "a"}], "/categories/0: found id '1'"),
+        ([{"id": None, "name": "a"}], "/categories/0: found id None"),
+        ([{"id": 1, "name": "a"}, {"id": "1", "name": "b"}], "/categories/1: found id 1 or name 'b' a second time"),
+        ([7], "/categories/0: found 7, expected an id and a name"),
         ([{"id": 1, "name": "a", "keypoints": ["x"]}, {"id": 2, "name": "b", "keypoints": ["y"]}], "2 different lists of keypoints"),
     ],
 )

@@ -16,7 +16,7 @@ def voc_object(name: str = "cat", xmin: object = 11, ymin: object = 6, xmax: obj
     return f"<object>\n<name>{name}</name>\n<difficult>1</difficult>\n<bndbox>{corners}</bndbox>\n</object>\n"
 
 
-def voc_file(*objects: str, filename: str = "a.png", size: tuple[int, int] = (64, 48)) -> str:
+def voc_file(*objects: str, filename: str = "a.png", size: tuple[object, object] = (64, 48)) -> str:
     head = f"<annotation>\n<filename>{filename}</filename>\n<size><width>{size[0]}</width><height>{size[1]}</height></size>\n"
     return head + "".join(objects) + "</annotation>\n"
 
@@ -30,6 +30,7 @@ def read(tmp_path, write_image):
             write_image(tmp_path / "images" / name, seed=seed)
         (tmp_path / "xml").mkdir(exist_ok=True)
         for name, text in files.items():
+            (tmp_path / "xml" / name).parent.mkdir(exist_ok=True)
             (tmp_path / "xml" / name).write_bytes(text.encode() if isinstance(text, str) else text)
         return read_voc(ImageFolder(str(tmp_path / "images")), str(tmp_path / "xml"), **options)
 
@@ -55,7 +56,7 @@ def test_a_difficult_object_is_an_object(read):
     assert len(read({"a.xml": voc_file(voc_object())}).images[0].objects) == 1
 
 
-@pytest.mark.parametrize(("xmax", "ymax"), [(11, 40), (30, 6), (5, 40), (30, 2)])
+@pytest.mark.parametrize(("xmax", "ymax"), [(11, 40), (30, 6)])
 def test_a_zero_area_box_is_reported_with_file_and_line(read, xmax, ymax):
     annotations = read({"a.xml": voc_file(voc_object(), voc_object(xmax=xmax, ymax=ymax))})
     (fault,) = annotations.faults
@@ -97,6 +98,95 @@ def test_an_image_is_found_by_filename_else_by_stem(read):
     annotations = read(files, ("b.png", "c.png"))
     assert [image.name for image in annotations.images] == ["b.png", "c.png"]
     assert annotations.faults == ()
+
+
+@pytest.mark.parametrize("filename", ["IMG_1.png", "C:\\x\\IMG_1.png", "/data/IMG_1.png", "IMG_1", "IMG_1.jpg", "img_1.PNG"])
+@pytest.mark.parametrize("first", [True, False], ids=["both annotated", "one annotated"])
+def test_the_name_of_the_xml_file_decides_against_another_existing_image(read, tmp_path, filename, first):
+    (tmp_path / "split.txt").write_text("IMG_2\n")
+    files = {"IMG_2.xml": voc_file(voc_object(), filename=filename)}
+    files |= {"IMG_1.xml": voc_file(voc_object("dog"), filename="IMG_1.png")} if first else {}
+    annotations = read(files, ("IMG_1.png", "IMG_2.png"), split_file=str(tmp_path / "split.txt"))
+    assert [image.name for image in annotations.images] == ["IMG_2.png"]
+    (fault,) = annotations.faults
+    assert (fault.code, fault.line, Path(fault.file).name) == ("name_mismatch", 2, "IMG_2.xml")
+    assert repr(filename) in fault.message and "'IMG_2.png'" in fault.message
+
+
+@pytest.mark.parametrize(
+    "filename", ["", "gone.jpg", "C:\\x\\IMG_2.png", "IMG_2.jpeg", "IMG_2", "/a/b/IMG_2.png", "x/IMG_2.png", "%49MG_2.png"]
+)
+def test_the_name_of_the_xml_file_finds_the_image_where_filename_names_no_other(read, filename):
+    annotations = read({"IMG_2.xml": voc_file(voc_object(), filename=filename)}, ("IMG_2.png",))
+    assert ([image.name for image in annotations.images], annotations.faults) == (["IMG_2.png"], ())
+
+
+@pytest.mark.parametrize("filename", ["photo.png", "photo", "photo.jpg", "D:\\photo.png", "sub/photo.png", "photo.PNG"])
+def test_filename_finds_the_image_where_no_image_has_the_name_of_the_xml_file(read, filename):
+    annotations = read({"0001.xml": voc_file(voc_object(), filename=filename)}, ("sub/photo.png",))
+    assert ([image.name for image in annotations.images], annotations.faults) == (["sub/photo.png"], ())
+
+
+def test_interchanged_filenames_go_by_the_names_of_the_xml_files(read):
+    files = {"a.xml": voc_file(voc_object("cat"), filename="b.png"), "b.xml": voc_file(voc_object("dog"), filename="a.png")}
+    annotations = read(files, ("a.png", "b.png"))
+    assert [(image.name, annotations.classes[image.objects[0].label]) for image in annotations.images] == [
+        ("a.png", "cat"),
+        ("b.png", "dog"),
+    ]
+    assert codes(annotations) == ["name_mismatch"] * 2
+
+
+def test_an_image_with_an_xml_file_of_its_name_is_not_annotated_by_another(read, tmp_path):
+    (tmp_path / "split.txt").write_text("copy\n")
+    files = {"a.xml": voc_file(voc_object()), "copy.xml": voc_file(voc_object(xmax=40))}
+    assert [image.objects[0].box[2] for image in read(files).images] == [30]
+    with_split = read(files, split_file=str(tmp_path / "split.txt"))
+    assert (with_split.images, codes(with_split)) == ((), ["duplicate_id"])
+    assert "a.xml annotates it" in with_split.faults[0].message
+
+
+@pytest.mark.parametrize(("xmax", "kept"), [(30, 1), (40, 0)], ids=["equal", "different"])
+def test_two_xml_files_of_other_names_annotate_an_image_only_if_they_agree(read, xmax, kept):
+    files = {name: voc_file(voc_object(xmax=side), filename="photo.png") for name, side in (("1.xml", 30), ("2.xml", xmax))}
+    annotations = read(files, ("photo.png",))
+    assert (len(annotations.images), codes(annotations)) == (kept, ["duplicate_id"] * (2 - kept))
+
+
+def test_two_images_of_one_stem_are_told_apart_by_filename_or_left_out(read):
+    images = ("IMG.jpg", "IMG.png")
+    assert [image.name for image in read({"IMG.xml": voc_file(voc_object(), filename="IMG.png")}, images).images] == ["IMG.png"]
+    annotations = read({"IMG.xml": voc_file(voc_object(), filename="")}, images)
+    assert annotations.images == ()
+    fault = annotations.faults[0]
+    assert (fault.code, "IMG.jpg, IMG.png" in fault.message) == ("ambiguous_image", True)
+
+
+def test_images_and_xml_files_in_folders_match_by_folder(read):
+    files = {"x/1.xml": voc_file(voc_object("cat"), filename="1.png"), "y/1.xml": voc_file(voc_object("dog"), filename="1.png")}
+    annotations = read(files, ("x/1.png", "y/1.png"))
+    assert [(image.name, annotations.classes[image.objects[0].label]) for image in annotations.images] == [
+        ("x/1.png", "cat"),
+        ("y/1.png", "dog"),
+    ]
+    assert annotations.faults == ()
+
+
+@pytest.mark.parametrize("line", ["x\\a.png", "./x/a.png", "/data/imgs/x/a.jpg", "x/a", "images/x/a", "https://host.example/x/a.png?v=1"])
+def test_a_line_of_a_split_file_is_a_name_as_tools_write_it(read, tmp_path, line):
+    (tmp_path / "split.txt").write_text(f"{line}\n")
+    files = {"x/a.xml": voc_file(voc_object()), "y/b.xml": voc_file(voc_object(), filename="b.png")}
+    annotations = read(files, ("x/a.png", "y/b.png"), split_file=str(tmp_path / "split.txt"))
+    assert ([image.name for image in annotations.images], annotations.faults) == (["x/a.png"], ())
+
+
+def test_a_line_of_a_split_file_for_two_xml_files_is_a_fault_with_both(read, tmp_path):
+    (tmp_path / "split.txt").write_text("a.png\n")
+    files = {name: voc_file(voc_object()) for name in ("x/a.xml", "y/a.xml")}
+    annotations = read(files, ("x/a.png", "y/a.png"), split_file=str(tmp_path / "split.txt"))
+    (fault,) = annotations.faults
+    assert (annotations.images, fault.code, fault.line) == ((), "ambiguous_image", 1)
+    assert "'x/a'" in fault.message and "'y/a'" in fault.message
 
 
 def test_a_missing_image_is_reported_with_the_line_of_its_name(read):
@@ -172,7 +262,38 @@ def test_annotations_without_any_object_have_no_classes(read):
         read({"a.xml": voc_file()})
 
 
-def normalize(read, size: tuple[int, int], header: ImageHeader, *objects: str):
+def test_xml_files_that_are_all_unreadable_are_refused_with_their_faults(read):
+    files = {
+        "a.xml": "<annotation>\n<filename>a & b.png</filename></annotation>",
+        "b.xml": "",
+        "c.xml": "<annotation>\n\n<x>\xe9".encode("latin-1"),
+    }
+    with pytest.raises(DataError) as caught:
+        read(files)
+    message = str(caught.value)
+    assert "found no readable XML file" in message and "found no <object>" not in message
+    for location in ("a.xml:2: bad_xml", "b.xml:1: bad_xml", "c.xml:3: bad_xml"):
+        assert location in message
+
+
+def test_many_unreadable_xml_files_are_counted_and_the_first_shown(read):
+    with pytest.raises(DataError, match=r"found no <object> with a <name> in 1 XML files, expected at least one; 9 files cannot be read"):
+        read({**{f"{index}.xml": "<a" for index in range(9)}, "z.xml": voc_file()})
+
+
+@pytest.mark.parametrize(("width", "height"), [("640", 48), ("640.0", 48), ("6.4e2", "48.0"), (64, 480)])
+def test_a_claimed_size_of_another_image_leaves_the_image_out(read, width, height):
+    objects, faults = normalize(read, (width, height), ImageHeader("PNG", 64, 48, 1))
+    assert (objects, [fault.code for fault in faults]) == (None, ["size_mismatch"])
+
+
+@pytest.mark.parametrize("side", ["", "wide", "nan", "inf", "-64", "0", "None"])
+def test_an_unreadable_size_is_no_claim(read, side):
+    objects, faults = normalize(read, (side, 48), ImageHeader("PNG", 64, 48, 1))
+    assert (len(objects.labels), faults) == (1, [])
+
+
+def normalize(read, size: tuple[object, object], header: ImageHeader, *objects: str):
     annotations = read({"a.xml": voc_file(*(objects or (voc_object(),)), size=size)})
     return normalize_objects(annotations.images[0], header)
 

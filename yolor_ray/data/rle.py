@@ -67,6 +67,12 @@ def mask_area(counts: bytes, width: int, height: int) -> int:
     return int(coco_mask.area({"size": [height, width], "counts": counts}))
 
 
+def mask_bounds(counts: bytes, width: int, height: int) -> tuple[float, float, float, float]:
+    """Return the smallest box around a mask, x1, y1, x2, y2; its sides are 0 for a mask without pixels."""
+    x, y, columns, rows = coco_mask.toBbox({"size": [height, width], "counts": counts}).tolist()
+    return x, y, x + columns, y + rows
+
+
 def mask_spans(masks: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Decode the runs inside masks: the index of the mask, the first pixel and the pixel after the last, (runs inside,) int64 each.
 

@@ -20,7 +20,7 @@ from yolor_ray.data import rle
 from yolor_ray.data.coco_rules import object_area, warn_of_limit
 from yolor_ray.data.shards.records import Objects
 from yolor_ray.errors import DataError
-from yolor_ray.evaluate.truth import complete_truth
+from yolor_ray.evaluate.truth import complete_truth, match_ids, number_ids
 from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.io import storage
 
@@ -147,7 +147,7 @@ def score(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType = "bbo
     Raises:
         DataError: as `measure`.
     """
-    result = measure(complete_truth(truth), rows, iou_type)
+    result = measure(*number_ids(complete_truth(truth), match_ids(rows)), iou_type)
     warn_of_limit(next(task for task, kind in IOU_TYPES.items() if kind == iou_type), result.images_over_limit)
     return result.metrics
 

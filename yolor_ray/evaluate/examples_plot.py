@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Stroke, withStroke
+from PIL import Image
 
 from yolor_ray.data.rle import decode_mask
 from yolor_ray.evaluate.examples import ExampleImage
@@ -22,21 +23,29 @@ MIN_KEYPOINT_CONFIDENCE = 0.5
 """Keypoints of lower confidence are not drawn."""
 MAX_NAMED = 40
 """Most objects of an image whose names are drawn."""
+CELL, GAP, FOOT = 4.6, 0.08, 0.42
+"""Width of a cell, gap between cells, and height of the legend, inches."""
+CELL_ASPECTS = 0.3, 1.6
+"""Smallest and largest height of a cell relative to its width; images of other shapes leave some of their cell blank."""
+MAX_HEIGHT = 70.0
+"""Largest height of the picture, inches of 110 pixels; cells of a taller one are lower."""
 
 
 def predictions_png(examples: Sequence[ExampleImage], classes: Sequence[str], columns: int = 3) -> bytes:
     """Draw a grid of images: detections in the colours of their classes, annotations dashed in white."""
     columns = max(1, min(columns, len(examples)))
-    rows = -(-len(examples) // columns)
-    aspect = float(np.median([example.image.shape[0] / example.image.shape[1] for example in examples])) if examples else 0.1
-    cell, gap, foot = 4.6, 0.08, 0.42
-    width, height = columns * (cell + gap) + gap, max(rows, 1) * (cell * aspect + gap) + gap + foot
+    rows = max(1, -(-len(examples) // columns))
+    aspects = [example.image.shape[0] / example.image.shape[1] for example in examples]
+    aspect = float(np.clip(np.median(aspects or [0]), *CELL_ASPECTS))
+    cell_height = min(CELL * aspect, (MAX_HEIGHT - FOOT) / rows - GAP)
+    width, height = columns * (CELL + GAP) + GAP, rows * (cell_height + GAP) + GAP + FOOT
     figure = new_figure(width, height, layout=None)
     for index, example in enumerate(examples):
         row, column = divmod(index, columns)
-        left, top = gap + column * (cell + gap), gap + row * (cell * aspect + gap)
-        axes = figure.add_axes((left / width, 1 - (top + cell * aspect) / height, cell / width, cell * aspect / height))
-        _draw_example(axes, example, classes, cell * 72)
+        left, top = GAP + column * (CELL + GAP), GAP + row * (cell_height + GAP)
+        axes = figure.add_axes((left / width, 1 - (top + cell_height) / height, CELL / width, cell_height / height))
+        image_height, image_width = example.image.shape[:2]
+        _draw_example(axes, example, classes, 72 * min(CELL / image_width, cell_height / image_height))
     labels = sorted({int(label) for example in examples for label in (*example.detections.labels, *example.truth.labels)})
     handles = [Line2D([], [], color=colour(label), linewidth=4, label=classes[label]) for label in labels[: len(COLOURS)]]
     handles.append(Line2D([], [], color="#8b949e", linewidth=1.6, linestyle=(0, (3, 2)), label="annotated"))
@@ -44,13 +53,16 @@ def predictions_png(examples: Sequence[ExampleImage], classes: Sequence[str], co
     return png_bytes(figure)
 
 
-def _draw_example(axes: Axes, example: ExampleImage, classes: Sequence[str], width_pt: float) -> None:
+def _draw_example(axes: Axes, example: ExampleImage, classes: Sequence[str], scale: float) -> None:
+    """Draw one image; `scale` is the size of an image pixel in typographic points."""
     height, width = example.image.shape[:2]
-    axes.imshow(_with_masks(example.image, example.detections), interpolation="antialiased")
+    # A pixel of the picture is 72 / 110 points; more pixels of the image than that cost time alone.
+    step = max(1, int(72 / 110 / scale))
+    axes.imshow(_with_masks(example.image, example.detections, step), interpolation="antialiased", extent=(0, width, height, 0))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     _draw_truth(axes, example)
-    _draw_detections(axes, example.detections, classes, width / width_pt)
+    _draw_detections(axes, example.detections, classes, 1 / scale)
     if example.caption:
         text = axes.text(0.01, 0.015, example.caption, transform=axes.transAxes, fontsize=7.5, color="white", zorder=6, clip_on=True)
         text.set_bbox({"facecolor": "black", "edgecolor": "none", "pad": 1.5, "alpha": 0.65})
@@ -80,15 +92,14 @@ def _draw_detections(axes: Axes, detections: ImageDetections, classes: Sequence[
             _draw_name(axes, box, f"{classes[label]} {detections.confidences[index]:.2f}", colour(label), point_px)
 
 
-def _with_masks(image: np.ndarray, detections: ImageDetections) -> np.ndarray:
-    """Return the image with each mask laid over it in the colour of its class, the most confident on top."""
-    if not detections.masks:
-        return image
-    mixed = image.copy()
-    for mask, label in zip(reversed(detections.masks), detections.labels[::-1], strict=True):
-        inside = decode_mask(mask, image.shape[1], image.shape[0])
+def _with_masks(image: np.ndarray, detections: ImageDetections, step: int) -> np.ndarray:
+    """Return the image, reduced by a whole step, with each mask laid over it in the colour of its class, the most confident on top."""
+    height, width = image.shape[:2]
+    mixed = np.array(Image.fromarray(image).reduce(step)) if step > 1 else image.copy()
+    for mask, label in zip(reversed(detections.masks or ()), detections.labels[::-1], strict=bool(detections.masks)):
+        inside = decode_mask(mask, width, height)[::step, ::step]
         tint = 255 * np.array(to_rgb(colour(int(label))))
-        mixed[inside] = (1 - MASK_OPACITY) * image[inside] + MASK_OPACITY * tint
+        mixed[inside] = (1 - MASK_OPACITY) * mixed[inside] + MASK_OPACITY * tint
     return mixed
 
 

@@ -44,7 +44,7 @@ def read_crops(folder: ImageFolder, pattern: str, split_file: str = "", classes:
     cameras = _number(fields.camera for fields in parsed.values() if fields.camera)
     names, faults = list(folder.files), list[Fault]()
     if split_file:
-        names, faults = read_split_file(split_file, lambda text: folder.find(text) or folder.find_stem(text), MISSING)
+        names, faults = read_split_file(split_file, lambda text: folder.candidates(text) or folder.stem_candidates(text), MISSING)
     images = []
     for name in names:
         url, fields = join(folder.url, name), parsed.get(name)

@@ -1,8 +1,7 @@
 """Index the image files of a folder, find them by the names in annotations, and read many small files at once."""
 
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -12,6 +11,7 @@ from pyarrow import fs
 from yolor_ray.errors import DataError
 from yolor_ray.io.filesystem import path_of
 from yolor_ray.io.storage import join, list_files, read_bytes
+from yolor_ray.pack.annotations.file_names import agreement, normal_form, path_parts, readings
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 READ_THREADS = 16
@@ -34,32 +34,62 @@ def stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def _normal_form(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
 class FileIndex:
     """Index of file names.
 
-    A name matches exactly, or else without regard to case and Unicode composition if only one file matches so.
+    A name matches exactly, or else the one file that agrees best with its last parts, see `file_names`.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], root: str = "") -> None:
+        """Index names of files below a folder; `root` is the URL of the folder, where names may contain its last parts."""
         self._exact = set(names)
-        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._root = path_parts(root)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_file_stem: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self._exact):
-            self._by_name[_normal_form(name)].append(name)
-            self._by_stem[_normal_form(stem(name))].append(name)
+            self._by_stem[normal_form(stem(name))].append(name)
+            file_name = (path_parts(name) or (name,))[-1]
+            self._by_name[normal_form(file_name)].append(name)
+            self._by_file_stem[normal_form(stem(file_name))].append(name)
 
     def find(self, name: str) -> str | None:
-        """Return the name of the file that matches, or None."""
-        return name if name in self._exact else _only(self._by_name.get(_normal_form(name), []))
+        """Return the name of the file that matches, or None if there is none or more than one."""
+        return _only(self.candidates(name))
+
+    def candidates(self, name: str) -> list[str]:
+        """Return the files that match a name equally well: one, or several if the name is ambiguous."""
+        return [name] if name in self._exact else self._best(name, self._by_name, path_parts)
 
     def find_stem(self, path: str) -> str | None:
         """Return the name of the single file that matches a path without suffix, or None."""
-        names = self._by_stem.get(_normal_form(path), [])
+        names = self._by_stem.get(normal_form(path), [])
         return _only([name for name in names if stem(name) == path]) or _only(names)
+
+    def stem_candidates(self, path: str) -> list[str]:
+        """Return the files that match a path without suffix equally well."""
+        return [name] if (name := self.find_stem(path)) else self._best(path, self._by_file_stem, lambda file: path_parts(stem(file)))
+
+    def is_whole_path(self, name: str, file: str) -> bool:
+        """Return True if a name holds the whole path of a file, so that it can mean no other file of the same name in another folder."""
+        return name == file or any(agreement(path, path_parts(file), self._root).whole for path in readings(name))
+
+    def explain_miss(self, name: str) -> tuple[str, str]:
+        """Return code and message of the fault that a name does not match one image."""
+        files = self.candidates(name)
+        if len(files) > 1:
+            return "ambiguous_image", f"found {len(files)} images that {name!r} may mean: {', '.join(files)}; expected one"
+        others = [file for path in readings(name)[:1] for file in self._by_name.get(normal_form(path.parts[-1]), [])]
+        hint = f"; in other folders lie {', '.join(others)}" if others else ""
+        return "missing_image", f"found no image called {name!r}, expected one{hint}"
+
+    def _best(self, name: str, index: Mapping[str, list[str]], parts_of: Callable[[str], tuple[str, ...]]) -> list[str]:
+        for path in readings(name):
+            scores = {file: agreement(path, parts_of(file), self._root) for file in index.get(normal_form(path.parts[-1]), [])}
+            scores = {file: score for file, score in scores.items() if not score.apart or path.absolute}
+            if scores:
+                return [file for file, score in scores.items() if score == max(scores.values())]
+        return []
 
 
 class ImageFolder(FileIndex):
@@ -76,7 +106,7 @@ class ImageFolder(FileIndex):
         self.files = {name: ImageFile(name, info.size, info.mtime_ns or 0) for name, info in image_files}
         if not self.files:
             raise DataError(f"{url}: found no image file, expected some that end in {', '.join(IMAGE_SUFFIXES)}")
-        super().__init__(self.files)
+        super().__init__(self.files, url)
 
 
 def _only(names: list[str]) -> str | None:

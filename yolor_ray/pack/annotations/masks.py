@@ -4,48 +4,128 @@ Segmentations that would make pycocotools read or write out of bounds are refuse
 """
 
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from yolor_ray.data import rle
+from yolor_ray.pack.annotations.values import claimed_size, is_number
 
-MAX_NUMBER = 1e30
+MAX_PIXELS = 1 << 30
+"""Largest size of run lengths, pixels; larger images are refused anyway."""
+FLAT = 1e-9
+"""Largest distance of points from a line, relative to its length squared, for which a polygon has no area."""
 
 
 class MaskError(ValueError):
     """A segmentation cannot be used; the message says what was found and expected."""
 
 
-def is_number(value: Any) -> bool:
-    """Return True if a JSON value is a finite number that fits a float; NaN and true are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
+class EncodedMask(NamedTuple):
+    """Run lengths of a segmentation."""
+
+    counts: bytes
+    """Compressed run lengths."""
+    left_out: tuple[str, ...] = ()
+    """Messages about pieces that are no polygons, beside the usable ones."""
 
 
-def encode_segmentation(segmentation: Any, width: int, height: int) -> bytes:
-    """Return the `counts` of a segmentation: polygons, or run lengths as a list or as a compressed string.
+def is_empty(segmentation: Any) -> bool:
+    """Return True for a segmentation that says nothing: null, or lists without a number."""
+    if isinstance(segmentation, list):
+        return all(isinstance(piece, list) and is_empty(piece) for piece in segmentation)
+    return not segmentation
+
+
+def encode_segmentation(segmentation: Any, width: int, height: int) -> EncodedMask:
+    """Encode a segmentation: polygons, or run lengths as a list or as a compressed string.
 
     Raises:
-        MaskError: the segmentation is none of these, or does not fit an image of this size.
+        MaskError: the segmentation is none of these, does not fit an image of this size, or has no pixel on the image.
     """
     if isinstance(segmentation, list):
-        return _encode_polygons(segmentation, width, height)
-    if isinstance(segmentation, dict):
-        return _encode_runs(segmentation, width, height)
-    raise MaskError(f"found a segmentation of type {type(segmentation).__name__}, expected polygons or run lengths")
+        polygons, left_out = _usable_polygons(segmentation, 2 * max(width, height))
+        mask = EncodedMask(rle.encode_polygons(polygons, width, height), left_out)
+    elif isinstance(segmentation, dict):
+        mask = EncodedMask(_encode_runs(segmentation, width, height))
+    else:
+        raise MaskError(f"found a segmentation of type {type(segmentation).__name__}, expected polygons or run lengths")
+    if not rle.mask_area(mask.counts, width, height):
+        raise MaskError("found a mask without a pixel on the image, expected at least one")
+    return mask
 
 
-def _encode_polygons(polygons: list, width: int, height: int) -> bytes:
-    for polygon in polygons:
-        numbers = isinstance(polygon, list) and all(map(is_number, polygon))
-        if not numbers or len(polygon) < 6 or len(polygon) % 2:
-            raise MaskError("found a polygon that is no list of 6 or more numbers x, y, x, y, …")
-        # pycocotools walks every pixel of an outline, so a distant corner would cost gigabytes.
-        if max(map(abs, polygon)) > 2 * max(width, height):
-            raise MaskError(
-                f"found a polygon corner at {max(polygon, key=abs)}, expected a corner on or near an image of {width} x {height} px"
-            )
+def segmentation_bounds(segmentation: Any, image_px: tuple[int, int] | None) -> tuple[float, float, float, float] | None:
+    """Return the smallest box around a segmentation, x1, y1, x2, y2, or None if no part of the segmentation can be used.
+
+    Args:
+        segmentation: polygons or run lengths.
+        image_px: width and height of the image that the segmentation belongs to; None if unknown.
+    """
+    try:
+        if isinstance(segmentation, list):
+            polygons, _ = _usable_polygons(segmentation, 2 * max(image_px) if image_px else np.inf)
+            corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+            (x1, y1), (x2, y2) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+        elif isinstance(segmentation, dict):
+            width, height = image_px or _size_of_runs(segmentation)
+            x1, y1, x2, y2 = rle.mask_bounds(_encode_runs(segmentation, width, height), width, height)
+        else:
+            return None
+    except MaskError:
+        return None
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def _usable_polygons(pieces: list, max_px: float) -> tuple[list[list[float]], tuple[str, ...]]:
+    """Return the polygons among the pieces of a segmentation, and a message for each other piece."""
+    polygons: list[list[float]] = []
+    errors = []
+    for index, piece in enumerate(_flat_pieces(pieces)):
+        error = _polygon_error(piece, max_px)
+        if error:
+            errors.append(f"piece {index}: {error}")
+        else:
+            polygons.append(piece)
     if not polygons:
-        raise MaskError("found no polygon, expected at least one")
-    return rle.encode_polygons(polygons, width, height)
+        raise MaskError(errors[0] if errors else "found no polygon, expected at least one")
+    return polygons, tuple(errors)
+
+
+def _flat_pieces(pieces: list) -> Iterator[Any]:
+    """Yield each piece as x, y, x, y, …; some tools write a single polygon without the outer list, or points as pairs."""
+    is_one = all(isinstance(value, int | float) for value in pieces) or (len(pieces) > 2 and _are_points(pieces))
+    for piece in [pieces] if is_one and pieces else pieces:
+        yield [value for point in piece for value in point] if _are_points(piece) else piece
+
+
+def _are_points(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(value, list) and len(value) == 2 for value in values)
+
+
+def _polygon_error(piece: Any, max_px: float) -> str | None:
+    """Return a message if a piece is no polygon with an area, or None."""
+    numbers = isinstance(piece, list) and all(map(is_number, piece))
+    if not numbers or len(piece) < 6 or len(piece) % 2:
+        return "found a polygon that is no list of 6 or more numbers x, y, x, y, …"
+    # pycocotools walks every pixel of an outline, so a distant corner would cost gigabytes.
+    if max(map(abs, piece)) > max_px:
+        return f"found a polygon corner at {max(piece, key=abs)}, expected a corner on or near the image"
+    offsets = np.reshape(piece, (-1, 2)) - piece[:2]
+    x, y = offsets[np.abs(offsets).sum(axis=1).argmax()]
+    if np.abs(offsets[:, 0] * y - offsets[:, 1] * x).max() <= FLAT * (x * x + y * y):
+        return "found a polygon whose points lie on one line, expected one with an area"
+    return None
+
+
+def _size_of_runs(segmentation: dict) -> tuple[int, int]:
+    """Return width and height that run lengths state."""
+    size = segmentation.get("size")
+    image_px = claimed_size(size[1], size[0]) if isinstance(size, list) and len(size) == 2 else None
+    if image_px is None or image_px[0] * image_px[1] > MAX_PIXELS:
+        raise MaskError(f"found run lengths of size {size}, expected height and width")
+    return image_px
 
 
 def _encode_runs(segmentation: dict, width: int, height: int) -> bytes:

@@ -1,12 +1,7 @@
 """Normalize annotations to the image file: pixels of the displayed image, boxes inside the image, masks of its size.
 
-Boxes are drawn in a frame: the image size that the annotation file declares. Where the declared size is not the displayed size:
-- it is the size before EXIF orientation: boxes, masks and keypoints are turned with the image (reported);
-- width and height are interchanged and every box lies inside the displayed image: boxes are kept as they are (reported);
-- otherwise the meaning of the boxes is unknown, and the image is left out (reported).
+`frame` finds the frame in which the boxes were drawn.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,22 +10,11 @@ from yolor_ray.data.coco_rules import object_area
 from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.data.shards.records import Objects
 from yolor_ray.pack.annotations.faults import Fault
+from yolor_ray.pack.annotations.frame import ROUNDING_PX, Frame, find_frame
 from yolor_ray.pack.annotations.masks import MaskError, box_mask, encode_segmentation, orient_mask
 from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject
 
-ROUNDING_PX = 1.0
-"""Excess of a box over the image that is not reported, px."""
-
 Box = tuple[float, float, float, float]
-
-
-class Frame(NamedTuple):
-    """Image size in which boxes were drawn."""
-
-    width: int
-    height: int
-    orientation: int
-    """EXIF orientation by which annotations are turned; 1 leaves them as they are."""
 
 
 def normalize_objects(
@@ -47,7 +31,7 @@ def normalize_objects(
     Returns:
         None instead of objects when the whole image cannot be used.
     """
-    frame, faults = _frame(image, header)
+    frame, faults = find_frame(image, header)
     if frame is None:
         return None, faults
     kept: list[tuple[AnnotatedObject, Box]] = []
@@ -68,20 +52,6 @@ def normalize_objects(
         identities=np.array([obj.identity for obj in objects], np.int64) if has_identities else None,
     )
     return normalized, faults + mask_faults
-
-
-def _frame(image: AnnotatedImage, header: ImageHeader) -> tuple[Frame | None, list[Fault]]:
-    displayed = header.width, header.height
-    declared = image.declared_px or displayed
-    if declared == displayed:
-        return Frame(*displayed, 1), []
-    found = "found a declared size of {} x {} px for an image of {} x {} px".format(*declared, *displayed)
-    if declared == displayed[::-1] and header.orientation >= 5:
-        message = f"{found}, the size before its EXIF orientation {header.orientation}; boxes turned with the image"
-        return Frame(*declared, header.orientation), [image.fault("size_mismatch", message)]
-    if declared == displayed[::-1] and all(obj.box[2] <= displayed[0] and obj.box[3] <= displayed[1] for obj in image.objects):
-        return Frame(*displayed, 1), [image.fault("size_mismatch", f"{found}, width and height interchanged; boxes kept as they are")]
-    return None, [image.fault("size_mismatch", f"{found}, expected the size of the image; image left out")]
 
 
 def _clip(image: AnnotatedImage, obj: AnnotatedObject, frame: Frame, header: ImageHeader) -> tuple[Box | None, Fault | None]:
@@ -123,7 +93,9 @@ def _masks(
             if obj.mask is None:
                 raise MaskError("found no segmentation, expected one as for other objects of the image")
             mask = encode_segmentation(obj.mask, frame.width, frame.height)
-            masks.append(orient_mask(mask, frame.width, frame.height, frame.orientation) if frame.orientation > 1 else mask)
+            faults += [image.fault("bad_polygon", f"{message}; piece left out of the mask", obj) for message in mask.left_out]
+            turned = frame.orientation > 1
+            masks.append(orient_mask(mask.counts, frame.width, frame.height, frame.orientation) if turned else mask.counts)
         except MaskError as error:
             code = "missing_mask" if obj.mask is None else "bad_mask"
             faults.append(image.fault(code, f"{error}; its box serves as mask", obj))

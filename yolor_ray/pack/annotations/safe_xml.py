@@ -20,7 +20,7 @@ class Node:
     """One element."""
 
     tag: str
-    """Name of the element."""
+    """Name of the element, in lower case."""
     line: int
     """Line of its start tag, from 1."""
     children: list["Node"] = field(default_factory=list)
@@ -37,9 +37,13 @@ class Node:
         """Return the first child with this tag, or None."""
         return next((child for child in self.children if child.tag == tag), None)
 
-    def find_all(self, tag: str) -> list["Node"]:
-        """Return the children with this tag."""
-        return [child for child in self.children if child.tag == tag]
+    def find_nested(self, tag: str) -> list["Node"]:
+        """Return the elements with this tag at any depth, but not those inside of one another."""
+        return [node for child in self.children for node in ([child] if child.tag == tag else child.find_nested(tag))]
+
+    def leaves(self) -> list["Node"]:
+        """Return the elements without children at any depth; the element itself if it has none."""
+        return [leaf for child in self.children for leaf in child.leaves()] if self.children else [self]
 
 
 def parse_xml(data: bytes) -> Node:
@@ -56,7 +60,7 @@ def parse_xml(data: bytes) -> Node:
     def start(tag: str, _: dict[str, str]) -> None:
         if len(open_nodes) > MAX_DEPTH:
             raise XmlError(f"found elements over {MAX_DEPTH} deep", parser.CurrentLineNumber)
-        node = Node(tag, parser.CurrentLineNumber)
+        node = Node(tag.lower(), parser.CurrentLineNumber)
         open_nodes[-1].children.append(node)
         open_nodes.append(node)
 

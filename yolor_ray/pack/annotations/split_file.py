@@ -6,12 +6,12 @@ from yolor_ray.io.storage import read_bytes
 from yolor_ray.pack.annotations.faults import Fault
 
 
-def read_split_file(split_file: str, find: Callable[[str], str | None], missing: tuple[str, str]) -> tuple[list[str], list[Fault]]:
+def read_split_file(split_file: str, find: Callable[[str], list[str]], missing: tuple[str, str]) -> tuple[list[str], list[Fault]]:
     """Return the keys that the lines of a split file name, each once, and a fault for each other line.
 
     Args:
         split_file: URL of the list; empty lines are ignored.
-        find: returns the key for the text of a line, or None.
+        find: returns the keys that the text of a line may name.
         missing: code of the fault for a line without a key, and the expectation for its message.
     """
     code, expected = missing
@@ -20,10 +20,13 @@ def read_split_file(split_file: str, find: Callable[[str], str | None], missing:
     for line, text in enumerate(read_bytes(split_file).decode("utf-8-sig", "replace").splitlines(), start=1):
         if not text.strip():
             continue
-        key = find(text.strip())
-        if key is None:
+        keys = find(text.strip())
+        if len(keys) > 1:
+            message = f"found {text.strip()!r}, which may be {' or '.join(map(repr, keys))}; expected one; left out"
+            faults.append(Fault("ambiguous_image", message, split_file, line))
+        elif not keys:
             faults.append(Fault(code, f"found {text.strip()!r}, expected {expected}; left out", split_file, line))
-        elif key in first_lines:
+        elif (key := keys[0]) in first_lines:
             message = f"found {key!r} again, first in line {first_lines[key]}; expected each image once; left out"
             faults.append(Fault("duplicate_id", message, split_file, line))
         else:

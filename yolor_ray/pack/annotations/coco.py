@@ -40,7 +40,8 @@ def read_coco(folder: ImageFolder, file: str, image_classes: Sequence[str] = ())
     entries_and_images, faults = _images(content["images"], folder, file, image_classes)
     image_ids = {entry["id"] for entry in content["images"] if isinstance(entry, dict) and _is_id(entry.get("id"))}
     objects: dict[Any, list[AnnotatedObject]] = defaultdict(list)
-    for item in _objects(content["annotations"], file, image_ids, labels, len(keypoints)):
+    names = {key: image.name for key, (_, image) in entries_and_images.items()}
+    for item in _objects(content["annotations"], file, image_ids, names, labels, len(keypoints)):
         if isinstance(item, Fault):
             faults.append(item)
         else:
@@ -125,7 +126,7 @@ def _image(entry: Any, folder: ImageFolder, file: str, pointer: str, images: Col
 
 
 def _objects(
-    entries: list, file: str, image_ids: Collection, labels: dict[int, int], keypoint_count: int
+    entries: list, file: str, image_ids: Collection, names: dict[Any, str], labels: dict[int, int], keypoint_count: int
 ) -> Iterator[tuple[Any, AnnotatedObject] | Fault]:
     """Yield (image id, object) or a fault for each entry; an object with unreadable keypoints comes after their fault."""
     annotation_ids: set[Any] = set()
@@ -134,13 +135,14 @@ def _objects(
         error = _entry_error(entry, image_ids, labels, annotation_ids)
         if error:
             code, message = error
-            yield Fault(code, f"{message}; object left out", file, pointer=pointer)
+            key = entry.get("image_id") if isinstance(entry, dict) else None
+            yield Fault(code, f"{message}; object left out", file, pointer=pointer, image=names.get(key, "") if _is_id(key) else "")
             continue
         annotation_ids.add(entry.get("id"))
         keypoints = _numbers(entry.get("keypoints"), 3 * keypoint_count) if keypoint_count else None
         if keypoint_count and keypoints is None and entry.get("keypoints"):
             message = f"found no {3 * keypoint_count} numbers; keypoints left out"
-            yield Fault("bad_keypoints", message, file, pointer=f"{pointer}/keypoints")
+            yield Fault("bad_keypoints", message, file, pointer=f"{pointer}/keypoints", image=names.get(entry["image_id"], ""))
         yield entry["image_id"], _object(entry, pointer, labels, keypoints)
 
 

@@ -58,8 +58,12 @@ class FileIndex:
 
     def find_stem(self, path: str) -> str | None:
         """Return the name of the single file that matches a path without suffix, or None."""
-        names = self._by_stem.get(_normal_form(path), [])
+        names = self.stem_matches(path)
         return _only([name for name in names if stem(name) == path]) or _only(names)
+
+    def stem_matches(self, path: str) -> list[str]:
+        """Return the names of all files that match a path without suffix, sorted."""
+        return self._by_stem.get(_normal_form(path), [])
 
 
 class ImageFolder(FileIndex):

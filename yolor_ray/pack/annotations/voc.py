@@ -104,6 +104,8 @@ def _declared_px(size: Node | None) -> tuple[int, int] | None:
 def _object(image: AnnotatedImage, node: Node, classes: Sequence[str]) -> AnnotatedObject | Fault:
     located = AnnotatedObject((0, 0, 0, 0), 0, node.line)
     name = _text(node, "name")
+    if not name:
+        return image.fault("missing_class", "found an object without <name>, expected one; object left out", located)
     if name not in classes:
         return image.fault("unknown_class", f"found class {name!r}, expected one of {', '.join(classes)}; object left out", located)
     bndbox = node.find("bndbox")

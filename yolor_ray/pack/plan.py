@@ -42,11 +42,13 @@ class PackPlan:
     """Refuse the whole dataset for any fault."""
 
     @property
-    def has_objects(self) -> bool:
-        """Return True if the annotations have objects, readable or not."""
-        sources = (task.source for task in self.shard_tasks)
-        if any(image.objects for source in sources if isinstance(source, AnnotatedSource) for image in source.images):
-            return True
+    def annotated_images(self) -> list[AnnotatedImage]:
+        """Return the images of the shards; none for built-in scenes."""
+        return [image for task in self.shard_tasks if isinstance(task.source, AnnotatedSource) for image in task.source.images]
+
+    @property
+    def lost_objects(self) -> bool:
+        """Return True if faults of the annotations took objects away."""
         return any(fault.code in LOST_OBJECT_CODES for fault in self.faults)
 
 

@@ -47,8 +47,7 @@ def pack_scenes(url: str, count: int, seed: int, size_px: int = 320, parallel: b
 
 def _build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
     """Build the shards of a plan and write `dataset.json`; a finished dataset at the output must have the same content."""
-    if plan.strict and plan.faults:
-        raise _strict_error(plan.faults)
+    _check_plan(plan)
     finished = open_dataset(plan.output) if exists(join(plan.output, MANIFEST)) else None
     results = sorted(_build_shards(plan, parallel, write=finished is None), key=lambda result: result.index)
     faults = [*plan.faults, *(fault for result in results for fault in result.faults), *_duplicate_images(results, plan)]
@@ -128,14 +127,28 @@ def _publish(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
     write_dataset(dataset)
 
 
+def _check_plan(plan: PackPlan) -> None:
+    """Refuse a dataset that is refused whatever its images are, before any image is opened."""
+    if plan.strict and plan.faults:
+        raise _strict_error(plan.faults)
+    images = plan.annotated_images
+    if plan.lost_objects and not any(image.objects for image in images) and any("detect" in image.tasks for image in images):
+        raise _lost_error(plan, len(images), plan.faults)
+
+
 def _check(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
     if plan.strict and faults:
         raise _strict_error(faults)
     if dataset.images == 0:
         raise DataError(f"{plan.output}: found no usable image, expected at least one; {describe_faults(faults)}")
-    if dataset.boxes == 0 and "detect" in dataset.tasks and plan.has_objects:
-        found = f"found {dataset.images} images and no usable object, as all objects were left out"
-        raise DataError(f"{plan.output}: {found}; expected at least one; {describe_faults(faults)}")
+    objects_were_there = plan.lost_objects or any(image.objects for image in plan.annotated_images)
+    if dataset.boxes == 0 and "detect" in dataset.tasks and objects_were_there:
+        raise _lost_error(plan, dataset.images, faults)
+
+
+def _lost_error(plan: PackPlan, images: int, faults: Sequence[Fault]) -> DataError:
+    found = f"found {images} images and no usable object, because all objects were left out"
+    return DataError(f"{plan.output}: {found}; expected at least one; {describe_faults(faults)}")
 
 
 def _strict_error(faults: Sequence[Fault]) -> DataError:

@@ -43,7 +43,9 @@ def read_names(url: str) -> SetNames:
             _refuse_other_kinds(text, url)
             names = SetNames(tuple(line.strip() for line in text.rstrip().splitlines()))
     except ValueError as error:
-        raise DataError(f"{url}: found {error}, {EXPECTED}") from error
+        # Some messages have a closer expectation already.
+        expected = "" if "expected" in str(error) else f", {EXPECTED}"
+        raise DataError(f"{url}: found {error}{expected}") from error
     classes = names.classes
     if not classes or "" in classes or len(set(classes)) < len(classes):
         raise DataError(f"{url}: found class names {list(classes)}, expected at least one, each once and none empty")

@@ -201,7 +201,7 @@ def test_an_image_with_two_text_files_is_no_background(yolo_set, tmp_path):
     (tmp_path / "labels" / "001.txt").rename(tmp_path / "labels" / "001.TXT")
     (tmp_path / "labels" / "001.txt").write_text("")
     result = pack(PackYoloConfig(**sources, output=str(tmp_path / "out")))
-    assert (result["images"], result["boxes"], result["faults"]) == (1, 2, {"ambiguous_name": 1})
+    assert (result["images"], result["boxes"], result["faults"]) == (1, 2, {"ambiguous_image": 1})
 
 
 def test_backgrounds_alone_are_a_dataset_with_a_warning(pack_yolo, caplog):

@@ -51,14 +51,21 @@ def test_a_polygon_becomes_its_enclosing_box_and_its_mask(pack_rows):
     assert mask[5:19, 7:25].all() and not mask[:4].any() and not mask[:, 27:].any()
 
 
-def test_a_file_of_boxes_and_polygons_keeps_both(pack_rows):
+def test_boxes_among_polygons_keep_both_and_leave_the_masks_of_their_image_unknown(pack_rows, caplog):
     triangle = "0 0.5 0.5 1 0.5 0.5 1"
-    faults, records = pack_rows(f"{BOX}\n{SQUARE}\n{triangle}\n", BOX, "")
-    assert faults == {"missing_mask": 1}
-    assert [records[name].tasks for name in ("0.png", "1.png", "2.png")] == [("detect", "segment"), ("detect",), ("detect", "segment")]
+    faults, records = pack_rows(f"{BOX}\n{SQUARE}\n{triangle}\n", BOX, "", f"{SQUARE}\n{triangle}")
+    assert faults == {}
+    assert [records[f"{number}.png"].tasks for number in range(4)] == [
+        ("detect",),
+        ("detect",),
+        ("detect", "segment"),
+        ("detect", "segment"),
+    ]
     assert boxes(records["0.png"])[0] == [24, 18, 40, 30]
     assert boxes(records["0.png"])[2] == [32, 24, 64, 48]
-    assert mask_area(records["0.png"].objects.masks[2], 64, 48) == pytest.approx(32 * 24 / 2, rel=0.1)
+    assert records["0.png"].objects.masks is None
+    assert mask_area(records["3.png"].objects.masks[1], 64, 48) == pytest.approx(32 * 24 / 2, rel=0.1)
+    assert "event=partial_masks images=1 example='0.png'" in caplog.text
 
 
 def test_a_polygon_partly_outside_is_clipped_before_its_box_is_taken(pack_rows):

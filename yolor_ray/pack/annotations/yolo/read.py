@@ -4,6 +4,7 @@ A line is `class cx cy w h`, a polygon, an oriented box or a pose, as fractions 
 with an empty one, is a background.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -18,6 +19,8 @@ from yolor_ray.pack.annotations.yolo.layout import Layout, find_layout, pose_lay
 from yolor_ray.pack.annotations.yolo.names import read_names
 from yolor_ray.pack.annotations.yolo.objects import make_objects
 from yolor_ray.pack.annotations.yolo.rows import Row, read_rows
+
+logger = logging.getLogger(__name__)
 
 _Rows = list[Row | Fault]
 
@@ -47,8 +50,20 @@ def read_yolo(folder: ImageFolder, annotations: str, names: str) -> Annotations:
             images.append(replace(image, objects=tuple(item for item in items if isinstance(item, AnnotatedObject))))
     if not keypoints:
         faults += _layout_faults([(image, rows_by_image[image.name]) for image in images], layout)
-    annotated, _ = assign_tasks([({}, image) for image in images], classify=False)
+    annotated, _ = assign_tasks([({}, image) for image in _leave_out_partial_masks(images, annotations)], classify=False)
     return Annotations(classes, tuple(annotated), tuple(faults), keypoint_names=keypoints.names if keypoints else ())
+
+
+def _leave_out_partial_masks(images: Sequence[AnnotatedImage], annotations: str) -> list[AnnotatedImage]:
+    """Return the images without the masks of those that have objects without mask: the extent of such an object is unknown, not its box."""
+    partial = {image.name for image in images if 0 < sum(obj.mask is None for obj in image.objects) < len(image.objects)}
+    if partial:
+        reason = "some objects are boxes and others polygons, so the images are not annotated for segment"
+        logger.warning("event=partial_masks images=%d example='%s' reason='%s' url=%s", len(partial), min(partial), reason, annotations)
+    return [
+        replace(image, objects=tuple(replace(obj, mask=None) for obj in image.objects)) if image.name in partial else image
+        for image in images
+    ]
 
 
 def _read_rows(annotations: str, files_by_image: Mapping[str, str | None], classes: int) -> dict[str, _Rows]:
@@ -78,7 +93,7 @@ def _match(folder: ImageFolder, annotations: str, names: str) -> tuple[dict[str,
     for name in ambiguous:
         del files_by_image[name]
         message = f"found text files {', '.join(matches[name])}, expected one; image left out"
-        faults.append(Fault("ambiguous_name", message, join(folder.url, name)))
+        faults.append(Fault("ambiguous_image", message, join(folder.url, name)))
     used = {*files_by_image.values(), *(file for name in ambiguous for file in matches[name])}
     message = f"found no image of the same name in {folder.url}, expected one; labels left out"
     faults += [Fault("missing_image", message, join(annotations, file)) for file in files if file not in used]

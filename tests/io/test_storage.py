@@ -21,6 +21,12 @@ def test_written_data_are_read_back(folder):
         assert storage.read_bytes(storage.join(folder, "deep", "file.bin")) == data
 
 
+def test_the_start_of_a_file_is_read_alone(folder):
+    url = storage.join(folder, "file.bin")
+    storage.write_bytes(url, b"0123456789")
+    assert [storage.read_start(url, size) for size in (0, 4, 10, 99)] == [b"", b"0123", b"0123456789", b"0123456789"]
+
+
 def test_a_large_file_is_complete_after_a_multipart_upload(s3):
     data = os.urandom(1 << 20) * 23
     url = storage.join(s3(), "large.bin")

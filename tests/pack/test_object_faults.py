@@ -108,9 +108,8 @@ def test_an_implausible_area_is_replaced_by_that_of_the_mask(pack_coco, area):
 
 def test_boxes_in_fractions_are_a_fault_and_their_images_are_no_background(pack_coco):
     inside, whole = {"bbox": [0.1, 0.2, 0.5, 0.25]}, {"image_id": 1, "bbox": [0, 0, 1, 1]}
-    result, objects = pack_coco(inside, {**inside, "category_id": 2}, whole)
-    assert result["faults"] == {"looks_like_fractions": 2}
-    assert list(objects) == ["2.png"]
+    with pytest.raises(DataError, match=r"found 1 images and no usable object, .*looks_like_fractions 2; for example"):
+        pack_coco(inside, {**inside, "category_id": 2}, whole)
 
 
 def test_a_file_of_fractions_alone_is_refused_with_an_example(pack_coco):

@@ -53,7 +53,8 @@ def test_strict_refuses_and_publishes_nothing(yolo_set, tmp_path, fault):
     if fault == "image":
         (tmp_path / "images" / "003.png").write_bytes(b"")
     location = {"label": r"003\.txt:1: unknown_class", "image": r"003\.png: broken_image: empty_image"}[fault]
-    with pytest.raises(DataError, match=rf"found 1 faults, expected none with --strict; nothing was packed:\n.*{location}"):
+    count = {"label": 2, "image": 1}[fault]
+    with pytest.raises(DataError, match=rf"found {count} faults, expected none with --strict; nothing was packed:\n.*{location}"):
         pack(PackYoloConfig(**sources, output=str(tmp_path / "out"), strict=True))
     assert storage.list_names(str(tmp_path / "out")) == []
 
@@ -123,7 +124,8 @@ def test_the_job_prints_one_json_line_and_shows_no_secret(yolo_set, tmp_path, mo
     flags = [word for name, value in sources.items() for word in (f"--{name}", value)]
     done = run_job("yolo", *flags, "--output", str(tmp_path / "out"))
     assert done.returncode == 0
-    assert json.loads(done.stdout) == {"images": 2, "boxes": 2, "faults": {"unknown_class": 1}, "output": str(tmp_path / "out")}
+    faults = {"not_fully_annotated": 1, "unknown_class": 1}
+    assert json.loads(done.stdout) == {"images": 1, "boxes": 2, "faults": faults, "output": str(tmp_path / "out")}
     assert "001.txt:1" in done.stderr
     refused = run_job("yolo", *flags, "--output", str(tmp_path / "strict"), "--strict")
     assert refused.returncode == 2

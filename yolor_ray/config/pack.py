@@ -65,7 +65,7 @@ class PackYoloConfig(PackAnnotatedConfig):
     annotations: str
     """URL of the folder of text files."""
     names: str
-    """URL of the class names: one per line, or a .yaml file with `names:`."""
+    """URL of the class names: one per line, or a .yaml file with `names:` and, for keypoints, `kpt_shape:`."""
 
 
 @dataclass(frozen=True, kw_only=True)

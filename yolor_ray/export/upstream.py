@@ -8,7 +8,7 @@ from yolor_ray.model.network import Yolor
 from yolor_ray.model.upstream.coco_names import COCO_CLASSES
 from yolor_ray.model.upstream.importer import UpstreamModel, load_upstream
 from yolor_ray.model.weights import WeightsInfo
-from yolor_ray.pack.annotations.yolo import read_names
+from yolor_ray.pack.annotations.yolo.names import read_names
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def upstream_weights(url: str, names: str = "") -> tuple[Yolor, WeightsInfo, dic
 def _classes(model: UpstreamModel, names_url: str) -> tuple[str, ...]:
     count = model.network.classes
     if names_url:
-        names = read_names(names_url)
+        names = read_names(names_url).classes
         if len(names) != count:
             raise ConfigError(f"names: found {len(names)} in {names_url}, expected {count}, as many as the network has classes")
         return names

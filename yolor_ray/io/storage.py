@@ -60,6 +60,18 @@ def read_bytes(url: str, verify: Callable[[bytes], None] | None = None) -> bytes
     return call_with_retries(url, "read", read)
 
 
+def read_start(url: str, size: int) -> bytes:
+    """Return the first `size` bytes of a file, or all bytes of a smaller one."""
+
+    def read() -> bytes:
+        system, path = filesystem(url)
+        with system.open_input_file(path) as file:
+            data: bytes = file.read(size)
+        return data
+
+    return call_with_retries(url, "read", read)
+
+
 def list_files(url: str, recursive: bool = False) -> list[fs.FileInfo]:
     """Return the files and folders below a folder, sorted by path; an empty list when the folder is absent."""
 

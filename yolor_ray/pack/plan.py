@@ -14,11 +14,12 @@ from yolor_ray.data.synthetic import scenes
 from yolor_ray.io.storage import absolute
 from yolor_ray.pack.annotations.coco import read_coco
 from yolor_ray.pack.annotations.crops import read_crops
-from yolor_ray.pack.annotations.faults import Fault
+from yolor_ray.pack.annotations.faults import LOST_OBJECT_CODES, UNREADABLE_OBJECT_CODES, Fault
 from yolor_ray.pack.annotations.image_folder import ImageFolder
 from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations, add_labels_of_objects
 from yolor_ray.pack.annotations.voc import read_voc
-from yolor_ray.pack.annotations.yolo import read_yolo
+from yolor_ray.pack.annotations.yolo.read import read_yolo
+from yolor_ray.pack.incomplete_images import withdraw_tasks
 from yolor_ray.pack.object_faults import leave_out_fractions, merge_equal_objects
 from yolor_ray.pack.shard_builder import AnnotatedSource, SceneSource, ShardTask
 
@@ -40,6 +41,16 @@ class PackPlan:
     strict: bool = False
     """Refuse the whole dataset for any fault."""
 
+    @property
+    def annotated_images(self) -> list[AnnotatedImage]:
+        """Return the images of the shards; none for built-in scenes."""
+        return [image for task in self.shard_tasks if isinstance(task.source, AnnotatedSource) for image in task.source.images]
+
+    @property
+    def lost_objects(self) -> bool:
+        """Return True if faults of the annotations took objects away."""
+        return any(fault.code in LOST_OBJECT_CODES for fault in self.faults)
+
 
 def plan_annotated(config: PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConfig) -> PackPlan:
     """Plan a dataset of annotated images.
@@ -49,6 +60,7 @@ def plan_annotated(config: PackVocConfig | PackCocoConfig | PackYoloConfig | Pac
     """
     folder = ImageFolder(absolute(config.images))
     annotations = merge_equal_objects(leave_out_fractions(_read_annotations(config, folder)))
+    annotations = withdraw_tasks(annotations, UNREADABLE_OBJECT_CODES - _deliberate_codes(config))
     if config.image_labels == "present":
         annotations = add_labels_of_objects(annotations)
     return _divide(config, folder, annotations)
@@ -72,6 +84,11 @@ def _read_annotations(config: PackVocConfig | PackCocoConfig | PackYoloConfig | 
     if isinstance(config, PackCocoConfig):
         return read_coco(folder, annotations, _names(config.image_classes))
     return read_yolo(folder, annotations, absolute(config.names))
+
+
+def _deliberate_codes(config: PackConfig) -> set[str]:
+    """Return the codes of objects that the caller leaves out on purpose: those of other classes than the flag `classes` names in VOC."""
+    return {"unknown_class"} if isinstance(config, PackVocConfig) and _names(config.classes) else set()
 
 
 def _split_file(config: PackVocConfig | PackCropsConfig) -> str:

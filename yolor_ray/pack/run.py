@@ -20,7 +20,7 @@ from yolor_ray.data.coco_rules import warn_of_limit
 from yolor_ray.data.shards.dataset import MANIFEST, Dataset, dataset_digest, open_dataset, write_dataset
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import delete, exists, join, list_names, write_bytes
-from yolor_ray.pack.annotations.faults import Fault, count_by_code
+from yolor_ray.pack.annotations.faults import Fault, count_by_code, describe_faults
 from yolor_ray.pack.plan import PackPlan, plan_annotated, plan_scenes
 from yolor_ray.pack.shard_builder import PROGRESS_DIR, AnnotatedSource, ShardResult, ShardTask, build_shard
 
@@ -47,8 +47,7 @@ def pack_scenes(url: str, count: int, seed: int, size_px: int = 320, parallel: b
 
 def _build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
     """Build the shards of a plan and write `dataset.json`; a finished dataset at the output must have the same content."""
-    if plan.strict and plan.faults:
-        raise _strict_error(plan.faults)
+    _check_plan(plan)
     finished = open_dataset(plan.output) if exists(join(plan.output, MANIFEST)) else None
     results = sorted(_build_shards(plan, parallel, write=finished is None), key=lambda result: result.index)
     faults = [*plan.faults, *(fault for result in results for fault in result.faults), *_duplicate_images(results, plan)]
@@ -128,12 +127,28 @@ def _publish(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
     write_dataset(dataset)
 
 
+def _check_plan(plan: PackPlan) -> None:
+    """Refuse a dataset that is refused whatever its images are, before any image is opened."""
+    if plan.strict and plan.faults:
+        raise _strict_error(plan.faults)
+    images = plan.annotated_images
+    if plan.lost_objects and not any(image.objects for image in images) and any("detect" in image.tasks for image in images):
+        raise _lost_error(plan, len(images), plan.faults)
+
+
 def _check(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
     if plan.strict and faults:
         raise _strict_error(faults)
     if dataset.images == 0:
-        shown = "; ".join(map(str, faults[:MAX_SHOWN_FAULTS]))
-        raise DataError(f"{plan.output}: found no usable image, expected at least one; {len(faults)} faults: {shown}")
+        raise DataError(f"{plan.output}: found no usable image, expected at least one; {describe_faults(faults)}")
+    objects_were_there = plan.lost_objects or any(image.objects for image in plan.annotated_images)
+    if dataset.boxes == 0 and "detect" in dataset.tasks and objects_were_there:
+        raise _lost_error(plan, dataset.images, faults)
+
+
+def _lost_error(plan: PackPlan, images: int, faults: Sequence[Fault]) -> DataError:
+    found = f"found {images} images and no usable object, because all objects were left out"
+    return DataError(f"{plan.output}: {found}; expected at least one; {describe_faults(faults)}")
 
 
 def _strict_error(faults: Sequence[Fault]) -> DataError:
@@ -160,6 +175,8 @@ def _log_faults(faults: Sequence[Fault], output: str) -> None:
 def _log_counts(dataset: Dataset, results: Sequence[ShardResult]) -> None:
     """Log the size of a dataset, and warn of objects that count in no metric, or of too many objects for COCO's metrics."""
     logger.info("event=packed images=%d boxes=%d crowds=%d output=%s", dataset.images, dataset.boxes, dataset.crowds, dataset.url)
+    if not dataset.boxes and "detect" in dataset.tasks:
+        logger.warning("event=no_boxes images=%d reason='no image has an annotated object: all are background'", dataset.images)
     if dataset.boxes and dataset.boxes == dataset.crowds:
         reason = "all boxes are crowd regions, which training and metrics ignore"
         logger.warning("event=only_crowds boxes=%d reason='%s'", dataset.boxes, reason)

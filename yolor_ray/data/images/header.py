@@ -16,6 +16,8 @@ from PIL import BmpImagePlugin, TiffImagePlugin
 
 from yolor_ray.errors import ImageError
 
+MAGIC_BYTES = 12
+"""Bytes at the start of a file that tell its format."""
 ORIENTATION_TAG = 0x0112
 TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)  # Huffman or arithmetic, 8 or 12 bits; lossless and layered ones are refused
@@ -47,15 +49,24 @@ def read_header(data: bytes) -> ImageHeader:
     """
     if not data:
         raise ImageError("empty_image", "found 0 bytes, expected an encoded image")
+    image_format = image_format_of(data)
+    if image_format is None:
+        raise ImageError("unsupported_image", f"found bytes that start with {data[:12]!r}, expected JPEG, PNG, WebP, BMP or TIFF")
+    readers = {"JPEG": _jpeg_header, "PNG": _png_header, "WEBP": _webp_header, "BMP": _pillow_header, "TIFF": _pillow_header}
+    return readers[image_format](data)
+
+
+def image_format_of(data: bytes) -> str | None:
+    """Return the format of an encoded image by its first MAGIC_BYTES bytes, or None if they are those of no supported format."""
     if data[:3] == b"\xff\xd8\xff":
-        return _jpeg_header(data)
+        return "JPEG"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return _png_header(data)
+        return "PNG"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _webp_header(data)
-    if data[:2] == b"BM" or data[:4] in (b"II*\0", b"MM\0*"):
-        return _pillow_header(data)
-    raise ImageError("unsupported_image", f"found bytes that start with {data[:12]!r}, expected JPEG, PNG, WebP, BMP or TIFF")
+        return "WEBP"
+    if data[:2] == b"BM":
+        return "BMP"
+    return "TIFF" if data[:4] in (b"II*\0", b"MM\0*") else None
 
 
 def exif_orientation(tiff: bytes) -> int:

@@ -1,8 +1,34 @@
 """Faults of annotations and images. Codes are stable; reports and tests rely on the codes."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+UNREADABLE_OBJECT_CODES = frozenset(
+    {
+        "bad_annotation",
+        "bad_class_id",
+        "bad_line",
+        "missing_box",
+        "missing_class",
+        "not_a_number",
+        "not_normalised",
+        "unknown_class",
+        "unknown_image",
+    }
+)
+"""Codes of objects that are on an image, but cannot be read: their image is not fully annotated."""
+LOST_OBJECT_CODES = UNREADABLE_OBJECT_CODES | {
+    "bad_encoding",
+    "bad_xml",
+    "box_outside_image",
+    "looks_like_fractions",
+    "missing_image",
+    "zero_area_box",
+}
+"""Codes of faults by which annotated objects do not reach the dataset."""
+CONSEQUENCE = "not_fully_annotated"
+"""Code of images that other faults exclude from tasks."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +45,8 @@ class Fault:
     """Line in the file, from 1; None for files that are not read by line."""
     pointer: str = ""
     """JSON pointer into the file, such as /annotations/17."""
+    image: str = ""
+    """Name of the image whose object is at fault; empty for faults of files and images."""
 
     @property
     def location(self) -> str:
@@ -28,6 +56,16 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.location}: {self.code}: {self.message}"
+
+
+def describe_faults(faults: Sequence[Fault]) -> str:
+    """Return the number of faults by code, and the first fault of the most frequent code, as text."""
+    counts = ", ".join(f"{code} {count}" for code, count in count_by_code(faults).items())
+    causes = [fault for fault in faults if fault.code != CONSEQUENCE]
+    if not causes:
+        return f"{len(faults)} faults"
+    commonest = Counter(fault.code for fault in causes).most_common(1)[0][0]
+    return f"{len(faults)} faults: {counts}; for example {next(fault for fault in causes if fault.code == commonest)}"
 
 
 def count_by_code(faults: Iterable[Fault]) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Index the image files of a folder, find them by the names in annotations, and read many small files at once."""
 
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,13 +9,20 @@ from pathlib import PurePosixPath
 
 from pyarrow import fs
 
+from yolor_ray.data.images.header import MAGIC_BYTES, image_format_of
 from yolor_ray.errors import DataError
 from yolor_ray.io.filesystem import path_of
-from yolor_ray.io.storage import join, list_files, read_bytes
+from yolor_ray.io.storage import join, list_files, read_bytes, read_start
 from yolor_ray.pack.annotations.file_names import agreement, normal_form, path_parts, readings
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Suffixes of files that are taken for images; a file of another kind under such a name is a fault."""
+SIDECAR_SUFFIXES = (".csv", ".db", ".ini", ".json", ".jsonl", ".md", ".txt", ".xml", ".yaml", ".yml")
+"""Suffixes of files that labelling tools and file managers write beside images; such files are not opened to look for an image."""
 READ_THREADS = 16
+MAX_EXAMPLES = 5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,12 @@ class FileIndex:
 
     def find_stem(self, path: str) -> str | None:
         """Return the name of the single file that matches a path without suffix, or None."""
-        names = self._by_stem.get(normal_form(path), [])
+        names = self.stem_matches(path)
         return _only([name for name in names if stem(name) == path]) or _only(names)
+
+    def stem_matches(self, path: str) -> list[str]:
+        """Return the names of all files that match a path without suffix, sorted."""
+        return self._by_stem.get(normal_form(path), [])
 
     def stem_candidates(self, path: str) -> list[str]:
         """Return the files that match a path without suffix equally well."""
@@ -102,24 +114,49 @@ class ImageFolder(FileIndex):
             DataError: the folder holds no image file.
         """
         self.url = url
-        image_files = ((name, info) for name, info in _visible_files(url) if name.lower().endswith(IMAGE_SUFFIXES))
-        self.files = {name: ImageFile(name, info.size, info.mtime_ns or 0) for name, info in image_files}
+        everything = dict(_files(url))
+        listed = {name: info for name, info in everything.items() if not _is_hidden(name)}
+        unknown = [name for name in listed if not name.lower().endswith((*IMAGE_SUFFIXES, *SIDECAR_SUFFIXES))]
+        images_by_content = {name for name, is_image in zip(unknown, _are_images(url, unknown), strict=True) if is_image}
+        image_files = {name: info for name, info in listed.items() if name.lower().endswith(IMAGE_SUFFIXES) or name in images_by_content}
+        self.files = {name: ImageFile(name, info.size, info.mtime_ns or 0) for name, info in image_files.items()}
         if not self.files:
-            raise DataError(f"{url}: found no image file, expected some that end in {', '.join(IMAGE_SUFFIXES)}")
+            raise DataError(f"{url}: found no image file among {len(listed)} files, expected JPEG, PNG, WebP, BMP or TIFF")
+        _log_other_files(url, [name for name in listed if name not in self.files], hidden=len(everything) - len(listed))
         super().__init__(self.files, url)
+
+
+def _are_images(url: str, names: Sequence[str]) -> Iterator[bool]:
+    """Yield True for each file whose content is an image of a supported format; only the start of each file is read."""
+    with ThreadPoolExecutor(READ_THREADS) as readers:
+        yield from readers.map(lambda name: image_format_of(read_start(join(url, name), MAGIC_BYTES)) is not None, names)
+
+
+def _log_other_files(url: str, names: Sequence[str], hidden: int) -> None:
+    """Log the number and kinds of files that are no images; sidecars and hidden files are usual and no reason for a warning."""
+    odd = [name for name in names if not name.lower().endswith(SIDECAR_SUFFIXES)]
+    kinds = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names)
+    by_suffix = ", ".join(f"{suffix} {count}" for suffix, count in sorted(kinds.items()))
+    examples = ", ".join((odd or names)[:MAX_EXAMPLES])
+    if names or hidden:
+        log = logger.warning if odd else logger.info
+        log("event=no_images files=%d by_suffix='%s' hidden=%d examples='%s' url=%s", len(names), by_suffix, hidden, examples, url)
 
 
 def _only(names: list[str]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _visible_files(url: str) -> Iterator[tuple[str, fs.FileInfo]]:
-    """Yield relative path and file information of each file below a folder, sorted, without hidden files."""
+def _files(url: str) -> Iterator[tuple[str, fs.FileInfo]]:
+    """Yield relative path and file information of each file below a folder, sorted."""
     root = path_of(url)
     for info in list_files(url, recursive=True):
-        name = info.path[len(root) :].lstrip("/")
-        if info.type == fs.FileType.File and not any(part.startswith(".") for part in PurePosixPath(name).parts):
-            yield name, info
+        if info.type == fs.FileType.File:
+            yield info.path[len(root) :].lstrip("/"), info
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def list_annotation_files(url: str, suffix: str) -> list[str]:
@@ -128,7 +165,7 @@ def list_annotation_files(url: str, suffix: str) -> list[str]:
     Raises:
         DataError: there is no such file.
     """
-    names = [name for name, _ in _visible_files(url) if name.lower().endswith(suffix)]
+    names = [name for name, _ in _files(url) if name.lower().endswith(suffix) and not _is_hidden(name)]
     if not names:
         raise DataError(f"{url}: found no {suffix} file, expected the annotations")
     return names

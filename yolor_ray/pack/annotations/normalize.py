@@ -12,7 +12,7 @@ from yolor_ray.data.shards.records import Objects
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.frame import ROUNDING_PX, Frame, find_frame
 from yolor_ray.pack.annotations.masks import MaskError, box_mask, encode_segmentation, orient_mask
-from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject
+from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject, scale_fractions
 
 Box = tuple[float, float, float, float]
 
@@ -32,6 +32,7 @@ def normalize_objects(
         None instead of objects when the whole image cannot be used.
     """
     frame, faults = find_frame(image, header)
+    image = scale_fractions(image, header.width, header.height)
     if frame is None:
         return None, faults
     kept: list[tuple[AnnotatedObject, Box]] = []
@@ -56,8 +57,7 @@ def normalize_objects(
 
 def _clip(image: AnnotatedImage, obj: AnnotatedObject, frame: Frame, header: ImageHeader) -> tuple[Box | None, Fault | None]:
     """Return the box clipped to the displayed image, or None, and a fault if clipping changes the box by more than rounding."""
-    scale = np.array([frame.width, frame.height] * 2) if image.fractions else np.ones(4)
-    corners = _turn((np.array(obj.box) * scale).reshape(2, 2), frame)
+    corners = _turn(np.array(obj.box).reshape(2, 2), frame)
     (x1, y1), (x2, y2) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     width, height = header.width, header.height
     found = f"found box {x1:.6g}, {y1:.6g}, {x2:.6g}, {y2:.6g} on an image of {width} x {height} px"

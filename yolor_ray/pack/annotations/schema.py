@@ -47,7 +47,7 @@ class AnnotatedImage:
     declared_px: tuple[int, int] | None = None
     """Width and height that the annotation file declares; None where the file declares none."""
     fractions: bool = False
-    """Boxes are fractions of the image's sides, not pixels."""
+    """Boxes, polygons and keypoints are fractions of the image's sides, not pixels."""
     image_labels: tuple[int, ...] = ()
     """Indices into the image classes."""
     tasks: tuple[str, ...] = ("detect",)
@@ -58,7 +58,7 @@ class AnnotatedImage:
     def fault(self, code: str, message: str, obj: AnnotatedObject | None = None) -> Fault:
         """Make a fault of this image, or of one object on the image."""
         located = obj or self
-        return Fault(code, f"image {self.name!r}: {message}", self.file, located.line, located.pointer)
+        return Fault(code, f"image {self.name!r}: {message}", self.file, located.line, located.pointer, self.name if obj else "")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,24 @@ class Annotations:
     def has_identities(self) -> bool:
         """Return True if any object has an identity."""
         return any(obj.identity >= 0 for image in self.images for obj in image.objects)
+
+
+def scale_fractions(image: AnnotatedImage, width: int, height: int) -> AnnotatedImage:
+    """Return an image whose boxes, polygons and keypoints are pixels, where they are fractions of the displayed size in pixels."""
+    if not image.fractions:
+        return image
+    return replace(image, objects=tuple(_scale(obj, width, height) for obj in image.objects), fractions=False)
+
+
+def _scale(obj: AnnotatedObject, width: int, height: int) -> AnnotatedObject:
+    x1, y1, x2, y2 = obj.box
+    scales = width, height, 1
+    return replace(
+        obj,
+        box=(x1 * width, y1 * height, x2 * width, y2 * height),
+        mask=obj.mask and [[value * scales[index % 2] for index, value in enumerate(polygon)] for polygon in obj.mask],
+        keypoints=obj.keypoints and tuple(value * scales[index % 3] for index, value in enumerate(obj.keypoints)),
+    )
 
 
 def add_labels_of_objects(annotations: Annotations) -> Annotations:

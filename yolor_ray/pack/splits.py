@@ -1,0 +1,145 @@
+"""Plan the datasets of all splits of a folder at once, with one order of classes.
+
+Without a validation split, a share of the training images becomes one. Their bytes decide, so an image is on the same side for ever.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+from yolor_ray.config import PackAutoConfig
+from yolor_ray.data.shards.hold_out import content_fraction, is_held_out
+from yolor_ray.errors import DataError
+from yolor_ray.io.storage import absolute, join
+from yolor_ray.pack.annotations.image_folder import ImageFolder, read_files
+from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations, drop_duplicates
+from yolor_ray.pack.layouts.layout import SPLITS, Source
+from yolor_ray.pack.layouts.recognise import recognise
+from yolor_ray.pack.layouts.tree import lowest_common_folder
+from yolor_ray.pack.plan import PackPlan, check_objects, divide
+
+Split = tuple[ImageFolder, Annotations]
+"""Images and annotations of one split."""
+
+logger = logging.getLogger(__name__)
+
+
+def plan_splits(config: PackAutoConfig) -> dict[str, PackPlan]:
+    """Plan a dataset for each split of a folder: train, val, test.
+
+    Raises:
+        DataError: the layout is unknown or ambiguous, a split cannot be read, or no image or every image is held out.
+    """
+    layout = recognise(absolute(config.folder), config.layout)
+    parts = {split: [_read(source) for source in sources] for split, sources in layout.splits.items()}
+    aligned = iter(_align([annotations for group in parts.values() for _, annotations in group], layout.sorted_classes))
+    splits = {split: _unite([(folder, next(aligned)) for folder, _ in group]) for split, group in parts.items()}
+    splits = {split: (folder, check_objects(config, annotations)) for split, (folder, annotations) in splits.items()}
+    splits = _separate(splits)
+    if "train" in splits and "val" not in splits and config.hold_out > 0:
+        splits |= _hold_out(*splits["train"], config.hold_out)
+    ordered = [split for split in SPLITS if split in splits]
+    return {split: divide(replace(config, output=join(config.output, split)), *splits[split]) for split in ordered}
+
+
+def _read(source: Source) -> Split:
+    folder = ImageFolder(source.images)
+    if source.selected is not None:
+        folder = ImageFolder(source.images, [file for name, file in folder.files.items() if name in source.selected])
+    annotations = source.read(folder)
+    return folder, replace(annotations, faults=(*source.faults, *annotations.faults))
+
+
+def _align(members: list[Annotations], by_name: bool) -> list[Annotations]:
+    """Return annotations with the same classes: those of the first in their order, then further ones; or all in alphabetical order.
+
+    Raises:
+        DataError: members have different lists of keypoints.
+    """
+    keypoints = {member.keypoint_names for member in members} - {()}
+    if len(keypoints) > 1:
+        raise DataError(f"found {len(keypoints)} lists of keypoints in the splits ({keypoints}), expected the same list in all splits")
+    names = dict.fromkeys(name for member in members for name in member.classes)
+    classes = tuple(sorted(names) if by_name else names)
+    image_classes = tuple(sorted({name for member in members for name in member.image_classes}))
+    for missing in {tuple(name for name in classes if name not in member.classes) for member in members} - {()}:
+        logger.warning("event=classes_differ missing='%s' reason='annotations of a part of the images lack these classes'", missing)
+    return [_relabel(member, classes, image_classes, next(iter(keypoints), ())) for member in members]
+
+
+def _relabel(member: Annotations, classes: tuple[str, ...], image_classes: tuple[str, ...], keypoint_names: tuple[str, ...]) -> Annotations:
+    labels = [classes.index(name) for name in member.classes]
+    image_labels = [image_classes.index(name) for name in member.image_classes]
+
+    def relabel(image: AnnotatedImage) -> AnnotatedImage:
+        objects = tuple(replace(obj, label=labels[obj.label]) for obj in image.objects)
+        return replace(image, objects=objects, image_labels=tuple(sorted(image_labels[label] for label in image.image_labels)))
+
+    unchanged = member.classes == classes and member.image_classes == image_classes
+    images = member.images if unchanged else tuple(map(relabel, member.images))
+    return replace(member, classes=classes, image_classes=image_classes, keypoint_names=keypoint_names, images=images)
+
+
+def _unite(parts: list[Split]) -> Split:
+    """Return the parts of a split as one; names of images begin at the folder that holds the folders of all parts."""
+    if len(parts) == 1:
+        return parts[0]
+    root = lowest_common_folder(folder.url for folder, _ in parts)
+    files, images = [], []
+    for folder, annotations in parts:
+        prefix = folder.url[len(root) :].strip("/")
+        files += [replace(file, name=join(prefix, file.name).lstrip("/")) for file in folder.files.values()]
+        images += [replace(image, name=join(prefix, image.name).lstrip("/")) for image in annotations.images]
+    images, duplicates = drop_duplicates(images)
+    faults = (*(fault for _, annotations in parts for fault in annotations.faults), *duplicates)
+    return ImageFolder(root, files), replace(parts[0][1], images=tuple(images), faults=faults)
+
+
+def _urls(split: Split) -> set[str]:
+    folder, annotations = split
+    return {join(folder.url, image.name) for image in annotations.images}
+
+
+def _separate(splits: Mapping[str, Split]) -> dict[str, Split]:
+    """Leave images of other splits out of the training set, and a validation set out that is the training set."""
+    kept = dict(splits)
+    if "train" not in kept:
+        return kept
+    folder, annotations = kept["train"]
+    for split in ("val", "test"):
+        shared = _urls(kept["train"]) & _urls(kept[split]) if split in kept else set()
+        if not shared:
+            continue
+        if len(shared) == len(_urls(kept["train"])):
+            logger.warning("event=split_left_out split=%s reason='its images are those of train'", split)
+            del kept[split]
+            continue
+        logger.warning("event=shared_images split=%s images=%d consequence='left out of train'", split, len(shared))
+        images = tuple(image for image in annotations.images if join(folder.url, image.name) not in shared)
+        kept["train"] = folder, replace(annotations, images=images)
+    return kept
+
+
+def _hold_out(folder: ImageFolder, annotations: Annotations, share: float) -> dict[str, Split]:
+    """Divide a training set by the bytes of its images; the faults of the annotations stay with the training set.
+
+    Raises:
+        DataError: all images are on one side.
+    """
+    names = [image.name for image in annotations.images]
+    fractions: list[float] = []
+    held: set[str] = set()
+    for name, data in zip(names, read_files(folder.url, names), strict=True):
+        fractions.append(content_fraction(data))
+        if is_held_out(data, share):
+            held.add(name)
+    if not held or len(held) == len(names):
+        found = f"found {len(names)} images, of which {len(held)} are held out by --hold_out {share:g}"
+        above = f", a share above {min(fractions):.4f}" if fractions and not held else ""
+        raise DataError(f"{folder.url}: {found}, expected some on each side{above}, more images, or --hold_out 0")
+    logger.info("event=held_out images=%d of=%d share=%g split=val by='SHA-256 of the image'", len(held), len(names), share)
+    train, val = ([image for image in annotations.images if (image.name in held) == side] for side in (False, True))
+    return {
+        "train": (folder, replace(annotations, images=tuple(train))),
+        "val": (folder, replace(annotations, images=tuple(val), faults=())),
+    }

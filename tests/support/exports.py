@@ -17,7 +17,7 @@ Object = tuple[str, tuple[int, int, int, int]]
 
 def objects_of(number: int) -> list[Object]:
     """Return class and box of the objects on an image; image 3 is a background."""
-    first = (CLASSES[number % 3], (4 + number, 5, 36 + number, 29))
+    first = (CLASSES[number % 3], (4 + number % 20, 5, 36 + number % 20, 29))
     second = (CLASSES[(number + 1) % 3], (8, 20 + number % 4, 24, 40))
     return [] if number == 3 else [first, second]
 

@@ -36,10 +36,13 @@ def plan_splits(config: PackAutoConfig) -> dict[str, PackPlan]:
     splits = {split: _unite([(folder, next(aligned)) for folder, _ in group]) for split, group in parts.items()}
     splits = {split: (folder, check_objects(config, annotations)) for split, (folder, annotations) in splits.items()}
     splits = _separate(splits)
-    if "train" in splits and "val" not in splits and config.hold_out > 0:
+    # A training set without a usable image is refused later, with its faults.
+    if "train" in splits and splits["train"][1].images and "val" not in splits and config.hold_out > 0:
         splits |= _hold_out(*splits["train"], config.hold_out)
-    ordered = [split for split in SPLITS if split in splits]
-    return {split: divide(replace(config, output=join(config.output, split)), *splits[split]) for split in ordered}
+    plans = {split: divide(replace(config, output=join(config.output, split)), *splits[split]) for split in SPLITS if split in splits}
+    classes = next(iter(plans.values())).classes
+    logger.info("event=classes count=%d names='%s'", len(classes), ", ".join(classes))
+    return plans
 
 
 def _read(source: Source) -> Split:
@@ -101,23 +104,31 @@ def _urls(split: Split) -> set[str]:
 
 
 def _separate(splits: Mapping[str, Split]) -> dict[str, Split]:
-    """Leave images of other splits out of the training set, and a validation set out that is the training set."""
+    """Leave out splits without images, and the images of the training set that are in another split, too.
+
+    A shared image stays in the smaller of the two splits. A split with the images of the training set is left out.
+    """
     kept = dict(splits)
-    if "train" not in kept:
-        return kept
-    folder, annotations = kept["train"]
     for split in ("val", "test"):
-        shared = _urls(kept["train"]) & _urls(kept[split]) if split in kept else set()
-        if not shared:
+        if split in kept and not kept[split][1].images and not kept[split][1].faults:
+            logger.warning("event=split_left_out split=%s reason='found no image'", split)
+            del kept[split]
+        if "train" not in kept or split not in kept:
             continue
-        if len(shared) == len(_urls(kept["train"])):
+        train, other = _urls(kept["train"]), _urls(kept[split])
+        if train and train == other:
             logger.warning("event=split_left_out split=%s reason='its images are those of train'", split)
             del kept[split]
-            continue
-        logger.warning("event=shared_images split=%s images=%d consequence='left out of train'", split, len(shared))
-        images = tuple(image for image in annotations.images if join(folder.url, image.name) not in shared)
-        kept["train"] = folder, replace(annotations, images=images)
+        elif train & other:
+            larger = "train" if len(train) >= len(other) else split
+            logger.warning("event=shared_images split=%s images=%d left_out_of=%s", split, len(train & other), larger)
+            kept[larger] = _without(kept[larger], train & other)
     return kept
+
+
+def _without(split: Split, urls: set[str]) -> Split:
+    folder, annotations = split
+    return folder, replace(annotations, images=tuple(image for image in annotations.images if join(folder.url, image.name) not in urls))
 
 
 def _hold_out(folder: ImageFolder, annotations: Annotations, share: float) -> dict[str, Split]:

@@ -7,13 +7,14 @@ that the file names.
 import functools
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import read_bytes
 from yolor_ray.pack.annotations.coco import read_coco
-from yolor_ray.pack.annotations.image_folder import stem
+from yolor_ray.pack.annotations.image_folder import ImageFolder, stem
+from yolor_ray.pack.annotations.schema import Annotations
 from yolor_ray.pack.layouts.layout import Layout, Source, by_split, split_of_file
 from yolor_ray.pack.layouts.tree import FolderTree, folder_of, folder_that_holds
 
@@ -48,7 +49,7 @@ def lay_out_coco(tree: FolderTree) -> Layout:
     Raises:
         DataError: several files are of one split, or no file's images are in the folder.
     """
-    files = _coco_files(tree)
+    files = list(_coco_files(tree))
     chosen, notes = _choose(tree, files)
     sources: dict[str, list[Source]] = defaultdict(list)
     for split, file in chosen.items():
@@ -65,16 +66,15 @@ def lay_out_coco(tree: FolderTree) -> Layout:
     return Layout("Roboflow COCO" if is_roboflow else "COCO", tree.url_of(files[0].path), by_split(sources), tuple(notes))
 
 
-def _read(folder: Any, file: str) -> Any:
+def _read(folder: ImageFolder, file: str) -> Annotations:
     return read_coco(folder, file)
 
 
-@functools.lru_cache(maxsize=1)
-def _coco_files(tree: FolderTree) -> tuple[CocoFile, ...]:
+def _coco_files(tree: FolderTree) -> Iterator[CocoFile]:
     paths = tree.with_suffix(".json")
     per_folder = Counter(map(folder_of, paths))
     files = (_open(tree, path) for path in paths if per_folder[folder_of(path)] <= MAX_JSON_FILES)
-    return tuple(file for file in files if file)
+    return (file for file in files if file)
 
 
 def _open(tree: FolderTree, path: str) -> CocoFile | None:
@@ -87,8 +87,7 @@ def _open(tree: FolderTree, path: str) -> CocoFile | None:
         return None
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("images", "annotations", "categories")):
         return None
-    first = next(iter(content["annotations"]), {})
-    if isinstance(first, dict) and "segments_info" in first:
+    if any(isinstance(entry, dict) and "segments_info" in entry for entry in content["annotations"][:1]):
         # Panoptic annotations have the same keys, but no boxes of objects.
         return None
     names = (entry.get("file_name") for entry in content["images"] if isinstance(entry, dict))
@@ -96,7 +95,7 @@ def _open(tree: FolderTree, path: str) -> CocoFile | None:
     return CocoFile(path, split_of_file(path), images, len(content["annotations"]))
 
 
-def _choose(tree: FolderTree, files: tuple[CocoFile, ...]) -> tuple[dict[str, CocoFile], list[str]]:
+def _choose(tree: FolderTree, files: Sequence[CocoFile]) -> tuple[dict[str, CocoFile], list[str]]:
     """Return one file per split, and notes about the files that are left out.
 
     Raises:

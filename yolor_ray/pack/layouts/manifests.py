@@ -147,6 +147,8 @@ def _sources_at(tree: FolderTree, url: str, manifest: Manifest) -> list[Source]:
         return list_sources(tree, url, manifest.names)
     if url != tree.url and not url.startswith(f"{tree.url}/"):
         labels = label_folder(url)
+        if labels and not exists(labels):
+            labels = None
         # Images and labels lie below the listed folder.
         tree = list_tree(lowest_common_folder([url, labels or url]))
     folder = url[len(tree.url) :].strip("/")

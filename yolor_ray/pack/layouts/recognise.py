@@ -69,6 +69,8 @@ def recognise(url: str, choice: str = "auto") -> Layout:
         DataError: no layout, or several, or a layout that contradicts itself.
     """
     tree = _enter(_tree_at(url))
+    if choice == "auto" and url.lower().endswith(YAML_SUFFIXES):
+        choice = "yolo"
     families = FAMILIES if choice == "auto" else {choice: FAMILIES[choice]}
     found = {name: path for name, family in families.items() if (path := family.find(tree))}
     if not found:
@@ -79,6 +81,8 @@ def recognise(url: str, choice: str = "auto") -> Layout:
             f"{tree.url}: found annotations of {len(found)} kinds: {listed}, expected one; choose by --layout {next(iter(found))}"
         )
     layout = FAMILIES[next(iter(found))].lay_out(tree)
+    if not layout.splits:
+        raise DataError(f"{layout.evidence}: found no images of a split, expected some{''.join(f'; {note}' for note in layout.notes)}")
     _log(layout)
     return layout
 

@@ -17,15 +17,15 @@ from yolor_ray.pack.layouts.tree import FolderTree, folder_of, lowest_common_fol
 
 NAMES_FILES = ("classes.txt", "names.txt", "obj.names", "_darknet.labels")
 """Files of class names, one per line."""
+LABEL_FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
+"""Folders of label files by the folders of their images."""
 
 
 def label_folder(folder: str) -> str | None:
     """Return a folder with its last part `images` replaced by `labels`; None without such a part."""
     parts = folder.split("/")
-    if "images" not in parts:
-        return None
-    last = len(parts) - 1 - parts[::-1].index("images")
-    return "/".join([*parts[:last], "labels", *parts[last + 1 :]])
+    last = next((index for index in reversed(range(len(parts))) if parts[index] in LABEL_FOLDERS), None)
+    return None if last is None else "/".join([*parts[:last], LABEL_FOLDERS[parts[last]], *parts[last + 1 :]])
 
 
 def label_file(tree: FolderTree, image: str) -> str | None:
@@ -57,7 +57,8 @@ def yolo_sources(tree: FolderTree, images: Iterable[str], names: str, ignored: C
 def _root(folder: str) -> str:
     """Return the path up to the last folder called `images`, and up to the last folder of a split if that is deeper."""
     parts = folder.split("/")
-    return "/".join(parts[: max((depth for depth, part in enumerate(parts, 1) if part == "images" or split_of_folder(part)), default=0)])
+    depths = [depth for depth, part in enumerate(parts, start=1) if part in LABEL_FOLDERS or split_of_folder(part)]
+    return "/".join(parts[: max(depths, default=0)])
 
 
 def _source(tree: FolderTree, root: str, images: Collection[str], names: str, ignored: Collection[str]) -> Source:

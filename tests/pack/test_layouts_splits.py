@@ -10,7 +10,7 @@ from exports import CLASSES, objects_of, packed_objects, write_coco, write_image
 from packed import all_records
 from yolor_ray.config import PackAutoConfig, PackVocConfig
 from yolor_ray.data.shards.dataset import open_dataset
-from yolor_ray.data.shards.hold_out import is_held_out
+from yolor_ray.data.shards.hold_out import content_fraction, is_held_out
 from yolor_ray.errors import DataError
 from yolor_ray.pack.run import pack
 
@@ -63,16 +63,23 @@ def test_another_layout_more_images_and_copies_change_no_side(run, root, tmp_pat
     assert {900, held} <= set(packed_objects(result["splits"]["val"]["output"], CLASSES))
 
 
-def test_where_no_image_is_held_out_the_message_has_a_share_that_suffices(run, tmp_path, write_image):
-    write_images(write_image, tmp_path / "few" / "images", range(5))
-    write_labels(tmp_path / "few" / "labels", range(5))
-    (tmp_path / "few" / "classes.txt").write_text("\n".join(CLASSES))
-    with pytest.raises(
-        DataError, match=r"found 5 images, of which 0 are held out by --hold_out 0.001, expected some .*a share above 0\.\d{4}"
-    ) as caught:
-        run(tmp_path / "few", hold_out=0.001)
-    share = float(str(caught.value).split("above ")[1].split(",")[0]) + 0.0001
-    assert len(run(tmp_path / "few", hold_out=share)["val"]) == 1
+def test_one_image_of_a_small_set_is_held_out(run, tmp_path, write_image):
+    few = tmp_path / "few"
+    write_images(write_image, few / "images", range(5))
+    write_labels(few / "labels", range(5))
+    (few / "classes.txt").write_text("\n".join(CLASSES))
+    fractions = [content_fraction((few / "images" / f"{number:03d}.png").read_bytes()) for number in range(5)]
+    first = fractions.index(min(fractions))
+    assert run(few, hold_out=0.001) == {"train": set(range(5)) - {first}, "val": {first}}
+
+
+def test_a_set_of_one_content_cannot_be_divided(run, tmp_path, write_image):
+    for name in ("0.png", "1.png"):
+        write_image(tmp_path / "equal" / name)
+        (tmp_path / "equal" / name).with_suffix(".txt").write_text("0 0.5 0.5 0.5 0.5")
+    (tmp_path / "equal" / "classes.txt").write_text("dog")
+    with pytest.raises(DataError, match="found 2 images of one content, expected two different ones, one to hold out"):
+        run(tmp_path / "equal")
 
 
 def test_the_same_command_again_succeeds_and_changes_nothing(run, root, tmp_path):

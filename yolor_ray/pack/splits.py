@@ -4,11 +4,12 @@ Without a validation split, a share of the training images becomes one. Their by
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 from yolor_ray.config import PackAutoConfig
-from yolor_ray.data.shards.hold_out import content_fraction, is_held_out
+from yolor_ray.data.shards.hold_out import content_fraction
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import absolute, join
 from yolor_ray.pack.annotations.image_folder import ImageFolder, read_files
@@ -28,7 +29,7 @@ def plan_splits(config: PackAutoConfig) -> dict[str, PackPlan]:
     """Plan a dataset for each split of a folder: train, val, test.
 
     Raises:
-        DataError: the layout is unknown or ambiguous, a split cannot be read, or no image or every image is held out.
+        DataError: the layout is unknown or ambiguous, a split cannot be read, or all training images are equal.
     """
     layout = recognise(absolute(config.folder), config.layout)
     parts = {split: [_read(source) for source in sources] for split, sources in layout.splits.items()}
@@ -134,23 +135,17 @@ def _without(split: Split, urls: set[str]) -> Split:
 def _hold_out(folder: ImageFolder, annotations: Annotations, share: float) -> dict[str, Split]:
     """Divide a training set by the bytes of its images; the faults of the annotations stay with the training set.
 
+    Of a small set, the share is held out that just suffices for one image.
+
     Raises:
-        DataError: all images are on one side.
+        DataError: all images are equal.
     """
     names = [image.name for image in annotations.images]
-    fractions: list[float] = []
-    held: set[str] = set()
-    for name, data in zip(names, read_files(folder.url, names), strict=True):
-        fractions.append(content_fraction(data))
-        if is_held_out(data, share):
-            held.add(name)
-    if not held or len(held) == len(names):
-        found = f"found {len(names)} images, of which {len(held)} are held out by --hold_out {share:g}"
-        above = f", a share above {min(fractions):.4f}" if fractions and not held else ""
-        raise DataError(f"{folder.url}: {found}, expected some on each side{above}, more images, or --hold_out 0")
-    logger.info("event=held_out images=%d of=%d share=%g split=val by='SHA-256 of the image'", len(held), len(names), share)
-    train, val = ([image for image in annotations.images if (image.name in held) == side] for side in (False, True))
-    return {
-        "train": (folder, replace(annotations, images=tuple(train))),
-        "val": (folder, replace(annotations, images=tuple(val), faults=())),
-    }
+    fractions = {name: content_fraction(data) for name, data in zip(names, read_files(folder.url, names), strict=True)}
+    sufficient = max(share, math.nextafter(min(fractions.values()), 1))
+    held = {name for name, fraction in fractions.items() if fraction < sufficient}
+    if len(held) == len(names):
+        raise DataError(f"{folder.url}: found {len(names)} images of one content, expected two different ones, one to hold out")
+    logger.info("event=held_out split=val images=%d of=%d share=%.4g by='SHA-256 of the image'", len(held), len(names), sufficient)
+    train, val = (tuple(image for image in annotations.images if (image.name in held) == side) for side in (False, True))
+    return {"train": (folder, replace(annotations, images=train)), "val": (folder, replace(annotations, images=val, faults=()))}

@@ -53,7 +53,8 @@ def pack_scenes(url: str, count: int, seed: int, size_px: int = 320, parallel: b
 def _pack_splits(config: PackAutoConfig) -> dict:
     plans = plan_splits(config)
     for plan in plans.values():
-        _check_strict(plan.strict, plan.faults)
+        if plan.strict and plan.faults:
+            raise _strict_error(plan.faults)
     splits = {split: _build_dataset(plan) for split, plan in plans.items()}
     urls = {split: result["output"] for split, result in splits.items()}
     if "train" in urls:
@@ -74,7 +75,8 @@ def _pack_splits(config: PackAutoConfig) -> dict:
 
 def _build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
     """Build the shards of a plan and write `dataset.json`; a finished dataset at the output must have the same content."""
-    _check_strict(plan.strict, plan.faults)
+    if plan.strict and plan.faults:
+        raise _strict_error(plan.faults)
     finished = open_dataset(plan.output) if exists(join(plan.output, MANIFEST)) else None
     results = sorted(_build_shards(plan, parallel, write=finished is None), key=lambda result: result.index)
     faults = [*plan.faults, *(fault for result in results for fault in result.faults), *_duplicate_images(results, plan)]
@@ -155,18 +157,17 @@ def _publish(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
 
 
 def _check(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
-    _check_strict(plan.strict, faults)
+    if plan.strict and faults:
+        raise _strict_error(faults)
     if dataset.images == 0:
         shown = "; ".join(map(str, faults[:MAX_SHOWN_FAULTS]))
         raise DataError(f"{plan.output}: found no usable image, expected at least one; {len(faults)} faults: {shown}")
 
 
-def _check_strict(strict: bool, faults: Sequence[Fault]) -> None:
-    """Raise DataError for faults of a dataset that must have none."""
-    if strict and faults:
-        shown = "\n".join(f"  {fault}" for fault in faults[:MAX_SHOWN_FAULTS])
-        more = f"\n  … and {len(faults) - MAX_SHOWN_FAULTS} more" if len(faults) > MAX_SHOWN_FAULTS else ""
-        raise DataError(f"found {len(faults)} faults, expected none with --strict; nothing was packed:\n{shown}{more}")
+def _strict_error(faults: Sequence[Fault]) -> DataError:
+    shown = "\n".join(f"  {fault}" for fault in faults[:MAX_SHOWN_FAULTS])
+    more = f"\n  … and {len(faults) - MAX_SHOWN_FAULTS} more" if len(faults) > MAX_SHOWN_FAULTS else ""
+    return DataError(f"found {len(faults)} faults, expected none with --strict; nothing was packed:\n{shown}{more}")
 
 
 def _clear(output: str, keep: Sequence[str]) -> None:

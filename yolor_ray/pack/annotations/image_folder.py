@@ -72,22 +72,20 @@ class ImageFolder(FileIndex):
             DataError: the folder holds no image file.
         """
         self.url = url
-        self.files = {file.name: file for file in (_list_images(url) if files is None else files)}
+        if files is None:
+            image_files = ((name, info) for name, info in _visible_files(url) if name.lower().endswith(IMAGE_SUFFIXES))
+            files = [ImageFile(name, info.size, info.mtime_ns or 0) for name, info in image_files]
+        self.files = {file.name: file for file in files}
         if not self.files:
             raise DataError(f"{url}: found no image file, expected some that end in {', '.join(IMAGE_SUFFIXES)}")
         super().__init__(self.files)
-
-
-def _list_images(url: str) -> list[ImageFile]:
-    named = ((name, info) for name, info in visible_files(url) if name.lower().endswith(IMAGE_SUFFIXES))
-    return [ImageFile(name, info.size, info.mtime_ns or 0) for name, info in named]
 
 
 def _only(names: list[str]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def visible_files(url: str) -> Iterator[tuple[str, fs.FileInfo]]:
+def _visible_files(url: str) -> Iterator[tuple[str, fs.FileInfo]]:
     """Yield relative path and file information of each file below a folder, sorted, without hidden files."""
     root = path_of(url)
     for info in list_files(url, recursive=True):
@@ -102,7 +100,7 @@ def list_annotation_files(url: str, suffix: str) -> list[str]:
     Raises:
         DataError: there is no such file.
     """
-    names = [name for name, _ in visible_files(url) if name.lower().endswith(suffix)]
+    names = [name for name, _ in _visible_files(url) if name.lower().endswith(suffix)]
     if not names:
         raise DataError(f"{url}: found no {suffix} file, expected the annotations")
     return names

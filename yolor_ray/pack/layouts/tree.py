@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from yolor_ray.io.storage import join
-from yolor_ray.pack.annotations.image_folder import IMAGE_SUFFIXES, stem, visible_files
+from yolor_ray.io.storage import join, list_files
+from yolor_ray.pack.annotations.image_folder import IMAGE_SUFFIXES, list_annotation_files, stem
 from yolor_ray.pack.layouts.layout import SPLIT_WORDS, split_of_folders
 
 
@@ -65,7 +65,7 @@ class FolderTree:
 
 def list_tree(url: str) -> FolderTree:
     """List a folder; an absent folder has no files."""
-    return FolderTree(url, tuple(name for name, _ in visible_files(url)))
+    return FolderTree(url, tuple(list_annotation_files(url, suffix="")) if list_files(url) else ())
 
 
 def folder_of(path: str) -> str:

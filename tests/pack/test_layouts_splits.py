@@ -89,6 +89,11 @@ def test_the_same_command_again_succeeds_and_changes_nothing(run, root, tmp_path
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.*")} == files
 
 
+def test_an_output_inside_the_folder_is_no_part_of_the_layout(run, root, tmp_path):
+    first = run(tmp_path, "packed")
+    assert run(tmp_path, "packed") == first and len(first["train"] | first["val"]) == COUNT
+
+
 def test_a_test_split_stays_where_the_validation_split_is_held_out(run, root, write_image):
     write_images(write_image, root / "test" / "images", range(50, 53))
     write_labels(root / "test" / "labels", range(50, 53))

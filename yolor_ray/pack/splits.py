@@ -31,7 +31,7 @@ def plan_splits(config: PackAutoConfig) -> dict[str, PackPlan]:
     Raises:
         DataError: the layout is unknown or ambiguous, a split cannot be read, or all training images are equal.
     """
-    layout = recognise(absolute(config.folder), config.layout)
+    layout = recognise(absolute(config.folder), config.layout, absolute(config.output))
     parts = {split: [_read(source) for source in sources] for split, sources in layout.splits.items()}
     aligned = iter(_align([annotations for group in parts.values() for _, annotations in group], layout.sorted_classes))
     splits = {split: _unite([(folder, next(aligned)) for folder, _ in group]) for split, group in parts.items()}

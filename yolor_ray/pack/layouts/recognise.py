@@ -58,17 +58,18 @@ FAMILIES = {
 }
 
 
-def recognise(url: str, choice: str = "auto") -> Layout:
+def recognise(url: str, choice: str, output: str) -> Layout:
     """Return the layout of a folder.
 
     Args:
         url: URL of the folder, or of a data.yaml.
         choice: kind of annotations to take, a key of `FAMILIES`; auto takes the only kind.
+        output: URL of the packed datasets, which are no part of a layout where they lie in the folder.
 
     Raises:
         DataError: no layout, or several, or a layout that contradicts itself.
     """
-    tree = _enter(_tree_at(url))
+    tree = _enter(_without(_tree_at(url), normal_url("", output)))
     if choice == "auto" and url.lower().endswith(YAML_SUFFIXES):
         choice = "yolo"
     families = FAMILIES if choice == "auto" else {choice: FAMILIES[choice]}
@@ -99,6 +100,11 @@ def _tree_at(url: str) -> FolderTree:
     return FolderTree(
         folder, tuple(name for name in tree.files if name == chosen or "/" in name or not name.lower().endswith(YAML_SUFFIXES))
     )
+
+
+def _without(tree: FolderTree, url: str) -> FolderTree:
+    """Return the tree without the files below a folder."""
+    return FolderTree(tree.url, tuple(name for name in tree.files if not tree.url_of(name).startswith(f"{url}/")))
 
 
 def _enter(tree: FolderTree) -> FolderTree:

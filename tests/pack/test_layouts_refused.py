@@ -45,6 +45,7 @@ def test_an_unknown_folder_is_refused_with_its_content_and_the_expected_layouts(
 
 def test_an_absent_or_empty_folder_is_refused(refuse, tmp_path):
     assert "absent: found no file, expected a folder with annotated images" in refuse(tmp_path / "absent")
+    assert "export.zip: found a ZIP file, expected a folder; unpack it first" in refuse(tmp_path / "export.zip")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,8 @@ def test_a_data_yaml_whose_training_images_are_absent_is_refused_with_the_conten
     (yolo / "data.yaml").write_text(f"train: ../train/images\nval: images\n{NAMES}")
     message = refuse(yolo)
     assert "data.yaml: found train: ../train/images, expected images" in message and "has data.yaml, images/, labels/" in message
+    (yolo / "data.yaml").write_text(f"train: [images, more/train/images]\n{NAMES}")
+    assert "data.yaml: found train: more/train/images, expected images" in refuse(yolo)
 
 
 def test_a_data_yaml_that_is_no_yaml_is_refused(refuse, yolo):
@@ -101,10 +104,10 @@ def test_a_data_yaml_that_is_no_yaml_is_refused(refuse, yolo):
     assert "data.yaml: found while parsing a flow sequence" in refuse(yolo)
 
 
-def test_one_of_several_manifests_is_taken_only_by_its_url(refuse, yolo, tmp_path):
+def test_one_of_several_dataset_files_is_taken_only_by_its_url(refuse, yolo, tmp_path):
     for name in ("a.yaml", "b.yaml"):
         (yolo / name).write_text(f"train: images\n{NAMES}")
-    assert "found 2 manifests (a.yaml, b.yaml), expected one; give the URL of one as FOLDER" in refuse(yolo)
+    assert "found 2 dataset files (a.yaml, b.yaml), expected one; give the URL of one as FOLDER" in refuse(yolo)
     assert "c.yaml: found no file, expected a folder, or a data.yaml" in refuse(yolo / "c.yaml")
     write_coco(yolo / "train.json", range(8), prefix="images/")
     result = pack(PackAutoConfig(folder=str(yolo / "b.yaml"), output=str(tmp_path / "out"), hold_out=0))

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from yolor_ray.errors import DataError
 from yolor_ray.pack.layouts.coco_files import find_coco, lay_out_coco
+from yolor_ray.pack.layouts.dataset_files import YAML_SUFFIXES, find_dataset_file, lay_out_dataset_file, normal_url
 from yolor_ray.pack.layouts.layout import Layout, split_of_folder
-from yolor_ray.pack.layouts.manifests import YAML_SUFFIXES, find_manifest, lay_out_manifest, normal_url
 from yolor_ray.pack.layouts.tree import FolderTree, list_tree
 from yolor_ray.pack.layouts.voc_folders import find_voc, lay_out_voc
 from yolor_ray.pack.layouts.yolo_folders import find_yolo_folders, lay_out_yolo_folders
@@ -44,11 +44,11 @@ class Family(NamedTuple):
 
 
 def _find_yolo(tree: FolderTree) -> str | None:
-    return find_manifest(tree) or find_yolo_folders(tree)
+    return find_dataset_file(tree) or find_yolo_folders(tree)
 
 
 def _lay_out_yolo(tree: FolderTree) -> Layout:
-    return lay_out_manifest(tree) if find_manifest(tree) else lay_out_yolo_folders(tree)
+    return lay_out_dataset_file(tree) if find_dataset_file(tree) else lay_out_yolo_folders(tree)
 
 
 FAMILIES = {
@@ -89,8 +89,10 @@ def recognise(url: str, choice: str, output: str) -> Layout:
 
 
 def _tree_at(url: str) -> FolderTree:
-    """List the folder; the manifest that the URL names is the only one of its folder."""
+    """List the folder; the dataset file that the URL names is the only one of its folder."""
     url = normal_url("", url)
+    if url.lower().endswith(".zip"):
+        raise DataError(f"{url}: found a ZIP file, expected a folder; unpack it first")
     if not url.lower().endswith(YAML_SUFFIXES):
         return list_tree(url)
     folder, _, chosen = url.rpartition("/")

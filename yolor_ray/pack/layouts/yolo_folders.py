@@ -1,4 +1,4 @@
-"""Lay out YOLO label files without a manifest: `images` and `labels`, or label files beside images, with a file of class names."""
+"""Lay out YOLO label files without a dataset file: `images` and `labels`, or label files beside images, with a file of class names."""
 
 from collections import Counter, defaultdict
 

@@ -102,6 +102,21 @@ def test_a_test_split_stays_where_the_validation_split_is_held_out(run, root, wr
     assert splits["test"] == {50, 51, 52} and splits["train"] | splits["val"] == set(range(COUNT))
 
 
+def test_an_empty_list_of_a_split_is_no_split(run, root, tmp_path, write_image, caplog):
+    """CVAT writes such lists."""
+    (root / "val.txt").write_text("\n")
+    (root / "data.yaml").write_text(f"train: train/images\nval: val.txt\n{NAMES}")
+    assert run(root)["val"]
+    write_images(write_image, tmp_path / "voc" / "JPEGImages", range(8))
+    write_voc(tmp_path / "voc" / "Annotations", range(8))
+    (tmp_path / "voc" / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "voc" / "ImageSets" / "Main" / "train.txt").write_text("".join(f"{number:03d}\n" for number in range(8)))
+    (tmp_path / "voc" / "ImageSets" / "Main" / "val.txt").write_text("")
+    result = pack(PackAutoConfig(folder=str(tmp_path / "voc"), output=str(tmp_path / "voc_out"), hold_out=0))
+    assert set(result["splits"]) == {"train"}
+    assert "event=split_left_out split=val reason='found no image'" in caplog.text
+
+
 def test_absent_splits_and_a_test_split_without_labels_are_left_out_with_a_warning(run, root, write_image, caplog):
     write_images(write_image, root / "test" / "images", range(50, 53))
     (root / "data.yaml").write_text(f"train: ../train/images\nval: ../valid/images\ntest: ../test/images\n{NAMES}")

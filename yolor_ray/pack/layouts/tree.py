@@ -10,6 +10,9 @@ from yolor_ray.io.storage import join, list_files
 from yolor_ray.pack.annotations.image_folder import IMAGE_SUFFIXES, list_annotation_files, stem
 from yolor_ray.pack.layouts.layout import SPLIT_WORDS, split_of_folders
 
+SAMPLED_PATHS = 1000
+"""Paths that are searched, about, to find the folder of images."""
+
 
 @dataclass(frozen=True)
 class FolderTree:
@@ -95,7 +98,7 @@ def split_lists(tree: FolderTree, folder: str) -> dict[str, str]:
 
 
 def folder_that_holds(tree: FolderTree, paths: Iterable[str], split: str | None = None) -> str | None:
-    """Return the folder below which most of the paths are images; None if no path is.
+    """Return the folder below which most of a sample of the paths are images; None if no path is.
 
     Folders whose path names the split come before those that name no split, and these before those of another split. Among equals, the
     first in alphabetical order counts.
@@ -109,8 +112,9 @@ def folder_that_holds(tree: FolderTree, paths: Iterable[str], split: str | None 
     for image in tree.images:
         by_name[_key(image).rpartition("/")[2]].append(image)
     counts: Counter[str] = Counter()
-    for path in paths:
-        key = path.casefold()
+    keys = [path.casefold() for path in paths]
+    # The frames of all videos may have the same names, so that each path has many candidates.
+    for key in keys[:: len(keys) // SAMPLED_PATHS + 1]:
         for image in by_name.get(key.rpartition("/")[2], ()):
             if f"/{_key(image)}".endswith(f"/{key}"):
                 counts["/".join(image.split("/")[: -key.count("/") - 1])] += 1

@@ -22,12 +22,12 @@ def list_sources(tree: FolderTree, url: str, names: str) -> list[Source]:
         names: URL of the class names.
 
     Raises:
-        DataError: no line names an image.
+        DataError: there are lines, but no line names an image.
     """
     beside = url.rpartition("/")[0][len(tree.url) :].strip("/")
     missing = "missing_image", f"the path of an image below {tree.url}"
     images, faults = read_split_file(url, lambda text: _find(tree, beside, text), missing)
-    if not images:
+    if not images and faults:
         raise DataError(f"{url}: found no image in {len(faults)} lines, expected {missing[1]} in each line")
     sources = yolo_sources(tree, images, names, ignored=[tree.url_of(name) for name in tree.with_suffix(".txt") if "/" not in name])
     return [replace(source, split_list=url, faults=tuple(faults) if index == 0 else ()) for index, source in enumerate(sources)]

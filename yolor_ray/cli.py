@@ -208,7 +208,7 @@ def _without_nan(value: Any) -> Any:
 
 JOBS = {
     "pack": Job(
-        "Check annotated images and pack them into shards: voc, coco, yolo, crops, or built-in scenes.",
+        "Check annotated images and pack them into shards: a folder (auto), voc, coco, yolo, crops, or built-in scenes.",
         functools.partial(read_flags, config.AnyPackConfig),
         "yolor_ray.pack.run:pack",
     ),

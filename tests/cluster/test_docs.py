@@ -119,6 +119,21 @@ def write_coco(photos: Path, file: str, numbers: range) -> None:
     (photos / file).write_text(json.dumps({"images": images, "annotations": annotations, "categories": [*categories, person]}))
 
 
+def write_exports(folder: Path) -> None:
+    """Write exports with all splits: my-export in PASCAL VOC as Roboflow writes it, dogs-export in YOLO with data.yaml."""
+    for split, numbers in (("train", range(16)), ("valid", range(16, 24))):
+        for kind in ("JPEGImages", "Annotations"):
+            (folder / "my-export" / split / kind).mkdir(parents=True)
+        for kind in ("images", "labels"):
+            (folder / "dogs-export" / split / kind).mkdir(parents=True)
+        for number in numbers:
+            write_photo(folder / "my-export" / split, number)
+        write_coco(folder / "dogs-export" / split, "unused.json", numbers)
+        (folder / "dogs-export" / split / "unused.json").unlink()
+    names = "\n".join(f"  {label}: {name}" for label, name in enumerate(CLASSES))
+    (folder / "dogs-export" / "data.yaml").write_text(f"train: ../train/images\nval: ../valid/images\nnames:\n{names}\n")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: annotated photos in each format, under the paths of the documentation."""
@@ -135,6 +150,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (photos / "names.txt").write_text("\n".join(CLASSES))
     for number, name in enumerate(("photo.jpg", "photo-2.jpg")):
         (folder / name).write_bytes(scene(24 + number).image)
+    write_exports(folder)
     (folder / "reid").mkdir()
     for identity in range(4):
         for camera in range(2):
@@ -168,7 +184,8 @@ def check(line: str, result: dict) -> None:
     """Check the result of a command by its job."""
     job = line.split()[1]
     if job == "pack":
-        assert result["faults"] == {} and storage.exists(f"{result['output']}/dataset.json"), line
+        outputs = [part["output"] for part in result.get("splits", {"": result}).values()]
+        assert result["faults"] == {} and all(storage.exists(f"{output}/dataset.json") for output in outputs), line
     elif job == "train":
         assert manifest.is_published(result["weights"]) and {"AP", "AP50"} <= result["metrics"].keys(), line
     elif job == "evaluate":
@@ -205,9 +222,10 @@ def readme(run: Callable[[str], dict]) -> dict[str, dict]:
 
 def test_the_readme_leads_from_the_demo_and_from_photos_to_fused_weights(readme: dict[str, dict], folder: Path) -> None:
     jobs = [line.split()[1] for line in readme]
-    assert jobs == ["train", "pack", "pack", "train", "evaluate", "export"]
+    assert jobs == ["train", "pack", "train", "evaluate", "export"]
     assert (folder / "runs" / "demo" / "report" / "predictions.png").exists()
-    assert [result["images"] for line, result in readme.items() if " pack " in line] == [16, 8]
+    (packed,) = [result for line, result in readme.items() if " pack " in line]
+    assert {split: part["images"] for split, part in packed["splits"].items()} == {"train": 16, "val": 8}
 
 
 @pytest.mark.usefixtures("readme")

@@ -27,13 +27,37 @@ class PackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackAnnotatedConfig(PackConfig):
+class PackLabelsConfig(PackConfig):
+    """Labels of whole images."""
+
+    image_labels: Literal["annotated", "present"] = "annotated"
+    """Labels of whole images: those in the annotations, or the classes of the objects present on each image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackAutoConfig(PackLabelsConfig):
+    """A folder with all splits, whose layout is recognised: data.yaml, COCO, PASCAL VOC or YOLO; writes OUTPUT/train, val and test."""
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """URL of the folder, or of one of several data.yaml files in it."""
+    hold_out: float = 0.1
+    """Share of the training images that become the validation set where the folder has none, by the hash of their bytes; 0: none."""
+    layout: Literal["auto", "yolo", "coco", "voc"] = "auto"
+    """Annotations to take where the folder has several kinds; auto: the only kind."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        if not 0 <= self.hold_out < 1:
+            raise ConfigError(f"hold_out: found {self.hold_out}, expected 0 or more and less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackAnnotatedConfig(PackLabelsConfig):
     """Annotated images."""
 
     images: str
     """URL of the folder of images."""
-    image_labels: Literal["annotated", "present"] = "annotated"
-    """Labels of whole images: those in the annotations, or the classes of the objects present on each image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +134,8 @@ class PackScenesConfig(PackConfig):
 
 
 AnyPackConfig = (
-    Annotated[PackVocConfig, tyro.conf.subcommand("voc")]
+    Annotated[PackAutoConfig, tyro.conf.subcommand("auto")]
+    | Annotated[PackVocConfig, tyro.conf.subcommand("voc")]
     | Annotated[PackCocoConfig, tyro.conf.subcommand("coco")]
     | Annotated[PackYoloConfig, tyro.conf.subcommand("yolo")]
     | Annotated[PackCropsConfig, tyro.conf.subcommand("crops")]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yolor_ray.config import PackCocoConfig, PackConfig, PackCropsConfig, PackScenesConfig, PackVocConfig, PackYoloConfig
+from yolor_ray.config.pack import PackLabelsConfig
 from yolor_ray.data.synthetic import scenes
 from yolor_ray.io.storage import absolute
 from yolor_ray.pack.annotations.coco import read_coco
@@ -59,11 +60,14 @@ def plan_annotated(config: PackVocConfig | PackCocoConfig | PackYoloConfig | Pac
         DataError: the images folder has no image, or the annotations cannot be read.
     """
     folder = ImageFolder(absolute(config.images))
-    annotations = merge_equal_objects(leave_out_fractions(_read_annotations(config, folder)))
+    return divide(config, folder, check_objects(config, _read_annotations(config, folder)))
+
+
+def check_objects(config: PackLabelsConfig, annotations: Annotations) -> Annotations:
+    """Mend faults that show only when objects are compared, withdraw tasks of lost objects, and label images by their objects."""
+    annotations = merge_equal_objects(leave_out_fractions(annotations))
     annotations = withdraw_tasks(annotations, UNREADABLE_OBJECT_CODES - _deliberate_codes(config))
-    if config.image_labels == "present":
-        annotations = add_labels_of_objects(annotations)
-    return _divide(config, folder, annotations)
+    return add_labels_of_objects(annotations) if config.image_labels == "present" else annotations
 
 
 def plan_scenes(config: PackScenesConfig) -> PackPlan:
@@ -99,7 +103,8 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _divide(config: PackConfig, folder: ImageFolder, annotations: Annotations) -> PackPlan:
+def divide(config: PackConfig, folder: ImageFolder, annotations: Annotations) -> PackPlan:
+    """Plan the shards of a dataset: images in the order of the hashes of their names, cut by the size of their files."""
     output = absolute(config.output)
     ordered = sorted(annotations.images, key=lambda image: hashlib.sha256(image.name.encode()).digest())
     tasks = []

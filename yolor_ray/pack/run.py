@@ -15,14 +15,15 @@ import ray
 from tqdm import tqdm
 
 from yolor_ray.cluster.connect import as_completed, start_ray
-from yolor_ray.config import PackCocoConfig, PackCropsConfig, PackScenesConfig, PackVocConfig, PackYoloConfig
+from yolor_ray.config import PackAutoConfig, PackCocoConfig, PackCropsConfig, PackScenesConfig, PackVocConfig, PackYoloConfig
 from yolor_ray.data.coco_rules import warn_of_limit
 from yolor_ray.data.shards.dataset import MANIFEST, Dataset, dataset_digest, open_dataset, write_dataset
 from yolor_ray.errors import DataError
-from yolor_ray.io.storage import delete, exists, join, list_names, write_bytes
+from yolor_ray.io.storage import absolute, delete, exists, join, list_names, write_bytes
 from yolor_ray.pack.annotations.faults import Fault, count_by_code, describe_faults
 from yolor_ray.pack.plan import PackPlan, plan_annotated, plan_scenes
 from yolor_ray.pack.shard_builder import PROGRESS_DIR, AnnotatedSource, ShardResult, ShardTask, build_shard
+from yolor_ray.pack.splits import plan_splits
 
 FAULTS_FILE = "faults.jsonl"
 MAX_SHOWN_FAULTS = 5
@@ -30,19 +31,45 @@ MAX_SHOWN_FAULTS = 5
 logger = logging.getLogger(__name__)
 
 
-def pack(config: PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConfig | PackScenesConfig) -> dict:
+def pack(config: PackAutoConfig | PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConfig | PackScenesConfig) -> dict:
     """Pack the images of a configuration and return `images`, `boxes`, `faults` by code, `output`, and `crowds` where there are any.
+
+    The result of a folder with several splits has their sums, and the result of each split in `splits`.
 
     Raises:
         DataError: no usable image, a fault with `strict`, or another finished dataset at the output.
 
     """
+    if isinstance(config, PackAutoConfig):
+        return _pack_splits(config)
     return _build_dataset(plan_scenes(config) if isinstance(config, PackScenesConfig) else plan_annotated(config))
 
 
 def pack_scenes(url: str, count: int, seed: int, size_px: int = 320, parallel: bool = False) -> dict:
     """Pack `count` built-in scenes and return the result of `pack`; without `parallel`, Ray is not started."""
     return _build_dataset(plan_scenes(PackScenesConfig(output=url, count=count, seed=seed, size_px=size_px)), parallel)
+
+
+def _pack_splits(config: PackAutoConfig) -> dict:
+    plans = plan_splits(config)
+    for plan in plans.values():
+        _check_plan(plan)
+    splits = {split: _build_dataset(plan) for split, plan in plans.items()}
+    urls = {split: result["output"] for split, result in splits.items()}
+    if "train" in urls:
+        validation = f" --data.val {urls['val']}" if "val" in urls else ""
+        logger.info(
+            "event=packed_splits splits=%s next='yolor-ray train nano --data.train %s%s'", ",".join(urls), urls["train"], validation
+        )
+    else:
+        logger.warning("event=packed_splits splits=%s reason='found no training split'", ",".join(urls))
+    faults: Counter[str] = Counter()
+    for result in splits.values():
+        faults.update(result["faults"])
+    sums = {key: sum(result.get(key, 0) for result in splits.values()) for key in ("images", "boxes", "crowds")}
+    crowds = {"crowds": sums["crowds"]} if sums["crowds"] else {}
+    counts = {"images": sums["images"], "boxes": sums["boxes"], "faults": dict(sorted(faults.items()))}
+    return {**counts, "output": absolute(config.output), **crowds, "splits": splits}
 
 
 def _build_dataset(plan: PackPlan, parallel: bool = True) -> dict:

@@ -107,23 +107,28 @@ class FileIndex:
 class ImageFolder(FileIndex):
     """Index of the image files in a folder."""
 
-    def __init__(self, url: str) -> None:
-        """List the folder.
+    def __init__(self, url: str, files: Iterable[ImageFile] | None = None) -> None:
+        """Take the given image files of the folder, or list the folder.
 
         Raises:
             DataError: the folder holds no image file.
         """
         self.url = url
-        everything = dict(_files(url))
-        listed = {name: info for name, info in everything.items() if not _is_hidden(name)}
-        unknown = [name for name in listed if not name.lower().endswith((*IMAGE_SUFFIXES, *SIDECAR_SUFFIXES))]
-        images_by_content = {name for name, is_image in zip(unknown, _are_images(url, unknown), strict=True) if is_image}
-        image_files = {name: info for name, info in listed.items() if name.lower().endswith(IMAGE_SUFFIXES) or name in images_by_content}
-        self.files = {name: ImageFile(name, info.size, info.mtime_ns or 0) for name, info in image_files.items()}
+        self.files = {file.name: file for file in (_list_images(url) if files is None else files)}
         if not self.files:
-            raise DataError(f"{url}: found no image file among {len(listed)} files, expected JPEG, PNG, WebP, BMP or TIFF")
-        _log_other_files(url, [name for name in listed if name not in self.files], hidden=len(everything) - len(listed))
+            raise DataError(f"{url}: found no image file, expected JPEG, PNG, WebP, BMP or TIFF")
         super().__init__(self.files, url)
+
+
+def _list_images(url: str) -> list[ImageFile]:
+    """Return the image files below a folder, and log the number of the other files."""
+    everything = dict(_files(url))
+    listed = {name: info for name, info in everything.items() if not _is_hidden(name)}
+    unknown = [name for name in listed if not name.lower().endswith((*IMAGE_SUFFIXES, *SIDECAR_SUFFIXES))]
+    images_by_content = {name for name, is_image in zip(unknown, _are_images(url, unknown), strict=True) if is_image}
+    names = [name for name in listed if name.lower().endswith(IMAGE_SUFFIXES) or name in images_by_content]
+    _log_other_files(url, sorted(set(listed) - set(names)), hidden=len(everything) - len(listed))
+    return [ImageFile(name, listed[name].size, listed[name].mtime_ns or 0) for name in names]
 
 
 def _are_images(url: str, names: Sequence[str]) -> Iterator[bool]:

@@ -19,9 +19,12 @@ UNREADABLE_OBJECT_CODES = frozenset(
 )
 """Codes of objects that are on an image, but cannot be read: their image is not fully annotated."""
 LOST_OBJECT_CODES = UNREADABLE_OBJECT_CODES | {
+    "ambiguous_image",
     "bad_encoding",
+    "bad_image",
     "bad_xml",
     "box_outside_image",
+    "duplicate_id",
     "looks_like_fractions",
     "missing_image",
     "zero_area_box",

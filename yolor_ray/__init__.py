@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from yolor_ray.api import Result as Result
     from yolor_ray.config import EvaluateConfig as EvaluateConfig
     from yolor_ray.config import ExportConfig as ExportConfig
+    from yolor_ray.config import PackCheckConfig as PackCheckConfig
     from yolor_ray.config import PackCocoConfig as PackCocoConfig
     from yolor_ray.config import PackCropsConfig as PackCropsConfig
     from yolor_ray.config import PackScenesConfig as PackScenesConfig
@@ -40,6 +41,7 @@ _MODULES = {
             "TrainConfig",
             "EvaluateConfig",
             "ExportConfig",
+            "PackCheckConfig",
             "PackCocoConfig",
             "PackCropsConfig",
             "PackScenesConfig",

@@ -9,6 +9,7 @@ from yolor_ray.config.export import ExportConfig
 from yolor_ray.config.network import ImplicitConfig, NetworkConfig
 from yolor_ray.config.pack import (
     AnyPackConfig,
+    PackCheckConfig,
     PackCocoConfig,
     PackConfig,
     PackCropsConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "LossConfig",
     "NetworkConfig",
     "OptimConfig",
+    "PackCheckConfig",
     "PackCocoConfig",
     "PackConfig",
     "PackCropsConfig",

@@ -19,6 +19,10 @@ class Fault:
     """Line in the file, from 1; None for files that are not read by line."""
     pointer: str = ""
     """JSON pointer into the file, such as /annotations/17."""
+    image: str = ""
+    """Name of the image, as of its record; empty where the annotation names none that exists."""
+    box: tuple[float, float, float, float] | None = None
+    """x1, y1, x2, y2 of the object as annotated, in pixels or fractions of the image; None without a readable box."""
 
     @property
     def location(self) -> str:

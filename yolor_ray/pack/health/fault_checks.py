@@ -1,0 +1,65 @@
+"""Read the faults that packing met, and make one finding of each code, with the image of a fault where the dataset has it."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from yolor_ray.data.shards.dataset import Dataset
+from yolor_ray.io.storage import exists, join, read_bytes
+from yolor_ray.pack.annotations.faults import Fault
+from yolor_ray.pack.health.findings import FAULT_ADVICE, Example, Finding
+from yolor_ray.pack.health.scan import Scan
+
+FAULTS_FILE = "faults.jsonl"
+FRAME_CODE = "size_mismatch"
+"""Fault of images whose annotations were made in another frame, so that the box of a fault has no known place on the image."""
+
+
+def read_faults(dataset: Dataset) -> list[Fault]:
+    """Read the list of faults in the folder of a dataset; datasets of other programs have none."""
+    url = join(dataset.url, FAULTS_FILE)
+    lines = read_bytes(url).decode().splitlines() if exists(url) else []
+    return [Fault(**json.loads(line)) for line in lines]
+
+
+def check_faults(dataset: Dataset, scan: Scan) -> list[Finding]:
+    """Return one finding for each code of fault that packing met; duplicate images have a finding of their own."""
+    faults = defaultdict(list)
+    for fault in read_faults(dataset):
+        faults[fault.code].append(fault)
+    counts = {code: count for code, count in dataset.faults.items() if code != "duplicate_image"}
+    records = _records(scan)
+    turned = {fault.image for fault in faults[FRAME_CODE]}
+    findings = []
+    for code, count in sorted(counts.items(), key=lambda item: -item[1]):
+        examples = tuple(_example(fault, scan, records, turned) for fault in faults[code])
+        message = f"Packing met {count} faults of this kind" + (f", such as: {faults[code][0].message}." if faults[code] else ".")
+        findings.append(Finding(code, "warning", count, message, FAULT_ADVICE, examples))
+    return findings
+
+
+def _records(scan: Scan) -> Mapping[str, int]:
+    """Return the number of each record by its name, and by its name without suffix where only one record has that."""
+    by_stem: dict[str, list[int]] = defaultdict(list)
+    for number, name in enumerate(scan.names):
+        by_stem[PurePosixPath(name).stem].append(number)
+    stems = {stem: numbers[0] for stem, numbers in by_stem.items() if len(numbers) == 1}
+    return stems | {name: number for number, name in enumerate(scan.names)}
+
+
+def _example(fault: Fault, scan: Scan, records: Mapping[str, int], turned: set[str]) -> Example:
+    # Annotation files of one image are called like the image.
+    record = records.get(fault.image or PurePosixPath(fault.file).stem, -1)
+    boxes = () if fault.image in turned or record < 0 else _boxes(fault.box, scan.sizes_px[record].tolist())
+    return Example(record, fault.location, fault.message, boxes, whole=not boxes)
+
+
+def _boxes(box: Sequence[Any] | None, size_px: Sequence[int]) -> tuple[tuple[float, float, float, float], ...]:
+    """Return the box of a fault in pixels, clipped to the image."""
+    if not box or not any(box):
+        return ()
+    factors = size_px if all(-1 <= side <= 2 for side in box) else (1, 1)
+    x1, y1, x2, y2 = (min(max(side * factor, 0), end) for side, factor, end in zip(box, (*factors, *factors), (*size_px, *size_px), strict=True))
+    return ((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)),)

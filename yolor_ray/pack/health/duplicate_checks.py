@@ -22,8 +22,8 @@ def check_duplicates(scan: Scan) -> list[Finding]:
     pairs = [pair for pair in similar_within(scan.fingerprints) if pair.query not in copied]
     near = [(pair.query, 0, pair.reference, pair.correlation) for pair in pairs]
     return [
-        *_found(scan, (scan,), "duplicate_image", exact, "{count} images have the very same bytes as another image of the dataset."),
-        *_found(scan, (scan,), "near_duplicate", near, "{count} of {images} images look almost like another image of the dataset."),
+        *_found(scan, (scan,), "duplicate_image", exact, "Images with the very same bytes as another image of the dataset: {count} of {images}."),
+        *_found(scan, (scan,), "near_duplicate", near, "Images that look almost like another image of the dataset: {count} of {images}."),
     ]
 
 
@@ -40,8 +40,8 @@ def check_leaks(dataset: Dataset, scan: Scan, others: Sequence[tuple[Dataset, Sc
         near += [(pair.query, member, pair.reference, pair.correlation) for pair in pairs]
         exact += leaked
     return [
-        *_found(scan, scans, "leak", exact, "{count} of {images} images are in another set, too, byte for byte."),
-        *_found(scan, scans, "near_leak", near, "{count} of {images} images look almost like an image of another set."),
+        *_found(scan, scans, "leak", exact, "Images that are in another set, too, byte for byte: {count} of {images}."),
+        *_found(scan, scans, "near_leak", near, "Images that look almost like an image of another set: {count} of {images}."),
         *_class_differences(dataset, [other for other, _ in others]),
     ]
 
@@ -57,9 +57,9 @@ def _found(scan: Scan, scans: Sequence[Scan], code: str, matches: Sequence[Match
 def _pair(scan: Scan, scans: Sequence[Scan], match: Match) -> Example:
     number, member, other, correlation = match
     counts = scan.object_counts[number], scans[member].object_counts[other]
-    text = "same bytes" if scan.digests[number] == scans[member].digests[other] else f"correlation {correlation:.3f}"
+    text = "same bytes" if scan.digests[number] == scans[member].digests[other] else f"correlation {min(correlation, 0.9999):.4f}"
     if counts[0] != counts[1]:
-        text += f", annotated with {counts[0]} and {counts[1]} objects"
+        text += f", but annotated with {counts[0]} and {counts[1]} objects"
     return Example(number, scan.names[number], text, (), True, member, other, scans[member].names[other])
 
 

@@ -35,7 +35,7 @@ def check_faults(dataset: Dataset, scan: Scan) -> list[Finding]:
     findings = []
     for code, count in sorted(counts.items(), key=lambda item: -item[1]):
         examples = tuple(_example(fault, scan, records, turned) for fault in faults[code])
-        message = f"Packing met {count} faults of this kind" + (f", such as: {faults[code][0].message}." if faults[code] else ".")
+        message = f"Faults of this kind that packing met: {count}."
         findings.append(Finding(code, "warning", count, message, FAULT_ADVICE, examples))
     return findings
 

@@ -8,6 +8,9 @@ from typing import Any, Literal
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
+MAX_EXAMPLES = 1000
+"""Most examples of a finding that health.json lists."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -93,9 +96,9 @@ def by_severity(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def finding_json(finding: Finding, urls: Sequence[str], max_examples: int) -> dict[str, Any]:
+def finding_json(finding: Finding, urls: Sequence[str]) -> dict[str, Any]:
     """Return a finding for JSON, with its first examples; `urls` are those of the checked dataset and of the others."""
-    examples = [_example_json(example, urls) for example in finding.examples[:max_examples]]
+    examples = [_example_json(example, urls) for example in finding.examples[:MAX_EXAMPLES]]
     fields = {name: getattr(finding, name) for name in ("code", "severity", "count", "message", "advice")}
     return {**fields, "examples": examples}
 

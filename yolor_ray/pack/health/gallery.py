@@ -90,9 +90,9 @@ def example_pictures(example: Example) -> list[Picture]:
         boxes = np.array(example.boxes_xyxy).reshape(-1, 4)
         x1, y1, x2, y2 = (*boxes[:, :2].min(axis=0, initial=np.inf), *boxes[:, 2:].max(axis=0, initial=-np.inf))
         view = None if example.whole else (float(x1), float(y1), float(x2), float(y2))
-        pictures.append(Picture(0, example.record, view, example.boxes_xyxy))
+        pictures.append(Picture(0, example.record, view, example.boxes_xyxy, annotated=example.other_member < 0))
     if example.other_member >= 0:
-        pictures.append(Picture(example.other_member, example.other_record))
+        pictures.append(Picture(example.other_member, example.other_record, annotated=False))
     return pictures
 
 

@@ -25,7 +25,7 @@ def check_images(dataset: Dataset, scan: Scan, image_px: int) -> list[Finding]:
 
 def _size_findings(scan: Scan, image_px: int) -> Iterator[Finding]:
     if scan.images < FEW_IMAGES:
-        yield make_finding("few_images", scan.images, f"The dataset has {scan.images} images.")
+        yield make_finding("few_images", scan.images, f"Few images: {scan.images}.")
     long_sides, short_sides = scan.sizes_px.max(axis=1), scan.sizes_px.min(axis=1)
     low, median, high = np.quantile(long_sides, (0.05, 0.5, 0.95))
     if high > MAX_SIZE_RATIO * low:
@@ -38,7 +38,7 @@ def _size_findings(scan: Scan, image_px: int) -> Iterator[Finding]:
     extreme = np.flatnonzero(aspects > MAX_ASPECT)
     if len(extreme):
         extreme = extreme[np.argsort(-aspects[extreme], kind="stable")]
-        message = f"{len(extreme)} images are more than {MAX_ASPECT:g} times as long as short."
+        message = f"Images more than {MAX_ASPECT:g} times as long as short: {len(extreme)} of {scan.images}."
         yield make_finding("extreme_aspect", len(extreme), message, [_sized(scan, n) for n in extreme])
 
 
@@ -69,4 +69,4 @@ def _identity_findings(scan: Scan) -> Iterator[Finding]:
     numbers, counts = np.unique(known, return_counts=True)
     single = int((counts == 1).sum())
     if single:
-        yield make_finding("single_identities", single, f"{single} of {len(numbers)} individuals are on one image alone.")
+        yield make_finding("single_identities", single, f"Individuals on one image alone: {single} of {len(numbers)}.")

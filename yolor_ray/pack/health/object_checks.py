@@ -6,7 +6,7 @@ import numpy as np
 
 from yolor_ray.data.coco_rules import MAX_DETECTIONS
 from yolor_ray.data.shards.dataset import Dataset
-from yolor_ray.pack.health.findings import Example, Finding, make_finding
+from yolor_ray.pack.health.findings import MAX_EXAMPLES, Example, Finding, make_finding
 from yolor_ray.pack.health.scan import Scan
 
 MIN_LEARNED_PX = 2.0
@@ -23,6 +23,12 @@ MIN_SPREAD = 0.15
 """Least robust standard deviation of a logarithm: objects of a class that are all alike may still differ by a sixth."""
 MIN_FACTOR = 2.5
 """Least ratio to the median of the class of an unusual size or shape."""
+
+UNUSUAL = {
+    "unusual_size": ("far larger or smaller than is usual", "larger", "smaller"),
+    "unusual_shape": ("far wider or narrower than is usual", "wider for its height", "narrower for its height"),
+}
+"""Words for unusual sizes and shapes, and for values above and below the median."""
 
 
 def check_objects(dataset: Dataset, scan: Scan, image_px: int) -> list[Finding]:
@@ -45,10 +51,10 @@ def objects_example(scan: Scan, numbers: Sequence[int], text: str) -> Example:
 def _class_findings(dataset: Dataset, scan: Scan) -> Iterator[Finding]:
     if len(scan.labels) == 0:
         if "detect" in dataset.tasks:
-            yield make_finding("only_background", scan.images, f"None of the {scan.images} images has an object.")
+            yield make_finding("only_background", scan.images, f"Images with an object: none of {scan.images}.")
         return
     if scan.crowd.all():
-        yield make_finding("only_crowds", len(scan.crowd), f"All {len(scan.crowd)} boxes are crowd regions.")
+        yield make_finding("only_crowds", len(scan.crowd), f"Boxes that are no crowd regions: none of {len(scan.crowd)}.")
         return
     counts = np.bincount(scan.labels[~scan.crowd], minlength=len(dataset.classes))
     if missing := [name for name, count in zip(dataset.classes, counts, strict=True) if count == 0]:
@@ -76,15 +82,15 @@ def _size_findings(dataset: Dataset, scan: Scan, image_px: int) -> Iterator[Find
     too_small = single[shorter[single] <= MIN_LEARNED_PX]
     if len(too_small):
         where = f"at image_px {image_px}"
-        message = f"{_share(len(too_small), len(single))} have a side of {MIN_LEARNED_PX:g} px or less {where}: training leaves them out."
-        yield make_finding("too_small_boxes", len(too_small), message, [_sized(scan, sides, number) for number in too_small])
+        message = f"Boxes with a side of {MIN_LEARNED_PX:g} px or less {where}: {_share(len(too_small), len(single))}."
+        yield make_finding("too_small_boxes", len(too_small), message, [_sized(scan, sides, number) for number in too_small[:MAX_EXAMPLES]])
     tiny = single[(size[single] < TINY_PX) & (shorter[single] > MIN_LEARNED_PX)]
     if len(tiny):
         larger = image_px * TINY_PX / max(float(np.quantile(size[single], 0.02)), 1e-6)
         hint = f" At image_px {_rounded(larger)}, 98 % of all boxes are larger." if larger > image_px else ""
-        stride = f"the {TINY_PX:g} px of the finest stride"
-        message = f"{_share(len(tiny), len(single))} are smaller than {stride} at image_px {image_px}.{hint}"
-        yield make_finding("tiny_boxes", len(tiny), message, [_sized(scan, sides, number) for number in tiny])
+        cell = f"one cell of the finest level, {TINY_PX:g} px, at image_px {image_px}"
+        message = f"Boxes smaller than {cell}: {_share(len(tiny), len(single))}.{hint}"
+        yield make_finding("tiny_boxes", len(tiny), message, [_sized(scan, sides, number) for number in tiny[:MAX_EXAMPLES]])
     yield from _unusual(dataset, scan, np.log(size), "unusual_size")
     yield from _unusual(dataset, scan, np.log(sides[:, 0] / sides[:, 1]), "unusual_shape")
 
@@ -94,7 +100,7 @@ def _rounded(image_px: float) -> int:
 
 
 def _share(count: int, of: int) -> str:
-    return f"{count} of {of} boxes ({100 * count / of:.2g} %)"
+    return f"{count} of {of} ({100 * count / of:.2g} %)"
 
 
 def _sized(scan: Scan, sides: np.ndarray, number: int) -> Example:
@@ -115,16 +121,14 @@ def _unusual(dataset: Dataset, scan: Scan, values: np.ndarray, code: str) -> Ite
     numbers = np.flatnonzero((distances > MAX_ROBUST_Z) & (np.abs(factors) > np.log(MIN_FACTOR)))
     if len(numbers):
         numbers = numbers[np.argsort(-distances[numbers], kind="stable")]
-        what = "far larger or smaller" if code == "unusual_size" else "of far another aspect"
-        message = f"{len(numbers)} boxes are {what} than is usual for their class."
-        words = ("times as large", "of the size") if code == "unusual_size" else ("times as wide for its height", "as wide for its height")
-        examples = [object_example(scan, int(n), _compared(dataset.classes[scan.labels[n]], factors[n], words)) for n in numbers]
-        yield make_finding(code, len(numbers), message, examples)
+        kind, *words = UNUSUAL[code]
+        shown = numbers[:MAX_EXAMPLES]
+        examples = [object_example(scan, int(n), _compared(dataset.classes[scan.labels[n]], factors[n], words)) for n in shown]
+        yield make_finding(code, len(numbers), f"Boxes {kind} for their class: {_share(len(numbers), len(values))}.", examples)
 
 
-def _compared(name: str, factor: float, words: tuple[str, str]) -> str:
-    times = np.exp(abs(factor))
-    return f"{name}: {times:.1f} {words[0]}" if factor > 0 else f"{name}: 1/{times:.1f} {words[1]}"
+def _compared(name: str, factor: float, words: Sequence[str]) -> str:
+    return f"{name}, {np.exp(abs(factor)):.1f} times {words[int(factor < 0)]} than the median"
 
 
 def _touches_border(scan: Scan, margin_px: float = 1.0) -> np.ndarray:
@@ -142,9 +146,10 @@ def _pair_findings(dataset: Dataset, scan: Scan) -> Iterator[Finding]:
     for code, (chosen, kind) in words.items():
         pairs = scan.same_objects[chosen].tolist()
         if pairs:
-            texts = [" and ".join(dict.fromkeys(dataset.classes[scan.labels[number]] for number in pair)) for pair in pairs]
-            examples = [objects_example(scan, pair, text) for pair, text in zip(pairs, texts, strict=True)]
-            yield make_finding(code, len(pairs), f"{len(pairs)} pairs of boxes {kind} overlap by more than 90 %.", examples)
+            shown = pairs[:MAX_EXAMPLES]
+            texts = [" and ".join(dict.fromkeys(dataset.classes[scan.labels[number]] for number in pair)) for pair in shown]
+            examples = [objects_example(scan, pair, text) for pair, text in zip(shown, texts, strict=True)]
+            yield make_finding(code, len(pairs), f"Pairs of boxes {kind} that overlap by more than 90 %: {len(pairs)}.", examples)
 
 
 def _limits(scan: Scan) -> Iterator[Finding]:
@@ -153,7 +158,7 @@ def _limits(scan: Scan) -> Iterator[Finding]:
     if over:
         tasks = sorted({task for number in over for task in scan.exceeded[number]})
         limits = ", ".join(f"{MAX_DETECTIONS[task]} for {task}" for task in tasks)
-        message = f"{len(over)} images have more objects of one class than COCO compares detections ({limits})."
+        message = f"Images with more objects of one class than COCO compares detections ({limits}): {len(over)} of {scan.images}."
         over.sort(key=lambda number: -int(scan.object_counts[number]))
         counted = [Example(n, scan.names[n], f"{scan.object_counts[n]} objects", whole=True) for n in over]
         yield make_finding("detection_limit", len(over), message, counted)

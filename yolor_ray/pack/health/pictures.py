@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from yolor_ray.data.images.decode import decode
-from yolor_ray.data.rle import decode_mask
+from yolor_ray.data.rle import decode_runs
 from yolor_ray.data.shards.records import Objects, Record
 from yolor_ray.report.colours import rgb
 
@@ -21,6 +21,8 @@ MASK_OPACITY = 0.4
 HIGHLIGHT = (255, 0, 200)
 """Red, green and blue of the boxes that a finding is about."""
 JPEG_QUALITY = 82
+SMALL_BOX_PX = 36
+"""Long side of a box in a picture below which its outline is thin."""
 MAX_DRAWN = 400
 """Most objects that are drawn on one picture."""
 
@@ -39,6 +41,8 @@ class Picture:
     """Boxes around which the picture is cut out, as one box; None shows the whole image."""
     highlights_xyxy: tuple[Box, ...] = ()
     """Boxes to point out."""
+    annotated: bool = True
+    """Draw the annotations; images that are to be compared are shown without."""
 
 
 def draw(picture: Picture, record: Record) -> bytes:
@@ -47,18 +51,25 @@ def draw(picture: Picture, record: Record) -> bytes:
     target_px = IMAGE_PX if picture.view_xyxy is None else CROP_PX
     scale = target_px / max(view[2] - view[0], view[3] - view[1])
     canvas = _cut_out(record, view, scale)
-    objects = record.objects
-    visible = np.flatnonzero((objects.boxes_xyxy[:, 2:] > view[:2]).all(axis=1) & (objects.boxes_xyxy[:, :2] < view[2:]).all(axis=1))
-    visible = visible[:MAX_DRAWN]
-    origin = np.array((*view[:2], *view[:2]))
-    if objects.masks is not None:
-        _draw_masks(canvas, record, visible, view)
-    for number in visible:
-        _draw_box(canvas, (objects.boxes_xyxy[number] - origin) * scale, rgb(int(objects.labels[number])), 1 if objects.crowd[number] else 2)
-    _draw_keypoints(canvas, objects, visible, view[:2], scale)
+    if picture.annotated:
+        _draw_annotations(canvas, record, view, scale)
     for box in picture.highlights_xyxy:
-        _draw_box(canvas, (np.array(box) - origin) * scale, HIGHLIGHT, 3)
+        _draw_box(canvas, (np.array(box) - np.tile(view[:2], 2)) * scale, HIGHLIGHT, 3)
     return simplejpeg.encode_jpeg(np.ascontiguousarray(canvas), quality=JPEG_QUALITY)
+
+
+def _draw_annotations(canvas: np.ndarray, record: Record, view: np.ndarray, scale: float) -> None:
+    objects = record.objects
+    visible = (objects.boxes_xyxy[:, 2:] > view[:2]).all(axis=1) & (objects.boxes_xyxy[:, :2] < view[2:]).all(axis=1)
+    numbers = np.flatnonzero(visible)[:MAX_DRAWN]
+    boxes = (objects.boxes_xyxy[numbers] - np.tile(view[:2], 2)) * scale
+    if objects.masks is not None:
+        _draw_masks(canvas, record, numbers, boxes, view, scale)
+    # Thick lines around small objects would hide the objects.
+    is_small = len(boxes) > 0 and np.median((boxes[:, 2:] - boxes[:, :2]).max(axis=1)) < SMALL_BOX_PX
+    for number, box in zip(numbers, boxes, strict=True):
+        _draw_box(canvas, box, rgb(int(objects.labels[number])), 1 if is_small or objects.crowd[number] else 2)
+    _draw_keypoints(canvas, objects, numbers, view[:2], scale)
 
 
 def _view(picture: Picture, record: Record) -> np.ndarray:
@@ -86,22 +97,28 @@ def _cut_out(record: Record, view: np.ndarray, scale: float) -> np.ndarray:
     return cv2.resize(part, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def _draw_masks(canvas: np.ndarray, record: Record, visible: np.ndarray, view: np.ndarray) -> None:
-    """Lay the masks of objects over the picture, each in the colour of its class."""
+def _draw_masks(canvas: np.ndarray, record: Record, numbers: np.ndarray, boxes: np.ndarray, view: np.ndarray, scale: float) -> None:
+    """Lay the masks of objects over the picture, each in the colour of its class; `boxes` (N, 4) are pixels of the picture."""
     masks = record.objects.masks or ()
-    for number in visible:
-        inside = decode_mask(masks[number], record.width, record.height)[view[1] : view[3], view[0] : view[2]]
-        small = cv2.resize(inside.astype(np.uint8), canvas.shape[1::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
-        tint = MASK_OPACITY * np.array(rgb(int(record.objects.labels[number])))
-        canvas[small] = ((1 - MASK_OPACITY) * canvas[small] + tint).astype(np.uint8)
+    ends = np.tile(canvas.shape[1::-1], 2)
+    edges = np.clip(np.concatenate((np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])), axis=1), 0, ends).astype(int)
+    for number, (x1, y1, x2, y2) in zip(numbers, edges, strict=True):
+        columns = (view[0] + (np.arange(x1, x2) + 0.5) / scale).astype(np.int64).clip(max=record.width - 1)
+        rows = (view[1] + (np.arange(y1, y2) + 0.5) / scale).astype(np.int64).clip(max=record.height - 1)
+        # Only the shown pixels are looked up among the runs: whole masks of large photos would take seconds.
+        runs = np.searchsorted(np.cumsum(decode_runs(masks[number])), columns * record.height + rows[:, None], side="right")
+        inside = runs % 2 == 1
+        part = canvas[y1:y2, x1:x2]
+        part[inside] = ((1 - MASK_OPACITY) * part[inside] + MASK_OPACITY * np.array(rgb(int(record.objects.labels[number])))).astype(np.uint8)
 
 
 def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], width: int) -> None:
-    """Draw a box with a dark rim, which shows on any background; a box without area becomes a cross."""
+    """Draw a box, with a dark rim unless it is thin; a box without area becomes a cross."""
     x1, y1, x2, y2 = box.round().astype(int).tolist()
     if x2 - x1 < 1 or y2 - y1 < 1:
         cv2.drawMarker(canvas, ((x1 + x2) // 2, (y1 + y2) // 2), colour, cv2.MARKER_TILTED_CROSS, 16, width)
-    cv2.rectangle(canvas, (x1, y1), (x2, y2), (20, 20, 20), width + 1, cv2.LINE_AA)
+    if width > 1:
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), (20, 20, 20), width + 1, cv2.LINE_AA)
     cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, width, cv2.LINE_AA)
 
 

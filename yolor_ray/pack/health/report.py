@@ -26,8 +26,6 @@ VERSION = 1
 PAGE, DATA = "health.html", "health.json"
 SHOWN_EXAMPLES = 6
 """Examples of a finding on the page."""
-LISTED_EXAMPLES = 1000
-"""Examples of a finding in the JSON."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def _json(report: HealthReport) -> dict[str, Any]:
         **{name: getattr(dataset, name) for name in ("url", "digest", "images", "boxes", "crowds")},
         "against": [other.url for other in others],
         "image_px": report.image_px,
-        "findings": [finding_json(finding, urls, LISTED_EXAMPLES) for finding in report.findings],
+        "findings": [finding_json(finding, urls) for finding in report.findings],
         **report.tables,
     }
 

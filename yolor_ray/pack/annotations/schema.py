@@ -60,7 +60,7 @@ class AnnotatedImage:
         """Make a fault of this image, or of one object on the image."""
         located = obj or self
         box = obj.box if obj and all(map(math.isfinite, obj.box)) else None
-        return Fault(code, f"image {self.name!r}: {message}", self.file, located.line, located.pointer, self.name, box)
+        return Fault(code, f"image {self.name!r}: {message}", self.file, located.line, located.pointer, self.name if obj else "", box)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ def check_duplicates(scan: Scan) -> list[Finding]:
     pairs = [pair for pair in similar_within(scan.fingerprints) if pair.query not in copied]
     near = [(pair.query, 0, pair.reference, pair.correlation) for pair in pairs]
     return [
-        *_found(scan, (scan,), "duplicate_image", exact, "Images with the very same bytes as another image of the dataset: {count} of {images}."),
-        *_found(scan, (scan,), "near_duplicate", near, "Images that look almost like another image of the dataset: {count} of {images}."),
+        *_found(
+            scan, (scan,), "duplicate_image", exact, "Images with the very same bytes as another image of the dataset: {count} of {images}."
+        ),
+        *_found(scan, (scan,), "near_duplicate", near, "that look almost like another image of the dataset"),
     ]
 
 
@@ -40,18 +42,18 @@ def check_leaks(dataset: Dataset, scan: Scan, others: Sequence[tuple[Dataset, Sc
         near += [(pair.query, member, pair.reference, pair.correlation) for pair in pairs]
         exact += leaked
     return [
-        *_found(scan, scans, "leak", exact, "Images that are in another set, too, byte for byte: {count} of {images}."),
-        *_found(scan, scans, "near_leak", near, "Images that look almost like an image of another set: {count} of {images}."),
+        *_found(scan, scans, "leak", exact, "that are in another set, too, byte for byte"),
+        *_found(scan, scans, "near_leak", near, "that look almost like an image of another set"),
         *_class_differences(dataset, [other for other, _ in others]),
     ]
 
 
-def _found(scan: Scan, scans: Sequence[Scan], code: str, matches: Sequence[Match], message: str) -> Iterator[Finding]:
+def _found(scan: Scan, scans: Sequence[Scan], code: str, matches: Sequence[Match], kind: str) -> Iterator[Finding]:
     if matches:
         count = len({number for number, *_ in matches})
         ordered = sorted(matches, key=lambda match: (-match[3], match[0]))
         examples = [_pair(scan, scans, match) for match in ordered]
-        yield make_finding(code, count, message.format(count=count, images=scan.images), examples)
+        yield make_finding(code, count, f"Images {kind}: {count} of {scan.images}.", examples)
 
 
 def _pair(scan: Scan, scans: Sequence[Scan], match: Match) -> Example:

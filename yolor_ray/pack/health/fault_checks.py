@@ -2,9 +2,11 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.io.storage import exists, join, read_bytes
@@ -31,28 +33,35 @@ def check_faults(dataset: Dataset, scan: Scan) -> list[Finding]:
         faults[fault.code].append(fault)
     counts = {code: count for code, count in dataset.faults.items() if code != "duplicate_image"}
     records = _records(scan)
-    turned = {fault.image for fault in faults[FRAME_CODE]}
+    other_frame = {_subject(fault) for fault in faults[FRAME_CODE]}
     findings = []
     for code, count in sorted(counts.items(), key=lambda item: -item[1]):
-        examples = tuple(_example(fault, scan, records, turned) for fault in faults[code])
+        examples = tuple(_example(fault, scan, records, other_frame) for fault in faults[code])
         message = f"Faults of this kind that packing met: {count}."
         findings.append(Finding(code, "warning", count, message, FAULT_ADVICE, examples))
     return findings
 
 
+def _subject(fault: Fault) -> str:
+    """Return the beginning of a fault's message, which names the image that the fault is about: `image 'a.jpg'`."""
+    return fault.message.partition(": ")[0]
+
+
 def _records(scan: Scan) -> Mapping[str, int]:
-    """Return the number of each record by its name, and by its name without suffix where only one record has that."""
+    """Return the number of each record by its name, by the subject of a fault, and by its stem where only one record has that stem."""
     by_stem: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(scan.names):
         by_stem[PurePosixPath(name).stem].append(number)
     stems = {stem: numbers[0] for stem, numbers in by_stem.items() if len(numbers) == 1}
-    return stems | {name: number for number, name in enumerate(scan.names)}
+    return stems | {key: number for number, name in enumerate(scan.names) for key in (name, f"image {name!r}")}
 
 
-def _example(fault: Fault, scan: Scan, records: Mapping[str, int], turned: set[str]) -> Example:
+def _example(fault: Fault, scan: Scan, records: Mapping[str, int], other_frame: Collection[str]) -> Example:
     # Annotation files of one image are called like the image.
-    record = records.get(fault.image or PurePosixPath(fault.file).stem, -1)
-    boxes = () if fault.image in turned or record < 0 else _boxes(fault.box, scan.sizes_px[record].tolist())
+    keys = fault.image, _subject(fault), PurePosixPath(fault.file).stem
+    record = next((records[key] for key in keys if key in records), -1)
+    is_placed = record >= 0 and _subject(fault) not in other_frame
+    boxes = _boxes(fault.box, scan.sizes_px[record].tolist()) if is_placed else ()
     return Example(record, fault.location, fault.message, boxes, whole=not boxes)
 
 
@@ -60,6 +69,6 @@ def _boxes(box: Sequence[Any] | None, size_px: Sequence[int]) -> tuple[tuple[flo
     """Return the box of a fault in pixels, clipped to the image."""
     if not box or not any(box):
         return ()
-    factors = size_px if all(-1 <= side <= 2 for side in box) else (1, 1)
-    x1, y1, x2, y2 = (min(max(side * factor, 0), end) for side, factor, end in zip(box, (*factors, *factors), (*size_px, *size_px), strict=True))
+    factors = np.tile(size_px, 2) if all(-1 <= side <= 2 for side in box) else 1
+    x1, y1, x2, y2 = np.clip(np.array(box) * factors, 0, np.tile(size_px, 2)).tolist()
     return ((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)),)

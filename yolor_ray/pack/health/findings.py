@@ -60,7 +60,10 @@ ADVICE: Mapping[str, tuple[Severity, str]] = MappingProxyType(
         "classes_differ": ("warning", "Pack both sets with the same list of classes, so that class numbers agree."),
         "duplicate_image": ("warning", "Keep one of each; a copy that is annotated otherwise teaches a contradiction."),
         "near_duplicate": ("info", "Frames of a video teach little more than one of them; keep all of them in one set."),
-        "class_without_boxes": ("warning", "Annotate the class, or leave it out of the classes: a network cannot learn it from these images."),
+        "class_without_boxes": (
+            "warning",
+            "Annotate the class, or leave it out of the classes: nobody can learn it from these images.",
+        ),
         "few_boxes": ("warning", "Annotate more of these objects; 100 and more per class are a start."),
         "class_imbalance": ("info", "Collect more images of the rare classes, or train with --loss.class_balance."),
         "label_without_images": ("warning", "Label some images with it, or leave it out of the image labels."),

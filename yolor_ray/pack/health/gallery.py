@@ -59,8 +59,10 @@ def label_pictures(dataset: Dataset, scan: Scan) -> dict[str, dict[str, list[Pic
     shown = np.argsort(-np.bincount(scan.labels[single], minlength=len(dataset.classes)), kind="stable")
     shown = np.sort(shown[: MAX_CLASS_PICTURES // per_class])
     objects = {dataset.classes[label]: chooser.objects(single & (scan.labels == label), per_class) for label in shown}
-    labels = {name: np.isin(np.arange(scan.images), scan.image_of_label[scan.image_labels == n]) for n, name in enumerate(dataset.image_classes)}
-    by_label = {name: chooser.images(of_label, PICTURES_PER_CLASS) for name, of_label in labels.items()}
+    by_label = {}
+    for label, name in enumerate(dataset.image_classes):
+        labelled = np.bincount(scan.image_of_label[scan.image_labels == label], minlength=scan.images) > 0
+        by_label[name] = chooser.images(labelled, PICTURES_PER_CLASS)
     sections = {
         "classes": {name: [_object_picture(scan, number) for number in numbers] for name, numbers in objects.items()},
         "individuals": _individuals(chooser, scan),
@@ -87,9 +89,8 @@ def example_pictures(example: Example) -> list[Picture]:
     """Return the pictures of an example: of its image, and of the second image where there is one."""
     pictures = []
     if example.record >= 0:
-        boxes = np.array(example.boxes_xyxy).reshape(-1, 4)
-        x1, y1, x2, y2 = (*boxes[:, :2].min(axis=0, initial=np.inf), *boxes[:, 2:].max(axis=0, initial=-np.inf))
-        view = None if example.whole else (float(x1), float(y1), float(x2), float(y2))
+        left, top, right, bottom = zip(*example.boxes_xyxy, strict=True) if example.boxes_xyxy else ((0.0,),) * 4
+        view = None if example.whole else (min(left), min(top), max(right), max(bottom))
         pictures.append(Picture(0, example.record, view, example.boxes_xyxy, annotated=example.other_member < 0))
     if example.other_member >= 0:
         pictures.append(Picture(example.other_member, example.other_record, annotated=False))
@@ -101,8 +102,8 @@ def draw_all(datasets: Sequence[Dataset], pictures: Iterable[Picture]) -> Mappin
     by_group = defaultdict(set)
     starts = [np.array([group.first_record for group in dataset.row_groups]) for dataset in datasets]
     for picture in pictures:
-        group = int(np.searchsorted(starts[picture.member], picture.record, side="right")) - 1
-        by_group[picture.member, group].add(picture)
+        number = int(np.searchsorted(starts[picture.member], picture.record, side="right")) - 1
+        by_group[picture.member, number].add(picture)
     drawn = {}
     for (member, number), wanted in by_group.items():
         group = datasets[member].row_groups[number]

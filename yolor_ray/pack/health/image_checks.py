@@ -30,7 +30,7 @@ def _size_findings(scan: Scan, image_px: int) -> Iterator[Finding]:
     low, median, high = np.quantile(long_sides, (0.05, 0.5, 0.95))
     if high > MAX_SIZE_RATIO * low:
         message = f"Long sides are mixed: 90 % of the images have {low:.0f} to {high:.0f} px."
-        yield make_finding("mixed_sizes", scan.images, message, [_sized(scan, n) for n in (long_sides.argmin(), long_sides.argmax())])
+        yield make_finding("mixed_sizes", scan.images, message, [_sized(scan, int(n)) for n in (long_sides.argmin(), long_sides.argmax())])
     if image_px > MAX_ENLARGEMENT * median:
         message = f"The median long side is {median:.0f} px, and image_px {image_px} enlarges it {image_px / median:.1f} times."
         yield make_finding("enlarged_images", int((long_sides < image_px).sum()), message)
@@ -39,11 +39,11 @@ def _size_findings(scan: Scan, image_px: int) -> Iterator[Finding]:
     if len(extreme):
         extreme = extreme[np.argsort(-aspects[extreme], kind="stable")]
         message = f"Images more than {MAX_ASPECT:g} times as long as short: {len(extreme)} of {scan.images}."
-        yield make_finding("extreme_aspect", len(extreme), message, [_sized(scan, n) for n in extreme])
+        yield make_finding("extreme_aspect", len(extreme), message, [_sized(scan, int(n)) for n in extreme])
 
 
 def _sized(scan: Scan, number: int) -> Example:
-    return Example(int(number), scan.names[number], "{} × {} px".format(*scan.sizes_px[number]), whole=True)
+    return Example(number, scan.names[number], "{} × {} px".format(*scan.sizes_px[number]), whole=True)
 
 
 def _label_findings(dataset: Dataset, scan: Scan) -> Iterator[Finding]:

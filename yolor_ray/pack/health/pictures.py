@@ -109,7 +109,8 @@ def _draw_masks(canvas: np.ndarray, record: Record, numbers: np.ndarray, boxes: 
         runs = np.searchsorted(np.cumsum(decode_runs(masks[number])), columns * record.height + rows[:, None], side="right")
         inside = runs % 2 == 1
         part = canvas[y1:y2, x1:x2]
-        part[inside] = ((1 - MASK_OPACITY) * part[inside] + MASK_OPACITY * np.array(rgb(int(record.objects.labels[number])))).astype(np.uint8)
+        tint = MASK_OPACITY * np.array(rgb(int(record.objects.labels[number])))
+        part[inside] = ((1 - MASK_OPACITY) * part[inside] + tint).astype(np.uint8)
 
 
 def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], width: int) -> None:

@@ -7,7 +7,8 @@ Legend: I images, N objects, M image labels, P pairs of objects.
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -111,15 +112,13 @@ def _batches(groups: Iterator[RowGroup], size: int) -> Iterator[list[RowGroup]]:
 def join_scans(scans: Sequence[Scan]) -> Scan:
     """Join the measurements of consecutive row groups."""
     starts = np.cumsum([0, *(len(scan.labels) for scan in scans)])
-
-    def all_of(name: str) -> np.ndarray:
-        return np.concatenate([getattr(scan, name) for scan in scans])
-
-    arrays = ("sizes_px", "hashes", "thumbnails", "object_counts", "label_counts")
-    arrays += ("boxes_xyxy", "labels", "crowd", "identities", "image_labels")
-    tuples = {name: tuple(itertools.chain(*(getattr(scan, name) for scan in scans))) for name in ("names", "digests", "tasks", "exceeded")}
+    columns: dict[str, Any] = {}
+    for column in fields(Scan):
+        parts = [getattr(scan, column.name) for scan in scans]
+        columns[column.name] = tuple(itertools.chain(*parts)) if isinstance(parts[0], tuple) else np.concatenate(parts)
+    # Objects are numbered from the first of all images.
     pairs = [scan.same_objects + start for scan, start in zip(scans, starts[:-1], strict=True)]
-    return Scan(**tuples, **{name: all_of(name) for name in arrays}, same_objects=np.concatenate(pairs))
+    return Scan(**columns | {"same_objects": np.concatenate(pairs)})
 
 
 def _measure(url: str, records: Sequence[Record]) -> Scan:

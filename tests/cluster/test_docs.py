@@ -167,7 +167,9 @@ def run(folder: Path, s3: Callable[[], str], ray_cluster: dict[str, str]) -> Ite
 def check(line: str, result: dict) -> None:
     """Check the result of a command by its job."""
     job = line.split()[1]
-    if job == "pack":
+    if " pack check " in line:
+        assert storage.exists(result["health"]), line
+    elif job == "pack":
         assert result["faults"] == {} and storage.exists(f"{result['output']}/dataset.json"), line
     elif job == "train":
         assert manifest.is_published(result["weights"]) and {"AP", "AP50"} <= result["metrics"].keys(), line

@@ -6,7 +6,7 @@ Legend: I images, N objects, M image labels, P pairs of objects.
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,6 +23,9 @@ DECODE_PX = 64
 """Long side to which a JPEG may be reduced while it is decoded."""
 SAME_OBJECT_IOU = 0.9
 """Overlap above which two boxes of one image are taken for the same object."""
+IMAGES_PER_TASK = 2048
+BYTES_PER_TASK = 256 * 2**20
+"""Images, or encoded bytes where images are large, that one task measures."""
 PAIR_BLOCK = 256
 """Objects that are compared at once with all objects of their image."""
 
@@ -98,15 +101,16 @@ def scan_row_groups(dataset: Dataset, groups: Sequence[RowGroup]) -> Scan:
     return join_scans([_measure(dataset.url, to_records(read_row_group(dataset, group))) for group in groups])
 
 
-def shares(dataset: Dataset, groups_per_share: int = 32) -> list[tuple[RowGroup, ...]]:
-    """Divide the row groups of a dataset among tasks: consecutive row groups of one shard, in the order of the records."""
-    by_shard = itertools.groupby(dataset.row_groups, key=lambda group: group.shard)
-    return [tuple(share) for _, groups in by_shard for share in _batches(groups, groups_per_share)]
-
-
-def _batches(groups: Iterator[RowGroup], size: int) -> Iterator[list[RowGroup]]:
-    while batch := list(itertools.islice(groups, size)):
-        yield batch
+def shares(dataset: Dataset) -> list[tuple[RowGroup, ...]]:
+    """Divide the row groups of a dataset among tasks of about equal work, in the order of the records; a small dataset is one task."""
+    bytes_per_image = [shard.bytes / shard.rows for shard in dataset.shards for _ in shard.row_groups]
+    groups = dataset.row_groups
+    work = [
+        max(group.rows / IMAGES_PER_TASK, group.rows * size / BYTES_PER_TASK) for group, size in zip(groups, bytes_per_image, strict=True)
+    ]
+    tasks = [int(end - start / 2) for start, end in zip(work, itertools.accumulate(work), strict=True)]
+    numbered = zip(tasks, groups, strict=True)
+    return [tuple(group for _, group in share) for _, share in itertools.groupby(numbered, key=lambda pair: pair[0])]
 
 
 def join_scans(scans: Sequence[Scan]) -> Scan:

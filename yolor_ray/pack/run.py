@@ -45,7 +45,7 @@ def pack(config: PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConf
     if isinstance(config, PackCheckConfig):
         return check_health(config)
     result = _build_dataset(plan_scenes(config) if isinstance(config, PackScenesConfig) else plan_annotated(config))
-    return {**result, "health": _ensure_report(open_dataset(result["output"]))}
+    return {**result, "health": _ensure_report(open_dataset(result["output"]), others=())}
 
 
 def check_health(config: PackCheckConfig) -> dict:
@@ -66,15 +66,15 @@ def check_health(config: PackCheckConfig) -> dict:
     return result
 
 
-def _ensure_report(dataset: Dataset) -> str:
-    """Write the health report of a dataset unless it is there, and return the URL of its page."""
-    if is_current(dataset, dataset.url):
+def _ensure_report(dataset: Dataset, others: Sequence[Dataset]) -> str:
+    """Write the health report of a dataset, compared with others, unless it is there; return the URL of its page."""
+    if is_current(dataset, others):
         return join(dataset.url, PAGE)
-    return _write_report(_make_report(dataset, (), PackCheckConfig.image_px), dataset.url)
+    return _write_report(_make_report(dataset, others, PackCheckConfig.image_px), dataset.url)
 
 
 def _make_report(dataset: Dataset, others: Sequence[Dataset], image_px: int) -> HealthReport:
-    scans = [_scan(dataset) for dataset in (dataset, *others)]
+    scans = [_scan(member) for member in (dataset, *others)]
     return make_report(dataset, scans[0], list(zip(others, scans[1:], strict=True)), image_px)
 
 
@@ -83,6 +83,9 @@ def _write_report(report: HealthReport, folder: str) -> str:
     for name, data in report_files(report).items():
         write_bytes(join(folder, name), data)
     page = join(folder, PAGE)
+    for finding in report.findings:
+        if finding.severity != "info":
+            logger.warning("event=finding code=%s severity=%s message='%s'", finding.code, finding.severity, finding.message)
     logger.info("event=health errors=%d warnings=%d notes=%d page=%s", *report.severities.values(), page)
     return page
 

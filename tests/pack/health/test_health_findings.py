@@ -120,7 +120,7 @@ def test_boxes_of_one_object_are_found_of_one_class_and_of_two(check):
 def test_missing_rare_and_uneven_classes_are_named(check):
     records = [record(seed, ((20, 20, 60, 60),), (0,)) for seed in range(40)]
     findings = check([*records, record(99)], classes=("cat", "dog", "cow"))
-    assert findings["class_without_boxes"]["message"] == "No box is of class cow."
+    assert findings["class_without_boxes"]["message"] == "Classes without a box: cow."
     assert findings["few_boxes"]["message"] == "Classes with fewer than 20 boxes: dog (1)."
     assert "41 boxes of cat for each of dog" in findings["class_imbalance"]["message"]
 
@@ -147,7 +147,7 @@ def test_sizes_and_aspects_of_images_are_reported(check):
 def test_labels_tasks_and_individuals_are_counted(check):
     records = list(map(packed.rich_record, range(24)))
     findings = check(records, classes=("nothing", "square"), image_classes=("tall", "wide", "round"), keypoint_names=("a", "b", "c"))
-    assert findings["label_without_images"]["message"] == "No image has the label round."
+    assert findings["label_without_images"]["message"] == "Labels that no image has: round."
     assert "6 for classify" in findings["partly_annotated"]["message"]
     alone = replace(records[1].objects, identities=np.array([77]))
     findings = check([*records[2:], replace(records[1], objects=alone)], image_classes=("tall", "wide"), keypoint_names=("a", "b", "c"))

@@ -62,7 +62,7 @@ ADVICE: Mapping[str, tuple[Severity, str]] = MappingProxyType(
         "near_duplicate": ("info", "Frames of a video teach little more than one of them; keep all of them in one set."),
         "class_without_boxes": (
             "warning",
-            "Annotate the class, or leave it out of the classes: nobody can learn it from these images.",
+            "Annotate the class, or leave it out of the classes: it cannot be learned from these images.",
         ),
         "few_boxes": ("warning", "Annotate more of these objects; 100 and more per class are a start."),
         "class_imbalance": ("info", "Collect more images of the rare classes, or train with --loss.class_balance."),

@@ -51,7 +51,7 @@ def _label_findings(dataset: Dataset, scan: Scan) -> Iterator[Finding]:
         counts = np.bincount(scan.image_labels, minlength=len(dataset.image_classes))
         missing = [name for name, count in zip(dataset.image_classes, counts, strict=True) if count == 0]
         if missing:
-            yield make_finding("label_without_images", len(missing), f"No image has the label {', '.join(missing[:12])}.")
+            yield make_finding("label_without_images", len(missing), f"Labels that no image has: {', '.join(missing)}.")
 
 
 def _task_findings(dataset: Dataset, scan: Scan) -> Iterator[Finding]:

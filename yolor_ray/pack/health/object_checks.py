@@ -58,7 +58,7 @@ def _class_findings(dataset: Dataset, scan: Scan) -> Iterator[Finding]:
         return
     counts = np.bincount(scan.labels[~scan.crowd], minlength=len(dataset.classes))
     if missing := [name for name, count in zip(dataset.classes, counts, strict=True) if count == 0]:
-        yield make_finding("class_without_boxes", len(missing), f"No box is of class {_listed(missing)}.")
+        yield make_finding("class_without_boxes", len(missing), f"Classes without a box: {_listed(missing)}.")
     if few := [f"{name} ({count})" for name, count in zip(dataset.classes, counts, strict=True) if 0 < count < FEW_BOXES]:
         yield make_finding("few_boxes", len(few), f"Classes with fewer than {FEW_BOXES} boxes: {_listed(few)}.")
     present = np.flatnonzero(counts)

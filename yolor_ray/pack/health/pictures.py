@@ -15,7 +15,7 @@ CROP_PX, IMAGE_PX = 176, 360
 """Long side of the picture of an object and of a whole image."""
 CONTEXT = 0.35
 """Surroundings of an object in its picture, as a share of the object's long side, on each side."""
-MIN_VIEW_PX = 24
+MIN_VIEW_PX = 32
 """Least side of the shown part of an image."""
 MASK_OPACITY = 0.4
 HIGHLIGHT = (255, 0, 200)

@@ -66,10 +66,12 @@ def make_report(dataset: Dataset, scan: Scan, others: Sequence[tuple[Dataset, Sc
     return HealthReport(datasets, image_px, tuple(by_severity(findings)), describe(dataset, scan, image_px), label_pictures(dataset, scan))
 
 
-def is_current(dataset: Dataset, folder: str) -> bool:
-    """Return True if a folder has the report of this content of a dataset."""
-    url = join(folder, DATA)
-    return exists(url) and json.loads(read_bytes(url)).get("digest") == dataset.digest
+def is_current(dataset: Dataset, others: Sequence[Dataset]) -> bool:
+    """Return True if the folder of a dataset has the report of its content, compared with the others or with more."""
+    url = join(dataset.url, DATA)
+    report = json.loads(read_bytes(url)) if exists(url) else {}
+    compared = {other["digest"] for other in report.get("against", ())}
+    return report.get("digest") == dataset.digest and compared >= {other.digest for other in others}
 
 
 def report_files(report: HealthReport) -> dict[str, bytes]:
@@ -84,7 +86,7 @@ def _json(report: HealthReport) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         **{name: getattr(dataset, name) for name in ("url", "digest", "images", "boxes", "crowds")},
-        "against": [other.url for other in others],
+        "against": [{"url": other.url, "digest": other.digest} for other in others],
         "image_px": report.image_px,
         "findings": [finding_json(finding, urls) for finding in report.findings],
         **report.tables,

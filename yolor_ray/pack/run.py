@@ -62,7 +62,7 @@ def check_health(config: PackCheckConfig) -> dict:
     page = _write_report(report, absolute(config.output) if config.output else dataset.url)
     result = {"images": dataset.images, "boxes": dataset.boxes, "findings": report.counts, "health": page}
     if failing := [f"{code} ({report.counts[code]})" for code in config.fail_on_codes if code in report.counts]:
-        raise CheckFailed(f"{dataset.url}: found {', '.join(failing)}, expected none with --fail-on; see {page}", result)
+        raise CheckFailed(f"{dataset.url}: found {', '.join(failing)}, expected none with --fail_on; see {page}", result)
     return result
 
 

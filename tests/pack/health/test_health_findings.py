@@ -167,7 +167,7 @@ def test_faults_of_packing_are_findings_with_the_place_on_their_image(yolo_set, 
 
 def test_fail_on_raises_with_the_complete_result_only_for_codes_that_were_found(tmp_path):
     url = write(tmp_path / "set", [record(seed) for seed in range(3)])
-    with pytest.raises(CheckFailed, match=r"set: found few_images \(3\), expected none with --fail-on; see .*health\.html") as raised:
+    with pytest.raises(CheckFailed, match=r"set: found few_images \(3\), expected none with --fail_on; see .*health\.html") as raised:
         pack(PackCheckConfig(url=url, image_px=96, fail_on="leak, few_images"))
     assert raised.value.result["findings"]["few_images"] == 3
     assert pack(PackCheckConfig(url=url, image_px=96, fail_on="leak,zero_area_box"))["images"] == 3

@@ -84,7 +84,8 @@ def _write_report(report: HealthReport, folder: str) -> str:
         write_bytes(join(folder, name), data)
     page = join(folder, PAGE)
     for finding in report.findings:
-        if finding.severity != "info":
+        # Packing logged the faults.
+        if finding.severity != "info" and finding.code not in report.datasets[0].faults:
             logger.warning("event=finding code=%s severity=%s message='%s'", finding.code, finding.severity, finding.message)
     logger.info("event=health errors=%d warnings=%d notes=%d page=%s", *report.severities.values(), page)
     return page

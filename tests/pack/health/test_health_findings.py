@@ -66,6 +66,7 @@ def test_leaks_are_found_by_content_and_near_leaks_by_appearance(check, tmp_path
     val = [record(0), replace(record(1), image=train[2].image), replace(record(2), image=copy.getvalue())]
     findings = check(val, against=url)
     assert (findings["leak"]["severity"], findings["leak"]["count"]) == ("error", 1)
+    assert findings["leak"]["message"] == "Images that are in another set, too, byte for byte: 1 of 3."
     assert [(e["image"], e["record"], e["other_image"], e["other_dataset"]) for e in findings["leak"]["examples"]] == [
         ("0001.png", 1, "0102.png", url)
     ]

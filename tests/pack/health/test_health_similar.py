@@ -36,7 +36,7 @@ COPIES = {
     "compressed": lambda pixels: jpeg(pixels, 30),
     "smaller": lambda pixels: cv2.resize(pixels, (160, 120), interpolation=cv2.INTER_AREA),
     "brighter": lambda pixels: np.clip(pixels.astype(int) + 25, 0, 255).astype(np.uint8),
-    "slightly cropped": lambda pixels: pixels[4:-4, 4:-4],
+    "slightly cropped": lambda pixels: pixels[2:-2, 2:-2],
     "grey": lambda pixels: np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2),
 }
 
@@ -47,7 +47,7 @@ def test_a_changed_copy_is_found_among_other_images(make, change):
     images = [make(seed) for seed in range(20)]
     pairs = similar_between(fingerprints(COPIES[change](images[7])), fingerprints(*images))
     assert [(pair.query, pair.reference) for pair in pairs] == [(0, 7)]
-    assert 0.9 <= pairs[0].correlation <= 1.0001
+    assert 0.95 <= pairs[0].correlation <= 1.0001
 
 
 @pytest.mark.parametrize("make", [photo, dark])

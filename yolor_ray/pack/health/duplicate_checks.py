@@ -22,9 +22,7 @@ def check_duplicates(scan: Scan) -> list[Finding]:
     pairs = [pair for pair in similar_within(scan.fingerprints) if pair.query not in copied]
     near = [(pair.query, 0, pair.reference, pair.correlation) for pair in pairs]
     return [
-        *_found(
-            scan, (scan,), "duplicate_image", exact, "Images with the very same bytes as another image of the dataset: {count} of {images}."
-        ),
+        *_found(scan, (scan,), "duplicate_image", exact, "with the very same bytes as another image of the dataset"),
         *_found(scan, (scan,), "near_duplicate", near, "that look almost like another image of the dataset"),
     ]
 

@@ -13,7 +13,7 @@ HASH_PX = 8
 """Side of the lowest frequencies of the cosine transform that make the hash, so 64 bits."""
 MAX_BITS_APART = 8
 """Most different bits of two hashes for which thumbnails are compared."""
-MIN_CORRELATION = 0.9
+MIN_CORRELATION = 0.95
 """Least correlation of two thumbnails of near duplicates. On four real datasets, unrelated images stayed below 0.86."""
 MIN_CONTRAST = 2.0
 """Standard deviation of a thumbnail, grey levels, below which the image is too plain to be compared."""
@@ -42,7 +42,7 @@ class SimilarPair:
     query: int
     reference: int
     correlation: float
-    """Correlation of the grey thumbnails, 0.9 to 1."""
+    """Correlation of the grey thumbnails, 0.95 to 1."""
 
 
 def make_thumbnail(pixels: np.ndarray) -> np.ndarray:

@@ -62,7 +62,9 @@ def _example(fault: Fault, scan: Scan, records: Mapping[str, int], other_frame: 
     record = next((records[key] for key in keys if key in records), -1)
     is_placed = record >= 0 and _subject(fault) not in other_frame
     boxes = _boxes(fault.box, scan.sizes_px[record].tolist()) if is_placed else ()
-    return Example(record, fault.location, fault.message, boxes, whole=not boxes)
+    # A box without area on the image is a mark, which needs the whole image around it.
+    has_area = any(x1 < x2 and y1 < y2 for x1, y1, x2, y2 in boxes)
+    return Example(record, fault.location, fault.message, boxes, whole=not has_area)
 
 
 def _boxes(box: Sequence[Any] | None, size_px: Sequence[int]) -> tuple[tuple[float, float, float, float], ...]:

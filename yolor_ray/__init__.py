@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from yolor_ray.config import EvaluateConfig as EvaluateConfig
     from yolor_ray.config import ExportConfig as ExportConfig
     from yolor_ray.config import PackAutoConfig as PackAutoConfig
+    from yolor_ray.config import PackCheckConfig as PackCheckConfig
     from yolor_ray.config import PackCocoConfig as PackCocoConfig
     from yolor_ray.config import PackCropsConfig as PackCropsConfig
     from yolor_ray.config import PackScenesConfig as PackScenesConfig
@@ -42,6 +43,7 @@ _MODULES = {
             "EvaluateConfig",
             "ExportConfig",
             "PackAutoConfig",
+            "PackCheckConfig",
             "PackCocoConfig",
             "PackCropsConfig",
             "PackScenesConfig",

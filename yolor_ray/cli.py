@@ -26,7 +26,7 @@ from yolor_ray.config.dotted import from_json, similar_names
 from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
 from yolor_ray.config.renamed import current_arguments
 from yolor_ray.config.study import STUDIES, STUDY_DESCRIPTIONS
-from yolor_ray.errors import ConfigError, Preempted, UserError
+from yolor_ray.errors import CheckFailed, ConfigError, Preempted, UserError
 from yolor_ray.io.redact import hide_secrets, redact, refuse_credentials
 
 EXIT_FAILED, EXIT_USER, EXIT_PREEMPTED = 1, 2, 143
@@ -92,15 +92,23 @@ def _run(name: str, job: Job, arguments: Sequence[str], program: str) -> int:
     except UserError as error:
         sys.stderr.write(redact(f"{type(error).__name__}: {error}\n"))
         return EXIT_USER
+    except CheckFailed as error:
+        sys.stderr.write(redact(f"{type(error).__name__}: {error}\n"))
+        _print_result(error.result)
+        return EXIT_FAILED
     except Preempted as error:
         sys.stderr.write(f"preempted: {error}\n")
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_FAILED
+    _print_result(result)
+    return 0
+
+
+def _print_result(result: Any) -> None:
     sys.stdout.write(json.dumps(_without_nan(result)) + "\n")
     sys.stdout.flush()
-    return 0
 
 
 def _check_buckets(settings: Any) -> None:
@@ -208,7 +216,7 @@ def _without_nan(value: Any) -> Any:
 
 JOBS = {
     "pack": Job(
-        "Check annotated images and pack them into shards: a folder (auto), voc, coco, yolo, crops, or built-in scenes.",
+        "Check annotated images and pack them into shards: a folder (auto), voc, coco, yolo, crops, or built-in scenes; check a dataset.",
         functools.partial(read_flags, config.AnyPackConfig),
         "yolor_ray.pack.run:pack",
     ),

@@ -13,8 +13,11 @@ YolorError
 │   ├── NonFiniteLossError the loss stayed NaN or infinite
 │   ├── LedgerError        an epoch took a record twice or left one out: a bug of this package
 │   └── SupersededError    another job continues the same run
+├── CheckFailed            a check found what it was told to fail on; carries the result; jobs print it and exit with status 1
 └── Preempted              training stopped after a stop signal, with a checkpoint; jobs exit with status 143
 """
+
+from typing import Any
 
 
 class YolorError(Exception):
@@ -77,6 +80,17 @@ class LedgerError(TrainingError):
 
 class SupersededError(TrainingError):
     """Another job continues the same run."""
+
+
+class CheckFailed(YolorError):
+    """A check found what it was told to fail on; `result` is the result of the check, which is complete."""
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
+
+    def __reduce__(self) -> tuple[type["CheckFailed"], tuple[str, dict[str, Any]]]:
+        return type(self), (str(self), self.result)
 
 
 class Preempted(YolorError):

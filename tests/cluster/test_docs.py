@@ -183,7 +183,9 @@ def run(folder: Path, s3: Callable[[], str], ray_cluster: dict[str, str]) -> Ite
 def check(line: str, result: dict) -> None:
     """Check the result of a command by its job."""
     job = line.split()[1]
-    if job == "pack":
+    if " pack check " in line:
+        assert storage.exists(result["health"]), line
+    elif job == "pack":
         outputs = [part["output"] for part in result.get("splits", {"": result}).values()]
         assert result["faults"] == {} and all(storage.exists(f"{output}/dataset.json") for output in outputs), line
     elif job == "train":

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from packed import all_records
-from yolor_ray.config import PackScenesConfig, PackVocConfig, PackYoloConfig
+from yolor_ray.config import PackCheckConfig, PackScenesConfig, PackVocConfig, PackYoloConfig
 from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.errors import DataError, StorageError
 from yolor_ray.io import storage
 from yolor_ray.pack import plan
+from yolor_ray.pack.health import scan
 from yolor_ray.pack.run import pack, pack_scenes
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "pack.py"
@@ -37,7 +38,8 @@ def test_bccd_is_packed_into_s3_with_its_known_boxes_and_faults(split, shared, s
     sources = {"images": str(folder / "JPEGImages"), "annotations": str(folder / "Annotations"), "split_file": split_file}
     result = pack(PackVocConfig(**sources, output=output, shard_mb=0.5))
     images, boxes, faulty = {"train": (205, 2804, "343"), "val": (87, 1137, "338"), "test": (72, 945, None)}[split]
-    assert result == {"images": images, "boxes": boxes, "faults": {"zero_area_box": 1} if faulty else {}, "output": output}
+    counts = {"images": images, "boxes": boxes, "faults": {"zero_area_box": 1} if faulty else {}}
+    assert result == {**counts, "output": output, "health": f"{output}/health.html"}
     dataset = open_dataset(output)
     assert dataset.classes == ("Platelets", "RBC", "WBC")
     assert dataset.boxes == sum(dataset.boxes_per_class.values()) == boxes
@@ -64,7 +66,23 @@ def test_a_dataset_packed_by_ray_in_s3_equals_one_packed_in_this_process(yolo_se
         assert (result["images"], result["boxes"], result["faults"]) == (12, 24, {})
     assert len(open_dataset(f"{bucket}/set").shards) > 1
     assert [r.name for r in all_records(f"{bucket}/set")] == [r.name for r in all_records(str(tmp_path / "local"))]
-    assert sorted(name for name in storage.list_names(f"{bucket}/set") if not name.startswith("part-")) == ["dataset.json", "faults.jsonl"]
+    names = [name for name in storage.list_names(f"{bucket}/set") if not name.startswith("part-")]
+    assert names == ["dataset.json", "faults.jsonl", "health.html", "health.json"]
+
+
+def test_a_health_report_made_by_ray_from_s3_equals_one_made_in_this_process(tmp_path, monkeypatch, s3, ray_cluster):
+    remote, local = s3(), str(tmp_path)
+    for url in (remote, local):
+        pack_scenes(f"{url}/train", 150, seed=0, size_px=64)
+        pack_scenes(f"{url}/val", 70, seed=0, size_px=64)
+    in_process = pack(PackCheckConfig(url=f"{local}/val", against=f"{local}/train"))
+    monkeypatch.setattr(scan, "IMAGES_PER_TASK", 64)
+    by_ray = pack(PackCheckConfig(url=f"{remote}/val", against=f"{remote}/train"))
+    assert by_ray["findings"] == in_process["findings"]
+    assert by_ray["findings"]["leak"] == 70
+    reports = [json.loads(storage.read_bytes(f"{url}/val/health.json")) for url in (remote, local)]
+    assert [report["url"] for report in reports] == [f"{remote}/val", f"{local}/val"]
+    assert json.dumps(reports[0]).replace(remote, local) == json.dumps(reports[1])
 
 
 def test_an_image_deleted_while_packing_is_an_error_with_its_name(yolo_set, tmp_path, monkeypatch, ray_cluster):
@@ -109,5 +127,6 @@ def test_a_killed_pack_leaves_no_dataset_and_a_rerun_finishes_it(yolo_set, s3, r
         open_dataset(output)
     finished = run_job(*flags, environment=ray_cluster)
     assert finished.returncode == 0, finished.stderr
-    assert json.loads(finished.stdout.splitlines()[-1]) == {"images": 100, "boxes": 200, "faults": {}, "output": output}
+    counts = {"images": 100, "boxes": 200, "faults": {}}
+    assert json.loads(finished.stdout.splitlines()[-1]) == {**counts, "output": output, "health": f"{output}/health.html"}
     assert len(all_records(output)) == 100

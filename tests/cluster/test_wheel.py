@@ -109,7 +109,8 @@ def test_the_wheel_installs_beside_its_dependencies_alone_and_trains(environment
 def test_the_wheel_holds_its_pages_and_types_and_no_exact_pins(wheel: Path) -> None:
 
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"yolor_ray/py.typed", "yolor_ray/serve/http/page.html", "yolor_ray/serve/http/docs.html"} <= set(names)
+    pages = ("serve/http/page.html", "serve/http/docs.html", "report/page.html", "pack/health/health.html")
+    assert {"yolor_ray/py.typed", *(f"yolor_ray/{page}" for page in pages)} <= set(names)
     (metadata,) = (name for name in names if name.endswith("METADATA"))
     lines = zipfile.ZipFile(wheel).read(metadata).decode().splitlines()
     pinned = [line for line in lines if line.startswith("Requires-Dist") and "==" in line.split(";")[0] and "==2.60.*" not in line]

@@ -122,10 +122,16 @@ def test_the_job_prints_one_json_line_and_shows_no_secret(yolo_set, tmp_path, mo
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
     sources = yolo_set(2, n1="5 0.5 0.5 0.5 0.5")
     flags = [word for name, value in sources.items() for word in (f"--{name}", value)]
-    done = run_job("yolo", *flags, "--output", str(tmp_path / "out"))
+    out = str(tmp_path / "out")
+    done = run_job("yolo", *flags, "--output", out)
     assert done.returncode == 0
-    faults = {"not_fully_annotated": 1, "unknown_class": 1}
-    assert json.loads(done.stdout) == {"images": 1, "boxes": 2, "faults": faults, "output": str(tmp_path / "out")}
+    assert json.loads(done.stdout) == {
+        "images": 1,
+        "boxes": 2,
+        "faults": {"not_fully_annotated": 1, "unknown_class": 1},
+        "output": out,
+        "health": f"{out}/health.html",
+    }
     assert "001.txt:1" in done.stderr
     refused = run_job("yolo", *flags, "--output", str(tmp_path / "strict"), "--strict")
     assert refused.returncode == 2

@@ -38,10 +38,11 @@ def test_all_tasks_of_a_coco_file_reach_the_shards(tmp_path, write_image):
 def test_crops_become_objects_of_the_whole_image_with_identity_and_camera(tmp_path, write_image):
     for seed, (name, width) in enumerate({"car_07_cam2.png": 40, "bus_01_cam1.png": 64, "car_07_cam1.png": 50, "spare.png": 30}.items()):
         write_image(tmp_path / "images" / name, width, 48, seed)
-    flags = ["crops", "--images", str(tmp_path / "images"), "--output", str(tmp_path / "out"), "--image_labels", "present"]
+    out = str(tmp_path / "out")
+    flags = ["crops", "--images", str(tmp_path / "images"), "--output", out, "--image_labels", "present"]
     done = run_job(*flags, "--pattern", r"(?P<identity>(?P<class>[a-z]+)_\d+)_cam(?P<camera>\d+)")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"images": 3, "boxes": 3, "faults": {"bad_name": 1}, "output": str(tmp_path / "out")}
+    assert json.loads(done.stdout) == {"images": 3, "boxes": 3, "faults": {"bad_name": 1}, "output": out, "health": f"{out}/health.html"}
     dataset = open_dataset(str(tmp_path / "out"))
     assert (dataset.classes, dataset.image_classes, dataset.tasks) == (("bus", "car"), ("bus", "car"), ("classify", "detect", "embed"))
     records = {record.name: record for record in all_records(str(tmp_path / "out"))}

@@ -10,6 +10,7 @@ from yolor_ray.config.network import ImplicitConfig, NetworkConfig
 from yolor_ray.config.pack import (
     AnyPackConfig,
     PackAutoConfig,
+    PackCheckConfig,
     PackCocoConfig,
     PackConfig,
     PackCropsConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "NetworkConfig",
     "OptimConfig",
     "PackAutoConfig",
+    "PackCheckConfig",
     "PackCocoConfig",
     "PackConfig",
     "PackCropsConfig",

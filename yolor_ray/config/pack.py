@@ -6,7 +6,41 @@ from typing import Annotated, Literal
 
 import tyro
 
-from yolor_ray.errors import ConfigError
+from yolor_ray.errors import ConfigError, check
+
+HEALTH_CODES = (
+    *("leak", "near_leak", "classes_differ", "duplicate_image", "near_duplicate"),
+    *("class_without_boxes", "few_boxes", "class_imbalance", "label_without_images", "only_background", "only_crowds"),
+    *("too_small_boxes", "tiny_boxes", "unusual_size", "unusual_shape", "annotated_twice", "class_conflict", "detection_limit"),
+    *("few_images", "mixed_sizes", "extreme_aspect", "enlarged_images", "partly_annotated", "single_identities"),
+)
+"""Codes of the findings of a health report, beside those of faults; codes are stable."""
+FAULT_CODES = (
+    *(
+        "ambiguous_image",
+        "bad_annotation",
+        "bad_class_id",
+        "bad_encoding",
+        "bad_image",
+        "bad_keypoints",
+        "bad_line",
+        "bad_mask",
+        "bad_name",
+    ),
+    *("bad_polygon", "bad_xml", "box_clipped", "box_from_mask", "box_outside_image", "broken_image", "duplicate_box", "duplicate_id"),
+    *(
+        "duplicate_image",
+        "looks_like_fractions",
+        "missing_annotation",
+        "missing_box",
+        "missing_class",
+        "missing_image",
+        "missing_kpt_shape",
+    ),
+    *("missing_mask", "name_mismatch", "not_a_number", "not_fully_annotated", "not_normalised", "oriented_box", "size_mismatch"),
+    *("swapped_corners", "unknown_class", "unknown_image", "unknown_task", "zero_area_box"),
+)
+"""Codes of the faults that packing meets; codes are stable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +167,34 @@ class PackScenesConfig(PackConfig):
             raise ConfigError(f"count, size_px: found {self.count}, {self.size_px}, expected 1 or more and 32 or more")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackCheckConfig:
+    """Health report of a packed dataset; every pack ends with one, and this job compares sets besides."""
+
+    url: tyro.conf.Positional[str]
+    """URL of the packed dataset."""
+    against: str = ""
+    """URLs of other packed datasets, separated by commas, whose images must not be in this one; such as the validation set."""
+    image_px: int = 640
+    """Side of the network input, pixels, at which sizes of boxes are judged."""
+    fail_on: str = ""
+    """Codes, separated by commas, such as leak,near_leak; exit status 1 if the report has a finding or fault of one of them."""
+    output: str = ""
+    """URL of the folder for health.html and health.json; empty takes the dataset's own folder."""
+
+    def __post_init__(self) -> None:
+        """Check the codes and the side."""
+        check(self.image_px >= 32, "image_px", self.image_px, "32 or more")
+        known = {*HEALTH_CODES, *FAULT_CODES}
+        unknown = [code for code in self.fail_on_codes if code not in known]
+        check(not unknown, "fail_on", ",".join(unknown), f"some of {', '.join(sorted(known))}")
+
+    @property
+    def fail_on_codes(self) -> tuple[str, ...]:
+        """Return the codes of `fail_on`."""
+        return tuple(code.strip() for code in self.fail_on.split(",") if code.strip())
+
+
 AnyPackConfig = (
     Annotated[PackAutoConfig, tyro.conf.subcommand("auto")]
     | Annotated[PackVocConfig, tyro.conf.subcommand("voc")]
@@ -140,4 +202,5 @@ AnyPackConfig = (
     | Annotated[PackYoloConfig, tyro.conf.subcommand("yolo")]
     | Annotated[PackCropsConfig, tyro.conf.subcommand("crops")]
     | Annotated[PackScenesConfig, tyro.conf.subcommand("scenes")]
+    | Annotated[PackCheckConfig, tyro.conf.subcommand("check")]
 )

@@ -15,38 +15,116 @@ import ray
 from tqdm import tqdm
 
 from yolor_ray.cluster.connect import as_completed, start_ray
-from yolor_ray.config import PackAutoConfig, PackCocoConfig, PackCropsConfig, PackScenesConfig, PackVocConfig, PackYoloConfig
+from yolor_ray.config import (
+    PackAutoConfig,
+    PackCheckConfig,
+    PackCocoConfig,
+    PackCropsConfig,
+    PackScenesConfig,
+    PackVocConfig,
+    PackYoloConfig,
+)
 from yolor_ray.data.coco_rules import warn_of_limit
-from yolor_ray.data.shards.dataset import MANIFEST, Dataset, dataset_digest, open_dataset, write_dataset
-from yolor_ray.errors import DataError
+from yolor_ray.data.shards.dataset import MANIFEST, Dataset, RowGroup, dataset_digest, open_dataset, write_dataset
+from yolor_ray.errors import CheckFailed, DataError
 from yolor_ray.io.storage import absolute, delete, exists, join, list_names, write_bytes
 from yolor_ray.pack.annotations.faults import Fault, count_by_code, describe_faults
+from yolor_ray.pack.health.fault_checks import FAULTS_FILE
+from yolor_ray.pack.health.report import PAGE, HealthReport, is_current, make_report, report_files
+from yolor_ray.pack.health.scan import Scan, join_scans, scan_row_groups, shares
 from yolor_ray.pack.plan import PackPlan, plan_annotated, plan_scenes
 from yolor_ray.pack.shard_builder import PROGRESS_DIR, AnnotatedSource, ShardResult, ShardTask, build_shard
 from yolor_ray.pack.splits import plan_splits
 
-FAULTS_FILE = "faults.jsonl"
 MAX_SHOWN_FAULTS = 5
 
 logger = logging.getLogger(__name__)
 
 
-def pack(config: PackAutoConfig | PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConfig | PackScenesConfig) -> dict:
-    """Pack the images of a configuration and return `images`, `boxes`, `faults` by code, `output`, and `crowds` where there are any.
+def pack(
+    config: PackAutoConfig | PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConfig | PackScenesConfig | PackCheckConfig,
+) -> dict:
+    """Pack the images of a configuration, or check a packed dataset.
 
-    The result of a folder with several splits has their sums, and the result of each split in `splits`.
+    Returns `images`, `boxes`, `faults` by code, `output`, `health` (URL of the health report), and `crowds` where there are any.
+    Of a check, see `check_health`. The result of a folder with several splits has their sums, and the result of each split in `splits`.
 
     Raises:
         DataError: no usable image, a fault with `strict`, or another finished dataset at the output.
 
     """
+    if isinstance(config, PackCheckConfig):
+        return check_health(config)
     if isinstance(config, PackAutoConfig):
         return _pack_splits(config)
-    return _build_dataset(plan_scenes(config) if isinstance(config, PackScenesConfig) else plan_annotated(config))
+    result = _build_dataset(plan_scenes(config) if isinstance(config, PackScenesConfig) else plan_annotated(config))
+    return {**result, "health": _ensure_report(open_dataset(result["output"]), others=())}
+
+
+def check_health(config: PackCheckConfig) -> dict:
+    """Write the health report of a packed dataset and return `images`, `boxes`, `findings` (count by code) and `health`, its page.
+
+    Raises:
+        CheckFailed: the report has a finding of `fail_on`; the report is written all the same.
+        DataError: one of the URLs has no packed dataset.
+
+    """
+    dataset = open_dataset(absolute(config.url))
+    others = [open_dataset(absolute(url.strip())) for url in config.against.split(",") if url.strip()]
+    report = _make_report(dataset, others, config.image_px)
+    page = _write_report(report, absolute(config.output) if config.output else dataset.url)
+    result = {"images": dataset.images, "boxes": dataset.boxes, "findings": report.counts, "health": page}
+    if failing := [f"{code} ({report.counts[code]})" for code in config.fail_on_codes if code in report.counts]:
+        raise CheckFailed(f"{dataset.url}: found {', '.join(failing)}, expected none with --fail_on; see {page}", result)
+    return result
+
+
+def _ensure_report(dataset: Dataset, others: Sequence[Dataset]) -> str:
+    """Write the health report of a dataset, compared with others, unless it is there; return the URL of its page."""
+    if is_current(dataset, others):
+        return join(dataset.url, PAGE)
+    return _write_report(_make_report(dataset, others, PackCheckConfig.image_px), dataset.url)
+
+
+def _make_report(dataset: Dataset, others: Sequence[Dataset], image_px: int) -> HealthReport:
+    scans = [_scan(member) for member in (dataset, *others)]
+    return make_report(dataset, scans[0], list(zip(others, scans[1:], strict=True)), image_px)
+
+
+def _write_report(report: HealthReport, folder: str) -> str:
+    """Write a health report and return the URL of its page."""
+    for name, data in report_files(report).items():
+        write_bytes(join(folder, name), data)
+    page = join(folder, PAGE)
+    for finding in report.findings:
+        # Packing logged the faults.
+        if finding.severity != "info" and finding.code not in report.datasets[0].faults:
+            logger.warning("event=finding code=%s severity=%s message='%s'", finding.code, finding.severity, finding.message)
+    logger.info("event=health errors=%d warnings=%d notes=%d page=%s", *report.severities.values(), page)
+    return page
+
+
+def _scan(dataset: Dataset) -> Scan:
+    """Measure all images of a dataset, by Ray unless a single task suffices."""
+    tasks = shares(dataset)
+    if len(tasks) == 1:
+        return scan_row_groups(dataset, tasks[0])
+    start_ray(allow_unauthenticated=True)
+    scan: Any = ray.remote(num_cpus=1, max_retries=3)(_scan_share)
+    scans: dict[int, Scan] = {}
+    with tqdm(total=dataset.images, desc="checking", unit="image", mininterval=1) as bar:
+        for index, result in as_completed([scan.remote(dataset, index, groups) for index, groups in enumerate(tasks)]):
+            scans[index] = result
+            bar.update(result.images)
+    return join_scans([scans[index] for index in range(len(tasks))])
+
+
+def _scan_share(dataset: Dataset, index: int, groups: Sequence[RowGroup]) -> tuple[int, Scan]:
+    return index, scan_row_groups(dataset, groups)
 
 
 def pack_scenes(url: str, count: int, seed: int, size_px: int = 320, parallel: bool = False) -> dict:
-    """Pack `count` built-in scenes and return the result of `pack`; without `parallel`, Ray is not started."""
+    """Pack `count` built-in scenes and return the result of `pack` without `health`; without `parallel`, Ray is not started."""
     return _build_dataset(plan_scenes(PackScenesConfig(output=url, count=count, seed=seed, size_px=size_px)), parallel)
 
 
@@ -56,6 +134,9 @@ def _pack_splits(config: PackAutoConfig) -> dict:
         _check_plan(plan)
     splits = {split: _build_dataset(plan) for split, plan in plans.items()}
     urls = {split: result["output"] for split, result in splits.items()}
+    for split, url in urls.items():
+        others = [open_dataset(urls["train"])] if split != "train" and "train" in urls else []
+        splits[split] |= {"health": _ensure_report(open_dataset(url), others)}
     if "train" in urls:
         validation = f" --data.val {urls['val']}" if "val" in urls else ""
         logger.info(

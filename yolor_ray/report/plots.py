@@ -10,13 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-COLOURS = ("#2f8dff", "#ff9f0a", "#ff4d6d", "#1fc16b", "#b57bff", "#ff7ac6", "#00c2c7", "#c5d93b", "#9c6b4a", "#8ea2ff")
+from yolor_ray.report.colours import COLOURS as COLOURS
+from yolor_ray.report.colours import colour as colour
+
 INK, GRID = "#24292f", "#d8dee4"
-
-
-def colour(label: int) -> str:
-    """Return the colour of a class; colours repeat after ten classes."""
-    return COLOURS[label % len(COLOURS)]
 
 
 def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:

@@ -50,6 +50,8 @@ class Fault:
     """JSON pointer into the file, such as /annotations/17."""
     image: str = ""
     """Name of the image whose object is at fault; empty for faults of files and images."""
+    box: tuple[float, float, float, float] | None = None
+    """x1, y1, x2, y2 of the object as annotated, in pixels or fractions of the image; None without a readable box."""
 
     @property
     def location(self) -> str:

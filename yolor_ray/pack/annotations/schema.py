@@ -1,5 +1,6 @@
 """Annotations as their files state them, before the images are opened and the boxes normalised."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,7 +59,8 @@ class AnnotatedImage:
     def fault(self, code: str, message: str, obj: AnnotatedObject | None = None) -> Fault:
         """Make a fault of this image, or of one object on the image."""
         located = obj or self
-        return Fault(code, f"image {self.name!r}: {message}", self.file, located.line, located.pointer, self.name if obj else "")
+        box = obj.box if obj and all(map(math.isfinite, obj.box)) else None
+        return Fault(code, f"image {self.name!r}: {message}", self.file, located.line, located.pointer, self.name if obj else "", box)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ imported, so `--help` and a mistyped flag answer at once.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import json
@@ -29,7 +30,7 @@ from yolor_ray.config.study import STUDIES, STUDY_DESCRIPTIONS
 from yolor_ray.errors import ConfigError, Preempted, UserError
 from yolor_ray.io.redact import hide_secrets, redact, refuse_credentials
 
-EXIT_FAILED, EXIT_USER, EXIT_PREEMPTED = 1, 2, 143
+EXIT_USER, EXIT_INTERRUPTED, EXIT_PREEMPTED = 2, 130, 143
 STUDY_PRESET = "nano"
 """Preset of a study whose arguments name no preset."""
 PRESET_FILE = "Instead of the name, --preset-file URL takes the config.json of a run or the preset.json of a search; flags override it."
@@ -50,8 +51,8 @@ class Job:
 def main(job: str | None = None) -> NoReturn:
     """Run a job of `JOBS` with the arguments of this process, and exit; without `job` the first argument names the job.
 
-    The result is printed as the last line on standard output. Exit status: 0 done, 2 the user's mistake, 143 preempted by
-    SIGTERM with a checkpoint written, 1 anything else.
+    The result is printed as the last line on standard output. Exit status: 0 done, 2 the user's mistake, 130 ended by Ctrl-C and 143
+    preempted by another signal, a training with a checkpoint written, 1 anything else.
     """
     if job is not None:
         run(job, JOBS[job], sys.argv[1:], f"python jobs/{job}.py")
@@ -93,11 +94,14 @@ def _run(name: str, job: Job, arguments: Sequence[str], program: str) -> int:
         sys.stderr.write(redact(f"{type(error).__name__}: {error}\n"))
         return EXIT_USER
     except Preempted as error:
-        sys.stderr.write(f"preempted: {error}\n")
-        return EXIT_PREEMPTED
+        interrupted = error.signal_name == "SIGINT"
+        # A closed terminal takes no text.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{'interrupted' if interrupted else 'preempted'}: {error}\n")
+        return EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-        return EXIT_FAILED
+        return EXIT_INTERRUPTED
     sys.stdout.write(json.dumps(_without_nan(result)) + "\n")
     sys.stdout.flush()
     return 0
@@ -125,8 +129,14 @@ def read_training(arguments: Sequence[str], program: str) -> config.TrainConfig:
     if not arguments:
         raise ConfigError(f"preset: found none, expected one of {', '.join(PRESETS)}, or --preset-file URL; --help describes them")
     url, remaining = _preset_file(arguments)
+    name = _preset_name(remaining)
     if url is not None:
-        return read_flags(config.TrainConfig, remaining, program, default=_from_file(url, _preset_name(remaining)))
+        return read_flags(config.TrainConfig, remaining, program, default=_from_file(url, name))
+    if name is not None:
+        # A union of all presets would answer a mistyped flag with the help of all presets.
+        return read_flags(config.TrainConfig, remaining[1:], f"{program} {name}", default=PRESETS[name], description=DESCRIPTIONS[name])
+    if not {"-h", "--help"} & set(remaining):
+        raise ConfigError(f"preset: found the flag {remaining[0]} first, expected one of {', '.join(PRESETS)}, and then flags")
     return read_flags(
         _subcommands(PRESETS, DESCRIPTIONS), remaining, program, description=f"Train a preset: its name, then flags. {PRESET_FILE}"
     )
@@ -146,9 +156,11 @@ def read_study(
     preset = _preset_name(after_study) if study in studies else None
     train = PRESETS[preset or STUDY_PRESET] if url is None else _from_file(url, preset)
     hint = f"A preset's name may follow the study's: {', '.join(PRESETS)} (default: {STUDY_PRESET}). {PRESET_FILE}"
-    texts = {name: f"{text} {hint}" if name == study else text for name, text in descriptions.items()}
     defaults = {name: make(train) for name, make in studies.items()}
-    return read_flags(_subcommands(defaults, texts), [*remaining[:1], *after_study[preset is not None :]], program, description=hint)
+    if study in studies:
+        flags, text = after_study[preset is not None :], f"{descriptions[study]} {hint}"
+        return read_flags(type(defaults[study]), flags, f"{program} {study}", default=defaults[study], description=text)
+    return read_flags(_subcommands(defaults, descriptions), remaining, program, description=hint)
 
 
 def read_benchmark(arguments: Sequence[str], program: str) -> Any:
@@ -158,9 +170,16 @@ def read_benchmark(arguments: Sequence[str], program: str) -> Any:
         ConfigError: as `read_study`.
 
     """
-    name = next(iter(arguments), "")
+    name, flags = next(iter(arguments), ""), list(arguments[1:])
     if name in PRESET_BENCHMARKS:
-        return read_study(PRESET_BENCHMARKS, {name: BENCHMARK_DESCRIPTIONS[name] for name in PRESET_BENCHMARKS}, arguments, program)
+        # Version 0.2 read the preset's name of this benchmark after the benchmark's own flags.
+        preset = [flag for before, flag in zip(["", *flags], flags, strict=False) if flag in PRESETS and not before.startswith("--")][:1]
+        for word in preset:
+            flags.remove(word)
+        return read_study(PRESET_BENCHMARKS, BENCHMARK_DESCRIPTIONS, [name, *preset, *flags], program)
+    if name in BENCHMARKS:
+        settings, text = BENCHMARKS[name], BENCHMARK_DESCRIPTIONS[name]
+        return read_flags(type(settings), flags, f"{program} {name}", default=settings, description=text)
     return read_flags(_subcommands(BENCHMARKS, BENCHMARK_DESCRIPTIONS), arguments, program)
 
 

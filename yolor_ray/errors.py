@@ -13,7 +13,8 @@ YolorError
 │   ├── NonFiniteLossError the loss stayed NaN or infinite
 │   ├── LedgerError        an epoch took a record twice or left one out: a bug of this package
 │   └── SupersededError    another job continues the same run
-└── Preempted              training stopped after a stop signal, with a checkpoint; jobs exit with status 143
+└── Preempted              training stopped after a stop signal, with a checkpoint; jobs exit with status 143,
+                            after Ctrl-C with 130
 """
 
 
@@ -81,6 +82,11 @@ class SupersededError(TrainingError):
 
 class Preempted(YolorError):
     """Training stopped after a stop signal and a checkpoint; the same command continues the run."""
+
+    def __init__(self, message: str, signal_name: str = "SIGTERM") -> None:
+        """Keep the name of the signal, which determines the exit status."""
+        super().__init__(message)
+        self.signal_name = signal_name
 
 
 def check(valid: bool, name: str, value: object, expected: str) -> None:

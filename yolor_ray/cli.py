@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -31,6 +31,8 @@ from yolor_ray.errors import ConfigError, Preempted, UserError
 from yolor_ray.io.redact import hide_secrets, redact, refuse_credentials
 
 EXIT_USER, EXIT_INTERRUPTED, EXIT_PREEMPTED = 2, 130, 143
+VIEWED_JOBS = {"train"}
+"""Jobs whose log is shown as a table on a terminal."""
 STUDY_PRESET = "nano"
 """Preset of a study whose arguments name no preset."""
 PRESET_FILE = "Instead of the name, --preset-file URL takes the config.json of a run or the preset.json of a search; flags override it."
@@ -51,8 +53,8 @@ class Job:
 def main(job: str | None = None) -> NoReturn:
     """Run a job of `JOBS` with the arguments of this process, and exit; without `job` the first argument names the job.
 
-    The result is printed as the last line on standard output. Exit status: 0 done, 2 the user's mistake, 130 ended by Ctrl-C and 143
-    preempted by another signal, a training with a checkpoint written, 1 anything else.
+    The result is printed as the last line on standard output, except that of a training on a terminal. Exit status: 0 done, 2 the
+    user's mistake, 130 ended by Ctrl-C and 143 by another signal, both with a checkpoint of a training, 1 anything else.
     """
     if job is not None:
         run(job, JOBS[job], sys.argv[1:], f"python jobs/{job}.py")
@@ -89,7 +91,8 @@ def _run(name: str, job: Job, arguments: Sequence[str], program: str) -> int:
         refuse_credentials("command line: argument", arguments)
         settings = job.read(current_arguments(name, arguments), program)
         _check_buckets(settings)
-        result = getattr(importlib.import_module(module), function)(settings)
+        with _view_of(name) as is_shown:
+            result = getattr(importlib.import_module(module), function)(settings)
     except UserError as error:
         sys.stderr.write(redact(f"{type(error).__name__}: {error}\n"))
         return EXIT_USER
@@ -102,9 +105,26 @@ def _run(name: str, job: Job, arguments: Sequence[str], program: str) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
-    sys.stdout.write(json.dumps(_without_nan(result)) + "\n")
-    sys.stdout.flush()
+    # A person has seen the result in the view.
+    if not (is_shown and sys.stdout.isatty()):
+        sys.stdout.write(json.dumps(_without_nan(result)) + "\n")
+        sys.stdout.flush()
     return 0
+
+
+@contextlib.contextmanager
+def _view_of(job: str) -> Iterator[bool]:
+    """Show the progress of a training on a terminal; yields False where the job writes log lines."""
+    if job not in VIEWED_JOBS or not sys.stderr.isatty():
+        yield False
+        return
+    from yolor_ray.train.progress.terminal import is_terminal, shown_on_terminal
+
+    if not is_terminal():
+        yield False
+        return
+    with shown_on_terminal():
+        yield True
 
 
 def _check_buckets(settings: Any) -> None:

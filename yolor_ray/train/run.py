@@ -70,10 +70,14 @@ def train(
         settings, defaults = dataclasses.asdict(config), dataclasses.asdict(TrainConfig())
         lock_settings(run, RUN_FILE, settings, mutable=MUTABLE_SETTINGS, defaults=defaults)
         if not manifest.is_published(weights):
-            _train(prepare(config, run), source, report, callbacks)
+            context = prepare(config, run)
+            # A resumed run has compared the images when it started.
+            if not complete_checkpoints(run):
+                refuse_shared_images(config, context.train, context.val)
+            _train(context, source, report, callbacks)
             _publish_best(run)
     _, info = load_weights(weights)
-    logger.info("event=done report=%s next='python jobs/serve.py --weights %s'", storage.join(run, "report"), weights)
+    logger.info("event=done report=%s weights=%s next='yolor-ray serve --weights %s'", storage.join(run, "report"), weights, weights)
     return {"run": run, "weights": weights, "metrics": info.metrics}
 
 
@@ -96,7 +100,6 @@ def prepare(config: TrainConfig, run: str) -> TrainContext:
     # The checkpoint of a resumed run holds the anchors, so that the pretrained weights may be gone by then.
     resumes = bool(complete_checkpoints(run))
     if not resumes:
-        refuse_shared_images(config, train_set, val_set)
         _note_data(config, train_set)
     pretrained = storage.absolute(config.optim.pretrained) if config.optim.pretrained else ""
     teacher = storage.absolute(config.optim.teacher) if config.optim.teacher else ""
@@ -111,7 +114,9 @@ def prepare(config: TrainConfig, run: str) -> TrainContext:
         raise DataError(f"{train_set.url}: found no identity, expected some for network.tasks: embed")
     class_weights = _choose_class_weights(train_set) if config.loss.class_balance else None
     config = resolve(config, math.ceil(train_set.images / config.optim.batch))
-    return TrainContext(config, run, train_set, val_set, anchors, direct_source(train_set), identities, pretrained, class_weights, teacher)
+    box_px = float(np.median(sides.min(axis=1))) if len(sides) else 0.0
+    source = direct_source(train_set)
+    return TrainContext(config, run, train_set, val_set, anchors, source, identities, pretrained, class_weights, teacher, box_px)
 
 
 def _note_data(config: TrainConfig, train_set: Dataset) -> None:

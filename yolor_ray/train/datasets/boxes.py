@@ -12,6 +12,8 @@ from yolor_ray.train.teacher import load_teacher
 
 logger = logging.getLogger(__name__)
 
+MAX_SHOWN_CLASSES = 20
+
 
 def read_box_sides(dataset: Dataset, image_px: int) -> tuple[np.ndarray, int]:
     """Return the (N, 2) widths and heights of all boxes in pixels of the network input, and the number of images not annotated for detect.
@@ -67,4 +69,7 @@ def warn_of_classes_without_boxes(dataset: Dataset) -> None:
     absent = [name for name in dataset.classes if not dataset.boxes_per_class.get(name)]
     if absent:
         reason = "no training image has a box of these classes, so that the network never finds them"
-        logger.warning("event=classes_without_boxes count=%d of=%d classes='%s' reason='%s'", len(absent), len(dataset.classes), ", ".join(absent), reason)
+        shown = ", ".join(absent[:MAX_SHOWN_CLASSES]) + (", …" if len(absent) > MAX_SHOWN_CLASSES else "")
+        logger.warning(
+            "event=classes_without_boxes count=%d of=%d classes='%s' reason='%s'", *(len(absent), len(dataset.classes), shown, reason)
+        )

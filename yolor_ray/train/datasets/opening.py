@@ -108,7 +108,9 @@ def refuse_shared_images(config: TrainConfig, train_set: Dataset, val_set: Datas
     names = record_name(val_set, int(shared[0])), record_name(train_set, int(twins[0]))
     found = f"{len(shared)} of {val_set.images} images of data.val in data.train, too, such as {names[0]!r}, there {names[1]!r}"
     if config.data.allow_shared_images:
-        logger.warning("event=shared_images count=%d of=%d example='%s' consequence='metrics are too good'", len(shared), val_set.images, names[0])
+        logger.warning(
+            "event=shared_images count=%d of=%d example='%s' consequence='metrics are too good'", *(len(shared), val_set.images, names[0])
+        )
         return
     expected = "expected images that training never sees, because metrics on others are too good"
     other_way = "without --data.val a share of data.train is held out; --data.allow_shared_images trains all the same"

@@ -131,8 +131,7 @@ def _fit_in_thread(trainer: TorchTrainer) -> Any:
     def fit() -> None:
         try:
             outcome.set_result(trainer.fit())
-        except BaseException as error:
-            # Raised again by the thread that waits for the outcome.
+        except BaseException as error:  # noqa: BLE001 - the thread that waits for the outcome raises it again
             outcome.set_exception(error)
 
     # A daemon, because a second signal ends the process while the thread waits.

@@ -23,7 +23,7 @@ from yolor_ray.report.provenance import command, commit
 from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import TrialPlan, run_trials, shared_source, trial_cluster
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints
-from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images, with_validation
+from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images
 from yolor_ray.train.run import MUTABLE_SETTINGS
 from yolor_ray.train.run_log import METRICS_FILE, read_metrics
 from yolor_ray.train.settings_lock import STUDY_FILE, lock_settings
@@ -58,7 +58,6 @@ def lock_study(study_kind: str, train: TrainConfig, search: Sequence[str]) -> No
         ConfigError: the folder has a run or a different study.
 
     """
-    train = with_validation(train)
     settings = {
         "kind": study_kind,
         SEARCH: [current_search_argument(argument) for argument in search],

@@ -22,7 +22,7 @@ from yolor_ray.train.anchors import best_possible_recall, fit_anchors
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints, newest_checkpoint
 from yolor_ray.train.context import Report, TrainContext
 from yolor_ray.train.datasets.boxes import check_sides, check_teacher, read_box_sides, warn_of_classes_without_boxes
-from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images, with_validation
+from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images
 from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
 from yolor_ray.train.loop import TrainOutcome
 from yolor_ray.train.losses.class_balance import balanced_weights
@@ -63,7 +63,6 @@ def train(
         Preempted: SIGTERM, SIGINT or SIGHUP stopped training after a checkpoint.
 
     """
-    config = with_validation(config)
     run = storage.absolute(storage.join(config.run.storage, config.run.name))
     weights = storage.join(run, "weights")
     with freed_on_failure(run, RUN_FILE, lambda: manifest.is_published(weights) or bool(complete_checkpoints(run))):

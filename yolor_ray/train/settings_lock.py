@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from yolor_ray.config.dotted import flatten
-from yolor_ray.config.renamed import current_settings
+from yolor_ray.config.renamed import STUDY_PREFIX, current_settings
 from yolor_ray.errors import ConfigError, StorageError, SupersededError, TrainingError, UserError
 from yolor_ray.io import storage
 from yolor_ray.io.redact import refuse_credentials
+from yolor_ray.train.datasets.opening import validation_url
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def lock_settings(folder: str, file: str, settings: Mapping[str, Any], *, mutabl
         storage.write_bytes(url, json.dumps(settings, indent=1).encode())
         return
     stored = _flatten_json(defaults) | current_settings(flatten(json.loads(storage.read_bytes(url))))
-    locked = {name: value for name, value in _flatten_json(settings).items() if not name.startswith(mutable)}
+    stored = _with_validation(stored)
+    locked = {name: value for name, value in _with_validation(_flatten_json(settings)).items() if not name.startswith(mutable)}
     changed = {name: (stored.get(name), value) for name, value in locked.items() if stored.get(name) != value}
     if changed:
         changes = ", ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
@@ -75,6 +77,12 @@ def freed_on_failure(folder: str, file: str, has_progress: Callable[[], bool]) -
                 storage.delete(url)
                 logger.info("event=name_freed folder=%s reason='the job failed before anything was trained'", folder)
         raise
+
+
+def _with_validation(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted name with the validation set of built-in scenes, which version 0.2 wrote as the default."""
+    names = {f"{prefix}data.val": f"{prefix}data.train" for prefix in ("", STUDY_PREFIX) if f"{prefix}data.val" in settings}
+    return settings | {val: validation_url(settings[train], settings[val]) for val, train in names.items()}
 
 
 def _flatten_json(values: Mapping[str, Any]) -> dict[str, Any]:

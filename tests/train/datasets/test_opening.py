@@ -11,7 +11,7 @@ from tiny_run import tiny_run, train_until_killed
 from yolor_ray.config import TrainConfig
 from yolor_ray.errors import ConfigError, DataError
 from yolor_ray.train.datasets import opening
-from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images, with_validation
+from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images, validation_url
 from yolor_ray.train.run import prepare, train
 from yolor_ray.train.run_log import read_metrics
 
@@ -60,21 +60,18 @@ def test_a_training_set_too_large_to_copy_needs_a_validation_set(tmp_path: Path,
         open_datasets(run_on(tmp_path, "large", train=photos, val=""))
 
 
-def test_built_in_scenes_without_a_validation_set_are_validated_on_other_scenes(tmp_path: Path, photos: str) -> None:
-    scenes, mixed = (
-        run_on(tmp_path, "scenes", train="scenes:8,scenes:4", val=""),
-        run_on(tmp_path, "mixed", train=f"scenes:8,{photos}", val=""),
-    )
-    assert with_validation(scenes).data.val == "scenes:80"
-    assert with_validation(mixed) is mixed
+def test_built_in_scenes_without_a_validation_set_are_validated_on_other_scenes() -> None:
+    assert validation_url("scenes:8, scenes:4", "") == "scenes:80"
+    assert validation_url("scenes:8", "scenes:5") == "scenes:5"
+    assert validation_url("scenes:8,photos", "") == ""
 
 
 def test_a_run_whose_config_names_the_former_default_resumes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(opening, "SCENES_VALIDATION", "scenes:5")
-    config = run_on(tmp_path, "former", train="scenes:21", val="")
+    config = run_on(tmp_path, "former", train="scenes:21", val="scenes:5")
     train_until_killed(config, monkeypatch, 3)
     assert json.loads((tmp_path / "former" / "config.json").read_text())["data"]["val"] == "scenes:5"
-    train(run_on(tmp_path, "former", train="scenes:21", val="scenes:5"))
+    train(run_on(tmp_path, "former", train="scenes:21", val=""))
 
 
 @pytest.mark.parametrize("val", ["photos", "other", "other,photos"])

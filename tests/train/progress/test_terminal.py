@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from yolor_ray.train.progress.terminal import TerminalView, class_table, parse_event
+from yolor_ray.train.progress.worker_lines import WorkerLines
 
 ROOT = Path(__file__).resolve().parents[3]
 EPOCH = "event=epoch epoch=%d/30 lr=0.001 images_per_s=57.4 seconds=1 memory_gb=1.25 loss=14.56 box=5.449 cls=9.116%s eta='0:01:30'"
@@ -53,6 +54,19 @@ def test_other_events_are_shown_as_text_and_checkpoints_are_not():
     assert show("event=built_in_scenes data=scenes:4 reason='drawn scenes'") == ["built in scenes: data=scenes:4  reason=drawn scenes"]
     assert show("event=checkpoint step=5", "plain [text]") == ["plain [text]"]
     assert show("event=checkpoint step=5", level=logging.ERROR) == ["checkpoint: step=5"]
+
+
+def test_events_in_the_lines_of_workers_are_shown_and_all_other_text_stays():
+    terminal, records = io.StringIO(), []
+    view = logging.Handler()
+    view.emit = records.append  # type: ignore[method-assign]
+    lines = WorkerLines(terminal, Console(file=terminal, width=80), view)
+    lines.write("\x1b[36m(RayTrainWorker pid=7, ip=10.0.0.2)\x1b[0m WARNING event=low_acc")
+    lines.write("uracy epoch=1/2\n\rpacking: 50%")
+    lines.write("(TrainController pid=8) Started\n")
+    [record] = records
+    assert (record.levelname, record.getMessage()) == ("WARNING", "event=low_accuracy epoch=1/2")
+    assert terminal.getvalue() == "\rpacking: 50%(TrainController pid=8) Started\n"
 
 
 def test_the_end_shows_classes_pictures_and_commands(tmp_path: Path):

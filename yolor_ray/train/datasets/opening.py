@@ -1,7 +1,6 @@
 """Open the training set and the validation set of a run: pack built-in scenes, hold images out, refuse images of both sets."""
 
 import logging
-from dataclasses import replace
 
 import numpy as np
 
@@ -26,12 +25,10 @@ MAX_HELD_OUT_BYTES = 50e9
 """Largest dataset that is copied in order to hold images out: a larger one takes many minutes and as much storage again."""
 
 
-def with_validation(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with `SCENES_VALIDATION` as validation set of a training on built-in scenes alone that has none."""
-    data = config.data
-    if data.val or not all(url.strip().startswith(SCENES_PREFIX) for url in data.train.split(",")):
-        return config
-    return replace(config, data=replace(data, val=SCENES_VALIDATION))
+def validation_url(train: str, val: str) -> str:
+    """Return `val`, or `SCENES_VALIDATION` where it is empty and the training set is built-in scenes alone; else empty."""
+    only_scenes = all(url.strip().startswith(SCENES_PREFIX) for url in train.split(","))
+    return val or (SCENES_VALIDATION if only_scenes else "")
 
 
 def open_datasets(config: TrainConfig) -> tuple[Dataset, Dataset]:
@@ -45,11 +42,11 @@ def open_datasets(config: TrainConfig) -> tuple[Dataset, Dataset]:
         ConfigError: there is no validation set, and the training set is too large for a copy.
 
     """
-    config = with_validation(config)
     scenes_folder = storage.join(config.run.storage, SCENES_FOLDER)
     train_set = union.open_datasets(resolve_dataset_urls(config.data.train, scenes_folder, TRAINING_SEED))
-    if config.data.val:
-        val_set = union.open_datasets(resolve_dataset_urls(config.data.val, scenes_folder, VALIDATION_SEED))
+    val = validation_url(config.data.train, config.data.val)
+    if val:
+        val_set = union.open_datasets(resolve_dataset_urls(val, scenes_folder, VALIDATION_SEED))
     else:
         train_set, val_set = _hold_out(train_set, config)
     tasks = config.network.tasks
@@ -95,7 +92,7 @@ def refuse_shared_images(config: TrainConfig, train_set: Dataset, val_set: Datas
         DataError: images are in both sets.
 
     """
-    urls = [url.strip() for url in f"{config.data.train},{with_validation(config).data.val}".split(",")]
+    urls = [url.strip() for url in f"{config.data.train},{config.data.val}".split(",")]
     # Held-out images and built-in scenes of two seeds are in one set only.
     if not config.data.val or all(url.startswith(SCENES_PREFIX) for url in urls):
         return

@@ -141,7 +141,7 @@ def _fit_in_thread(trainer: TorchTrainer) -> Any:
 
 def _run_worker(config: dict[str, Any]) -> Any:
     """Run the training function in a worker process of Ray Train."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     logging.getLogger("ray").setLevel(logging.WARNING)
     context: TrainContext = config["context"]
     workers_on_node = ray.train.get_context().get_local_world_size()

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from yolor_ray.errors import StorageError
 from yolor_ray.io import storage
+from yolor_ray.train.progress.worker_lines import WorkerLines
 
 FIELD = re.compile(r"(\w[\w/]*)=(?:'([^']*)'|(\S*))")
 """A field of a log line: key=value or key='several words'."""
@@ -48,12 +49,14 @@ def shown_on_terminal() -> Iterator[None]:
     """Show the log of the block on standard error in place of the lines of the root logger's handlers."""
     root, events = logging.getLogger(), logging.getLogger("yolor_ray.train.run_log")
     handlers, level = root.handlers, events.level
-    view = TerminalView(Console(stderr=True, highlight=False, soft_wrap=False))
+    console = Console(file=sys.stderr, highlight=False)
+    view = TerminalView(console)
     root.handlers = [view]
     # The position inside an epoch is then logged every second.
     events.setLevel(logging.DEBUG)
     try:
-        yield
+        with contextlib.redirect_stderr(cast(TextIO, WorkerLines(sys.stderr, console, view))):
+            yield
     finally:
         view.close()
         root.handlers = handlers
@@ -68,9 +71,11 @@ class TerminalView(logging.Handler):
         super().__init__()
         self._console = console
         text = TextColumn("{task.description}")
-        self._bar = Progress(TextColumn("epoch"), text, BarColumn(24), TextColumn("{task.fields[note]}"), console=console, transient=True)
+        note = TextColumn("{task.fields[note]}")
+        # Standard error is redirected to `WorkerLines` already.
+        options: dict[str, Any] = {"console": console, "transient": True, "redirect_stderr": False, "refresh_per_second": 2}
+        self._bar = Progress(TextColumn("epoch"), text, BarColumn(24), note, **options)
         self._task = self._bar.add_task("", total=1.0, note="")
-        self._bar.live.refresh_per_second = 2
         self._shown_epochs = 0
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -107,7 +107,10 @@ def prepare(config: TrainConfig, run: str) -> TrainContext:
         check_teacher(teacher, train_set, config.data.image_px, len(sides), without_boxes)
     if len(sides) or not teacher:
         check_sides(sides, train_set, config.data.image_px)
-    anchors = _choose_anchors(config, sides, "" if resumes else pretrained) if config.network.head == "anchors" else None
+    # Read for each head, because weights that do not fit are refused here, before workers start.
+    anchors = pretrained_anchors(pretrained, config.network) if pretrained and not resumes else None
+    if config.network.head == "anchors":
+        anchors = _choose_anchors(config, sides, anchors)
     identities = _read_identities(train_set) if "embed" in config.network.tasks else np.zeros(0, np.int64)
     if "embed" in config.network.tasks and len(identities) == 0:
         raise DataError(f"{train_set.url}: found no identity, expected some for network.tasks: embed")
@@ -147,10 +150,9 @@ def _choose_class_weights(dataset: Dataset) -> np.ndarray:
     return weights
 
 
-def _choose_anchors(config: TrainConfig, sides: np.ndarray, pretrained: str) -> np.ndarray:
+def _choose_anchors(config: TrainConfig, sides: np.ndarray, anchors: np.ndarray | None) -> np.ndarray:
     """Return the pretrained anchors if they cover the training boxes `sides` (N, 2), else fit new ones: (L, A, 2) pixels."""
     network = config.network
-    anchors = pretrained_anchors(pretrained, network) if pretrained else None
     origin = "pretrained"
     if anchors is None or best_possible_recall(sides, anchors, anchor_ratio=config.loss.anchor_ratio) < MIN_RECALL:
         anchors = fit_anchors(sides, network.levels, network.anchors_per_level, strides=network.strides, seed=config.run.seed)

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from tqdm import tqdm
 
 from yolor_ray.data.shards.dataset import Dataset, RowGroup, read_row_group
 from yolor_ray.io import storage
@@ -41,8 +42,11 @@ def _hashes(dataset: Dataset, folder: str) -> np.ndarray:
             return kept
     started = time.perf_counter()
     with ThreadPoolExecutor(READERS, thread_name_prefix="yolor-hash") as readers:
-        groups = list(readers.map(lambda group: _group_hashes(dataset, group), dataset.row_groups))
-    hashes = np.concatenate([np.zeros(0, np.uint64), *groups])
+        groups = dataset.row_groups
+        hashed = readers.map(lambda group: _group_hashes(dataset, group), groups)
+        # No bar for a small dataset.
+        parts = list(tqdm(hashed, total=len(groups), desc="hashing images", unit="row group", mininterval=1, delay=3))
+    hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
     content = io.BytesIO()
     np.save(content, hashes, allow_pickle=False)
     storage.write_bytes(url, content.getvalue())

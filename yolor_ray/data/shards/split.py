@@ -7,6 +7,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+from tqdm import tqdm
 
 from yolor_ray.data.shards.dataset import (
     MANIFEST,
@@ -28,6 +31,8 @@ from yolor_ray.io import storage
 
 MANY_HELD_OUT = 100
 """Expected number of held-out images from which at least one is certain."""
+PROGRESS: dict[str, Any] = {"mininterval": 1, "delay": 3}
+"""Settings of tqdm: no bar for a small dataset."""
 TRAIN, VAL = "train", "val"
 """Folders of the two copies."""
 
@@ -65,7 +70,7 @@ def _copy(dataset: Dataset, folder: str, share: float) -> tuple[Dataset, Dataset
     urls = [storage.join(folder, name) for name in (TRAIN, VAL)]
     if not all(storage.exists(storage.join(url, MANIFEST)) for url in urls):
         copies = [_Copy(dataset, url) for url in urls]
-        for shard in dataset.shards:
+        for shard in tqdm(dataset.shards, desc="holding out", unit="shard", **PROGRESS):
             groups = [group for group in dataset.row_groups if group.shard == shard.name]
             records = [record for group in groups for record in to_records(read_row_group(dataset, group))]
             held_out = [is_held_out(record.image, share) for record in records]

@@ -21,8 +21,8 @@ SCENES_VALIDATION = "scenes:80"
 """Validation set of a training on built-in scenes where data.val is empty."""
 SCENES_FOLDER, HELD_OUT_FOLDER, HASHES_FOLDER = "scenes", "held-out", "image-hashes"
 """Folders below run.storage: packed scenes, copies of held-out images, hashes of images."""
-MAX_HELD_OUT_BYTES = 50e9
-"""Largest dataset that is copied in order to hold images out: a larger one takes many minutes and as much storage again."""
+MAX_HELD_OUT_BYTES = 30e9
+"""Largest dataset that is copied in order to hold images out: a larger one takes over four minutes and as much storage again."""
 
 
 def validation_url(train: str, val: str) -> str:
@@ -75,7 +75,7 @@ def _hold_out(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset]:
     size, share = sum(shard.bytes for shard in dataset.shards), config.data.hold_out
     if size > MAX_HELD_OUT_BYTES:
         expected = f"expected one, because data.train has {size / 1e9:.0f} GB, and {MAX_HELD_OUT_BYTES / 1e9:.0f} GB or less are copied"
-        raise ConfigError(f"data.val: found no validation set, {expected}; `pack` makes two datasets of one")
+        raise ConfigError(f"data.val: found no validation set, {expected}; `yolor-ray pack auto FOLDER --hold-out 0.1` packs two")
     logger.info("event=hold_out data=%s share=%g mb=%.1f reason='data.val is not given'", dataset.url, share, size / 1e6)
     train_set, val_set = split_dataset(dataset, storage.absolute(storage.join(config.run.storage, HELD_OUT_FOLDER)), share)
     logger.info(

@@ -21,8 +21,9 @@ from yolor_ray.errors import check
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = """
 import dataclasses
+import os
 
-from yolor_ray.errors import ConfigError, NonFiniteLossError
+from yolor_ray.errors import ConfigError, NonFiniteLossError, Preempted
 
 def double(config):
     print("on the way")
@@ -42,6 +43,9 @@ def fail(config):
 
 def interrupt(config):
     raise KeyboardInterrupt
+
+def stop(config):
+    raise Preempted("runs/a: stopped", os.environ["SIGNAL_NAME"])
 """
 
 
@@ -136,14 +140,44 @@ def test_an_unknown_flag_exits_2_with_a_suggestion(job):
     assert "--count" in err
 
 
+@pytest.mark.parametrize(
+    ("reader", "arguments"),
+    [
+        (cli.read_training, ["nano", "--optim.epoch", "3"]),
+        (cli.read_training, ["nano", "--optim.epochs", "three"]),
+        (lambda words, program: study_job(words, program), ["compare", "nano", "--optim.epoch", "3"]),
+        (cli.read_benchmark, ["ingest", "nano", "--optim.epoch", "3"]),
+        (cli.read_benchmark, ["learning", "--optim.epoch", "3"]),
+    ],
+)
+def test_a_mistyped_flag_gets_the_hint_of_its_preset_alone(job, reader, arguments):
+    status, out, err = job(reader, *arguments)
+    assert (status, out) == (2, "")
+    assert err.count("--optim.epochs INT") == 1 and "csp" not in err and len(err.splitlines()) < 15
+
+
+def test_a_flag_before_the_preset_is_refused_in_one_line(job):
+    status, _, err = job(train_job, "--optim.epochs", "3", "nano")
+    assert status == 2
+    assert err.startswith("ConfigError: preset: found the flag --optim.epochs first, expected one of demo, ")
+
+
 def test_a_value_of_the_wrong_type_exits_2(job):
     status, _, err = job("double", "--count", "many")
     assert status == 2
     assert "many" in err
 
 
-def test_an_interrupted_job_exits_1_without_a_traceback(job):
-    assert job("interrupt") == (1, "", "interrupted\n")
+def test_an_interrupted_job_exits_130_without_a_traceback(job):
+    assert job("interrupt") == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "preempted"), ("SIGHUP", 143, "preempted")]
+)
+def test_a_training_stopped_by_a_signal_exits_with_its_status(job, monkeypatch, name, status, word):
+    monkeypatch.setenv("SIGNAL_NAME", name)
+    assert job("stop") == (status, "", f"{word}: runs/a: stopped\n")
 
 
 def test_any_other_failure_exits_1_with_its_traceback(tmp_path):

@@ -5,6 +5,7 @@ imported, so `--help` and a mistyped flag answer at once.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import json
@@ -12,7 +13,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -29,7 +30,9 @@ from yolor_ray.config.study import STUDIES, STUDY_DESCRIPTIONS
 from yolor_ray.errors import CheckFailed, ConfigError, Preempted, UserError
 from yolor_ray.io.redact import hide_secrets, redact, refuse_credentials
 
-EXIT_FAILED, EXIT_USER, EXIT_PREEMPTED = 1, 2, 143
+EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED, EXIT_PREEMPTED = 1, 2, 130, 143
+VIEWED_JOBS = {"train"}
+"""Jobs whose log is shown as a table on a terminal."""
 STUDY_PRESET = "nano"
 """Preset of a study whose arguments name no preset."""
 PRESET_FILE = "Instead of the name, --preset-file URL takes the config.json of a run or the preset.json of a search; flags override it."
@@ -50,8 +53,8 @@ class Job:
 def main(job: str | None = None) -> NoReturn:
     """Run a job of `JOBS` with the arguments of this process, and exit; without `job` the first argument names the job.
 
-    The result is printed as the last line on standard output. Exit status: 0 done, 2 the user's mistake, 143 preempted by
-    SIGTERM with a checkpoint written, 1 anything else.
+    The result is printed as the last line on standard output, except that of a training on a terminal. Exit status: 0 done, 2 the
+    user's mistake, 130 ended by Ctrl-C and 143 by another signal, both with a checkpoint of a training, 1 anything else.
     """
     if job is not None:
         run(job, JOBS[job], sys.argv[1:], f"python jobs/{job}.py")
@@ -88,7 +91,8 @@ def _run(name: str, job: Job, arguments: Sequence[str], program: str) -> int:
         refuse_credentials("command line: argument", arguments)
         settings = job.read(current_arguments(name, arguments), program)
         _check_buckets(settings)
-        result = getattr(importlib.import_module(module), function)(settings)
+        with _view_of(name) as is_shown:
+            result = getattr(importlib.import_module(module), function)(settings)
     except UserError as error:
         sys.stderr.write(redact(f"{type(error).__name__}: {error}\n"))
         return EXIT_USER
@@ -97,18 +101,38 @@ def _run(name: str, job: Job, arguments: Sequence[str], program: str) -> int:
         _print_result(error.result)
         return EXIT_FAILED
     except Preempted as error:
-        sys.stderr.write(f"preempted: {error}\n")
-        return EXIT_PREEMPTED
+        interrupted = error.signal_name == "SIGINT"
+        # A closed terminal takes no text.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{'interrupted' if interrupted else 'preempted'}: {error}\n")
+        return EXIT_INTERRUPTED if interrupted else EXIT_PREEMPTED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-        return EXIT_FAILED
-    _print_result(result)
+        return EXIT_INTERRUPTED
+    # A person has seen the result in the view.
+    if not (is_shown and sys.stdout.isatty()):
+        _print_result(result)
     return 0
 
 
 def _print_result(result: Any) -> None:
     sys.stdout.write(json.dumps(_without_nan(result)) + "\n")
     sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _view_of(job: str) -> Iterator[bool]:
+    """Show the progress of a training on a terminal; yields False where the job writes log lines."""
+    if job not in VIEWED_JOBS or not sys.stderr.isatty():
+        yield False
+        return
+    from yolor_ray.train.progress.terminal import is_terminal, shown_on_terminal
+
+    if not is_terminal():
+        yield False
+        return
+    with shown_on_terminal():
+        yield True
 
 
 def _check_buckets(settings: Any) -> None:
@@ -133,8 +157,14 @@ def read_training(arguments: Sequence[str], program: str) -> config.TrainConfig:
     if not arguments:
         raise ConfigError(f"preset: found none, expected one of {', '.join(PRESETS)}, or --preset-file URL; --help describes them")
     url, remaining = _preset_file(arguments)
+    name = _preset_name(remaining)
     if url is not None:
-        return read_flags(config.TrainConfig, remaining, program, default=_from_file(url, _preset_name(remaining)))
+        return read_flags(config.TrainConfig, remaining, program, default=_from_file(url, name))
+    if name is not None:
+        # A union of all presets would answer a mistyped flag with the help of all presets.
+        return read_flags(config.TrainConfig, remaining[1:], f"{program} {name}", default=PRESETS[name], description=DESCRIPTIONS[name])
+    if not {"-h", "--help"} & set(remaining):
+        raise ConfigError(f"preset: found the flag {remaining[0]} first, expected one of {', '.join(PRESETS)}, and then flags")
     return read_flags(
         _subcommands(PRESETS, DESCRIPTIONS), remaining, program, description=f"Train a preset: its name, then flags. {PRESET_FILE}"
     )
@@ -154,9 +184,11 @@ def read_study(
     preset = _preset_name(after_study) if study in studies else None
     train = PRESETS[preset or STUDY_PRESET] if url is None else _from_file(url, preset)
     hint = f"A preset's name may follow the study's: {', '.join(PRESETS)} (default: {STUDY_PRESET}). {PRESET_FILE}"
-    texts = {name: f"{text} {hint}" if name == study else text for name, text in descriptions.items()}
     defaults = {name: make(train) for name, make in studies.items()}
-    return read_flags(_subcommands(defaults, texts), [*remaining[:1], *after_study[preset is not None :]], program, description=hint)
+    if study in studies:
+        flags, text = after_study[preset is not None :], f"{descriptions[study]} {hint}"
+        return read_flags(type(defaults[study]), flags, f"{program} {study}", default=defaults[study], description=text)
+    return read_flags(_subcommands(defaults, descriptions), remaining, program, description=hint)
 
 
 def read_benchmark(arguments: Sequence[str], program: str) -> Any:
@@ -166,9 +198,16 @@ def read_benchmark(arguments: Sequence[str], program: str) -> Any:
         ConfigError: as `read_study`.
 
     """
-    name = next(iter(arguments), "")
+    name, flags = next(iter(arguments), ""), list(arguments[1:])
     if name in PRESET_BENCHMARKS:
-        return read_study(PRESET_BENCHMARKS, {name: BENCHMARK_DESCRIPTIONS[name] for name in PRESET_BENCHMARKS}, arguments, program)
+        # Version 0.2 read the preset's name of this benchmark after the benchmark's own flags.
+        preset = [flag for before, flag in zip(["", *flags], flags, strict=False) if flag in PRESETS and not before.startswith("--")][:1]
+        for word in preset:
+            flags.remove(word)
+        return read_study(PRESET_BENCHMARKS, BENCHMARK_DESCRIPTIONS, [name, *preset, *flags], program)
+    if name in BENCHMARKS:
+        settings, text = BENCHMARKS[name], BENCHMARK_DESCRIPTIONS[name]
+        return read_flags(type(settings), flags, f"{program} {name}", default=settings, description=text)
     return read_flags(_subcommands(BENCHMARKS, BENCHMARK_DESCRIPTIONS), arguments, program)
 
 

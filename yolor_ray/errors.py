@@ -14,7 +14,8 @@ YolorError
 │   ├── LedgerError        an epoch took a record twice or left one out: a bug of this package
 │   └── SupersededError    another job continues the same run
 ├── CheckFailed            a check found what it was told to fail on; carries the result; jobs print it and exit with status 1
-└── Preempted              training stopped after a stop signal, with a checkpoint; jobs exit with status 143
+└── Preempted              training stopped after a stop signal, with a checkpoint; jobs exit with status 143,
+                            after Ctrl-C with 130
 """
 
 from typing import Any
@@ -95,6 +96,11 @@ class CheckFailed(YolorError):
 
 class Preempted(YolorError):
     """Training stopped after a stop signal and a checkpoint; the same command continues the run."""
+
+    def __init__(self, message: str, signal_name: str = "SIGTERM") -> None:
+        """Keep the name of the signal, which determines the exit status."""
+        super().__init__(message)
+        self.signal_name = signal_name
 
 
 def check(valid: bool, name: str, value: object, expected: str) -> None:

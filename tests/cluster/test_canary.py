@@ -115,8 +115,8 @@ def left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_no_byte_that_jobs_leave_behind_holds_a_credential(canaries: dict[str, str], left_behind: Path, s3: Callable[[], str]) -> None:
     bucket = s3()
-    for name, count in (("train", 8), ("val", 4), ("broken", 4)):
-        pack_scenes(f"{bucket}/{name}", count, seed=0)
+    for name, count, seed in (("train", 8, 0), ("val", 4, 1), ("broken", 4, 0)):
+        pack_scenes(f"{bucket}/{name}", count, seed=seed)
     # The job opens this dataset and starts; only the tasks on Ray's workers then miss its images.
     for name in storage.list_names(f"{bucket}/broken"):
         if name.endswith(".parquet"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,16 @@ def test_the_error_for_an_upstream_file_states_the_import_command(name, tmp_path
     url = str(tmp_path / name)
     with pytest.raises(WeightsError, match=f"python jobs/export.py --upstream {url} --output FOLDER"):
         load_weights(url)
+
+
+def test_the_folder_of_a_finished_run_stands_for_its_weights(folder, tmp_path):
+    run = tmp_path / "runs" / "photos"
+    shutil.copytree(folder, run / "weights")
+    (run / "config.json").write_text('{"optim": {}}')
+    assert load_weights(str(run))[1] == load_weights(folder)[1]
+
+
+def test_the_folder_of_a_run_without_weights_is_refused_as_unfinished(tmp_path):
+    (tmp_path / "config.json").write_text('{"optim": {}}')
+    with pytest.raises(WeightsError, match="found a run that has not finished, expected weights"):
+        load_weights(str(tmp_path))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from yolor_ray.config import TrainConfig
-from yolor_ray.errors import ConfigError
-from yolor_ray.train.settings_lock import RUN_FILE, STUDY_FILE, lock_settings
+from yolor_ray.errors import ConfigError, DataError, NonFiniteLossError, SupersededError
+from yolor_ray.train.settings_lock import RUN_FILE, STUDY_FILE, freed_on_failure, lock_settings
 
 
 def lock(folder: Path, file: str, settings: dict) -> None:
@@ -38,3 +38,28 @@ def test_a_run_is_refused_in_the_folder_of_a_study(tmp_path: Path) -> None:
     lock(tmp_path, STUDY_FILE, {"seed": 1})
     with pytest.raises(ConfigError, match=r"found a study of that name, expected a run or nothing; choose a new run\.name"):
         lock(tmp_path, RUN_FILE, {"seed": 1})
+
+
+def fail_locked(folder: Path, error: BaseException, *, has_progress: bool = False) -> None:
+    with pytest.raises(type(error)), freed_on_failure(str(folder), RUN_FILE, lambda: has_progress):
+        lock(folder, RUN_FILE, {"seed": 1})
+        raise error
+
+
+@pytest.mark.parametrize("error", [DataError("a typo"), NonFiniteLossError("lr"), KeyboardInterrupt()])
+def test_a_job_that_fails_before_it_trained_frees_the_name(tmp_path: Path, error: BaseException) -> None:
+    fail_locked(tmp_path, error)
+    lock(tmp_path, RUN_FILE, {"seed": 2})
+
+
+@pytest.mark.parametrize("error", [SupersededError("another job"), SystemExit(143)])
+def test_a_job_that_another_replaces_or_a_signal_ends_keeps_the_name(tmp_path: Path, error: BaseException) -> None:
+    fail_locked(tmp_path, error)
+    assert (tmp_path / RUN_FILE).exists()
+
+
+def test_a_run_with_a_checkpoint_and_an_older_run_keep_the_name(tmp_path: Path) -> None:
+    fail_locked(tmp_path / "trained", DataError("a lost shard"), has_progress=True)
+    lock(tmp_path / "older", RUN_FILE, {"seed": 1})
+    fail_locked(tmp_path / "older", DataError("a lost shard"))
+    assert (tmp_path / "trained" / RUN_FILE).exists() and (tmp_path / "older" / RUN_FILE).exists()

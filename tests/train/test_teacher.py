@@ -252,14 +252,14 @@ def test_a_student_learns_from_images_without_any_annotation(tmp_path: Path, mon
     teacher = teacher_of(WhiteBox(), labels=(0, 1), teacher_labels=(0, 1), classes=2)
     teacher.network.backbone, teacher.network.neck = nn.Identity(), nn.Identity()
     teacher.network.head.forward = lambda pixels: [pixels]
-    for module in ("run", "context"):
+    for module in ("datasets.boxes", "context"):
         monkeypatch.setattr(f"yolor_ray.train.{module}.load_teacher", lambda *_: teacher)
     annotated, empty = pack_squares(tmp_path)
     config = tiny_run(tmp_path, "run")
     config = replace(
         config,
         network=SMALL,
-        data=DataConfig(train=empty.url, val=annotated.url, image_px=64),
+        data=DataConfig(train=empty.url, val=annotated.url, image_px=64, allow_shared_images=True),
         augment=AugmentConfig(mosaic=0, scale=0, hue=0, saturation=0, value=0),
         optim=OptimConfig(epochs=15, batch=8, nominal_batch=8, lr=0.01, teacher="white"),
         run=replace(config.run, validate_epochs=15, checkpoint_epochs=15),

@@ -10,11 +10,13 @@ import torch
 
 from tiny_run import TINY, kill_after, tiny_run
 from yolor_ray.data.shards.dataset import open_dataset, write_dataset
-from yolor_ray.errors import ConfigError, DataError, WeightsError
+from yolor_ray.errors import ConfigError, DataError, NonFiniteLossError, UserError, WeightsError
 from yolor_ray.model.weights import load_weights, save_weights
 from yolor_ray.pack.run import pack_scenes
+from yolor_ray.train.datasets.opening import open_datasets
 from yolor_ray.train.elastic.worker_group import run_in_process
-from yolor_ray.train.run import open_datasets, prepare, train
+from yolor_ray.train.learner import Learner
+from yolor_ray.train.run import prepare, train
 from yolor_ray.train.run_log import read_metrics
 
 
@@ -125,3 +127,32 @@ def test_a_task_without_annotations_is_refused(folder: Path) -> None:
     config = dataclasses.replace(config, network=network, data=dataclasses.replace(config.data, train=url, val=url))
     with pytest.raises(DataError, match=r"expected some for network.tasks: classify too"):
         open_datasets(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "mistake"),
+    [
+        ("data", {"train": "data/typo"}),
+        ("data", {"val": "data/typo"}),
+        ("optim", {"pretrained": "weights/typo"}),
+        ("optim", {"teacher": "weights/typo"}),
+        ("cluster", {"gpu": True}),
+        ("data", {"val": "scenes:21", "train": "scenes:none"}),
+    ],
+)
+def test_a_run_that_failed_by_a_mistake_starts_again_under_its_name(folder: Path, section: str, mistake: dict) -> None:
+    config = tiny_run(folder, "mistaken")
+    wrong = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **mistake)})
+    with pytest.raises(UserError):
+        train(wrong)
+    assert not (folder / "mistaken" / "config.json").exists()
+
+
+def test_a_diverging_learning_rate_does_not_claim_the_name(folder: Path, monkeypatch) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        raise NonFiniteLossError("step 3: try a lower optim.lr")
+
+    monkeypatch.setattr(Learner, "learn", diverge)
+    with pytest.raises(NonFiniteLossError):
+        train(tiny_run(folder, "diverged"))
+    assert not (folder / "diverged" / "config.json").exists()

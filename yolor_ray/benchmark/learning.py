@@ -25,12 +25,16 @@ from yolor_ray.errors import check
 from yolor_ray.evaluate.coco import value_or
 from yolor_ray.io import storage
 from yolor_ray.report.provenance import available_cores, command, commit, machine
-from yolor_ray.train.run import open_datasets, train
-from yolor_ray.train.run_log import read_metrics
-from yolor_ray.train.settings_lock import BENCHMARK_FILE, lock_settings
+from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints
+from yolor_ray.train.datasets.opening import open_datasets
+from yolor_ray.train.run import train
+from yolor_ray.train.run_log import METRICS_FILE, read_metrics
+from yolor_ray.train.settings_lock import BENCHMARK_FILE, freed_on_failure, lock_settings
 
 logger = logging.getLogger(__name__)
 
+CALIBRATION = "calibration"
+"""Name of the calibration run."""
 CALIBRATION_EPOCHS = 3
 """Epochs of the calibration run; the first one is slower and does not count."""
 VALIDATIONS = 10
@@ -52,8 +56,8 @@ def learning(config: LearningConfig) -> dict[str, Any]:
     base = replace(config.train, data=replace(config.train.data, train=train_set.url, val=val_set.url))
     folder = storage.absolute(storage.join(base.run.storage, base.run.name))
     settings = {"kind": "learning", "minutes": config.minutes, "train": dataclasses.asdict(base)}
-    lock_settings(folder, BENCHMARK_FILE, settings, mutable=MUTABLE_SETTINGS, defaults={"train": dataclasses.asdict(TrainConfig())})
-    with _cores(base.cluster):
+    with freed_on_failure(folder, BENCHMARK_FILE, lambda: _has_trained(folder)), _cores(base.cluster):
+        lock_settings(folder, BENCHMARK_FILE, settings, mutable=MUTABLE_SETTINGS, defaults={"train": dataclasses.asdict(TrainConfig())})
         before = machine()
         epochs = choose_epochs(config.minutes, train_set.images, _measure_speed(base, folder))
         curves = [_train_seed(config, base, folder, epochs, seed) for seed in range(base.run.seed, base.run.seed + config.seeds)]
@@ -65,6 +69,12 @@ def learning(config: LearningConfig) -> dict[str, Any]:
     report = storage.join(folder, REPORT_FILE)
     logger.info("event=learning_done report=%s", report)
     return {"report": report, **_numbers(curves, folder), "settings": described, "machine": before}
+
+
+def _has_trained(folder: str) -> bool:
+    """Return True if the calibration run of the benchmark has trained an epoch or written a checkpoint."""
+    run = storage.join(folder, CALIBRATION)
+    return storage.exists(storage.join(run, METRICS_FILE)) or bool(complete_checkpoints(run))
 
 
 @contextmanager
@@ -91,8 +101,8 @@ def _measure_speed(base: TrainConfig, folder: str) -> float:
     # Epochs without mosaic are faster.
     augment = replace(base.augment, close_mosaic_epochs=0)
     optim = replace(base.optim, epochs=CALIBRATION_EPOCHS)
-    train(replace(base, augment=augment, optim=optim, run=replace(base.run, storage=folder, name="calibration")))
-    rows = read_metrics(storage.join(folder, "calibration"))[1:]
+    train(replace(base, augment=augment, optim=optim, run=replace(base.run, storage=folder, name=CALIBRATION)))
+    rows = read_metrics(storage.join(folder, CALIBRATION))[1:]
     speed = sum(row["records"] for row in rows) / sum(_epoch_s(row) for row in rows)
     logger.info("event=calibrated images_per_s=%.2f", speed)
     return speed

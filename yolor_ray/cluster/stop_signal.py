@@ -1,6 +1,9 @@
-"""Stop signals of a training run; a preempted machine sends SIGTERM."""
+"""Stop signals of a training run: SIGTERM of a preempted machine, SIGINT of Ctrl-C, SIGHUP of a closed terminal."""
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -9,35 +12,47 @@ from typing import Any
 StopSignal = Callable[[], str]
 """Returns the reason to stop training after a checkpoint; empty while training may continue."""
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+"""Signals that stop training."""
+
 
 def never_stop() -> str:
     """Return no reason to stop."""
     return ""
 
 
-class SigtermStopSignal:
-    """Stop signal that SIGTERM sets while the block runs in the main thread; a second SIGTERM ends the process at once."""
+class ProcessStopSignal:
+    """Stop signal that a signal of `SIGNALS` sets while the block runs in the main thread; a second one ends the process at once."""
 
     def __init__(self) -> None:
-        self._received = threading.Event()
-        self._previous_handler: Any = None
+        self._received = ""
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> str:
-        """Return the reason to stop training; empty while training may continue."""
-        return "SIGTERM" if self._received.is_set() else ""
+        """Return the name of the first signal; empty while training may continue."""
+        return self._received
 
-    def __enter__(self) -> "SigtermStopSignal":
-        """Install the handler; outside of the main thread, where Python allows no handlers, do nothing."""
+    def __enter__(self) -> "ProcessStopSignal":
+        """Install the handlers; outside of the main thread, where Python allows no handlers, do nothing.
+
+        A signal that the process ignores, such as SIGHUP under nohup, stays ignored.
+        """
         if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGTERM, self._handle)
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Restore the previous handler."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGTERM, self._previous_handler)
+        """Restore the previous handlers."""
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._received.is_set():
-            raise SystemExit(128 + number)
-        self._received.set()
+        if self._received:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        self._received = signal.Signals(number).name
+        # A handler may interrupt a write of the logger, whose stream must not be entered twice.
+        with contextlib.suppress(OSError, ValueError):
+            text = f"\nevent=stop_signal signal={self._received} next='a checkpoint, then the end; a second signal ends training at once'\n"
+            os.write(sys.stderr.fileno(), text.encode())

@@ -9,22 +9,20 @@ import tyro
 
 from yolor_ray.config import OptimConfig, RunConfig, TrainConfig
 from yolor_ray.config.network import Precision
-from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
+from yolor_ray.config.presets import PRESETS
 from yolor_ray.errors import ConfigError, check
 
 if TYPE_CHECKING:
-    Preset = TrainConfig
     PresetName = str
 else:
     PresetName = Literal[tuple(PRESETS)]
-    Preset = Annotated[tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False), tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
 class IngestConfig:
     """Benchmark of the ingest alone, of the training step alone, and of both together, interleaved."""
 
-    train: Preset = PRESETS["nano"]
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = PRESETS["nano"]
     """The run to measure: a preset, with the flags of `jobs/train.py`."""
     rounds: int = 3
     """Rounds, 1 or more; each round measures all three."""
@@ -109,7 +107,10 @@ def _make_learning(preset: TrainConfig) -> LearningConfig:
     return LearningConfig(train=train, curve=curve)
 
 
-PRESET_BENCHMARKS: dict[str, Callable[[TrainConfig], LearningConfig]] = {"learning": _make_learning}
+PRESET_BENCHMARKS: dict[str, Callable[[TrainConfig], IngestConfig | LearningConfig]] = {
+    "ingest": lambda preset: IngestConfig(train=preset),
+    "learning": _make_learning,
+}
 """Factories of the benchmarks whose name a preset's name follows, with the flags of both after it."""
 BENCHMARKS = {"ingest": IngestConfig(), "inference": InferenceConfig(), "learning": _make_learning(PRESETS["nano"])}
 BENCHMARK_DESCRIPTIONS = {

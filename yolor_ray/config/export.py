@@ -11,7 +11,7 @@ class ExportConfig:
     """Export of trained weights, with implicit vectors and batch norm folded away, or of an upstream checkpoint."""
 
     weights: str = ""
-    """URL of a weights folder; or give upstream."""
+    """URL of a weights folder, or of the folder of a finished run; or give upstream."""
     output: str = ""
     """URL of the folder to write."""
     format: Literal["safetensors", "onnx", "openvino"] = "safetensors"

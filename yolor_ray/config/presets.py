@@ -61,13 +61,13 @@ def _at_1280_px(network: NetworkConfig) -> TrainConfig:
 PRESETS = {
     "demo": TrainConfig(
         network=NANO,
-        data=DataConfig(train="scenes:320", val="scenes:80", image_px=256),
+        data=DataConfig(image_px=256),
         optim=OptimConfig(epochs=32, batch=8, nominal_batch=8),
         run=RunConfig(name="demo", validate_epochs=8),
     ),
     "demo-tasks": TrainConfig(
         network=replace(NANO, tasks=("detect", "classify", "embed", "segment", "pose")),
-        data=DataConfig(train="scenes:320", val="scenes:80", image_px=256),
+        data=DataConfig(image_px=256),
         optim=OptimConfig(epochs=32, batch=8, nominal_batch=8),
         run=RunConfig(name="demo-tasks", validate_epochs=8),
     ),

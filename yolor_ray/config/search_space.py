@@ -41,6 +41,8 @@ REFUSED = {
     "cluster.": "the trained network does not depend on it",
     "data.decode_threads": "the trained network does not depend on it",
     "data.val": "trials are compared on the same images",
+    "data.hold_out": "trials are compared on the same images",
+    "data.allow_shared_images": "the trained network does not depend on it",
 }
 """Reasons against the settings that no study varies, by the start of the name."""
 REFUSED_IN_ABLATIONS = REFUSED | {

@@ -15,8 +15,14 @@ class DataConfig:
 
     train: str = "scenes:320"
     """URL of the packed training set, or several separated by commas that form one set; `scenes:N` makes N built-in scenes."""
-    val: str = "scenes:80"
-    """URL of the packed validation set, or several separated by commas; `scenes:N` makes N other built-in scenes."""
+    val: str = ""
+    """URL of the packed validation set, or several separated by commas; `scenes:N` makes N other built-in scenes. Empty holds a share of
+    the training images out; built-in scenes are validated on 80 others."""
+    hold_out: float = 0.1
+    """Share of the training images that is held out for validation where `val` is empty, over 0 and under 1. The content of an image
+    decides, so that equal images stay together."""
+    allow_shared_images: bool = False
+    """Train although `val` has images of `train`; the metrics are then too good."""
     image_px: int = 640
     """Side of the square network input, pixels; a multiple of the coarsest stride."""
     decode_threads: int = 1
@@ -24,6 +30,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check(0 < self.hold_out < 1, "data.hold_out", self.hold_out, "over 0 and under 1")
         check(self.decode_threads >= 1, "data.decode_threads", self.decode_threads, "1 or more")
         check(self.image_px >= 64 and self.image_px % 32 == 0, "data.image_px", self.image_px, "a multiple of 32, 64 or more")
 

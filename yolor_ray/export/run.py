@@ -20,6 +20,7 @@ from yolor_ray.inference.runtimes.onnx_runtime import onnx_files, onnx_predictor
 from yolor_ray.inference.runtimes.openvino_runtime import openvino_files, openvino_predictor
 from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor, Predictor
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.weights_url import weights_folder
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights, weights_files
@@ -49,6 +50,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         ConfigError: a package for the format is absent, or a setting does not fit the weights.
         WeightsError: the predictions differ by more than `TOLERANCE`; nothing is published.
     """
+    config = replace(config, weights=weights_folder(config.weights))
     _check_config(config)
     network, info, details = upstream_weights(config.upstream, config.names) if config.upstream else (*load_weights(config.weights), {})
     info = replace(info, image_px=config.image_px or info.image_px)

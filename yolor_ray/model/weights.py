@@ -17,11 +17,13 @@ from safetensors import SafetensorError
 from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.errors import ConfigError, WeightsError
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.weights_url import CONFIG_FILE, TENSORS_FILE, weights_folder
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
 
+__all__ = ["CONFIG_FILE", "TENSORS_FILE", "WeightsInfo", "load_weights", "parse_network_config", "save_weights", "weights_files"]
+
 FORMAT, VERSION = "yolor_ray.weights", 1
-CONFIG_FILE, TENSORS_FILE = "config.json", "weights.safetensors"
 PROXIES_TENSOR = "tasks.embed.proxies"
 """Name of the tensor with one direction per identity of the training set, (I, E); absent from fused weights."""
 UPSTREAM_SUFFIXES = (".pt", ".pth", ".weights")
@@ -96,6 +98,8 @@ def save_weights(url: str, network: Yolor, info: WeightsInfo) -> None:
 def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
     """Return the network of a weights folder, in eval mode on the CPU, and its description.
 
+    The folder of a run stands for its subfolder `weights`.
+
     Raises:
         WeightsError: the folder is incomplete, altered, of another format, or its tensors do not fit its configuration.
     """
@@ -104,6 +108,7 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
             f"{url}: found the name of a file, expected a weights folder; "
             f"import an upstream checkpoint with: python jobs/export.py --upstream {url} --output FOLDER"
         )
+    url = weights_folder(url)
     files = manifest.read_published(url, (CONFIG_FILE, TENSORS_FILE))
     config = _read_config(url, files[CONFIG_FILE])
     try:

@@ -25,10 +25,10 @@ from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.environment import REDACTION_HOOK
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.weights_url import CONFIG_FILE, weights_folder
 from yolor_ray.serve import haproxy
 
 APPLICATION = "yolor_ray"
-WEIGHTS_CONFIG = "config.json"
 HAPROXY_PORTS = range(20_000, 32_000)
 """Range of HAProxy's ports: above Ray's and below those of outgoing connections, because HAProxy opens a port seconds after its choice."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -49,8 +49,8 @@ def serve(settings: config.ServeConfig) -> dict[str, Any]:
         StorageError: there are no complete weights at the URL.
         WeightsError: the weights do not fit the network.
     """
-    settings = replace(settings, weights=storage.absolute(settings.weights))
-    manifest.read_published(settings.weights, [WEIGHTS_CONFIG])
+    settings = replace(settings, weights=weights_folder(storage.absolute(settings.weights)))
+    manifest.read_published(settings.weights, [CONFIG_FILE])
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
     started = time.monotonic()
     serve_until_signal = _serve_locally if os.environ.get("RAY_ADDRESS", "") in ("", "local") else _serve_in_cluster

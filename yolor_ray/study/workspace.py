@@ -22,8 +22,10 @@ from yolor_ray.model.weights import load_weights
 from yolor_ray.report.provenance import command, commit
 from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import TrialPlan, run_trials, shared_source, trial_cluster
-from yolor_ray.train.run import MUTABLE_SETTINGS, open_datasets
-from yolor_ray.train.run_log import read_metrics
+from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints
+from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images
+from yolor_ray.train.run import MUTABLE_SETTINGS
+from yolor_ray.train.run_log import METRICS_FILE, read_metrics
 from yolor_ray.train.settings_lock import STUDY_FILE, lock_settings
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,12 @@ MUTABLE_STUDY_SETTINGS = tuple(f"train.{name}" for name in MUTABLE_SETTINGS)
 def study_folder(train: TrainConfig) -> str:
     """Return the URL of the study's folder."""
     return storage.absolute(storage.join(train.run.storage, train.run.name))
+
+
+def has_trained(folder: str) -> bool:
+    """Return True if a trial of the study in `folder` has trained an epoch or written a checkpoint."""
+    trials = [storage.join(folder, TRIALS_FOLDER, name) for name in storage.list_names(storage.join(folder, TRIALS_FOLDER))]
+    return any(storage.exists(storage.join(trial, METRICS_FILE)) or complete_checkpoints(trial) for trial in trials)
 
 
 def lock_study(study_kind: str, train: TrainConfig, search: Sequence[str]) -> None:
@@ -76,7 +84,9 @@ def resolve_data(train: TrainConfig) -> tuple[TrainConfig, Dataset, Dataset]:
     Trials run in other working directories, so relative URLs would not resolve.
     """
     train_set, val_set = open_datasets(train)
-    data = replace(train.data, train=train_set.url, val=val_set.url)
+    refuse_shared_images(train, train_set, val_set)
+    # The images of the trials are compared here, once.
+    data = replace(train.data, train=train_set.url, val=val_set.url, allow_shared_images=True)
     pretrained, teacher = (storage.absolute(url) if url else "" for url in (train.optim.pretrained, train.optim.teacher))
     return replace(train, data=data, optim=replace(train.optim, pretrained=pretrained, teacher=teacher)), train_set, val_set
 

@@ -48,6 +48,8 @@ class TrainContext:
     """(K,) float32 weight of a box in the class loss, by its class; None weighs all boxes equally."""
     teacher: str = ""
     """URL of the weights that teach; empty for none."""
+    box_px: float = 0.0
+    """Median of the shorter sides of the training boxes, pixels of the network input; 0 without boxes."""
     stop_signal: StopSignal = never_stop
     """Stop signal of rank 0; other workers agree with rank 0."""
     restart_reason: str = ""

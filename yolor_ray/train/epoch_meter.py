@@ -1,5 +1,7 @@
 """Losses, speed and waiting time of an epoch."""
 
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +10,15 @@ import torch
 from torch import Tensor
 
 from yolor_ray.data.loading.loader import Batch
+
+
+def _peak_memory_gb() -> float:
+    """Return the largest memory of this process so far, in units of 1e9 bytes: on its GPU if it has one, else of the machine."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e9
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 @dataclass
@@ -40,13 +51,14 @@ class EpochMeter:
         return self.images / max(time.monotonic() - self.start, 1e-9)
 
     def rates(self) -> dict[str, float]:
-        """Return images/s, the share of time spent waiting for batches, the wait for the first batch (s), and the epoch's duration (s)."""
+        """Return images/s, the share of time waiting for batches, the wait for the first batch (s), duration (s) and peak memory (GB)."""
         elapsed_s = max(time.monotonic() - self.start, 1e-9)
         return {
             "images_per_s": self.images_per_s,
             "wait_share": self.waited_s / elapsed_s,
             "first_batch_s": self.first_wait_s,
             "seconds": elapsed_s,
+            "memory_gb": _peak_memory_gb(),
         }
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:

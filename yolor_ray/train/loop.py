@@ -26,6 +26,7 @@ from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.epoch_meter import EpochMeter
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.optim.early_stop import ends_early
+from yolor_ray.train.progress.warnings_once import warn_of_little_learning
 from yolor_ray.train.run_log import RunLogger
 from yolor_ray.train.settings_lock import RUN_FILE
 from yolor_ray.train.validation import Validation, save_if_best, validate
@@ -154,6 +155,8 @@ def _train_epochs(worker: _Worker, report: Report) -> TrainOutcome:
             if validation:
                 _save_if_best(worker, rank_zero.attempt, validation, must_succeed=is_last)
             rank_zero.run_logger.log_epoch(metrics, draw=validates, is_last=is_last)
+            if validation:
+                warn_of_little_learning(progress.rows, context, learner.average.updates)
             if is_last or rank_zero.checkpointer.is_due(learner.step, progress.epoch):
                 worker.save_checkpoint(wait=is_last)
         # A study may stop a trial by its reports, except a finished trial, whose weights are still to be published.

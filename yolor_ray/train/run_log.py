@@ -15,6 +15,8 @@ from yolor_ray.io import storage
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 20.0
+SHOW_EVERY_S = 1.0
+"""Seconds between log lines inside an epoch for a terminal, which asks for them by the level DEBUG of this logger."""
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -47,8 +49,9 @@ class RunLogger:
 
     @property
     def is_due(self) -> bool:
-        """True if the last log line is older than LOG_EVERY_S."""
-        return time.monotonic() - self._logged_at > LOG_EVERY_S
+        """True if the last log line is older than LOG_EVERY_S, or than SHOW_EVERY_S for a terminal."""
+        interval_s = min(SHOW_EVERY_S, LOG_EVERY_S) if logger.isEnabledFor(logging.DEBUG) else LOG_EVERY_S
+        return time.monotonic() - self._logged_at > interval_s
 
     def log_epoch(self, row: dict[str, Any], *, draw: bool, is_last: bool) -> None:
         """Log and save the metrics of a finished epoch; `draw` updates TensorBoard events and curves as well.

@@ -1,14 +1,22 @@
-"""Lock a run, a study or a benchmark to the settings of its first job: that job writes them down, and later jobs must agree."""
+"""Lock a run, a study or a benchmark to the settings of its first job: that job writes them down, and later jobs must agree.
 
+A first job that fails before anything was trained gives the name free again: its settings may have been the mistake.
+"""
+
+import contextlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from yolor_ray.config.dotted import flatten
-from yolor_ray.config.renamed import current_settings
-from yolor_ray.errors import ConfigError
+from yolor_ray.config.renamed import STUDY_PREFIX, current_settings
+from yolor_ray.errors import ConfigError, StorageError, SupersededError, TrainingError, UserError
 from yolor_ray.io import storage
 from yolor_ray.io.redact import refuse_credentials
+from yolor_ray.train.datasets.opening import validation_url
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE, STUDY_FILE, BENCHMARK_FILE = "config.json", "study.json", "benchmark.json"
 FOLDER_KINDS = {RUN_FILE: "a run", STUDY_FILE: "a study", BENCHMARK_FILE: "a benchmark"}
@@ -38,13 +46,43 @@ def lock_settings(folder: str, file: str, settings: Mapping[str, Any], *, mutabl
         storage.write_bytes(url, json.dumps(settings, indent=1).encode())
         return
     stored = _flatten_json(defaults) | current_settings(flatten(json.loads(storage.read_bytes(url))))
-    locked = {name: value for name, value in _flatten_json(settings).items() if not name.startswith(mutable)}
+    stored = _with_validation(stored)
+    locked = {name: value for name, value in _with_validation(_flatten_json(settings)).items() if not name.startswith(mutable)}
     changed = {name: (stored.get(name), value) for name, value in locked.items() if stored.get(name) != value}
     if changed:
         changes = ", ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
         raise ConfigError(
             f"{url}: {FOLDER_KINDS[file]} was started with other settings: {changes}; keep those settings or choose a new run.name"
         )
+
+
+@contextlib.contextmanager
+def freed_on_failure(folder: str, file: str, has_progress: Callable[[], bool]) -> Iterator[None]:
+    """Delete the settings that the block wrote into the folder if the block fails before anything was trained.
+
+    Args:
+        folder: URL of the folder of a run, a study or a benchmark.
+        file: a key of FOLDER_KINDS.
+        has_progress: returns True if the folder holds something to resume from.
+
+    """
+    url = storage.join(folder, file)
+    existed = storage.exists(url)
+    try:
+        yield
+    except (UserError, TrainingError, KeyboardInterrupt) as error:
+        with contextlib.suppress(StorageError):
+            # The folder of a superseded job belongs to the other job.
+            if not isinstance(error, SupersededError) and not existed and storage.exists(url) and not has_progress():
+                storage.delete(url)
+                logger.info("event=name_freed folder=%s reason='the job failed before anything was trained'", folder)
+        raise
+
+
+def _with_validation(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted name with the validation set of built-in scenes, which version 0.2 wrote as the default."""
+    names = {f"{prefix}data.val": f"{prefix}data.train" for prefix in ("", STUDY_PREFIX) if f"{prefix}data.val" in settings}
+    return settings | {val: validation_url(settings[train], settings[val]) for val, train in names.items()}
 
 
 def _flatten_json(values: Mapping[str, Any]) -> dict[str, Any]:

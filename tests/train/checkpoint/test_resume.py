@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tiny_run import TINY, assert_equal_tensors, final_state, tiny_run, train_until_killed
+from yolor_ray.cluster.stop_signal import ProcessStopSignal
 from yolor_ray.config import (
     ImplicitConfig,
     renamed,
@@ -54,27 +55,49 @@ def test_a_run_resumes_with_recomputed_activations_to_the_same_weights(folder: P
     assert_equal_tensors(folder / "recomputed", uninterrupted)
 
 
-def test_sigterm_writes_a_checkpoint_of_the_step_and_the_same_command_resumes(folder: Path, uninterrupted: Path, monkeypatch) -> None:
-    config = tiny_run(folder, "preempted")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_writes_a_checkpoint_of_the_step_and_the_same_command_resumes(
+    folder: Path, uninterrupted: Path, monkeypatch, capfd, name: str
+) -> None:
+    config, number = tiny_run(folder, f"stopped-{name}"), getattr(signal, name)
     learn = Learner.learn
 
     def learn_and_preempt(self: Learner, *args: object, **kwargs: object) -> object:
         if self.step == 7:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         return learn(self, *args, **kwargs)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "learn", learn_and_preempt)
-        with pytest.raises(Preempted, match="the same command resumes from the newest checkpoint"):
+        with pytest.raises(Preempted, match=f"{name} ended training; the same command resumes from the newest checkpoint") as error:
             train(config)
-    assert signal.getsignal(signal.SIGTERM) is before
-    state = final_state(folder / "preempted")[1]
+    assert error.value.signal_name == name and signal.getsignal(number) is before
+    assert f"event=stop_signal signal={name} next='a checkpoint, then the end" in capfd.readouterr().err
+    state = final_state(folder / config.run.name)[1]
     assert state["step"] == 8 and from_json(state["seen"]).sum() == 8, "two steps of the second epoch"
     train(config)
-    assert_equal_tensors(folder / "preempted", uninterrupted)
-    [first, second] = read_attempts(str(folder / "preempted"))
+    assert_equal_tensors(folder / config.run.name, uninterrupted)
+    [first, second] = read_attempts(str(folder / config.run.name))
     assert (second.from_step, second.lost_steps, first.lost_steps) == (8, 0, 0)
+
+
+@pytest.mark.parametrize(("name", "error"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)])
+def test_a_second_signal_ends_training_at_once(name: str, error: type[BaseException]) -> None:
+    with ProcessStopSignal() as stop_signal, pytest.raises(error):
+        signal.raise_signal(getattr(signal, name))
+        assert stop_signal() == name
+        signal.raise_signal(getattr(signal, name))
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ProcessStopSignal() as stop_signal:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop_signal() == ""
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_stops_a_run_whose_epochs_have_one_step(folder: Path, monkeypatch) -> None:

@@ -87,9 +87,9 @@ class RemoteStopSignal:
 class ClusterMonitor:
     """Thread of the driver that watches the cluster during an attempt and stops the attempt where the cluster changes."""
 
-    def __init__(self, stop_actor: Any, cluster: ClusterConfig, workers: int, sigterm: StopSignal, scale_ups: int) -> None:
+    def __init__(self, stop_actor: Any, cluster: ClusterConfig, workers: int, stop_signal: StopSignal, scale_ups: int) -> None:
         """Monitor an attempt of so many workers; `scale_ups` counts the earlier attempts of this job that ended with `scales_up`."""
-        self._stop_actor, self._cluster, self._workers, self._sigterm = stop_actor, cluster, workers, sigterm
+        self._stop_actor, self._cluster, self._workers, self._stop_signal = stop_actor, cluster, workers, stop_signal
         self._scale_up_delay_s = SCALE_UP_DELAY_S * 2 ** min(scale_ups, MAX_DELAY_DOUBLINGS)
         self.scales_up = False
         """True if the attempt stops in order to restart with more workers."""
@@ -109,7 +109,7 @@ class ClusterMonitor:
         self._thread.join()
 
     def _poll(self) -> None:
-        sources: tuple[Callable[[], str], ...] = (self._sigterm, self._drain_reason, self._scale_up_reason)
+        sources: tuple[Callable[[], str], ...] = (self._stop_signal, self._drain_reason, self._scale_up_reason)
         while not self._stop.wait(POLL_S):
             try:
                 reason = next((reason for source in sources if (reason := source())), "")

@@ -34,8 +34,8 @@ RunAttemptFn = Callable[[TrainContext, int, Any], Any]
 """Runs one attempt with a context, a number of workers and a stop-signal actor, and returns the result of rank 0."""
 
 
-def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, sigterm: StopSignal) -> Any:
-    """Run attempts until one finishes and return its result, or TrainOutcome.STOPPED after SIGTERM.
+def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, stop_signal: StopSignal) -> Any:
+    """Run attempts until one finishes and return its result, or TrainOutcome.STOPPED after a stop signal.
 
     Raises:
         UserError, TrainingError: an error of this package that a restart would repeat, as the worker raised it.
@@ -44,12 +44,12 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, sigterm:
 
     """
     cluster, failures, scale_ups, restart_reason = context.config.cluster, 0, 0, ""
-    while workers := wait_for_capacity(cluster, sigterm):
+    while workers := wait_for_capacity(cluster, stop_signal):
         stop_actor, checkpoints_before = start_stop_signal_actor(), complete_checkpoints(context.run)
         try:
-            with ClusterMonitor(stop_actor, cluster, workers, sigterm, scale_ups) as monitor:
+            with ClusterMonitor(stop_actor, cluster, workers, stop_signal, scale_ups) as monitor:
                 outcome = run_attempt(dataclasses.replace(context, restart_reason=restart_reason), workers, stop_actor)
-            if outcome is not TrainOutcome.STOPPED or sigterm():
+            if outcome is not TrainOutcome.STOPPED or stop_signal():
                 return outcome
             restart_reason, scale_ups = ray.get(stop_actor.reason.remote()), scale_ups + monitor.scales_up
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
@@ -68,7 +68,7 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, sigterm:
                 "event=attempt_failed failures=%d max_failures=%d workers=%d reason='%s'",
                 *(failures, cluster.max_failures, workers, restart_reason),
             )
-            _pause(min(2.0 ** (failures - 1) - 1, MAX_PAUSE_S), sigterm)
+            _pause(min(2.0 ** (failures - 1) - 1, MAX_PAUSE_S), stop_signal)
         finally:
             ray.kill(stop_actor)
     return TrainOutcome.STOPPED

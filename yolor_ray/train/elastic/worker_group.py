@@ -5,7 +5,9 @@ import functools
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, cast
 
 import ray
@@ -19,7 +21,7 @@ from yolor_ray.cluster.block_source import cluster_source
 from yolor_ray.cluster.capacity import check_capacity, clear_resource_request, worker_resources
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.cluster.ray_internals import PREEMPTION_WATCHER, PRINT_PATCH
-from yolor_ray.cluster.stop_signal import SigtermStopSignal
+from yolor_ray.cluster.stop_signal import ProcessStopSignal
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.errors import ConfigError
 from yolor_ray.report.provenance import available_cores
@@ -33,8 +35,12 @@ from yolor_ray.train.loop import train_loop
 TrainFn = Callable[[TrainContext, DistContext, Report], Any]
 
 
-def run_in_process(context: TrainContext, train_fn: TrainFn = train_loop, report: Report | None = None) -> Any:
+def run_in_process(
+    context: TrainContext, train_fn: TrainFn = train_loop, report: Report | None = None, stop_signal: ProcessStopSignal | None = None
+) -> Any:
     """Run a training function in this process and return its result; `report` receives each validation before the last.
+
+    `stop_signal` has the received signal afterwards.
 
     Raises:
         ConfigError: `cluster.gpu` is set and this process has no CUDA device.
@@ -45,12 +51,16 @@ def run_in_process(context: TrainContext, train_fn: TrainFn = train_loop, report
         raise ConfigError("cluster.gpu: found no CUDA device in this process, expected one; leave the flag out to train on the CPU")
     device = torch.device("cuda" if cluster.gpu else "cpu")
     torch.set_num_threads(cluster.compute_threads or available_cores())
-    with SigtermStopSignal() as sigterm:
-        return train_fn(dataclasses.replace(context, stop_signal=sigterm), make_dist_context(device), report or discard_report)
+    with stop_signal or ProcessStopSignal() as received:
+        return train_fn(dataclasses.replace(context, stop_signal=received), make_dist_context(device), report or discard_report)
 
 
 def run_on_workers(
-    context: TrainContext, train_fn: TrainFn = train_loop, source: Source | None = None, callbacks: Sequence[ray.train.UserCallback] = ()
+    context: TrainContext,
+    train_fn: TrainFn = train_loop,
+    source: Source | None = None,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    stop_signal: ProcessStopSignal | None = None,
 ) -> Any:
     """Run a training function on workers of the cluster that RAY_ADDRESS names, or of a local Ray; return the result of rank 0.
 
@@ -61,6 +71,7 @@ def run_on_workers(
         train_fn: function that every worker runs.
         source: row groups of the training set, if the caller has brought them to the cluster already.
         callbacks: receive each validation before the last.
+        stop_signal: has the received signal afterwards.
 
     Raises:
         UserError, TrainingError: an error of this package, as the worker raised it; TrainingError for other failures.
@@ -74,9 +85,9 @@ def run_on_workers(
     start_ray(log_to_driver=True, dashboard=True, allow_unauthenticated=cluster.allow_unauthenticated)
     check_capacity(cluster, resumes=bool(read_attempts(context.run)))
     try:
-        with SigtermStopSignal() as sigterm:
+        with stop_signal or ProcessStopSignal() as received:
             context = dataclasses.replace(context, source=source or cluster_source(context.train))
-            return run_with_restarts(context, functools.partial(_run_attempt, train_fn=train_fn, callbacks=callbacks), sigterm)
+            return run_with_restarts(context, functools.partial(_run_attempt, train_fn=train_fn, callbacks=callbacks), received)
     finally:
         clear_resource_request()
 
@@ -106,13 +117,31 @@ def _run_attempt(
             callbacks=cast(list[Any], list(callbacks)),
         ),
     )
-    result: Any = trainer.fit()
+    result: Any = _fit_in_thread(trainer)
     return result.return_value
+
+
+def _fit_in_thread(trainer: TorchTrainer) -> Any:
+    """Return the result of `trainer.fit()`, called in another thread.
+
+    In the main thread Ray Train would replace the handler of SIGINT, and Ctrl-C would end the workers without a checkpoint.
+    """
+    outcome: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - the thread that waits for the outcome raises it again
+            outcome.set_exception(error)
+
+    # A daemon, because a second signal ends the process while the thread waits.
+    threading.Thread(target=fit, name="yolor-fit", daemon=True).start()
+    return outcome.result()
 
 
 def _run_worker(config: dict[str, Any]) -> Any:
     """Run the training function in a worker process of Ray Train."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     logging.getLogger("ray").setLevel(logging.WARNING)
     context: TrainContext = config["context"]
     workers_on_node = ray.train.get_context().get_local_world_size()

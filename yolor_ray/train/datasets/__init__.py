@@ -1,0 +1,1 @@
+"""Datasets of a run: opened, held out, and checked before training."""

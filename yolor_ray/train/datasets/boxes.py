@@ -1,0 +1,75 @@
+"""Check the boxes of a training set before the first epoch: boxes that are absent, too small to be seen, or of a few classes alone."""
+
+import logging
+
+import numpy as np
+import torch
+
+from yolor_ray.data.augment.geometry import MIN_SIDE_PX
+from yolor_ray.data.shards.dataset import Dataset, read_row_group
+from yolor_ray.errors import DataError
+from yolor_ray.train.teacher import load_teacher
+
+logger = logging.getLogger(__name__)
+
+MAX_SHOWN_CLASSES = 20
+
+
+def read_box_sides(dataset: Dataset, image_px: int) -> tuple[np.ndarray, int]:
+    """Return the (N, 2) widths and heights of all boxes in pixels of the network input, and the number of images not annotated for detect.
+
+    Crowd regions are not learned.
+    """
+    sides, without_boxes = [np.zeros((0, 2), np.float32)], 0
+    for group in dataset.row_groups:
+        table = read_row_group(dataset, group, ["width", "height", "boxes_xyxy", "crowd", "tasks"])
+        for width, height, boxes, crowd, tasks in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+            corners = np.asarray(boxes, np.float32).reshape(-1, 4)[~np.asarray(crowd, np.bool_)]
+            sides.append((corners[:, 2:] - corners[:, :2]) * (image_px / max(width, height)))
+            without_boxes += "detect" not in tasks
+    return np.concatenate(sides), without_boxes
+
+
+def check_teacher(url: str, dataset: Dataset, image_px: int, boxes: int, without_boxes: int) -> None:
+    """Refuse a teacher of other classes, and a training set whose classes have neither boxes nor a teacher.
+
+    Args:
+        url: weights of the teacher.
+        dataset: training set.
+        image_px: side of the network input, pixels.
+        boxes: boxes to learn in the training set.
+        without_boxes: images that are not annotated for detect, which the teacher annotates.
+
+    Raises:
+        DataError: there is nothing to learn, or a class that nothing teaches.
+
+    """
+    teacher = load_teacher(url, dataset.classes, image_px, torch.device("cpu"))
+    unknown = [name for label, name in enumerate(dataset.classes) if label not in teacher.labels.tolist()]
+    if not boxes and not without_boxes:
+        expected = "expected boxes of single objects, or images that are not annotated for detect for the teacher"
+        raise DataError(f"{dataset.url}: found no box to learn on {dataset.images} images, all annotated for detect, {expected}")
+    if not boxes and unknown:
+        raise DataError(f"{dataset.url}: found no box, and no class {', '.join(unknown)} in {url}; expected a teacher of all classes")
+    logger.info("event=teacher url=%s images_without_boxes=%d boxes=%d unknown_classes='%s'", url, without_boxes, boxes, ", ".join(unknown))
+
+
+def check_sides(sides: np.ndarray, dataset: Dataset, image_px: int) -> None:
+    """Refuse a training set without a box to learn, and warn of one whose boxes (N, 2) are all too small to be seen."""
+    if not len(sides):
+        found = f"found {dataset.boxes} boxes, all of them crowd regions" if dataset.boxes else f"found no box on {dataset.images} images"
+        raise DataError(f"{dataset.url}: {found}, expected boxes of single objects to train on")
+    if sides.min(axis=1).max() < MIN_SIDE_PX:
+        reason = f"no box has {MIN_SIDE_PX:g} px in width and height at that size, so there is nothing to learn"
+        logger.warning("event=boxes_too_small boxes=%d image_px=%d reason='%s'", len(sides), image_px, reason)
+
+
+def warn_of_classes_without_boxes(dataset: Dataset) -> None:
+    """Warn of classes that have no box in the training set, which the network cannot learn."""
+    absent = [name for name in dataset.classes if not dataset.boxes_per_class.get(name)]
+    if absent:
+        reason = "no training image has a box of these classes, so that the network never finds them"
+        shown = ", ".join(absent[:MAX_SHOWN_CLASSES]) + (", …" if len(absent) > MAX_SHOWN_CLASSES else "")
+        logger.warning(
+            "event=classes_without_boxes count=%d of=%d classes='%s' reason='%s'", *(len(absent), len(dataset.classes), shown, reason)
+        )

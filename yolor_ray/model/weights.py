@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -22,6 +23,8 @@ from yolor_ray.model.network import Yolor
 
 FORMAT, VERSION = "yolor_ray.weights", 1
 CONFIG_FILE, TENSORS_FILE = "config.json", "weights.safetensors"
+BUILTIN = "builtin"
+"""Word in place of a URL: the starting weights that this package contains, of the network of the preset `nano`."""
 PROXIES_TENSOR = "tasks.embed.proxies"
 """Name of the tensor with one direction per identity of the training set, (I, E); absent from fused weights."""
 UPSTREAM_SUFFIXES = (".pt", ".pth", ".weights")
@@ -93,8 +96,13 @@ def save_weights(url: str, network: Yolor, info: WeightsInfo) -> None:
     manifest.publish(url, weights_files(network, info))
 
 
+def absolute_weights(url: str) -> str:
+    """Return the absolute URL of weights; an empty text and `builtin`, which each node resolves for itself, stay."""
+    return url if url in ("", BUILTIN) else storage.absolute(url)
+
+
 def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
-    """Return the network of a weights folder, in eval mode on the CPU, and its description.
+    """Return the network of a weights folder, or of the `builtin` weights, in eval mode on the CPU, and its description.
 
     Raises:
         WeightsError: the folder is incomplete, altered, of another format, or its tensors do not fit its configuration.
@@ -104,6 +112,7 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
             f"{url}: found the name of a file, expected a weights folder; "
             f"import an upstream checkpoint with: python jobs/export.py --upstream {url} --output FOLDER"
         )
+    url = str(Path(__file__).parent / "starting_weights") if url == BUILTIN else url
     files = manifest.read_published(url, (CONFIG_FILE, TENSORS_FILE))
     config = _read_config(url, files[CONFIG_FILE])
     try:

@@ -29,7 +29,7 @@ from yolor_ray.train.losses.class_balance import balanced_weights
 from yolor_ray.train.optim.recipe import resolve
 from yolor_ray.train.settings_lock import RUN_FILE, lock_settings
 from yolor_ray.train.teacher import load_teacher
-from yolor_ray.train.warm_start import pretrained_anchors
+from yolor_ray.train.warm_start import pretrained_anchors, resolve_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def train(
 def prepare(config: TrainConfig, run: str) -> TrainContext:
     """Open the datasets, and choose the anchors and the settings that follow from the number of updates."""
     train_set, val_set = open_datasets(config)
-    pretrained = storage.absolute(config.optim.pretrained) if config.optim.pretrained else ""
+    pretrained = resolve_pretrained(config.optim, config.network)
     teacher = storage.absolute(config.optim.teacher) if config.optim.teacher else ""
     sides, without_boxes = _read_box_sides(train_set, config.data.image_px)
     if teacher:

@@ -44,6 +44,18 @@ def test_an_image_without_or_with_an_empty_label_file_is_a_background(read):
     assert annotations.faults == ()
 
 
+def test_an_image_without_label_file_is_unknown_where_a_label_file_matches_no_image(read):
+    annotations = read({"a.txt": GOOD, "holiday_2.txt": GOOD}, ("a.png", "holiday 2.png"))
+    assert [image.name for image in annotations.images] == ["a.png"]
+    assert sorted(fault.code for fault in annotations.faults) == ["missing_annotation", "missing_image"]
+
+
+def test_a_label_file_may_keep_the_suffix_of_its_image(read):
+    annotations = read({"a.png.txt": GOOD, "b.PNG.TXT": GOOD}, ("a.png", "b.png"))
+    assert {image.name: len(image.objects) for image in annotations.images} == {"a.png": 1, "b.png": 1}
+    assert annotations.faults == ()
+
+
 @pytest.mark.parametrize(
     ("line", "code", "hint"),
     [

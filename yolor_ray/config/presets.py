@@ -71,7 +71,7 @@ PRESETS = {
         optim=OptimConfig(epochs=32, batch=8, nominal_batch=8),
         run=RunConfig(name="demo-tasks", validate_epochs=8),
     ),
-    "nano": TrainConfig(network=NANO, data=DataConfig(image_px=416), optim=OptimConfig(nominal_batch=16)),
+    "nano": TrainConfig(network=NANO, data=DataConfig(image_px=416), optim=OptimConfig(nominal_batch=16, pretrained="builtin")),
     "small": TrainConfig(network=SMALL, data=DataConfig(image_px=640)),
     "csp": TrainConfig(network=CSP, augment=AUGMENT_640),
     "csp-x": TrainConfig(network=CSP_X, augment=AUGMENT_640),

@@ -119,7 +119,8 @@ class OptimConfig:
     """Initial weights, optimizer and schedule."""
 
     pretrained: str = ""
-    """URL of unfused initial weights; parameters that do not fit, such as other classes, start at random. Empty starts from scratch."""
+    """URL of unfused initial weights; parameters that do not fit, such as other classes, start at random. `builtin` = the starting weights
+    of this package, for networks of the shape of `nano`. Empty starts from scratch."""
     freeze: Freeze = "none"
     """Part of the pretrained network that stays fixed: `backbone`, or `neck` = backbone and neck, so that only the heads learn."""
     teacher: str = ""

@@ -54,16 +54,20 @@ def load_trainable(url: str, config: NetworkConfig) -> tuple[Yolor, WeightsInfo]
     network, info = load_weights(url)
     if is_fused(network):
         raise WeightsError(f"{url}: found fused weights, which cannot be trained; expected those of a run or of an import")
-    without_anchors = "free" in (network.config.head, config.head)
-    ignored = (*IGNORED_SETTINGS, "anchors_per_level") if without_anchors else IGNORED_SETTINGS
-    differences = [
-        f"network.{field.name}: found {found!r}, expected {expected!r}"
-        for field in dataclasses.fields(NetworkConfig)
-        if field.name not in ignored and (found := getattr(network.config, field.name)) != (expected := getattr(config, field.name))
-    ]
-    if differences:
+    if differences := differing_settings(network.config, config):
         raise WeightsError(f"{url}: found weights of another network than the one to train: {'; '.join(differences)}")
     return network, info
+
+
+def differing_settings(source: NetworkConfig, config: NetworkConfig) -> list[str]:
+    """Return a sentence for each setting that forbids a transfer of weights from the network of `source` to that of `config`."""
+    without_anchors = "free" in (source.head, config.head)
+    ignored = (*IGNORED_SETTINGS, "anchors_per_level") if without_anchors else IGNORED_SETTINGS
+    return [
+        f"network.{field.name}: found {found!r}, expected {expected!r}"
+        for field in dataclasses.fields(NetworkConfig)
+        if field.name not in ignored and (found := getattr(source, field.name)) != (expected := getattr(config, field.name))
+    ]
 
 
 @torch.no_grad()

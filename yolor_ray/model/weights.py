@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -21,9 +22,21 @@ from yolor_ray.io.weights_url import CONFIG_FILE, TENSORS_FILE, weights_folder
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
 
-__all__ = ["CONFIG_FILE", "TENSORS_FILE", "WeightsInfo", "load_weights", "parse_network_config", "save_weights", "weights_files"]
+__all__ = [
+    "BUILTIN",
+    "CONFIG_FILE",
+    "TENSORS_FILE",
+    "WeightsInfo",
+    "absolute_weights",
+    "load_weights",
+    "parse_network_config",
+    "save_weights",
+    "weights_files",
+]
 
 FORMAT, VERSION = "yolor_ray.weights", 1
+BUILTIN = "builtin"
+"""Word in place of a URL: the starting weights that this package contains, of the network of the preset `nano`."""
 PROXIES_TENSOR = "tasks.embed.proxies"
 """Name of the tensor with one direction per identity of the training set, (I, E); absent from fused weights."""
 UPSTREAM_SUFFIXES = (".pt", ".pth", ".weights")
@@ -95,8 +108,13 @@ def save_weights(url: str, network: Yolor, info: WeightsInfo) -> None:
     manifest.publish(url, weights_files(network, info))
 
 
+def absolute_weights(url: str) -> str:
+    """Return the absolute URL of weights; an empty text and `builtin`, which each node resolves for itself, stay."""
+    return url if url in ("", BUILTIN) else storage.absolute(url)
+
+
 def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
-    """Return the network of a weights folder, in eval mode on the CPU, and its description.
+    """Return the network of a weights folder, or of the `builtin` weights, in eval mode on the CPU, and its description.
 
     The folder of a run stands for its subfolder `weights`.
 
@@ -108,7 +126,7 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
             f"{url}: found the name of a file, expected a weights folder; "
             f"import an upstream checkpoint with: python jobs/export.py --upstream {url} --output FOLDER"
         )
-    url = weights_folder(url)
+    url = str(Path(__file__).parent / "starting_weights") if url == BUILTIN else weights_folder(url)
     files = manifest.read_published(url, (CONFIG_FILE, TENSORS_FILE))
     config = _read_config(url, files[CONFIG_FILE])
     try:

@@ -18,7 +18,7 @@ from yolor_ray.config.renamed import SEARCH, current_search_argument
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest, storage
-from yolor_ray.model.weights import load_weights
+from yolor_ray.model.weights import absolute_weights, load_weights
 from yolor_ray.report.provenance import command, commit
 from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import TrialPlan, run_trials, shared_source, trial_cluster
@@ -87,7 +87,7 @@ def resolve_data(train: TrainConfig) -> tuple[TrainConfig, Dataset, Dataset]:
     refuse_shared_images(train, train_set, val_set)
     # The images of the trials are compared here, once.
     data = replace(train.data, train=train_set.url, val=val_set.url, allow_shared_images=True)
-    pretrained, teacher = (storage.absolute(url) if url else "" for url in (train.optim.pretrained, train.optim.teacher))
+    pretrained, teacher = (absolute_weights(url) for url in (train.optim.pretrained, train.optim.teacher))
     return replace(train, data=data, optim=replace(train.optim, pretrained=pretrained, teacher=teacher)), train_set, val_set
 
 

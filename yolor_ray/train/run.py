@@ -28,7 +28,7 @@ from yolor_ray.train.loop import TrainOutcome
 from yolor_ray.train.losses.class_balance import balanced_weights
 from yolor_ray.train.optim.recipe import resolve
 from yolor_ray.train.settings_lock import RUN_FILE, freed_on_failure, lock_settings
-from yolor_ray.train.warm_start import pretrained_anchors
+from yolor_ray.train.warm_start import pretrained_anchors, resolve_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def prepare(config: TrainConfig, run: str) -> TrainContext:
     resumes = bool(complete_checkpoints(run))
     if not resumes:
         _note_data(config, train_set)
-    pretrained = storage.absolute(config.optim.pretrained) if config.optim.pretrained else ""
+    pretrained = resolve_pretrained(config.optim, config.network)
     teacher = storage.absolute(config.optim.teacher) if config.optim.teacher else ""
     sides, without_boxes = read_box_sides(train_set, config.data.image_px)
     if teacher:

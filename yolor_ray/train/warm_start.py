@@ -8,11 +8,33 @@ import logging
 import numpy as np
 
 from yolor_ray.class_names import ClassNames
-from yolor_ray.config import NetworkConfig
-from yolor_ray.model.transfer import load_trainable, transfer_weights
+from yolor_ray.config import NetworkConfig, OptimConfig
+from yolor_ray.errors import ConfigError
+from yolor_ray.model.transfer import differing_settings, load_trainable, transfer_weights
+from yolor_ray.model.weights import BUILTIN, absolute_weights, load_weights
 from yolor_ray.train.learner import Learner
 
 logger = logging.getLogger(__name__)
+
+
+def resolve_pretrained(optim: OptimConfig, network: NetworkConfig) -> str:
+    """Return the absolute URL of the pretrained weights, `builtin`, or an empty text for random weights.
+
+    The `builtin` weights give way to random weights if the network is of another shape.
+
+    Raises:
+        ConfigError: a part of random weights would be frozen.
+    """
+    if optim.pretrained != BUILTIN:
+        return absolute_weights(optim.pretrained)
+    differences = differing_settings(load_weights(BUILTIN)[0].config, network)
+    if not differences:
+        return BUILTIN
+    if optim.freeze != "none":
+        found = f"found {BUILTIN!r}, which does not fit the network: {'; '.join(differences)}"
+        raise ConfigError(f"optim.pretrained: {found}; expected fitting weights, as optim.freeze is {optim.freeze}")
+    logger.info("event=random_weights reason='the built-in weights do not fit: %s'", "; ".join(differences))
+    return ""
 
 
 def pretrained_anchors(url: str, config: NetworkConfig) -> np.ndarray | None:

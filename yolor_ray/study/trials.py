@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 
+from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.block_source import StreamedSource, cluster_source
 from yolor_ray.cluster.capacity import READER_CPUS, count_fitting, worker_resources
 from yolor_ray.cluster.connect import start_ray
@@ -43,7 +44,8 @@ TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 """Environment variables of Tune: each trial writes its own metrics into its run folder, and Ctrl-C ends the job."""
-
+CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+"""Environment variables that Tune must not copy from the driver to trials."""
 FAILED_AP = -1.0
 """AP of a failed trial for a searcher: below every AP."""
 
@@ -68,6 +70,8 @@ def start_cluster(cluster: ClusterConfig) -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine, with the settings that trials need."""
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
+    # Ray writes the variables that Tune copies to a trial into its log. Trials have the credentials of their node, as all workers do.
+    ray_internals.variables_copied_to_trials.difference_update(CREDENTIALS)
     # The analysis warns about the result files that TUNE_SETTINGS switches off.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     # Ray Train asks the dashboard whether a stopped trial's workers have ended, and frees their resources.

@@ -176,7 +176,7 @@ def test_text_files_of_other_names_than_the_images_are_refused(yolo_set, tmp_pat
     sources = yolo_set(3)
     for file in (tmp_path / "labels").iterdir():
         file.rename(file.with_name(f"frame_{file.name}"))
-    with pytest.raises(DataError, match=r"found 3 images and no usable object, .*3 faults: missing_image 3; for example .*frame_000\.txt"):
+    with pytest.raises(DataError, match=r"6 faults: missing_annotation 3, missing_image 3; for example .*frame_000\.txt"):
         pack(PackYoloConfig(**sources, output=str(tmp_path / "out")))
     assert storage.list_names(str(tmp_path / "out")) == []
 

@@ -46,7 +46,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         network=NetworkConfig(
             stem="reorg", stem_width=16, widths=(32, 48, 64), depths=(1, 1, 1), levels=2, neck_depth=1, tasks=TASKS, head=head
         ),
-        data=DataConfig(train=url, val=url, image_px=SIDE),
+        data=DataConfig(train=url, val=url, image_px=SIDE, allow_shared_images=True),
         augment=AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0),
         loss=loss,
         optim=OptimConfig(epochs=300, batch=8, nominal_batch=8, lr=lr, final_lr_ratio=0.05, warmup_epochs=10),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,17 @@ def test_a_run_resumes_with_recomputed_activations_to_the_same_weights(folder: P
     assert_equal_tensors(folder / "recomputed", uninterrupted)
 
 
+@pytest.fixture
+def default_handlers() -> Iterator[None]:
+    """Give the signals the handlers of a job in the foreground: a shell starts background jobs with an ignored SIGINT."""
+    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_handlers")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_writes_a_checkpoint_of_the_step_and_the_same_command_resumes(
     folder: Path, uninterrupted: Path, monkeypatch, capfd, name: str
@@ -82,6 +94,7 @@ def test_a_signal_writes_a_checkpoint_of_the_step_and_the_same_command_resumes(
     assert (second.from_step, second.lost_steps, first.lost_steps) == (8, 0, 0)
 
 
+@pytest.mark.usefixtures("default_handlers")
 @pytest.mark.parametrize(("name", "error"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)])
 def test_a_second_signal_ends_training_at_once(name: str, error: type[BaseException]) -> None:
     with ProcessStopSignal() as stop_signal, pytest.raises(error):

@@ -38,7 +38,7 @@ def read_yolo(folder: ImageFolder, annotations: str, names: str, ignored: Collec
         DataError: there is no text file, or the names cannot be read.
     """
     classes, keypoints = read_names(names)
-    files_by_image, faults = _match(folder, annotations, {names, *ignored})
+    files_by_image, faults = _match(folder, annotations, names, ignored)
     rows_by_image = _read_rows(annotations, files_by_image, len(classes))
     layout = pose_layout(len(keypoints.names), keypoints.dims) if keypoints else find_layout(_readable_rows(rows_by_image.values()))
     images = []
@@ -80,15 +80,15 @@ def _readable_rows(lists: Iterable[_Rows]) -> list[Row]:
     return [row for rows in lists for row in rows if isinstance(row, Row)]
 
 
-def _match(folder: ImageFolder, annotations: str, ignored: Collection[str]) -> tuple[dict[str, str | None], list[Fault]]:
+def _match(folder: ImageFolder, annotations: str, names: str, ignored: Collection[str]) -> tuple[dict[str, str | None], list[Fault]]:
     """Return the text file of each image by image name, None for a background, and the faults of files that do not match one to one.
 
     The text file of `a.jpg` is `a.txt` or `a.jpg.txt`.
     """
     images = FileIndex(folder.files)
     texts = list_annotation_files(annotations, ".txt")
-    files = [file for file in texts if join(annotations, file) not in ignored and not _is_list(file, images)]
-    if not texts or (not files and not ignored):
+    files = [file for file in texts if join(annotations, file) not in {names, *ignored} and not _is_list(file, images)]
+    if not files and not ignored:
         raise DataError(f"{annotations}: found no text file with annotations, expected one per image")
     index = FileIndex(files)
     matches = {name: index.stem_matches(stem(name)) or index.stem_matches(name) for name in folder.files}

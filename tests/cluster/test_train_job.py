@@ -104,7 +104,7 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     wait_for(lambda: has_a_checkpoint_of_its_second_attempt(run), job)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) == 143, output.read_text()[-3000:]
-    assert f"preempted: {run}: a stop signal ended training; the same command resumes from the newest checkpoint" in output.read_text()
+    assert f"preempted: {run}: SIGTERM ended training; the same command resumes from the newest checkpoint" in output.read_text()
     preempted_at = max(checkpoint_steps(run))
     resumed = run_job(arguments, ray_cluster)
     first, after_kill, after_sigterm = read_attempts(run)

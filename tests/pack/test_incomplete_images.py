@@ -216,6 +216,18 @@ def test_a_coco_file_whose_annotations_belong_to_other_images_is_refused(pack_co
     assert storage.list_names(str(tmp_path / "out")) == []
 
 
+@pytest.mark.parametrize("entry", [{"image_id": None}, {"image_id": "1.png"}, {"image_id": 17}, None, "dog"])
+def test_an_image_without_objects_is_unknown_where_the_image_of_an_object_is_unknown(pack_coco, entry):
+    result, tasks = pack_coco({"image_id": 0}, entry)
+    assert list(tasks) == ["0.png"]
+    assert result["faults"]["not_fully_annotated"] == 1
+
+
+def test_an_image_without_objects_keeps_its_labels_where_the_image_of_an_object_is_unknown(pack_coco):
+    _, tasks = pack_coco({"image_id": 0}, {"image_id": 17}, labels=["wet"])
+    assert tasks == {"0.png": ("classify", "detect"), "1.png": ("classify",)}
+
+
 def test_a_dataset_of_image_labels_needs_no_box(pack_coco, tmp_path):
     result, tasks = pack_coco({"image_id": 0, "bbox": None}, {"image_id": 1, "bbox": None}, labels=["wet"])
     assert (result["images"], set(tasks.values())) == (2, {("classify",)})

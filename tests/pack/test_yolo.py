@@ -115,6 +115,14 @@ def test_names_match_in_subfolders_and_with_odd_characters(read):
     assert annotations.faults == ()
 
 
-def test_two_images_with_one_stem_share_a_label_file(read):
+def test_two_images_with_one_stem_share_a_label_file_with_a_warning(read, caplog):
     annotations = read({"a.txt": GOOD}, ("a.png", "a.jpg"))
     assert [len(image.objects) for image in annotations.images] == [1, 1]
+    assert "event=shared_text_files files=1 example='a.txt of a.jpg, a.png'" in caplog.text
+
+
+def test_the_suffix_in_the_name_of_a_label_file_tells_images_of_one_stem_apart(read, caplog):
+    annotations = read({"a.jpg.txt": GOOD, "a.png.txt": ""}, ("a.jpg", "a.png"))
+    assert {image.name: len(image.objects) for image in annotations.images} == {"a.jpg": 1, "a.png": 0}
+    assert annotations.faults == ()
+    assert "event=shared_text_files" not in caplog.text

@@ -86,7 +86,7 @@ def test_faults_are_located_by_json_pointer(read):
         annotation(11, image_id=[7]),
     ]
     annotations = read(entries)
-    expected = ["unknown_image", "unknown_class", "zero_area_box", "zero_area_box", "missing_box", "missing_box"]
+    expected = ["unknown_image", "unknown_class", "zero_area_box", "missing_box", "missing_box", "missing_box"]
     expected += ["not_a_number"] * 3 + ["bad_annotation", "unknown_image"]
     assert fault_locations(annotations) == [(code, f"/annotations/{at}") for at, code in enumerate(expected, start=1)]
     assert len(annotations.images[0].objects) == 1

@@ -71,6 +71,7 @@ def pack_voc(tmp_path, write_image):
         ("cat 0.5 0.5 0.2 0.2", "bad_class_id"),
         ("7 0.5 0.5 0.2 0.2", "unknown_class"),
         ("0 32 24 16 12", "not_normalised"),
+        ("0 0.5 0.5 -0.2 0.2", "not_normalised"),
     ],
 )
 def test_an_image_with_an_unreadable_line_is_left_out(pack_yolo, line, code):
@@ -214,6 +215,11 @@ def test_a_coco_file_whose_annotations_belong_to_other_images_is_refused(pack_co
     with pytest.raises(DataError, match=r"found 2 images and no usable object, .*unknown_image 2; for example"):
         pack_coco({"image_id": 8}, {"image_id": 9})
     assert storage.list_names(str(tmp_path / "out")) == []
+
+
+def test_a_coco_box_of_negative_width_is_unknown_and_its_image_no_background(pack_coco):
+    result, tasks = pack_coco({"image_id": 0}, {"image_id": 1, "bbox": [24, 24, -20, -20]})
+    assert (result["faults"], list(tasks)) == ({"missing_box": 1, "not_fully_annotated": 1}, ["0.png"])
 
 
 @pytest.mark.parametrize("entry", [{"image_id": None}, {"image_id": "1.png"}, {"image_id": 17}, None, "dog"])

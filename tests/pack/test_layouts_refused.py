@@ -55,6 +55,7 @@ def test_an_absent_or_empty_folder_is_refused(refuse, tmp_path):
         ("meta.json", "meta.json looks like a Supervisely project"),
         ("train/_annotations.csv", "looks like annotations in CSV"),
         ("train/a.tfrecord", "looks like TFRecord files"),
+        ("train/part-00000-a51b6005e9d2.parquet", "looks like a dataset that is packed already; train with it"),
         ("images/a.json", "looks like JSON that is no COCO file"),
     ],
 )
@@ -71,7 +72,7 @@ def test_two_kinds_of_annotations_are_refused_unless_one_is_chosen(refuse, yolo,
     write_voc(yolo / "Annotations", range(8))
     message = refuse(yolo)
     assert "found annotations of 3 kinds: yolo (data.yaml) and coco (train.json) and voc (Annotations/000.xml)" in message
-    assert "choose by --layout yolo" in message
+    assert "choose by --layout yolo or --layout coco" in message
     for layout in ("yolo", "coco", "voc"):
         config = PackAutoConfig(folder=str(yolo), output=str(tmp_path / layout), layout=layout, hold_out=0)
         assert pack(config)["splits"]["train"]["images"] == 8

@@ -142,7 +142,9 @@ def test_a_square_turned_by_45_degrees_is_as_wide_as_its_diagonal(read):
     assert boxes(image)[0] == pytest.approx((30 - 50**0.5, 24 - 50**0.5, 30 + 50**0.5, 24 + 50**0.5))
 
 
-@pytest.mark.parametrize(("w", "angle", "code"), [("0", "0", "zero_area_box"), ("x", "0", "not_a_number"), ("9", "", "not_a_number")])
+@pytest.mark.parametrize(
+    ("w", "angle", "code"), [("0", "0", "zero_area_box"), ("-9", "0", "missing_box"), ("x", "0", "not_a_number"), ("9", "", "not_a_number")]
+)
 def test_a_broken_rotated_box_is_reported(read, w, angle, code):
     image, codes = read(f"<robndbox><cx>30</cx><cy>24</cy><w>{w}</w><h>20</h><angle>{angle}</angle></robndbox>")
     assert (boxes(image), codes) == ([], [code])

@@ -74,7 +74,7 @@ def test_a_label_file_may_keep_the_suffix_of_its_image(read):
         ("0 0.5 1e400 0.2 0.2", "not_a_number", "found 1e400, expected 4 numbers"),
         ("0 0,5 0,5 0,2 0,2", "not_a_number", "write decimal points, not commas"),
         ("0 0.5 0.5 0 0.2", "zero_area_box", "expected w and h above 0"),
-        ("0 0.5 0.5 0.2 -0.2", "zero_area_box", "expected w and h above 0"),
+        ("0 0.5 0.5 0.2 -0.2", "not_normalised", "expected w and h above 0"),
         ("0 320 240 64 48", "not_normalised", "looks like pixels, not fractions"),
         ("0 1.2 0.5 0.2 0.2", "not_normalised", "expected fractions from 0 to 1"),
         ("0 -0.2 0.5 0.2 0.2", "not_normalised", "expected fractions from 0 to 1"),

@@ -90,7 +90,9 @@ def _box_error(bbox: Any) -> tuple[str, str] | None:
         return "missing_box", f"found bbox {bbox!r}, expected [x, y, width, height]"
     if _numbers(bbox, 4) is None:
         return "not_a_number", f"found bbox {bbox}, expected four numbers"
-    if bbox[2] <= 0 or bbox[3] <= 0:
+    if bbox[2] < 0 or bbox[3] < 0:
+        return "missing_box", f"found bbox {bbox}, expected [x, y, width, height] with width and height above 0"
+    if not bbox[2] or not bbox[3]:
         return "zero_area_box", f"found bbox {bbox}, expected width and height above 0"
     return None
 

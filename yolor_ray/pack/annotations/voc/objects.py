@@ -123,7 +123,8 @@ def _box_of_rotated(rotated: Node) -> tuple[Box | None, Error | None]:
         texts = ", ".join(f"{tag} {text_of(rotated, tag)!r}" for tag in ROTATED)
         return None, ("not_a_number", f"{texts}, expected five numbers")
     if width <= 0 or height <= 0:
-        return None, ("zero_area_box", f"w {width:g}, h {height:g}, expected both above 0")
+        code = "missing_box" if min(width, height) < 0 else "zero_area_box"
+        return None, (code, f"w {width:g}, h {height:g}, expected both above 0")
     cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
     half_width, half_height = (width * cosine + height * sine) / 2, (width * sine + height * cosine) / 2
     return (cx - half_width, cy - half_height, cx + half_width, cy + half_height), None

@@ -7,7 +7,7 @@ import pytest
 from packed import all_records
 from yolor_ray.config import PackCocoConfig, PackVocConfig, PackYoloConfig
 from yolor_ray.data.shards.dataset import open_dataset
-from yolor_ray.errors import DataError
+from yolor_ray.errors import ConfigError, DataError
 from yolor_ray.io import storage
 from yolor_ray.pack.run import pack
 
@@ -154,6 +154,11 @@ def test_objects_of_other_classes_than_the_flag_names_are_left_out_on_purpose(pa
     result, names = pack_voc(voc_object() + voc_object("dog"), voc_object("dog"), classes="cat")
     assert (result["boxes"], result["faults"]) == (1, {"unknown_class": 2})
     assert names == ["0.png", "1.png"]
+
+
+def test_a_class_that_is_named_twice_is_refused(pack_voc):
+    with pytest.raises(ConfigError, match="classes: found 'cat, cat', expected each name once"):
+        pack_voc(voc_object(), classes="cat, cat")
 
 
 def test_a_dataset_that_lost_every_object_is_refused_with_the_commonest_fault(pack_yolo, tmp_path):

@@ -192,3 +192,8 @@ def test_an_object_with_two_boxes_is_unknown(read):
 def test_a_deleted_object_of_labelme_is_no_object(read):
     image, faults = read(f"<deleted>1</deleted>{POLYGON}", f"<deleted>0</deleted>{BNDBOX}")
     assert (boxes(image), faults) == ([BOX], [])
+
+
+def test_an_object_inside_of_another_is_an_object_of_its_own(read):
+    image, faults = read(f"{BNDBOX}<object><name>cat</name>{POLYGON}</object>")
+    assert (boxes(image), faults) == ([BOX, (5, 5, 25, 25)], [])

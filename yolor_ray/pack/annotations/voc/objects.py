@@ -35,8 +35,9 @@ def text_of(node: Node, tag: str) -> str:
 
 
 def object_nodes(root: Node) -> list[Node]:
-    """Return the <object> elements at any depth, but not those that LabelMe marks as deleted."""
-    return [node for node in root.find_nested("object") if text_of(node, "deleted") != "1"]
+    """Return the <object> elements at any depth, also inside of one another, but not those that LabelMe marks as deleted."""
+    found = [item for node in root.find_nested("object") for item in (node, *object_nodes(node))]
+    return [node for node in found if text_of(node, "deleted") != "1"]
 
 
 def stray_shapes(node: Node) -> Iterator[Node]:

@@ -105,6 +105,13 @@ def test_a_data_yaml_that_is_no_yaml_is_refused(refuse, yolo):
     assert "data.yaml: found while parsing a flow sequence" in refuse(yolo)
 
 
+def test_a_darknet_file_whose_number_of_classes_disagrees_with_its_names_is_refused(refuse, yolo):
+    (yolo / "obj.data").write_text("classes = 9\ntrain = train.txt\nnames = obj.names\n")
+    (yolo / "obj.names").write_text("\n".join(CLASSES))
+    message = refuse(yolo)
+    assert f"obj.data: found classes = 9 and {len(CLASSES)} names in" in message and "expected as many names as classes says" in message
+
+
 def test_one_of_several_dataset_files_is_taken_only_by_its_url(refuse, yolo, tmp_path):
     for name in ("a.yaml", "b.yaml"):
         (yolo / name).write_text(f"train: images\n{NAMES}")

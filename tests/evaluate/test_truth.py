@@ -103,7 +103,8 @@ def test_a_mask_on_an_image_of_unknown_size_leaves_the_area_of_the_box():
 
 
 @pytest.mark.parametrize(
-    ("flag", "is_crowd"), [(ABSENT, 0), (None, 0), (0, 0), ("0", 0), (False, 0), (1, 1), (True, 1), ("1", 1), (1.0, 1)]
+    ("flag", "is_crowd"),
+    [(ABSENT, 0), (None, 0), (0, 0), ("0", 0), (False, 0), (1, 1), (True, 1), ("1", 1), (1.0, 1), (" True", 1), ("1.0", 1), ("false", 0)],
 )
 def test_crowd_flags_are_read_by_their_meaning(flag, is_crowd):
     truth = truth_of(300, iscrowd=flag)

@@ -117,6 +117,19 @@ def test_runs_on_an_image_without_claimed_size_give_the_box(read):
     assert (objects.boxes_xyxy.tolist(), codes) == ([[5, 10, 64, 31]], [])
 
 
+@pytest.mark.parametrize("size", [[10, 10], [WIDTH, HEIGHT], [2 * HEIGHT, 2 * WIDTH]])
+def test_the_box_of_runs_of_another_size_is_no_box_of_the_image(read, size):
+    pixels = size[0] * size[1]
+    objects, codes = read({"segmentation": {"size": size, "counts": [50, 40, pixels - 90]}}, image={"width": None})
+    assert (objects, codes) == (None, ["size_mismatch"])
+
+
+@pytest.mark.parametrize("visibility", [3, -1, 0.5])
+def test_a_visibility_that_coco_does_not_define_is_reported(read, visibility):
+    objects, codes = read({"bbox": [5, 5, 20, 20], "keypoints": [9, 9, visibility]}, keypoints=["nose"])
+    assert (objects.keypoints.tolist(), codes) == ([[[0, 0, 0]]], ["bad_keypoints"])
+
+
 def test_runs_of_a_huge_size_cost_nothing():
     assert segmentation_bounds({"size": [10**9, 10**9], "counts": [10**18]}, None) is None
 

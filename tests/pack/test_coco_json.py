@@ -86,7 +86,7 @@ def test_faults_are_located_by_json_pointer(read):
         annotation(11, image_id=[7]),
     ]
     annotations = read(entries)
-    expected = ["unknown_image", "unknown_class", "zero_area_box", "zero_area_box", "missing_box", "missing_box"]
+    expected = ["unknown_image", "unknown_class", "zero_area_box", "missing_box", "missing_box", "missing_box"]
     expected += ["not_a_number"] * 3 + ["bad_annotation", "unknown_image"]
     assert fault_locations(annotations) == [(code, f"/annotations/{at}") for at, code in enumerate(expected, start=1)]
     assert len(annotations.images[0].objects) == 1
@@ -268,6 +268,7 @@ def test_labels_of_objects_are_the_classes_on_the_image_without_crowds(read):
         ([{"id": None, "name": "a"}], "/categories/0: found id None"),
         ([{"id": 1, "name": "a"}, {"id": "1", "name": "b"}], "/categories/1: found id 1 or name 'b' a second time"),
         ([7], "/categories/0: found 7, expected an id and a name"),
+        ([{"id": 1, "name": "a", "keypoints": "nose"}], "found keypoints 'nose', expected a list of names"),
         ([{"id": 1, "name": "a", "keypoints": ["x"]}, {"id": 2, "name": "b", "keypoints": ["y"]}], "2 different lists of keypoints"),
     ],
 )

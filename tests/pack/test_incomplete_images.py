@@ -7,7 +7,7 @@ import pytest
 from packed import all_records
 from yolor_ray.config import PackCocoConfig, PackVocConfig, PackYoloConfig
 from yolor_ray.data.shards.dataset import open_dataset
-from yolor_ray.errors import DataError
+from yolor_ray.errors import ConfigError, DataError
 from yolor_ray.io import storage
 from yolor_ray.pack.run import pack
 
@@ -71,6 +71,7 @@ def pack_voc(tmp_path, write_image):
         ("cat 0.5 0.5 0.2 0.2", "bad_class_id"),
         ("7 0.5 0.5 0.2 0.2", "unknown_class"),
         ("0 32 24 16 12", "not_normalised"),
+        ("0 0.5 0.5 -0.2 0.2", "not_normalised"),
     ],
 )
 def test_an_image_with_an_unreadable_line_is_left_out(pack_yolo, line, code):
@@ -155,6 +156,11 @@ def test_objects_of_other_classes_than_the_flag_names_are_left_out_on_purpose(pa
     assert names == ["0.png", "1.png"]
 
 
+def test_a_class_that_is_named_twice_is_refused(pack_voc):
+    with pytest.raises(ConfigError, match="classes: found 'cat, cat', expected each name once"):
+        pack_voc(voc_object(), classes="cat, cat")
+
+
 def test_a_dataset_that_lost_every_object_is_refused_with_the_commonest_fault(pack_yolo, tmp_path):
     message = r"found no usable image, expected at least one; 5 faults: bad_line 1, not_a_number 2, not_fully_annotated 2; "
     with pytest.raises(DataError, match=message + r"for example .*000\.txt:1: not_a_number: found x"):
@@ -214,6 +220,23 @@ def test_a_coco_file_whose_annotations_belong_to_other_images_is_refused(pack_co
     with pytest.raises(DataError, match=r"found 2 images and no usable object, .*unknown_image 2; for example"):
         pack_coco({"image_id": 8}, {"image_id": 9})
     assert storage.list_names(str(tmp_path / "out")) == []
+
+
+def test_a_coco_box_of_negative_width_is_unknown_and_its_image_no_background(pack_coco):
+    result, tasks = pack_coco({"image_id": 0}, {"image_id": 1, "bbox": [24, 24, -20, -20]})
+    assert (result["faults"], list(tasks)) == ({"missing_box": 1, "not_fully_annotated": 1}, ["0.png"])
+
+
+@pytest.mark.parametrize("entry", [{"image_id": None}, {"image_id": "1.png"}, {"image_id": 17}, None, "dog"])
+def test_an_image_without_objects_is_unknown_where_the_image_of_an_object_is_unknown(pack_coco, entry):
+    result, tasks = pack_coco({"image_id": 0}, entry)
+    assert list(tasks) == ["0.png"]
+    assert result["faults"]["not_fully_annotated"] == 1
+
+
+def test_an_image_without_objects_keeps_its_labels_where_the_image_of_an_object_is_unknown(pack_coco):
+    _, tasks = pack_coco({"image_id": 0}, {"image_id": 17}, labels=["wet"])
+    assert tasks == {"0.png": ("classify", "detect"), "1.png": ("classify",)}
 
 
 def test_a_dataset_of_image_labels_needs_no_box(pack_coco, tmp_path):

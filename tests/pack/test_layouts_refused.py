@@ -55,6 +55,7 @@ def test_an_absent_or_empty_folder_is_refused(refuse, tmp_path):
         ("meta.json", "meta.json looks like a Supervisely project"),
         ("train/_annotations.csv", "looks like annotations in CSV"),
         ("train/a.tfrecord", "looks like TFRecord files"),
+        ("train/part-00000-a51b6005e9d2.parquet", "looks like a dataset that is packed already; train with it"),
         ("images/a.json", "looks like JSON that is no COCO file"),
     ],
 )
@@ -71,7 +72,7 @@ def test_two_kinds_of_annotations_are_refused_unless_one_is_chosen(refuse, yolo,
     write_voc(yolo / "Annotations", range(8))
     message = refuse(yolo)
     assert "found annotations of 3 kinds: yolo (data.yaml) and coco (train.json) and voc (Annotations/000.xml)" in message
-    assert "choose by --layout yolo" in message
+    assert "choose by --layout yolo or --layout coco" in message
     for layout in ("yolo", "coco", "voc"):
         config = PackAutoConfig(folder=str(yolo), output=str(tmp_path / layout), layout=layout, hold_out=0)
         assert pack(config)["splits"]["train"]["images"] == 8
@@ -102,6 +103,13 @@ def test_a_data_yaml_whose_training_images_are_absent_is_refused_with_the_conten
 def test_a_data_yaml_that_is_no_yaml_is_refused(refuse, yolo):
     (yolo / "data.yaml").write_text("train: [images\nnames: a\n")
     assert "data.yaml: found while parsing a flow sequence" in refuse(yolo)
+
+
+def test_a_darknet_file_whose_number_of_classes_disagrees_with_its_names_is_refused(refuse, yolo):
+    (yolo / "obj.data").write_text("classes = 9\ntrain = train.txt\nnames = obj.names\n")
+    (yolo / "obj.names").write_text("\n".join(CLASSES))
+    message = refuse(yolo)
+    assert f"obj.data: found classes = 9 and {len(CLASSES)} names in" in message and "expected as many names as classes says" in message
 
 
 def test_one_of_several_dataset_files_is_taken_only_by_its_url(refuse, yolo, tmp_path):

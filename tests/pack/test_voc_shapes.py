@@ -142,7 +142,9 @@ def test_a_square_turned_by_45_degrees_is_as_wide_as_its_diagonal(read):
     assert boxes(image)[0] == pytest.approx((30 - 50**0.5, 24 - 50**0.5, 30 + 50**0.5, 24 + 50**0.5))
 
 
-@pytest.mark.parametrize(("w", "angle", "code"), [("0", "0", "zero_area_box"), ("x", "0", "not_a_number"), ("9", "", "not_a_number")])
+@pytest.mark.parametrize(
+    ("w", "angle", "code"), [("0", "0", "zero_area_box"), ("-9", "0", "missing_box"), ("x", "0", "not_a_number"), ("9", "", "not_a_number")]
+)
 def test_a_broken_rotated_box_is_reported(read, w, angle, code):
     image, codes = read(f"<robndbox><cx>30</cx><cy>24</cy><w>{w}</w><h>20</h><angle>{angle}</angle></robndbox>")
     assert (boxes(image), codes) == ([], [code])
@@ -159,3 +161,39 @@ def test_four_corners_of_a_rotated_box_have_the_box_around_them(read):
 def test_a_polygon_takes_the_place_of_a_broken_box_with_a_fault(read, bndbox):
     image, codes = read(bndbox + POLYGON)
     assert (boxes(image), codes) == ([(5, 5, 25, 25)], ["box_from_mask"])
+
+
+@pytest.mark.parametrize("tag", ["points", "segmentation", "segm"])
+def test_points_in_other_elements_are_polygons_too(read, tag):
+    image, faults = read(f"<{tag}>{NUMBERED}</{tag}>")
+    assert (boxes(image), faults) == ([(5, 5, 25, 25)], [])
+    assert image.objects[0].mask is not None
+
+
+@pytest.mark.parametrize("form", ["{0}{1}", "<segm>{0}{1}</segm>"])
+def test_an_object_of_several_polygons_is_one_object_with_all_pieces(read, form):
+    second = "<polygon>" + "".join(f"<pt><x>{x + 30}</x><y>{y + 10}</y></pt>" for x, y in POINTS) + "</polygon>"
+    image, faults = read(form.format(POLYGON, second))
+    assert (boxes(image), faults) == ([(5, 5, 55, 35)], [])
+    assert len(image.objects[0].mask) == 2
+
+
+@pytest.mark.parametrize("body", [f"<obj><name>dog</name>{BNDBOX}</obj>", BNDBOX, f"<items><item>{POLYGON}</item></items>"])
+def test_a_shape_outside_of_any_object_is_an_object_that_cannot_be_read(read, body):
+    image, faults = read(BNDBOX, body=body)
+    assert (boxes(image), faults) == ([BOX], ["missing_class"])
+
+
+def test_an_object_with_two_boxes_is_unknown(read):
+    image, faults = read(BNDBOX, BNDBOX + BNDBOX.replace("30", "31"))
+    assert (boxes(image), faults) == ([BOX], ["missing_box"])
+
+
+def test_a_deleted_object_of_labelme_is_no_object(read):
+    image, faults = read(f"<deleted>1</deleted>{POLYGON}", f"<deleted>0</deleted>{BNDBOX}")
+    assert (boxes(image), faults) == ([BOX], [])
+
+
+def test_an_object_inside_of_another_is_an_object_of_its_own(read):
+    image, faults = read(f"{BNDBOX}<object><name>cat</name>{POLYGON}</object>")
+    assert (boxes(image), faults) == ([BOX, (5, 5, 25, 25)], [])

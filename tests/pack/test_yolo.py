@@ -74,7 +74,7 @@ def test_a_label_file_may_keep_the_suffix_of_its_image(read):
         ("0 0.5 1e400 0.2 0.2", "not_a_number", "found 1e400, expected 4 numbers"),
         ("0 0,5 0,5 0,2 0,2", "not_a_number", "write decimal points, not commas"),
         ("0 0.5 0.5 0 0.2", "zero_area_box", "expected w and h above 0"),
-        ("0 0.5 0.5 0.2 -0.2", "zero_area_box", "expected w and h above 0"),
+        ("0 0.5 0.5 0.2 -0.2", "not_normalised", "expected w and h above 0"),
         ("0 320 240 64 48", "not_normalised", "looks like pixels, not fractions"),
         ("0 1.2 0.5 0.2 0.2", "not_normalised", "expected fractions from 0 to 1"),
         ("0 -0.2 0.5 0.2 0.2", "not_normalised", "expected fractions from 0 to 1"),
@@ -115,6 +115,14 @@ def test_names_match_in_subfolders_and_with_odd_characters(read):
     assert annotations.faults == ()
 
 
-def test_two_images_with_one_stem_share_a_label_file(read):
+def test_two_images_with_one_stem_share_a_label_file_with_a_warning(read, caplog):
     annotations = read({"a.txt": GOOD}, ("a.png", "a.jpg"))
     assert [len(image.objects) for image in annotations.images] == [1, 1]
+    assert "event=shared_text_files files=1 example='a.txt of a.jpg, a.png'" in caplog.text
+
+
+def test_the_suffix_in_the_name_of_a_label_file_tells_images_of_one_stem_apart(read, caplog):
+    annotations = read({"a.jpg.txt": GOOD, "a.png.txt": ""}, ("a.jpg", "a.png"))
+    assert {image.name: len(image.objects) for image in annotations.images} == {"a.jpg": 1, "a.png": 0}
+    assert annotations.faults == ()
+    assert "event=shared_text_files" not in caplog.text

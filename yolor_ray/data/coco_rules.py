@@ -26,7 +26,9 @@ MAX_MASK_RATIO = 2.0
 
 def is_crowd(value: Any) -> bool:
     """Return True if a value of `iscrowd` marks a region of many objects; a missing or null flag does not."""
-    return value in (1, True, "1")
+    if isinstance(value, str):
+        return value.strip().lower() in ("1", "1.0", "true")
+    return value in (1, True)
 
 
 def object_area(annotated: Any, sides: tuple[float, float] | None, mask_px: float | None = None) -> float:

@@ -11,10 +11,14 @@ OBJECT_TASKS = frozenset({"detect", "segment", "pose", "embed"})
 """Tasks that need all objects of an image."""
 KEYPOINT_CODES = frozenset({"bad_keypoints"})
 """Codes of objects whose keypoints alone cannot be read."""
+HOMELESS_CODES = frozenset({"bad_annotation", "unknown_image"})
+"""Codes of objects whose image is unknown, so that any image without objects may be theirs."""
 
 
 def withdraw_tasks(annotations: Annotations, object_codes: Collection[str]) -> Annotations:
     """Withdraw the tasks of objects from each image that lost one, with a fault; an image without any other task is left out.
+
+    An image without objects may have lost one, too, if the image of some object is unknown.
 
     Args:
         annotations: the dataset.
@@ -24,12 +28,16 @@ def withdraw_tasks(annotations: Annotations, object_codes: Collection[str]) -> A
     for fault in annotations.faults:
         if fault.image and fault.code in {*object_codes, *KEYPOINT_CODES}:
             faults_by_image[fault.image].append(fault)
+    homeless = [fault for fault in annotations.faults if fault.code in HOMELESS_CODES & {*object_codes}]
+    has_objects = any(image.objects for image in annotations.images)
     images = []
     faults = []
     for image in annotations.images:
-        kept = _keep_tasks(image, faults_by_image[image.name])
+        # A dataset without any object is refused as a whole, with the cause.
+        causes = faults_by_image[image.name] or (homeless if has_objects and not image.objects else [])
+        kept = _keep_tasks(image, causes)
         if kept.tasks != image.tasks:
-            faults.append(_fault(image, kept.tasks, faults_by_image[image.name]))
+            faults.append(_fault(image, kept.tasks, causes))
         if kept.tasks or not image.tasks:
             images.append(kept)
     return replace(annotations, images=tuple(images), faults=(*annotations.faults, *faults))
@@ -46,4 +54,7 @@ def _fault(image: AnnotatedImage, kept_tasks: Collection[str], faults: list[Faul
     withdrawn = ", ".join(task for task in image.tasks if task not in kept_tasks)
     codes = ", ".join(f"{code} {count}" for code, count in count_by_code(faults).items())
     consequence = f"image not annotated for {withdrawn}" if kept_tasks else "image left out"
+    if not any(fault.image for fault in faults):
+        found = f"found no object, and objects of unknown images ({codes}), expected the image of each object"
+        return image.fault(CONSEQUENCE, f"{found}; {consequence}")
     return image.fault(CONSEQUENCE, f"found objects that cannot be read ({codes}), expected every object; {consequence}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from yolor_ray.config import PackCocoConfig, PackConfig, PackCropsConfig, PackScenesConfig, PackVocConfig, PackYoloConfig
 from yolor_ray.config.pack import PackLabelsConfig
 from yolor_ray.data.synthetic import scenes
+from yolor_ray.errors import ConfigError
 from yolor_ray.io.storage import absolute
 from yolor_ray.pack.annotations.coco import read_coco
 from yolor_ray.pack.annotations.crops import read_crops
@@ -100,7 +101,10 @@ def _split_file(config: PackVocConfig | PackCropsConfig) -> str:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"classes: found {text!r}, expected each name once")
+    return names
 
 
 def divide(config: PackConfig, folder: ImageFolder, annotations: Annotations) -> PackPlan:

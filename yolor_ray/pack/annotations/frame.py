@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.pack.annotations.faults import Fault
+from yolor_ray.pack.annotations.masks import segmentation_bounds, size_of_runs
 from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject
 
 ROUNDING_PX = 1.0
@@ -32,8 +33,9 @@ def find_frame(image: AnnotatedImage, header: ImageHeader) -> tuple[Frame | None
     displayed = Frame(header.width, header.height, 1)
     is_turned = header.orientation >= 5 and header.width != header.height and not image.fractions
     stored = Frame(header.height, header.width, header.orientation) if is_turned else displayed
-    claimed = displayed[:2] if image.declared_px is None or image.fractions else image.declared_px
-    size = "no declared size" if image.declared_px is None else f"a declared size of {claimed[0]} x {claimed[1]} px"
+    declared = image.declared_px or _size_of_boxes(image)
+    claimed = displayed[:2] if declared is None or image.fractions else declared
+    size = "no declared size" if declared is None else f"a declared size of {claimed[0]} x {claimed[1]} px"
     found = f"found {size} for an image of {header.width} x {header.height} px"
     if claimed not in (displayed[:2], displayed[1::-1]):
         return None, [image.fault("size_mismatch", f"{found}, expected the size of the image; image left out")]
@@ -44,6 +46,12 @@ def find_frame(image: AnnotatedImage, header: ImageHeader) -> tuple[Frame | None
     if _holds(displayed, image):
         return displayed, [image.fault("size_mismatch", f"{found}, width and height interchanged; boxes kept as they are")]
     return None, [image.fault("size_mismatch", f"{found}, expected the size of the image; image left out")]
+
+
+def _size_of_boxes(image: AnnotatedImage) -> tuple[int, int] | None:
+    """Return width and height of run lengths whose extent is the box of their object, or None: such a box means pixels of that size."""
+    runs = (obj for obj in image.objects if isinstance(obj.mask, dict) and obj.box == segmentation_bounds(obj.mask, None))
+    return next((size_of_runs(obj.mask) for obj in runs), None)
 
 
 def _turned_frame(

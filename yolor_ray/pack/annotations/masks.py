@@ -69,7 +69,7 @@ def segmentation_bounds(segmentation: Any, image_px: tuple[int, int] | None) -> 
             corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
             (x1, y1), (x2, y2) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
         elif isinstance(segmentation, dict):
-            width, height = image_px or _size_of_runs(segmentation)
+            width, height = image_px or size_of_runs(segmentation)
             x1, y1, x2, y2 = rle.mask_bounds(_encode_runs(segmentation, width, height), width, height)
         else:
             return None
@@ -119,8 +119,12 @@ def _polygon_error(piece: Any, max_px: float) -> str | None:
     return None
 
 
-def _size_of_runs(segmentation: dict) -> tuple[int, int]:
-    """Return width and height that run lengths state."""
+def size_of_runs(segmentation: dict) -> tuple[int, int]:
+    """Return width and height that run lengths state.
+
+    Raises:
+        MaskError: the run lengths state none.
+    """
     size = segmentation.get("size")
     image_px = claimed_size(size[1], size[0]) if isinstance(size, list) and len(size) == 2 else None
     if image_px is None or image_px[0] * image_px[1] > MAX_PIXELS:

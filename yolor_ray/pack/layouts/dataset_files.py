@@ -15,6 +15,7 @@ import yaml
 
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import exists, read_bytes
+from yolor_ray.pack.annotations.yolo.names import read_names
 from yolor_ray.pack.layouts.layout import SPLIT_WORDS, SPLITS, Layout, Source, by_split, split_of_file
 from yolor_ray.pack.layouts.tree import FolderTree, list_tree, lowest_common_folder
 from yolor_ray.pack.layouts.yolo_lists import list_sources
@@ -117,6 +118,9 @@ def _read_dataset_file(folder: str, url: str) -> DatasetFile:
     names, _ = _resolve(str(content["names"]), dataset_file, needs_split=False)
     if names is None:
         raise DataError(f"{url}: found names = {content['names']}, expected a file of class names")
+    count, names_count = str(content.get("classes", "")), len(read_names(names).classes)
+    if count.isdecimal() and int(count) != names_count:
+        raise DataError(f"{url}: found classes = {count} and {names_count} names in {names}, expected as many names as classes says")
     return DatasetFile(url, dataset_file.roots, dataset_file.entries, names)
 
 

@@ -27,6 +27,7 @@ HINTS = {
     r"_annotations\.createml\.json$": "CreateML annotations; export as COCO or YOLO",
     r"\.tfrecords?$": "TFRecord files; export as COCO or YOLO",
     r"\.zip$": "a ZIP file; unpack it first",
+    r"(^|/)part-\d{5}-[0-9a-f]+\.parquet$": "a dataset that is packed already; train with it",
     r"\.json$": "JSON that is no COCO file; export as COCO or YOLO",
 }
 """Names of files of formats that have no reader, and the advice for each."""
@@ -78,9 +79,8 @@ def recognise(url: str, choice: str, output: str) -> Layout:
         raise DataError(_unknown(tree, choice))
     if len(found) > 1:
         listed = " and ".join(f"{name} ({path})" for name, path in found.items())
-        raise DataError(
-            f"{tree.url}: found annotations of {len(found)} kinds: {listed}, expected one; choose by --layout {next(iter(found))}"
-        )
+        choices = " or ".join(f"--layout {name}" for name in found)
+        raise DataError(f"{tree.url}: found annotations of {len(found)} kinds: {listed}, expected one; choose by {choices}")
     layout = FAMILIES[next(iter(found))].lay_out(tree)
     if not layout.splits:
         raise DataError(f"{layout.evidence}: found no images of a split, expected some{''.join(f'; {note}' for note in layout.notes)}")

@@ -51,10 +51,10 @@ def _read_object(
         yield image.fault(code, f"{message}; {'object left out' if box is None else 'the extent of its mask serves as box'}", located)
     if box is None:
         return
-    keypoints = _numbers(entry.get("keypoints"), 3 * keypoint_count) if keypoint_count else None
-    if keypoint_count and keypoints is None and entry.get("keypoints"):
-        message = f"found no {3 * keypoint_count} numbers; keypoints left out"
-        yield image.fault("bad_keypoints", message, AnnotatedObject((0, 0, 0, 0), 0, pointer=f"{pointer}/keypoints"))
+    keypoints, problem = _keypoints(entry.get("keypoints"), keypoint_count)
+    if problem:
+        located = AnnotatedObject((0, 0, 0, 0), 0, pointer=f"{pointer}/keypoints")
+        yield image.fault("bad_keypoints", f"found {problem}; keypoints left out", located)
     yield AnnotatedObject(
         box=box,
         label=labels[category],
@@ -90,9 +90,22 @@ def _box_error(bbox: Any) -> tuple[str, str] | None:
         return "missing_box", f"found bbox {bbox!r}, expected [x, y, width, height]"
     if _numbers(bbox, 4) is None:
         return "not_a_number", f"found bbox {bbox}, expected four numbers"
-    if bbox[2] <= 0 or bbox[3] <= 0:
+    if bbox[2] < 0 or bbox[3] < 0:
+        return "missing_box", f"found bbox {bbox}, expected [x, y, width, height] with width and height above 0"
+    if not bbox[2] or not bbox[3]:
         return "zero_area_box", f"found bbox {bbox}, expected width and height above 0"
     return None
+
+
+def _keypoints(values: Any, count: int) -> tuple[tuple[float, ...] | None, str]:
+    """Return x, y, visibility of each keypoint, or None, and the problem if a list is there that cannot be used."""
+    if not count or not values:
+        return None, ""
+    numbers = _numbers(values, 3 * count)
+    if numbers is None:
+        return None, f"no {3 * count} numbers"
+    odd = [visibility for visibility in numbers[2::3] if visibility not in (0, 1, 2)]
+    return (None, f"visibility {odd[0]:g}, expected 0, 1 or 2") if odd else (numbers, "")
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...] | None:

@@ -96,6 +96,8 @@ def _unused_supercategories(content: dict[str, list], names: dict[float | str, s
 def _keypoint_names(entries: list, file: str) -> tuple[str, ...]:
     given = [entry["keypoints"] for entry in entries if entry.get("keypoints")]
     lists = {tuple(map(str, names)) for names in given if isinstance(names, list)}
-    if len(lists) > 1 or not all(isinstance(names, list) for names in given):
+    if odd := next((names for names in given if not isinstance(names, list)), None):
+        raise DataError(f"{file}#/categories: found keypoints {odd!r}, expected a list of names")
+    if len(lists) > 1:
         raise DataError(f"{file}#/categories: found {len(lists)} different lists of keypoints, expected one for all categories")
     return next(iter(lists), ())

@@ -18,7 +18,9 @@ from yolor_ray.pack.annotations.values import parse_number
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 ROTATED = ("cx", "cy", "w", "h", "angle")
 """Centre, sides and angle in radians of a rotated box, as roLabelImg writes them."""
-SHAPES = ("bndbox", "robndbox", "polygon")
+POLYGONS = ("polygon", "points", "segmentation", "segm")
+"""Elements of an object that hold the points of its outline."""
+SHAPES = ("bndbox", "robndbox", *POLYGONS)
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
 Box = tuple[float, float, float, float]
@@ -32,7 +34,31 @@ def text_of(node: Node, tag: str) -> str:
     return child.text if child else ""
 
 
-def read_object(image: AnnotatedImage, node: Node, classes: Sequence[str]) -> Iterator[AnnotatedObject | Fault]:
+def object_nodes(root: Node) -> list[Node]:
+    """Return the <object> elements at any depth, also inside of one another, but not those that LabelMe marks as deleted."""
+    found = [item for node in root.find_nested("object") for item in (node, *object_nodes(node))]
+    return [node for node in found if text_of(node, "deleted") != "1"]
+
+
+def stray_shapes(node: Node) -> Iterator[Node]:
+    """Yield the boxes and polygons outside of any <object>, as of objects under another tag; boxes of parts are none."""
+    for child in node.children:
+        if child.tag in ("bndbox", "robndbox", "polygon"):
+            yield child
+        elif child.tag not in ("object", "part"):
+            yield from stray_shapes(child)
+
+
+def read_objects(image: AnnotatedImage, root: Node, classes: Sequence[str]) -> Iterator[AnnotatedObject | Fault]:
+    """Yield the objects of a file and their faults; a shape that belongs to no object is an object without class."""
+    for node in object_nodes(root):
+        yield from _read_object(image, node, classes)
+    for shape in stray_shapes(root):
+        message = f"found <{shape.tag}> outside of any <object>, expected it in an <object> with a <name>; object left out"
+        yield image.fault("missing_class", message, AnnotatedObject((0, 0, 0, 0), 0, shape.line))
+
+
+def _read_object(image: AnnotatedImage, node: Node, classes: Sequence[str]) -> Iterator[AnnotatedObject | Fault]:
     """Yield the faults of an <object>, and the object unless it cannot be used."""
     located = AnnotatedObject((0, 0, 0, 0), 0, node.line)
     name = text_of(node, "name")
@@ -42,19 +68,21 @@ def read_object(image: AnnotatedImage, node: Node, classes: Sequence[str]) -> It
     if name not in classes:
         yield image.fault("unknown_class", f"found class {name!r}, expected one of {', '.join(classes)}; object left out", located)
         return
-    polygon = _polygon(node.find("polygon"))
-    box, error = _box(node, polygon)
+    polygons = _polygons(node)
+    box, error = _box(node, polygons)
     if error:
         code, message = error
         consequence = "left out" if box is None else "kept"
         yield image.fault(code, f"found a {name!r} with {message}; object {consequence}", located)
     if box is not None:
-        yield replace(located, box=box, label=classes.index(name), mask=polygon and [polygon])
+        yield replace(located, box=box, label=classes.index(name), mask=polygons or None)
 
 
-def _box(node: Node, polygon: list[float] | None) -> tuple[Box | None, Error | None]:
+def _box(node: Node, polygons: list[list[float]]) -> tuple[Box | None, Error | None]:
     """Return the box of an <object>, by its edges or else by its other shapes, and the error of the edges or shapes."""
     bndbox, rotated = node.find("bndbox"), node.find("robndbox")
+    if (count := sum(child.tag == "bndbox" for child in node.children)) > 1:
+        return None, ("missing_box", f"{count} <bndbox>, expected one")
     box: Box | None = None
     error: Error | None = None
     if bndbox and any(map(bndbox.find, EDGES)):
@@ -63,9 +91,9 @@ def _box(node: Node, polygon: list[float] | None) -> tuple[Box | None, Error | N
         box, error = _box_of_rotated(rotated)
     if box:
         return box, error
-    points = polygon or _polygon(bndbox) or _polygon(rotated)
-    if points:
-        return segmentation_bounds([points], None), error and ("box_from_mask", f"{error[1]}; the extent of its polygon serves as box")
+    pieces = polygons or [points for shape in (bndbox, rotated) if shape and (points := _polygon(shape))][:1]
+    if pieces:
+        return segmentation_bounds(pieces, None), error and ("box_from_mask", f"{error[1]}; the extent of its polygon serves as box")
     shapes = ", ".join(f"<{child.tag}>" for child in node.children if child.tag in SHAPES) or "no box"
     return None, error or ("missing_box", f"{shapes}, expected <bndbox> with {', '.join(EDGES)}, or a polygon with an area")
 
@@ -96,19 +124,26 @@ def _box_of_rotated(rotated: Node) -> tuple[Box | None, Error | None]:
         texts = ", ".join(f"{tag} {text_of(rotated, tag)!r}" for tag in ROTATED)
         return None, ("not_a_number", f"{texts}, expected five numbers")
     if width <= 0 or height <= 0:
-        return None, ("zero_area_box", f"w {width:g}, h {height:g}, expected both above 0")
+        code = "missing_box" if min(width, height) < 0 else "zero_area_box"
+        return None, (code, f"w {width:g}, h {height:g}, expected both above 0")
     cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
     half_width, half_height = (width * cosine + height * sine) / 2, (width * sine + height * cosine) / 2
     return (cx - half_width, cy - half_height, cx + half_width, cy + half_height), None
 
 
-def _polygon(node: Node | None) -> list[float] | None:
+def _polygons(node: Node) -> list[list[float]]:
+    """Return the outlines of an <object>, one per piece, or none if a piece cannot be read."""
+    shapes = [shape for child in node.children if child.tag in POLYGONS for shape in child.find_nested("polygon") or [child]]
+    pieces = [_polygon(shape) for shape in shapes]
+    readable = [piece for piece in pieces if piece]
+    return readable if len(readable) == len(pieces) else []
+
+
+def _polygon(node: Node) -> list[float] | None:
     """Return the points of an element as x, y, x, y, …, or None if the element has no three readable points.
 
     Tools write <x1>, <y1>, <x2>, …, or <x> and <y> inside of each <pt> or <point>, or the numbers as text.
     """
-    if node is None:
-        return None
     leaves = [leaf for leaf in node.leaves() if leaf.tag[0] in "xy"]
     xs, ys = (sorted((leaf for leaf in leaves if leaf.tag[0] == axis), key=_number_in_tag) for axis in "xy")
     if leaves:

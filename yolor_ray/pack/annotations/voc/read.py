@@ -17,7 +17,7 @@ from yolor_ray.pack.annotations.safe_xml import Node, XmlError, parse_xml
 from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject, Annotations, drop_duplicates
 from yolor_ray.pack.annotations.split_file import read_split_file
 from yolor_ray.pack.annotations.values import claimed_size
-from yolor_ray.pack.annotations.voc.objects import read_object, text_of
+from yolor_ray.pack.annotations.voc.objects import object_nodes, read_objects, text_of
 
 MISSING = ("missing_annotation", "the name of an image with an XML file")
 MAX_SHOWN_FAULTS = 5
@@ -64,7 +64,7 @@ def _root(data: bytes, file: str) -> Node | Fault:
 def _class_names(roots: Mapping[str, Node | Fault], annotations: str) -> tuple[str, ...]:
     """Return the names of all objects, sorted."""
     readable = [root for root in roots.values() if isinstance(root, Node)]
-    names = {text_of(node, "name") for root in readable for node in root.find_nested("object")} - {""}
+    names = {text_of(node, "name") for root in readable for node in object_nodes(root)} - {""}
     if not names:
         faults = [root for root in roots.values() if isinstance(root, Fault)]
         found = f"found no <object> with a <name> in {len(readable)} XML files" if readable else "found no readable XML file"
@@ -100,7 +100,7 @@ def _image(
     size = root.find("size")
     declared_px = claimed_size(text_of(size, "width"), text_of(size, "height")) if size else None
     image = AnnotatedImage(name, (), file, (size or root).line, declared_px=declared_px)
-    items = [item for node in root.find_nested("object") for item in read_object(image, node, classes)]
+    items = list(read_objects(image, root, classes))
     objects = tuple(item for item in items if isinstance(item, AnnotatedObject))
     return replace(image, objects=objects), fault + [item for item in items if isinstance(item, Fault)]
 

@@ -85,6 +85,10 @@ def _refuse_other_kinds(text: str, url: str) -> None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if any(re.match(r"names\s*:(\s|$)", line) for line in lines):
         raise ValueError("YAML; its name must end in .yaml")
+    if len(lines) > 1 and all(re.match(rf"{label}\s*:\s", line) for label, line in enumerate(lines)):
+        raise ValueError(f"numbers in lines such as {lines[0]!r}, expected the names alone, or names: in a .yaml file")
+    if comment := next((line for line in lines if re.match(r"#\s", line)), None):
+        raise ValueError(f"the comment {comment!r}, expected class names alone")
     if lines and all(ROW.fullmatch(line) for line in lines):
         raise ValueError(f"annotations such as {lines[0][:80]!r}")
 
@@ -115,6 +119,9 @@ def _yaml_names(nodes: Mapping[str, Node]) -> SetNames:
 def _class_names(node: Node) -> tuple[str, ...]:
     if node.id == "sequence":
         return tuple(yaml_text.to_text(item, "a class name").strip() for item in yaml_text.to_list(node, "names"))
+    if node.id == "scalar":
+        found = yaml_text.to_text(node, "names")
+        raise ValueError(f"{found!r} as names, expected a list of names, or a mapping of 0, 1, 2, … to names; a path to names is not read")
     mapping = yaml_text.to_mapping(node, "names")
     by_label = {int(key): value for key, value in mapping.items() if key.isdecimal()}
     if sorted(by_label) != list(range(len(mapping))) or len(by_label) != len(mapping):

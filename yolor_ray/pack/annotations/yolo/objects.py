@@ -47,7 +47,9 @@ def make_objects(row: Row, layout: Layout, image: AnnotatedImage, keypoint_count
 def _box(row: Row) -> AnnotatedObject | _Problem:
     cx, cy, width, height = row.numbers[:4]
     found = f"found cx {cx:g}, cy {cy:g}, w {width:g}, h {height:g}"
-    if width <= 0 or height <= 0:
+    if width < 0 or height < 0:
+        return "not_normalised", f"{found}, expected w and h above 0; object left out"
+    if not width or not height:
         return "zero_area_box", f"{found}, expected w and h above 0; object left out"
     if max(row.numbers[:4]) > 1 + SLACK or min(row.numbers[:4]) < -SLACK:
         hint = "; looks like pixels, not fractions" if max(row.numbers[:4]) > MAX_FRACTION else ""

@@ -5,6 +5,7 @@ a background. An image without one is a background, too, if every text file belo
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -104,7 +105,20 @@ def _match(folder: ImageFolder, annotations: str, names: str, ignored: Collectio
         if matches[name] or unused:
             del files_by_image[name]
             faults.append(Fault(code, f"{found}; expected one; image left out", join(folder.url, name)))
+    _warn_of_shared_files(files_by_image, annotations)
     return files_by_image, faults
+
+
+def _warn_of_shared_files(files_by_image: Mapping[str, str | None], annotations: str) -> None:
+    """Log the number of text files that annotate several images, such as a.jpg and a.png beside a.txt: the images may differ."""
+    images_by_file: dict[str, list[str]] = defaultdict(list)
+    for name, file in files_by_image.items():
+        images_by_file[file or ""].append(name)
+    shared = {file: sorted(names) for file, names in images_by_file.items() if file and len(names) > 1}
+    if shared:
+        example = f"{min(shared)} of {', '.join(shared[min(shared)])}"
+        reason = "each is read for all images of its stem, so the images must be copies"
+        logger.warning("event=shared_text_files files=%d example='%s' reason='%s' url=%s", len(shared), example, reason, annotations)
 
 
 def _is_list(file: str, images: FileIndex) -> bool:

@@ -227,15 +227,20 @@ def test_a_coco_box_of_negative_width_is_unknown_and_its_image_no_background(pac
     assert (result["faults"], list(tasks)) == ({"missing_box": 1, "not_fully_annotated": 1}, ["0.png"])
 
 
-@pytest.mark.parametrize("entry", [{"image_id": None}, {"image_id": "1.png"}, {"image_id": 17}, None, "dog"])
-def test_an_image_without_objects_is_unknown_where_the_image_of_an_object_is_unknown(pack_coco, entry):
+@pytest.mark.parametrize("entry", [{"image_id": None}, {"image_id": "1.png"}, None, "dog"])
+def test_an_image_without_objects_is_unknown_where_an_object_names_no_image(pack_coco, entry):
     result, tasks = pack_coco({"image_id": 0}, entry)
     assert list(tasks) == ["0.png"]
     assert result["faults"]["not_fully_annotated"] == 1
 
 
-def test_an_image_without_objects_keeps_its_labels_where_the_image_of_an_object_is_unknown(pack_coco):
-    _, tasks = pack_coco({"image_id": 0}, {"image_id": 17}, labels=["wet"])
+def test_objects_of_images_that_the_file_lacks_make_no_other_image_unknown(pack_coco):
+    result, tasks = pack_coco({"image_id": 0}, {"image_id": 17})
+    assert (result["faults"], list(tasks)) == ({"unknown_image": 1}, ["0.png", "1.png"])
+
+
+def test_an_image_without_objects_keeps_its_labels_where_an_object_names_no_image(pack_coco):
+    _, tasks = pack_coco({"image_id": 0}, {"image_id": None}, labels=["wet"])
     assert tasks == {"0.png": ("classify", "detect"), "1.png": ("classify",)}
 
 

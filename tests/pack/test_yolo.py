@@ -50,6 +50,12 @@ def test_an_image_without_label_file_is_unknown_where_a_label_file_matches_no_im
     assert sorted(fault.code for fault in annotations.faults) == ["missing_annotation", "missing_image"]
 
 
+def test_a_text_file_without_labels_makes_no_image_unknown(read):
+    annotations = read({"a.txt": GOOD, "notes.txt": "labelled by two persons in 2026\n"}, ("a.png", "b.png"))
+    assert sorted(image.name for image in annotations.images) == ["a.png", "b.png"]
+    assert [fault.code for fault in annotations.faults] == ["missing_image"]
+
+
 def test_a_label_file_may_keep_the_suffix_of_its_image(read):
     annotations = read({"a.png.txt": GOOD, "b.PNG.TXT": GOOD}, ("a.png", "b.png"))
     assert {image.name: len(image.objects) for image in annotations.images} == {"a.png": 1, "b.png": 1}

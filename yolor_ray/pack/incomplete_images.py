@@ -11,8 +11,8 @@ OBJECT_TASKS = frozenset({"detect", "segment", "pose", "embed"})
 """Tasks that need all objects of an image."""
 KEYPOINT_CODES = frozenset({"bad_keypoints"})
 """Codes of objects whose keypoints alone cannot be read."""
-HOMELESS_CODES = frozenset({"bad_annotation", "unknown_image"})
-"""Codes of objects whose image is unknown, so that any image without objects may be theirs."""
+UNPLACED_CODES = frozenset({"bad_annotation"})
+"""Codes of objects that name no image, so that any image without objects may be theirs."""
 
 
 def withdraw_tasks(annotations: Annotations, object_codes: Collection[str]) -> Annotations:
@@ -28,13 +28,13 @@ def withdraw_tasks(annotations: Annotations, object_codes: Collection[str]) -> A
     for fault in annotations.faults:
         if fault.image and fault.code in {*object_codes, *KEYPOINT_CODES}:
             faults_by_image[fault.image].append(fault)
-    homeless = [fault for fault in annotations.faults if fault.code in HOMELESS_CODES & {*object_codes}]
+    unplaced = [fault for fault in annotations.faults if fault.code in UNPLACED_CODES & {*object_codes}]
     has_objects = any(image.objects for image in annotations.images)
     images = []
     faults = []
     for image in annotations.images:
         # A dataset without any object is refused as a whole, with the cause.
-        causes = faults_by_image[image.name] or (homeless if has_objects and not image.objects else [])
+        causes = faults_by_image[image.name] or (unplaced if has_objects and not image.objects else [])
         kept = _keep_tasks(image, causes)
         if kept.tasks != image.tasks:
             faults.append(_fault(image, kept.tasks, causes))

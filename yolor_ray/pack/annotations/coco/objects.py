@@ -27,7 +27,10 @@ def read_objects(
             yield Fault("bad_annotation", message, file, pointer=pointer)
             continue
         key = id_value(entry.get("image_id"))
-        if key is None or key not in images.names:
+        if key is None or isinstance(key, str) not in {isinstance(known, str) for known in images.names}:
+            message = f"found image_id {entry.get('image_id')!r}, expected the id of an image; object left out"
+            yield Fault("bad_annotation", message, file, pointer=pointer)
+        elif key not in images.names:
             message = f"found image_id {entry.get('image_id')!r}, expected the id of an image in the file; object left out"
             yield Fault("unknown_image", message, file, pointer=pointer)
         elif (name := images.names[key]) is not None:

@@ -5,6 +5,7 @@ a background. An image without one is a background, too, if every text file belo
 """
 
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -98,15 +99,21 @@ def _match(folder: ImageFolder, annotations: str, names: str, ignored: Collectio
     unused = [file for file in files if file not in used]
     message = f"found no image of the same name in {folder.url}, expected one; labels left out"
     faults = [Fault("missing_image", message, join(annotations, file)) for file in unused]
-    for name in [name for name, file in files_by_image.items() if file is None]:
+    alone = [name for name, file in files_by_image.items() if file is None]
+    labels = [file for file, data in zip(unused, read_files(annotations, unused), strict=True) if _has_rows(data)] if alone else []
+    for name in alone:
         code, found = "ambiguous_image", f"found text files {', '.join(matches[name])}"
-        if not matches[name] and unused:
-            code, found = "missing_annotation", f"found no text file, and {len(unused)} text files without image, such as {unused[0]}"
-        if matches[name] or unused:
+        if not matches[name] and labels:
+            code, found = "missing_annotation", f"found no text file, and {len(labels)} text files without image, such as {labels[0]}"
+        if matches[name] or labels:
             del files_by_image[name]
             faults.append(Fault(code, f"{found}; expected one; image left out", join(folder.url, name)))
     _warn_of_shared_files(files_by_image, annotations)
     return files_by_image, faults
+
+
+def _has_rows(data: bytes) -> bool:
+    return any(isinstance(item, Row) for item in read_rows(data, "", "", classes=sys.maxsize))
 
 
 def _warn_of_shared_files(files_by_image: Mapping[str, str | None], annotations: str) -> None:

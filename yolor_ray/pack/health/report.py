@@ -67,9 +67,9 @@ def make_report(dataset: Dataset, scan: Scan, others: Sequence[tuple[Dataset, Sc
 
 
 def is_current(dataset: Dataset, others: Sequence[Dataset]) -> bool:
-    """Return True if the folder of a dataset has the report of its content, compared with the others or with more."""
+    """Return True if the folder of a dataset has page and JSON of its content, compared with the others or with more."""
     url = join(dataset.url, DATA)
-    report = json.loads(read_bytes(url)) if exists(url) else {}
+    report = json.loads(read_bytes(url)) if exists(url) and exists(join(dataset.url, PAGE)) else {}
     compared = {other["digest"] for other in report.get("against", ())}
     return report.get("digest") == dataset.digest and compared >= {other.digest for other in others}
 

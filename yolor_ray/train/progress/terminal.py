@@ -172,8 +172,9 @@ def show_result(console: Console, fields: Mapping[str, str]) -> None:
     run = report.rsplit("/", 1)[0]
     pictures = [storage.join(report, "predictions.png"), storage.join(report, "precision_recall.png"), storage.join(run, "curves.png")]
     quoted = shlex.quote(weights)
-    commands = [f"{job} --weights {quoted}{flag}" for job, flag in (("serve", ""), ("evaluate", " --data URL"), ("export", " --output URL"))]
-    blocks = {"weights": [weights], "pictures": pictures, "next": [f"yolor-ray {command}" for command in commands]}
+    jobs = {"serve": "", "evaluate": " --data URL", "export": " --output URL"}
+    commands = [f"yolor-ray {job} --weights {quoted}{flags}" for job, flags in jobs.items()]
+    blocks = {"weights": [weights], "pictures": pictures, "next": commands}
     for title, lines in blocks.items():
         console.print(f"[bold]{title}[/]")
         for line in lines:

@@ -6,6 +6,9 @@ from typing import Any
 
 from yolor_ray.pack.annotations.faults import Fault
 
+NO_BOX = (math.nan, math.nan, math.nan, math.nan)
+"""Box of an object whose box cannot be read."""
+
 
 @dataclass(frozen=True)
 class AnnotatedObject:

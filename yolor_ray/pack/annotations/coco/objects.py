@@ -1,13 +1,14 @@
 """Read the annotations of a COCO file as objects of its images."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from yolor_ray.data.coco_rules import is_crowd
 from yolor_ray.pack.annotations.coco.images import CocoImages, number_or_unknown
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.masks import is_empty, segmentation_bounds
-from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject
+from yolor_ray.pack.annotations.schema import NO_BOX, AnnotatedImage, AnnotatedObject
 from yolor_ray.pack.annotations.values import id_value, is_number
 
 Box = tuple[float, float, float, float]
@@ -39,7 +40,7 @@ def _read_object(
     entry: dict[str, Any], image: AnnotatedImage, pointer: str, labels: Mapping[float | str, int], keypoint_count: int
 ) -> Iterator[AnnotatedObject | Fault]:
     """Yield the faults of an entry, and the object unless it cannot be used."""
-    located = AnnotatedObject((0, 0, 0, 0), 0, pointer=pointer)
+    located = AnnotatedObject(_corners(entry.get("bbox")), 0, pointer=pointer)
     category = id_value(entry.get("category_id"))
     if category is None or category not in labels:
         found = f"found category_id {entry.get('category_id')!r}, expected one of {', '.join(map(str, labels))}"
@@ -54,7 +55,7 @@ def _read_object(
     keypoints = _numbers(entry.get("keypoints"), 3 * keypoint_count) if keypoint_count else None
     if keypoint_count and keypoints is None and entry.get("keypoints"):
         message = f"found no {3 * keypoint_count} numbers; keypoints left out"
-        yield image.fault("bad_keypoints", message, AnnotatedObject((0, 0, 0, 0), 0, pointer=f"{pointer}/keypoints"))
+        yield image.fault("bad_keypoints", message, replace(located, pointer=f"{pointer}/keypoints"))
     yield AnnotatedObject(
         box=box,
         label=labels[category],
@@ -67,6 +68,12 @@ def _read_object(
     )
 
 
+def _corners(bbox: Any) -> Box:
+    """Return the corners of a `bbox` of x, y, width, height; NaN if it is no list of four numbers."""
+    x, y, width, height = _numbers(bbox, 4) or NO_BOX
+    return x, y, x + width, y + height
+
+
 def _box(entry: dict[str, Any], image: AnnotatedImage) -> tuple[Box | None, tuple[str, str] | None]:
     """Return the box, and code and message if `bbox` cannot be used.
 
@@ -76,8 +83,7 @@ def _box(entry: dict[str, Any], image: AnnotatedImage) -> tuple[Box | None, tupl
     bbox: Any = entry.get("bbox")
     error = _box_error(bbox)
     if error is None:
-        x, y, width, height = map(float, bbox)
-        return (x, y, x + width, y + height), None
+        return _corners(bbox), None
     bounds = segmentation_bounds(entry.get("segmentation"), image.declared_px)
     if bounds is None:
         return None, error

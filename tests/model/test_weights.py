@@ -12,6 +12,7 @@ import torch
 
 from yolor_ray.errors import UserError, WeightsError
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.weights_url import BUILTIN, absolute_weights, weights_folder
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, WeightsInfo, load_weights, save_weights
 
@@ -210,3 +211,10 @@ def test_the_folder_of_a_run_without_weights_is_refused_as_unfinished(tmp_path):
     (tmp_path / "config.json").write_text('{"optim": {}}')
     with pytest.raises(WeightsError, match="found a run that has not finished, expected weights"):
         load_weights(str(tmp_path))
+
+
+def test_builtin_names_the_weights_of_the_package_whatever_the_working_directory_has(tmp_path: Path, monkeypatch):
+    manifest.publish(str(tmp_path / BUILTIN / "weights"), {"config.json": b"{}"})
+    monkeypatch.chdir(tmp_path)
+    assert weights_folder(absolute_weights(BUILTIN)) == BUILTIN
+    assert load_weights(BUILTIN)[0].config.widths == (32, 48, 96, 160)

@@ -164,3 +164,31 @@ def test_images_with_over_20_poses_are_warned_of(pack_coco, caplog):
     pack_coco(*[{"bbox": [index, 4, 20, 20], "keypoints": POSE} for index in range(21)])
     assert "event=detection_limit task=pose images=1 limit=20" in caplog.text
     assert "task=detect" not in caplog.text
+
+
+def listed_boxes(url: str) -> dict[str, list[float] | None]:
+    """Return the box of each fault of a dataset by code."""
+    lines = (Path(url) / "faults.jsonl").read_text().splitlines()
+    return {fault["code"]: fault["box"] for fault in map(json.loads, lines)}
+
+
+def test_faults_list_the_box_as_annotated_and_none_where_there_is_none_to_read(pack_coco, tmp_path):
+    unusable = {"bbox": [7, 8, 0, 0]}, {"bbox": [1, 2, 3, 4], "category_id": 9}, {"bbox": [1, 2, "x", 4]}, {"bbox": None}
+    result, _ = pack_coco({}, *({"image_id": 1, **entry} for entry in unusable))
+    boxes = {"zero_area_box": [7, 8, 7, 8], "unknown_class": [1, 2, 4, 6], "not_a_number": None, "missing_box": None}
+    assert listed_boxes(result["output"]).items() >= boxes.items()
+    (tmp_path / "labels").mkdir()
+    for stem, text in {"0": "0 0.5 0.5 0.2 0.2", "1": "0 0.5 0.25 0 0", "2": "0 0.1 0.1 0.9 0.1 0.5"}.items():
+        (tmp_path / "labels" / f"{stem}.txt").write_text(text)
+    (tmp_path / "names.txt").write_text("cat")
+    sources = {"images": str(tmp_path / "images"), "annotations": str(tmp_path / "labels"), "names": str(tmp_path / "names.txt")}
+    pack(PackYoloConfig(**sources, output=str(tmp_path / "yolo")))
+    assert listed_boxes(str(tmp_path / "yolo")).items() >= {"zero_area_box": [0.5, 0.25, 0.5, 0.25], "bad_line": None}.items()
+    corners = {"0": (1, 1, 20, 20), "1": (30, 9, 30, 9), "2": ("x", 9, 30, 9)}
+    (tmp_path / "voc").mkdir()
+    for stem, edges in corners.items():
+        tags = "".join(f"<{tag}>{edge}</{tag}>" for tag, edge in zip(("xmin", "ymin", "xmax", "ymax"), edges, strict=True))
+        xml = f"<annotation><object><name>cat</name><bndbox>{tags}</bndbox></object></annotation>"
+        (tmp_path / "voc" / f"{stem}.xml").write_text(xml)
+    pack(PackVocConfig(images=str(tmp_path / "images"), annotations=str(tmp_path / "voc"), output=str(tmp_path / "out-voc")))
+    assert listed_boxes(str(tmp_path / "out-voc")).items() >= {"zero_area_box": [30, 9, 30, 9], "not_a_number": None}.items()

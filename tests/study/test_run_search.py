@@ -34,6 +34,13 @@ def test_a_trial_is_named_by_its_settings_in_any_order(config):
     assert trial.run.validate_epochs == 3, "nine validations in 27 epochs"
 
 
+def test_a_search_counts_the_networks_that_its_dimensions_make(config):
+    dimensions = {"optim.lr": LR, "network.anchors_per_level": Choice((2, 4)), "network.neck_depth": Choice((1,))}
+    networks = search._networks(config, dimensions)
+    assert {network.anchors_per_level for network in networks} == {2, 4}
+    assert {network.neck_depth for network in networks} == {1}
+
+
 def test_drawn_numbers_are_rounded_within_their_range_and_chosen_values_stay_unchanged(config):
     dimensions = {
         "optim.lr": LR,

@@ -7,13 +7,13 @@ import pytest
 
 from former_settings import former_settings
 from yolor_ray.config import AugmentConfig, ClusterConfig, LossConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
-from yolor_ray.config.presets import PLAIN
+from yolor_ray.config.presets import PLAIN, PRESETS, SMALL
 from yolor_ray.config.study import AblationConfig
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import storage
 from yolor_ray.study import workspace
 from yolor_ray.study.ablation import run as ablation
-from yolor_ray.study.workspace import lock_study
+from yolor_ray.study.workspace import check_builtin, lock_study
 from yolor_ray.train.run import train
 
 SEARCH = ("optim.lr=0.01,0.02",)
@@ -51,6 +51,17 @@ def test_a_run_and_a_study_never_share_a_folder(config):
     storage.write_bytes(f"{config.run.storage}/ran/config.json", b"{}")
     with pytest.raises(ConfigError, match=r"ran: found a run of that name, expected a study or nothing; choose a new run\.name"):
         lock_study("ablation", replace(config, run=replace(config.run, name="ran")), ())
+
+
+def test_builtin_weights_fit_all_networks_of_a_study_or_none():
+    nano = PRESETS["nano"]
+    wider, deeper = (replace(nano.network, **{name: getattr(SMALL, name)}) for name in ("widths", "depths"))
+    heads = {nano.network, replace(nano.network, head="anchors"), replace(nano.network, tasks=("detect", "segment"))}
+    check_builtin(nano.optim, heads)
+    check_builtin(nano.optim, {wider, deeper})
+    check_builtin(OptimConfig(), {nano.network, wider})
+    with pytest.raises(ConfigError, match=r"'builtin', which fits the networks of 1 of 2 settings; .*--optim\.pretrained ''"):
+        check_builtin(nano.optim, {nano.network, wider})
 
 
 def write_study_of_version_01(config: TrainConfig, search: tuple[str, ...]) -> None:

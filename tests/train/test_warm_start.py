@@ -13,7 +13,8 @@ from yolor_ray.config.presets import NANO, PRESETS, SMALL
 from yolor_ray.config.variants import PLAIN
 from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.errors import ConfigError
-from yolor_ray.model.weights import BUILTIN, load_weights
+from yolor_ray.io.weights_url import BUILTIN
+from yolor_ray.model.weights import load_weights
 from yolor_ray.train.warm_start import resolve_pretrained
 
 

@@ -30,6 +30,7 @@ from yolor_ray.train.datasets.opening import open_datasets
 from yolor_ray.train.run import train
 from yolor_ray.train.run_log import METRICS_FILE, read_metrics
 from yolor_ray.train.settings_lock import BENCHMARK_FILE, freed_on_failure, lock_settings
+from yolor_ray.train.warm_start import resolve_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def _settings(base: TrainConfig, train_set: Dataset, val_set: Dataset, epochs: i
         "image_px": base.data.image_px,
         "epochs": epochs,
         "batch": base.optim.batch,
-        "pretrained": base.optim.pretrained or "none",
+        "pretrained": resolve_pretrained(base.optim, base.network) or "none",
         "teacher": base.optim.teacher or "none",
         "device": "one GPU" if base.cluster.gpu else "CPU",
         "decode_threads": base.data.decode_threads,

@@ -12,7 +12,7 @@ class EvaluateConfig:
     """Evaluation of weights on a packed dataset, for every task of both, or of a COCO results file with an annotation file."""
 
     weights: str = ""
-    """URL of a weights folder; needs data."""
+    """URL of a weights folder, or of the folder of a finished run; needs data."""
     data: str = ""
     """URL of a packed dataset, several separated by commas that count as one dataset, or `scenes:N`."""
     truth: str = ""

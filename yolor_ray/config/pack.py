@@ -183,7 +183,8 @@ class PackCheckConfig:
     """URL of the folder for health.html and health.json; empty takes the dataset's own folder."""
 
     def __post_init__(self) -> None:
-        """Check the codes and the side."""
+        """Check the URL, the codes and the side."""
+        check("," not in self.url, "url", self.url, "the URL of one packed dataset; check each of several, --against the others")
         check(self.image_px >= 32, "image_px", self.image_px, "32 or more")
         known = {*HEALTH_CODES, *FAULT_CODES}
         unknown = [code for code in self.fail_on_codes if code not in known]

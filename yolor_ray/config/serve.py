@@ -40,7 +40,7 @@ class ServeConfig:
     """HTTP service of weights on autoscaling replicas."""
 
     weights: str
-    """URL of a weights folder; unfused weights are fused when they are loaded."""
+    """URL of a weights folder, or of the folder of a finished run; unfused weights are fused when they are loaded."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8000

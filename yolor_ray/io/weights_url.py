@@ -4,18 +4,25 @@ from yolor_ray.errors import WeightsError
 from yolor_ray.io import manifest, storage
 
 CONFIG_FILE, TENSORS_FILE = "config.json", "weights.safetensors"
+BUILTIN = "builtin"
+"""Word in place of a URL: the starting weights that this package contains, of the network of the preset `nano`."""
 WEIGHTS_FOLDER = "weights"
 """Subfolder of a run's folder with the weights of the finished run."""
 
 
+def absolute_weights(url: str) -> str:
+    """Return the absolute URL of weights; an empty text and `builtin`, which each node resolves for itself, stay."""
+    return url if url in ("", BUILTIN) else storage.absolute(url)
+
+
 def weights_folder(url: str) -> str:
-    """Return the weights folder: `url`, or the subfolder `weights` of a finished run's folder.
+    """Return the weights folder: `url`, or the subfolder `weights` of a finished run's folder; an empty text and `builtin` stay.
 
     Raises:
         WeightsError: the folder is that of a run that has not finished.
     """
     inner = storage.join(url, WEIGHTS_FOLDER)
-    if not url or manifest.is_published(url):
+    if url in ("", BUILTIN) or manifest.is_published(url):
         return url
     if manifest.is_published(inner):
         return inner

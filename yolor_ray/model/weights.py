@@ -18,16 +18,14 @@ from safetensors import SafetensorError
 from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.errors import ConfigError, WeightsError
 from yolor_ray.io import manifest, storage
-from yolor_ray.io.weights_url import CONFIG_FILE, TENSORS_FILE, weights_folder
+from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, TENSORS_FILE, weights_folder
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
 
 __all__ = [
-    "BUILTIN",
     "CONFIG_FILE",
     "TENSORS_FILE",
     "WeightsInfo",
-    "absolute_weights",
     "load_weights",
     "parse_network_config",
     "save_weights",
@@ -35,8 +33,6 @@ __all__ = [
 ]
 
 FORMAT, VERSION = "yolor_ray.weights", 1
-BUILTIN = "builtin"
-"""Word in place of a URL: the starting weights that this package contains, of the network of the preset `nano`."""
 PROXIES_TENSOR = "tasks.embed.proxies"
 """Name of the tensor with one direction per identity of the training set, (I, E); absent from fused weights."""
 UPSTREAM_SUFFIXES = (".pt", ".pth", ".weights")
@@ -106,11 +102,6 @@ def weights_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
 def save_weights(url: str, network: Yolor, info: WeightsInfo) -> None:
     """Publish a weights folder at `url`."""
     manifest.publish(url, weights_files(network, info))
-
-
-def absolute_weights(url: str) -> str:
-    """Return the absolute URL of weights; an empty text and `builtin`, which each node resolves for itself, stay."""
-    return url if url in ("", BUILTIN) else storage.absolute(url)
 
 
 def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:

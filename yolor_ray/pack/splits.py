@@ -138,14 +138,15 @@ def _hold_out(folder: ImageFolder, annotations: Annotations, share: float) -> di
     Of a small set, the share is held out that just suffices for one image.
 
     Raises:
-        DataError: all images are equal.
+        DataError: all images are equal, or the share takes all of them.
     """
     names = [image.name for image in annotations.images]
     fractions = {name: content_fraction(data) for name, data in zip(names, read_files(folder.url, names), strict=True)}
     sufficient = max(share, math.nextafter(min(fractions.values()), 1))
     held = {name for name, fraction in fractions.items() if fraction < sufficient}
     if len(held) == len(names):
-        raise DataError(f"{folder.url}: found {len(names)} images of one content, expected two different ones, one to hold out")
+        found = f"found {len(names)} images, and a hold_out of {sufficient:.4g} takes all of them"
+        raise DataError(f"{folder.url}: {found}; expected different images, and a share that leaves some to train on")
     logger.info("event=held_out split=val images=%d of=%d share=%.4g by='SHA-256 of the image'", len(held), len(names), sufficient)
     train, val = (tuple(image for image in annotations.images if (image.name in held) == side) for side in (False, True))
     return {"train": (folder, replace(annotations, images=train)), "val": (folder, replace(annotations, images=val, faults=()))}

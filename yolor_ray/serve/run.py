@@ -24,8 +24,8 @@ from yolor_ray import config
 from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.environment import REDACTION_HOOK
 from yolor_ray.errors import ConfigError
-from yolor_ray.io import manifest, storage
-from yolor_ray.io.weights_url import CONFIG_FILE, weights_folder
+from yolor_ray.io import manifest
+from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, absolute_weights, weights_folder
 from yolor_ray.serve import haproxy
 
 APPLICATION = "yolor_ray"
@@ -49,8 +49,9 @@ def serve(settings: config.ServeConfig) -> dict[str, Any]:
         StorageError: there are no complete weights at the URL.
         WeightsError: the weights do not fit the network.
     """
-    settings = replace(settings, weights=weights_folder(storage.absolute(settings.weights)))
-    manifest.read_published(settings.weights, [CONFIG_FILE])
+    settings = replace(settings, weights=weights_folder(absolute_weights(settings.weights)))
+    if settings.weights != BUILTIN:
+        manifest.read_published(settings.weights, [CONFIG_FILE])
     url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
     started = time.monotonic()
     serve_until_signal = _serve_locally if os.environ.get("RAY_ADDRESS", "") in ("", "local") else _serve_in_cluster

@@ -14,6 +14,7 @@ from typing import Any
 
 from yolor_ray.config import TrainConfig
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.weights_url import WEIGHTS_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,6 @@ class TrialLog:
 def _mark_stopped(config: TrainConfig, metrics: Mapping[str, Any]) -> None:
     """Write the marker by which a resumed study does not train the trial again."""
     run = run_url(config)
-    if not manifest.is_published(storage.join(run, "weights")):
+    if not manifest.is_published(storage.join(run, WEIGHTS_FOLDER)):
         content = {"epoch": metrics.get("epoch", 0), "AP": metrics.get("AP")}
         storage.write_bytes(storage.join(run, STOPPED_FILE), json.dumps(content).encode())

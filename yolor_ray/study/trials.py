@@ -29,6 +29,7 @@ from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import ConfigError, LedgerError, NonFiniteLossError, StorageError, SupersededError, UserError
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.weights_url import WEIGHTS_FOLDER
 from yolor_ray.study.trial_log import STOPPED_FILE, TrialLog, TrialOutcome, run_url
 from yolor_ray.train.checkpoint.checkpoint import CHECKPOINTS
 from yolor_ray.train.run import train
@@ -145,7 +146,7 @@ def _trial(values: dict[str, Any], *, plan: TrialPlan, source: Source | None) ->
     config = plan.config_of(values)
     run = run_url(config)
     stopped = storage.exists(storage.join(run, STOPPED_FILE))
-    if stopped or manifest.is_published(storage.join(run, "weights")):
+    if stopped or manifest.is_published(storage.join(run, WEIGHTS_FOLDER)):
         # A scheduler compares trials at equal epochs, so the earlier validations are reported again.
         for row in read_metrics(run):
             if "AP" in row and row["epoch"] < config.optim.epochs:

@@ -5,20 +5,22 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ray import tune
 
-from yolor_ray.config import TrainConfig
+from yolor_ray.config import NetworkConfig, OptimConfig, TrainConfig
 from yolor_ray.config.dotted import format_value
 from yolor_ray.config.presets import PLAIN
 from yolor_ray.config.renamed import SEARCH, current_search_argument
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest, storage
-from yolor_ray.model.weights import absolute_weights, load_weights
+from yolor_ray.io.weights_url import BUILTIN, WEIGHTS_FOLDER, absolute_weights
+from yolor_ray.model.transfer import differing_settings
+from yolor_ray.model.weights import load_weights
 from yolor_ray.report.provenance import command, commit
 from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import TrialPlan, run_trials, shared_source, trial_cluster
@@ -27,6 +29,7 @@ from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images
 from yolor_ray.train.run import MUTABLE_SETTINGS
 from yolor_ray.train.run_log import METRICS_FILE, read_metrics
 from yolor_ray.train.settings_lock import STUDY_FILE, lock_settings
+from yolor_ray.train.warm_start import resolve_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ def trial_config(train: TrainConfig, folder: str, name: str) -> TrainConfig:
 
 def is_finished(trial: TrainConfig) -> bool:
     """Return True if a trial's weights are published."""
-    return manifest.is_published(storage.join(run_url(trial), "weights"))
+    return manifest.is_published(storage.join(run_url(trial), WEIGHTS_FOLDER))
 
 
 def check_pretrained(pretrained: str) -> None:
@@ -117,6 +120,22 @@ def check_pretrained(pretrained: str) -> None:
             f"optim.pretrained: found weights with implicit knowledge (align {implicit.align}, refine {implicit.refine}) at {pretrained}, "
             "expected weights without implicit knowledge, so that all trials start alike"
         )
+
+
+def check_builtin(optim: OptimConfig, networks: Collection[NetworkConfig]) -> None:
+    """Refuse the `builtin` weights where they fit some of the networks of a study only: the others would start from random weights.
+
+    Raises:
+        ConfigError: some of the networks fit, and some do not.
+
+    """
+    if optim.pretrained != BUILTIN:
+        return
+    source = load_weights(BUILTIN)[0].config
+    fitting = sum(not differing_settings(source, network) for network in networks)
+    if 0 < fitting < len(networks):
+        found = f"found {BUILTIN!r}, which fits the networks of {fitting} of {len(networks)} settings"
+        raise ConfigError(f"optim.pretrained: {found}; expected the same start for all trials: --optim.pretrained ''")
 
 
 def train_pending(train: TrainConfig, pending: Sequence[TrainConfig], max_concurrent_trials: int) -> dict[str, str]:
@@ -157,7 +176,7 @@ def describe_training(train: TrainConfig) -> dict[str, tuple[str, Any]]:
         "data.val": ("validation set", f"{val_set.url}, {val_set.images} images"),
         "optim.epochs": ("epochs", train.optim.epochs),
         "data.image_px": ("input", f"{train.data.image_px} px"),
-        "optim.pretrained": ("pretrained weights", train.optim.pretrained or "none"),
+        "optim.pretrained": ("pretrained weights", resolve_pretrained(train.optim, train.network) or "none"),
         "optim.teacher": ("teacher", train.optim.teacher or "none"),
     }
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards.dataset import Dataset, read_row_group
 from yolor_ray.errors import DataError, Preempted
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.weights_url import WEIGHTS_FOLDER, absolute_weights
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
 from yolor_ray.pack.scenes_url import SCENES_PREFIX
 from yolor_ray.train.anchors import best_possible_recall, fit_anchors
@@ -64,7 +66,7 @@ def train(
 
     """
     run = storage.absolute(storage.join(config.run.storage, config.run.name))
-    weights = storage.join(run, "weights")
+    weights = storage.join(run, WEIGHTS_FOLDER)
     with freed_on_failure(run, RUN_FILE, lambda: manifest.is_published(weights) or bool(complete_checkpoints(run))):
         settings, defaults = dataclasses.asdict(config), dataclasses.asdict(TrainConfig())
         lock_settings(run, RUN_FILE, settings, mutable=MUTABLE_SETTINGS, defaults=defaults)
@@ -76,7 +78,8 @@ def train(
             _train(context, source, report, callbacks)
             _publish_best(run)
     _, info = load_weights(weights)
-    logger.info("event=done report=%s weights=%s next='yolor-ray serve --weights %s'", storage.join(run, "report"), weights, weights)
+    report_folder = storage.join(run, "report")
+    logger.info("event=done report=%s weights=%s next='yolor-ray serve --weights %s'", report_folder, weights, shlex.quote(weights))
     return {"run": run, "weights": weights, "metrics": info.metrics}
 
 
@@ -101,7 +104,7 @@ def prepare(config: TrainConfig, run: str) -> TrainContext:
     if not resumes:
         _note_data(config, train_set)
     pretrained = resolve_pretrained(config.optim, config.network)
-    teacher = storage.absolute(config.optim.teacher) if config.optim.teacher else ""
+    teacher = absolute_weights(config.optim.teacher)
     sides, without_boxes = read_box_sides(train_set, config.data.image_px)
     if teacher:
         check_teacher(teacher, train_set, config.data.image_px, len(sides), without_boxes)
@@ -171,4 +174,4 @@ def _publish_best(run: str) -> None:
     if newest is None:
         raise DataError(f"{run}: found no checkpoint after training, expected one")
     best = storage.join(run, newest[1]["best"])
-    manifest.publish(storage.join(run, "weights"), manifest.read_published(best, (CONFIG_FILE, TENSORS_FILE)))
+    manifest.publish(storage.join(run, WEIGHTS_FOLDER), manifest.read_published(best, (CONFIG_FILE, TENSORS_FILE)))

@@ -10,8 +10,9 @@ import numpy as np
 from yolor_ray.class_names import ClassNames
 from yolor_ray.config import NetworkConfig, OptimConfig
 from yolor_ray.errors import ConfigError
+from yolor_ray.io.weights_url import BUILTIN, absolute_weights
 from yolor_ray.model.transfer import differing_settings, load_trainable, transfer_weights
-from yolor_ray.model.weights import BUILTIN, absolute_weights, load_weights
+from yolor_ray.model.weights import load_weights
 from yolor_ray.train.learner import Learner
 
 logger = logging.getLogger(__name__)

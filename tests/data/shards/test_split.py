@@ -62,7 +62,7 @@ def test_a_small_dataset_holds_out_at_least_one_image(tmp_path: Path):
 
 def test_a_dataset_of_one_content_cannot_be_split(tmp_path: Path):
     same = pack(str(tmp_path / "same"), [[replace(square_record(0), name=f"{index}.png") for index in range(4)]])
-    with pytest.raises(DataError, match="found 4 images of one content, expected two different ones"):
+    with pytest.raises(DataError, match=r"found 4 images, and a hold_out of .* takes all or none of them; expected different images"):
         split_dataset(same, str(tmp_path / "copies"), 0.5)
 
 
@@ -86,3 +86,34 @@ def test_hashes_are_in_the_order_of_the_records_and_read_once(squares, tmp_path:
 def test_the_hashes_of_a_union_are_those_of_its_members(rich, squares, tmp_path: Path):
     union = image_hashes(unite([rich, squares]), str(tmp_path))
     assert union.tolist() == [*image_hashes(rich, str(tmp_path)).tolist(), *image_hashes(squares, str(tmp_path)).tolist()]
+
+
+def test_a_share_that_takes_all_images_is_refused(tmp_path: Path):
+    small = pack(str(tmp_path / "small"), [[square_record(index) for index in range(3)]])
+    with pytest.raises(DataError, match=r"found 3 images, and a hold_out of 0\.9999 takes all .* a share that leaves some"):
+        split_dataset(small, str(tmp_path / "copies"), 0.9999)
+
+
+def test_shares_that_differ_little_have_their_own_copies(squares, tmp_path: Path):
+    first, second = (split_dataset(squares, str(tmp_path), share)[1].url for share in (0.20001, 0.20002))
+    assert first != second
+
+
+def test_a_member_of_a_union_may_hold_out_nothing(squares, tmp_path: Path):
+    records = [square_record(index) for index in range(1000, 1040)]
+    kept = [record for record in records if not is_held_out(record.image, 0.2)][:1]
+    alone = pack(str(tmp_path / "alone"), [kept])
+    train, val = split_dataset(unite([squares, alone]), str(tmp_path / "copies"), 0.2)
+    assert train.images + val.images == squares.images + 1
+    assert len(image_hashes(val, str(tmp_path))) == val.images
+
+
+def test_a_copy_that_was_interrupted_is_completed(squares, tmp_path: Path, monkeypatch):
+    def end(_dataset) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("yolor_ray.data.shards.split.write_dataset", end)
+        split_dataset(squares, str(tmp_path), 0.2)
+    train, val = split_dataset(squares, str(tmp_path), 0.2)
+    assert train.images + val.images == squares.images and len(all_records(val.url)) == val.images

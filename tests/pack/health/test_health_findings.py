@@ -181,6 +181,11 @@ def test_an_unknown_code_or_side_is_refused_before_anything_is_read():
         PackCheckConfig(url="nowhere", image_px=0)
 
 
+def test_several_datasets_are_checked_one_by_one():
+    with pytest.raises(ConfigError, match="url: found 'a,b', expected the URL of one packed dataset; check each of several"):
+        PackCheckConfig(url="a,b")
+
+
 def test_a_folder_without_dataset_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"dataset\.json: not found"):
         pack(PackCheckConfig(url=str(tmp_path)))

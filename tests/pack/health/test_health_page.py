@@ -87,7 +87,11 @@ def test_every_pack_ends_with_a_report_and_the_same_pack_keeps_it(yolo_set, tmp_
     pack(PackCheckConfig(url=config.output, image_px=64))
     assert pack(config) == result
     assert json.loads((tmp_path / "out" / "health.json").read_text())["image_px"] == 64
-    (tmp_path / "out" / "health.json").unlink()
+    for name in ("health.html", "health.json"):
+        (tmp_path / "out" / name).unlink()
+        pack(config)
+        assert (tmp_path / "out" / "health.html").exists(), name
+    (tmp_path / "out" / "health.json").write_text("{")
     pack(config)
     report = json.loads((tmp_path / "out" / "health.json").read_text())
     assert (report["image_px"], report["digest"]) == (640, open_dataset(config.output).digest)

@@ -37,6 +37,17 @@ def test_fields_of_an_event_are_read_with_their_spaces():
     assert parse_event("plain text with a=b") == ("", {})
 
 
+def test_values_with_spaces_and_apostrophes_are_read_whole():
+    message = "event=done report=/my runs/a/report count=2 example='driver's photo.jpg' names='a, 'b'' advice='--data.val=URL sets another'"
+    assert parse_event(message)[1] == {
+        "report": "/my runs/a/report",
+        "count": "2",
+        "example": "driver's photo.jpg",
+        "names": "a, 'b'",
+        "advice": "--data.val=URL sets another",
+    }
+
+
 def test_an_epoch_is_one_line_below_a_header():
     header, first, second = show(EPOCH % (1, ""), EPOCH % (2, VALIDATED))
     assert header.split() == ["epoch", "loss", "val_loss", "AP", "AP50", "images/s", "left", "memory"]
@@ -72,13 +83,14 @@ def test_events_in_the_lines_of_workers_are_shown_and_all_other_text_stays():
 def test_the_end_shows_classes_pictures_and_commands(tmp_path: Path):
     classes = {f"class-{number}": {"objects": number, "AP": 0.5, "AP50": None, "confidence": 0.25} for number in range(45)}
     metrics = {"epoch": 8, "AP": 0.5, "AP50": 0.75, "images": 12, "classes": classes}
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "metrics.json").write_text(json.dumps(metrics))
-    lines = show(f"event=done report={tmp_path}/report weights={tmp_path}/weights next='serve'", width=60)
+    run = tmp_path / "my run"
+    (run / "report").mkdir(parents=True)
+    (run / "report" / "metrics.json").write_text(json.dumps(metrics))
+    lines = show(f"event=done report={run}/report weights={run}/weights next='serve'", width=60)
     text = "\n".join(lines)
     assert "best epoch 8: AP 0.500, AP50 0.750 on 12 images" in text and "5 more in metrics.json" in text
     assert text.index("class-44") < text.index("class-5 ") and "class-4 " not in text
-    assert f"  {tmp_path}/report/predictions.png" in lines and f"  yolor-ray serve --weights {tmp_path}/weights" in lines
+    assert f"  {run}/report/predictions.png" in lines and f"  yolor-ray serve --weights '{run}/weights'" in lines
     assert class_table(metrics).row_count == 40
 
 

@@ -14,7 +14,9 @@ def context(tmp_path: Path, *, epochs: int = 9, lr: float = 0.002, box_px: float
 
     config = tiny_run(tmp_path, "run")
     config = replace(
-        config, data=replace(config.data, train="photos"), optim=replace(config.optim, epochs=epochs, lr=lr, optimizer="adamw")
+        config,
+        data=replace(config.data, train="photos,scenes:4, more"),
+        optim=replace(config.optim, epochs=epochs, lr=lr, optimizer="adamw"),
     )
     return TrainContext(config, str(tmp_path), None, None, None, None, box_px=box_px)  # type: ignore[arg-type]
 
@@ -29,7 +31,7 @@ def test_an_ap_near_0_after_a_third_of_the_run_is_warned_of_once(tmp_path: Path,
         warn_of_little_learning(validations[:count], context(tmp_path), updates=100 * validations[count - 1]["epoch"])
     [message] = [record.getMessage() for record in caplog.records]
     assert "event=low_accuracy epoch=3/9 AP=0.0040" in message and "only 900 updates in the whole run" in message
-    assert "yolor-ray pack check photos; report/predictions.png" in message
+    assert "yolor-ray pack check photos; yolor-ray pack check more; report/predictions.png" in message
 
 
 @pytest.mark.parametrize(

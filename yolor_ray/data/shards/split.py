@@ -46,14 +46,15 @@ def split_dataset(dataset: Dataset, folder: str, share: float) -> tuple[Dataset,
         share: share of the images to hold out, over 0 and under 1; at least one image is held out.
 
     Raises:
-        DataError: all images are equal, so that none is left to train on.
+        DataError: all images are equal, or the share takes all of them, so that none is left to train on.
 
     """
     share = _sufficient_share(dataset, folder, share)
-    pairs = [_copy(member, storage.join(folder, f"{member.digest[:12]}-{share:.4g}"), share) for member in dataset.members or (dataset,)]
+    pairs = [_copy(member, storage.join(folder, f"{member.digest[:12]}-{share!r}"), share) for member in dataset.members or (dataset,)]
     train, val = (unite(copies) if dataset.members else copies[0] for copies in zip(*pairs, strict=True))
     if not train.images or not val.images:
-        raise DataError(f"{dataset.url}: found {dataset.images} images of one content, expected two different ones, one to hold out")
+        found = f"found {dataset.images} images, and a hold_out of {share:.4g} takes all or none of them"
+        raise DataError(f"{dataset.url}: {found}; expected different images, and a share that leaves some to train on")
     return train, val
 
 

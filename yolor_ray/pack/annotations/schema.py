@@ -6,6 +6,9 @@ from typing import Any
 
 from yolor_ray.pack.annotations.faults import Fault
 
+NO_BOX = (math.nan, math.nan, math.nan, math.nan)
+"""Box of an object whose box cannot be read."""
+
 
 @dataclass(frozen=True)
 class AnnotatedObject:
@@ -77,6 +80,8 @@ class Annotations:
     """Image-level classes, by label."""
     keypoint_names: tuple[str, ...] = ()
     """Keypoints of every object, in order."""
+    unplaced_objects: int = 0
+    """Objects that name no image, so that any image without objects may be theirs."""
 
     @property
     def has_identities(self) -> bool:

@@ -67,9 +67,15 @@ def make_report(dataset: Dataset, scan: Scan, others: Sequence[tuple[Dataset, Sc
 
 
 def is_current(dataset: Dataset, others: Sequence[Dataset]) -> bool:
-    """Return True if the folder of a dataset has the report of its content, compared with the others or with more."""
+    """Return True if the folder of a dataset has page and JSON of its content, compared with the others or with more."""
     url = join(dataset.url, DATA)
-    report = json.loads(read_bytes(url)) if exists(url) else {}
+    if not (exists(url) and exists(join(dataset.url, PAGE))):
+        return False
+    try:
+        report = json.loads(read_bytes(url))
+    except ValueError:
+        # A file that is no JSON is no report, and is written anew.
+        return False
     compared = {other["digest"] for other in report.get("against", ())}
     return report.get("digest") == dataset.digest and compared >= {other.digest for other in others}
 

@@ -25,6 +25,7 @@ from yolor_ray.evaluate.coco import value_or
 from yolor_ray.evaluate.detections import DETECTIONS_FILE, from_parquet
 from yolor_ray.evaluate.predict import MAX_DETECTIONS, read_truth
 from yolor_ray.io import storage
+from yolor_ray.io.weights_url import WEIGHTS_FOLDER
 from yolor_ray.model.weights import load_weights
 from yolor_ray.study.ablation.costs import measure_costs, read_priors
 from yolor_ray.study.ablation.report import ablation_files
@@ -35,6 +36,7 @@ from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import start_cluster
 from yolor_ray.study.workspace import (
     UNFINISHED,
+    check_builtin,
     check_pretrained,
     describe_training,
     folder_name,
@@ -90,6 +92,8 @@ def run_ablation(study: AblationConfig) -> dict[str, Any]:
     specs = make_specs(study, folder)
     for pretrained in sorted({spec.config.optim.pretrained for spec in specs}):
         check_pretrained(pretrained)
+        of_start = [spec.config for spec in specs if spec.config.optim.pretrained == pretrained]
+        check_builtin(of_start[0].optim, {config.network for config in of_start})
     val_set = resolve_data(study.train)[2]
     lock_study("ablation", study.train, study.search)
     start_cluster(study.train.cluster)
@@ -151,7 +155,7 @@ def _measure_trials(finished: Sequence[TrialSpec], val_set: Dataset) -> list[Tri
 
 
 def _measure_trial(index: int, spec: TrialSpec, truth: dict[str, Any]) -> tuple[int, TrialResult]:
-    network, info = load_weights(storage.join(spec.run, "weights"))
+    network, info = load_weights(storage.join(spec.run, WEIGHTS_FOLDER))
     result = TrialResult(
         variant=spec.variant,
         setting=spec.setting,
@@ -180,7 +184,7 @@ def _resample(run: str, truth: dict[str, Any]) -> np.ndarray:
 
 def _measure_costs(finished: Sequence[TrialSpec], train: TrainConfig) -> tuple[dict[str, Cost], str]:
     """Return the cost of each variant and the machine, measured after all trials; a failure leaves the report without costs."""
-    weights = {spec.variant: storage.join(spec.run, "weights") for spec in reversed(finished)}
+    weights = {spec.variant: storage.join(spec.run, WEIGHTS_FOLDER) for spec in reversed(finished)}
     if BASELINE not in weights:
         return {}, "not measured"
     task: Any = ray.remote(num_cpus=1, num_gpus=int(train.cluster.gpu))(measure_costs)

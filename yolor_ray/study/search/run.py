@@ -16,13 +16,14 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from yolor_ray.config import TrainConfig
+from yolor_ray.config import NetworkConfig, TrainConfig
 from yolor_ray.config.dotted import flatten, from_json, replace_fields
 from yolor_ray.config.search_space import Choice, Range, search_space, start_values
 from yolor_ray.config.study import SearchConfig
 from yolor_ray.errors import TrainingError
 from yolor_ray.evaluate.coco import NO_VALUE, value_or
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.weights_url import WEIGHTS_FOLDER
 from yolor_ray.model.weights import load_weights
 from yolor_ray.study.search.report import PRESET_FILE, search_files
 from yolor_ray.study.search.results import SearchTrialResult, best_trial
@@ -31,6 +32,7 @@ from yolor_ray.study.trial_log import TrialOutcome, run_url
 from yolor_ray.study.trials import TrialPlan, Values, run_trials, shared_source, start_cluster
 from yolor_ray.study.workspace import (
     TRIALS_FOLDER,
+    check_builtin,
     format_settings,
     is_finished,
     lock_study,
@@ -43,6 +45,7 @@ from yolor_ray.study.workspace import (
 )
 from yolor_ray.train.run_log import read_metrics
 from yolor_ray.train.settings_lock import RUN_FILE
+from yolor_ray.train.warm_start import resolve_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ def run_search(study: SearchConfig) -> dict[str, Any]:
     folder = study_folder(study.train)
     train, train_set, val_set = resolve_data(study.train)
     dimensions = search_space(train, study.search)
+    check_builtin(train.optim, _networks(train, dimensions))
     lock_study("search", study.train, study.search)
     earlier = _earlier_trials(folder, dimensions)
     # The preset's own settings come first: the search must improve on them.
@@ -89,10 +93,18 @@ def run_search(study: SearchConfig) -> dict[str, Any]:
         "training set": f"{train_set.url}, {train_set.images} images",
         "validation set": f"{val_set.url}, {val_set.images} images",
         "epochs": train.optim.epochs,
+        "pretrained weights": resolve_pretrained(train.optim, train.network) or "none",
         "scheduler": study.scheduler,
         **provenance(),
     }
     return _publish(folder, study.train, [_trial_result(outcome, plan) for outcome in outcomes], dimensions, summary)
+
+
+def _networks(train: TrainConfig, dimensions: Mapping[str, Choice | Range]) -> set[NetworkConfig]:
+    """Return the networks of a search that differ from its first one in at most one dimension."""
+    first = replace_fields(train, start_values(train, dimensions))
+    varied = {name: item.values if isinstance(item, Choice) else (item.low, item.high) for name, item in dimensions.items()}
+    return {replace_fields(first, {name: value}).network for name, values in varied.items() for value in values}
 
 
 def _earlier_trials(folder: str, dimensions: Mapping[str, Choice | Range]) -> dict[str, dict[str, Any]]:
@@ -101,7 +113,9 @@ def _earlier_trials(folder: str, dimensions: Mapping[str, Choice | Range]) -> di
     A scheduler then knows the finished trials before it judges the unfinished ones.
     """
     trials = storage.join(folder, TRIALS_FOLDER)
-    finished_first = sorted(storage.list_names(trials), key=lambda name: not manifest.is_published(storage.join(trials, name, "weights")))
+    finished_first = sorted(
+        storage.list_names(trials), key=lambda name: not manifest.is_published(storage.join(trials, name, WEIGHTS_FOLDER))
+    )
     files = {name: storage.join(trials, name, RUN_FILE) for name in finished_first}
     configs = {name: from_json(url, storage.read_bytes(url)) for name, url in files.items() if storage.exists(url)}
     settings = {name: flatten(dataclasses.asdict(config)) for name, config in configs.items()}
@@ -172,7 +186,7 @@ def _trial_result(outcome: TrialOutcome, plan: TrialPlan) -> SearchTrialResult:
     settings, run = flatten(dataclasses.asdict(config)), run_url(config)
     # A finished trial stays finished if a scheduler stops the trial while its validations are reported again.
     finished = is_finished(config)
-    ap = load_weights(storage.join(run, "weights"))[1].metrics["AP"] if finished else outcome.metrics.get("AP", NO_VALUE)
+    ap = load_weights(storage.join(run, WEIGHTS_FOLDER))[1].metrics["AP"] if finished else outcome.metrics.get("AP", NO_VALUE)
     return SearchTrialResult(
         values={name: settings[name] for name in outcome.values},
         AP=value_or(ap, None),

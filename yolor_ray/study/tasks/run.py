@@ -15,6 +15,7 @@ from yolor_ray.config.study import TasksConfig
 from yolor_ray.errors import DataError, TrainingError
 from yolor_ray.evaluate.coco import value_or
 from yolor_ray.io import storage
+from yolor_ray.io.weights_url import WEIGHTS_FOLDER
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.weights import load_weights
 from yolor_ray.study.ablation.costs import count_parameters
@@ -119,7 +120,7 @@ def make_spec(config: TrainConfig, folder: str, arm: StudyArm, seed: int) -> Tri
 
 def _trial_result(spec: TrialSpec) -> TaskTrialResult:
     run = run_url(spec.config)
-    network, info = load_weights(storage.join(run, "weights"))
+    network, info = load_weights(storage.join(run, WEIGHTS_FOLDER))
     return TaskTrialResult(
         arm=spec.arm.name,
         seed=spec.config.run.seed,

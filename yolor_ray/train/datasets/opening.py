@@ -75,7 +75,7 @@ def _hold_out(dataset: Dataset, config: TrainConfig) -> tuple[Dataset, Dataset]:
     size, share = sum(shard.bytes for shard in dataset.shards), config.data.hold_out
     if size > MAX_HELD_OUT_BYTES:
         expected = f"expected one, because data.train has {size / 1e9:.0f} GB, and {MAX_HELD_OUT_BYTES / 1e9:.0f} GB or less are copied"
-        raise ConfigError(f"data.val: found no validation set, {expected}; `yolor-ray pack auto FOLDER --hold-out 0.1` packs two")
+        raise ConfigError(f"data.val: found no validation set, {expected}; `yolor-ray pack auto FOLDER --hold_out 0.1` packs two")
     logger.info("event=hold_out data=%s share=%g mb=%.1f reason='data.val is not given'", dataset.url, share, size / 1e6)
     train_set, val_set = split_dataset(dataset, storage.absolute(storage.join(config.run.storage, HELD_OUT_FOLDER)), share)
     logger.info(

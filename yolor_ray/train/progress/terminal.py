@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO, cast
@@ -22,8 +23,8 @@ from yolor_ray.errors import StorageError
 from yolor_ray.io import storage
 from yolor_ray.train.progress.worker_lines import WorkerLines
 
-FIELD = re.compile(r"(\w[\w/]*)=(?:'([^']*)'|(\S*))")
-"""A field of a log line: key=value or key='several words'."""
+FIELD = re.compile(r"(\w[\w/]*)=(?:'(.*?)'|(.*?))(?=\s+\w[\w/]*=|\s*$)")
+"""A field of a log line: key=value or key='several words'; values may hold spaces and apostrophes, as paths and class names do."""
 COLUMNS = {"epoch": 9, "loss": 8, "val_loss": 9, "AP": 7, "AP50": 7, "images_per_s": 9, "eta": 10, "memory_gb": 8}
 """Fields of an epoch in its line, and their widths in characters."""
 TITLES = {"images_per_s": "images/s", "memory_gb": "memory", "eta": "left"}
@@ -170,8 +171,10 @@ def show_result(console: Console, fields: Mapping[str, str]) -> None:
         console.print(class_table(json.loads(storage.read_bytes(storage.join(report, "metrics.json")))))
     run = report.rsplit("/", 1)[0]
     pictures = [storage.join(report, "predictions.png"), storage.join(report, "precision_recall.png"), storage.join(run, "curves.png")]
-    commands = [f"yolor-ray evaluate --weights {weights} --data URL", f"yolor-ray export --weights {weights} --output URL"]
-    blocks = {"weights": [weights], "pictures": pictures, "next": [f"yolor-ray serve --weights {weights}", *commands]}
+    quoted = shlex.quote(weights)
+    jobs = {"serve": "", "evaluate": " --data URL", "export": " --output URL"}
+    commands = [f"yolor-ray {job} --weights {quoted}{flags}" for job, flags in jobs.items()]
+    blocks = {"weights": [weights], "pictures": pictures, "next": commands}
     for title, lines in blocks.items():
         console.print(f"[bold]{title}[/]")
         for line in lines:

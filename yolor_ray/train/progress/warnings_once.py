@@ -35,10 +35,10 @@ def warn_of_little_learning(rows: Sequence[Row], context: TrainContext, updates:
     epochs = context.config.optim.epochs
     row = rows[-1]
     if _is_first(rows, lambda row: "AP" in row and row["epoch"] >= epochs * START_SHARE and 0 <= row["AP"] < LOW_AP):
-        # The URL of the settings: the training set itself may be a copy without the held-out images.
-        data = context.config.data.train
-        check = "" if data.startswith(SCENES_PREFIX) else f"yolor-ray pack check {data}; "
-        advice = f"{check}report/predictions.png has the annotations as dashed boxes"
+        # The URLs of the settings: the training set itself may be a copy without the held-out images.
+        urls = [url.strip() for url in context.config.data.train.split(",")]
+        checks = [f"yolor-ray pack check {url}; " for url in urls if not url.startswith(SCENES_PREFIX)]
+        advice = f"{''.join(checks)}report/predictions.png has the annotations as dashed boxes"
         logger.warning(
             "event=low_accuracy epoch=%d/%d AP=%.4f likely='%s' advice='%s'",
             *(row["epoch"], epochs, row["AP"], "; ".join(_likely_reasons(context, round(updates * epochs / row["epoch"]))), advice),

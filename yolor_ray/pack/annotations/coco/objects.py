@@ -1,13 +1,14 @@
 """Read the annotations of a COCO file as objects of its images."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from yolor_ray.data.coco_rules import is_crowd
 from yolor_ray.pack.annotations.coco.images import CocoImages, number_or_unknown
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.masks import is_empty, segmentation_bounds
-from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject
+from yolor_ray.pack.annotations.schema import NO_BOX, AnnotatedImage, AnnotatedObject
 from yolor_ray.pack.annotations.values import id_value, is_number
 
 Box = tuple[float, float, float, float]
@@ -27,10 +28,7 @@ def read_objects(
             yield Fault("bad_annotation", message, file, pointer=pointer)
             continue
         key = id_value(entry.get("image_id"))
-        if key is None or isinstance(key, str) not in {isinstance(known, str) for known in images.names}:
-            message = f"found image_id {entry.get('image_id')!r}, expected the id of an image; object left out"
-            yield Fault("bad_annotation", message, file, pointer=pointer)
-        elif key not in images.names:
+        if key is None or key not in images.names:
             message = f"found image_id {entry.get('image_id')!r}, expected the id of an image in the file; object left out"
             yield Fault("unknown_image", message, file, pointer=pointer)
         elif (name := images.names[key]) is not None:
@@ -38,11 +36,18 @@ def read_objects(
                 yield item if isinstance(item, Fault) else (name, item)
 
 
+def count_unplaced(entries: list, images: CocoImages) -> int:
+    """Return the number of annotations that name no image: without an id, or with a text where all ids of images are numbers, and so on."""
+    kinds = {isinstance(key, str) for key in images.names}
+    keys = [id_value(entry.get("image_id")) if isinstance(entry, dict) else None for entry in entries]
+    return sum(key is None or isinstance(key, str) not in kinds for key in keys)
+
+
 def _read_object(
     entry: dict[str, Any], image: AnnotatedImage, pointer: str, labels: Mapping[float | str, int], keypoint_count: int
 ) -> Iterator[AnnotatedObject | Fault]:
     """Yield the faults of an entry, and the object unless it cannot be used."""
-    located = AnnotatedObject((0, 0, 0, 0), 0, pointer=pointer)
+    located = AnnotatedObject(_corners(entry.get("bbox")), 0, pointer=pointer)
     category = id_value(entry.get("category_id"))
     if category is None or category not in labels:
         found = f"found category_id {entry.get('category_id')!r}, expected one of {', '.join(map(str, labels))}"
@@ -56,8 +61,7 @@ def _read_object(
         return
     keypoints, problem = _keypoints(entry.get("keypoints"), keypoint_count)
     if problem:
-        located = AnnotatedObject((0, 0, 0, 0), 0, pointer=f"{pointer}/keypoints")
-        yield image.fault("bad_keypoints", f"found {problem}; keypoints left out", located)
+        yield image.fault("bad_keypoints", f"found {problem}; keypoints left out", replace(located, pointer=f"{pointer}/keypoints"))
     yield AnnotatedObject(
         box=box,
         label=labels[category],
@@ -70,6 +74,12 @@ def _read_object(
     )
 
 
+def _corners(bbox: Any) -> Box:
+    """Return the corners of a `bbox` of x, y, width, height; NaN if it is no list of four numbers."""
+    x, y, width, height = _numbers(bbox, 4) or NO_BOX
+    return x, y, x + width, y + height
+
+
 def _box(entry: dict[str, Any], image: AnnotatedImage) -> tuple[Box | None, tuple[str, str] | None]:
     """Return the box, and code and message if `bbox` cannot be used.
 
@@ -79,8 +89,7 @@ def _box(entry: dict[str, Any], image: AnnotatedImage) -> tuple[Box | None, tupl
     bbox: Any = entry.get("bbox")
     error = _box_error(bbox)
     if error is None:
-        x, y, width, height = map(float, bbox)
-        return (x, y, x + width, y + height), None
+        return _corners(bbox), None
     bounds = segmentation_bounds(entry.get("segmentation"), image.declared_px)
     if bounds is None:
         return None, error

@@ -13,7 +13,7 @@ from dataclasses import replace
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import read_bytes
 from yolor_ray.pack.annotations.coco.images import read_images
-from yolor_ray.pack.annotations.coco.objects import read_objects
+from yolor_ray.pack.annotations.coco.objects import count_unplaced, read_objects
 from yolor_ray.pack.annotations.coco_tasks import assign_tasks
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.image_folder import ImageFolder
@@ -45,7 +45,14 @@ def read_coco(folder: ImageFolder, file: str, image_classes: Sequence[str] = ())
             objects[item[0]].append(item[1])
     pairs = [(entry, replace(image, objects=tuple(objects[image.name]))) for entry, image in images.by_name.values()]
     annotated, task_faults = assign_tasks(pairs, classify=bool(images.classes))
-    return Annotations(tuple(categories.values()), tuple(annotated), (*faults, *task_faults), images.classes, keypoints)
+    return Annotations(
+        tuple(categories.values()),
+        tuple(annotated),
+        (*faults, *task_faults),
+        images.classes,
+        keypoints,
+        count_unplaced(content["annotations"], images),
+    )
 
 
 def _load(file: str) -> dict[str, list]:

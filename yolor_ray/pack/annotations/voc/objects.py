@@ -60,7 +60,7 @@ def read_objects(image: AnnotatedImage, root: Node, classes: Sequence[str]) -> I
 
 def _read_object(image: AnnotatedImage, node: Node, classes: Sequence[str]) -> Iterator[AnnotatedObject | Fault]:
     """Yield the faults of an <object>, and the object unless it cannot be used."""
-    located = AnnotatedObject((0, 0, 0, 0), 0, node.line)
+    located = AnnotatedObject(_corners(node.find("bndbox")), 0, node.line)
     name = text_of(node, "name")
     if not name:
         yield image.fault("missing_class", "found an object without <name>, expected one; object left out", located)
@@ -76,6 +76,12 @@ def _read_object(image: AnnotatedImage, node: Node, classes: Sequence[str]) -> I
         yield image.fault(code, f"found a {name!r} with {message}; object {consequence}", located)
     if box is not None:
         yield replace(located, box=box, label=classes.index(name), mask=polygons or None)
+
+
+def _corners(bndbox: Node | None) -> Box:
+    """Return xmin, ymin, xmax, ymax as annotated; NaN for what is absent or no number."""
+    xmin, ymin, xmax, ymax = (parse_number(text_of(bndbox, tag)) if bndbox else math.nan for tag in EDGES)
+    return xmin, ymin, xmax, ymax
 
 
 def _box(node: Node, polygons: list[list[float]]) -> tuple[Box | None, Error | None]:
@@ -99,7 +105,7 @@ def _box(node: Node, polygons: list[list[float]]) -> tuple[Box | None, Error | N
 
 
 def _box_of_edges(bndbox: Node) -> tuple[Box | None, Error | None]:
-    edges = [parse_number(text_of(bndbox, tag)) for tag in EDGES]
+    edges = _corners(bndbox)
     if not all(map(math.isfinite, edges)):
         texts = ", ".join(f"{tag} {text_of(bndbox, tag)!r}" for tag in EDGES)
         return None, ("not_a_number", f"{texts}, expected four numbers")

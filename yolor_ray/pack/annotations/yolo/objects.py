@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from yolor_ray.pack.annotations.faults import Fault
-from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject
+from yolor_ray.pack.annotations.schema import NO_BOX, AnnotatedImage, AnnotatedObject
 from yolor_ray.pack.annotations.yolo.layout import Layout, polygon_area
 from yolor_ray.pack.annotations.yolo.rows import BOX_COLUMNS, Row
 
@@ -29,8 +29,8 @@ def make_objects(row: Row, layout: Layout, image: AnnotatedImage, keypoint_count
         image: the image, for the location of faults.
         keypoint_count: J, keypoints per object of the dataset; 0 ignores those in the rows.
     """
-    located = AnnotatedObject((0, 0, 0, 0), row.label, row.line)
     columns = len(row.numbers) + 1
+    located = AnnotatedObject(_corners(row) if columns == BOX_COLUMNS else NO_BOX, row.label, row.line)
     if columns == BOX_COLUMNS:
         items = [_box(row)]
     elif layout.kind == "pose":
@@ -44,6 +44,11 @@ def make_objects(row: Row, layout: Layout, image: AnnotatedImage, keypoint_count
         yield image.fault(*item, located) if isinstance(item, tuple) else item
 
 
+def _corners(row: Row) -> tuple[float, float, float, float]:
+    cx, cy, width, height = row.numbers[:4]
+    return cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2
+
+
 def _box(row: Row) -> AnnotatedObject | _Problem:
     cx, cy, width, height = row.numbers[:4]
     found = f"found cx {cx:g}, cy {cy:g}, w {width:g}, h {height:g}"
@@ -54,7 +59,7 @@ def _box(row: Row) -> AnnotatedObject | _Problem:
     if max(row.numbers[:4]) > 1 + SLACK or min(row.numbers[:4]) < -SLACK:
         hint = "; looks like pixels, not fractions" if max(row.numbers[:4]) > MAX_FRACTION else ""
         return "not_normalised", f"{found}, expected fractions from 0 to 1{hint}; object left out"
-    return AnnotatedObject((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), row.label, row.line)
+    return AnnotatedObject(_corners(row), row.label, row.line)
 
 
 def _pose(row: Row, layout: Layout, keypoint_count: int) -> list[AnnotatedObject | _Problem]:

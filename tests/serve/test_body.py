@@ -91,9 +91,21 @@ def test_an_empty_image_inside_a_body_is_refused(client):
     assert error_of(client.upload({"file": ("empty.jpg", b"")})) == (400, "empty_image")
 
 
-@pytest.mark.parametrize("media_type", ["text/html", "application/x-www-form-urlencoded", "video/mp4", "<script>"])
+@pytest.mark.parametrize("media_type", ["text/html", "video/mp4", "<script>"])
 def test_other_content_types_are_refused(client, media_type):
     assert error_of(client.post(JPEG, media_type)) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("media_type", ["", "application/x-www-form-urlencoded"])
+def test_the_bytes_decide_where_the_client_declares_no_content_type(client, media_type):
+    expected = client.post(JPEG).json()["detections"]
+    assert client.post(JPEG, media_type).json()["detections"] == expected
+    document = json.dumps({"image": base64.b64encode(JPEG).decode()}).encode()
+    assert client.post(document, media_type).json()["detections"] == expected
+
+
+def test_a_form_that_is_no_image_is_refused(client):
+    assert error_of(client.post(b"file=photo.jpg", "application/x-www-form-urlencoded")) == (415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("br", bytes)])

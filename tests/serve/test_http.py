@@ -7,6 +7,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
 from PIL import Image
 
 import pictures
@@ -255,6 +256,29 @@ def test_metrics_count_responses_by_route_and_time_the_stages(serve):
             assert f'yolor_stage_seconds_count{{replica="replica-1",stage="{stage}"}} 1.0' in text
         assert 'yolor_batch_images_count{replica="replica-1"} 1.0' in text
         assert 'yolor_detections_sum{replica="replica-1"} 1.0' in text
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/model", "/"])
+def test_head_is_answered_as_get_without_a_body(client, path):
+    answer = requests.head(client.base + path, timeout=20)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Length"] == client.get(path).headers["Content-Length"]
+    assert requests.head(client.base + "/nothing", timeout=20).status_code == 404
+
+
+def test_pages_of_the_given_origins_alone_may_read_answers(serve, client):
+    assert "Access-Control-Allow-Origin" not in client.get("/healthz", Origin="https://app.example").headers
+    with serve(RedEngine(), cors_origins=("https://app.example",)) as other:
+        answer = other.post(JPEG, Origin="https://app.example")
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example"
+        assert "X-Request-ID" in answer.headers["Access-Control-Expose-Headers"]
+        preflight = {
+            "Origin": "https://app.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type",
+        }
+        assert requests.options(f"{other.base}/v1/detect", headers=preflight, timeout=20).status_code == 200
+        assert "Access-Control-Allow-Origin" not in other.get("/healthz", Origin="https://other.example").headers
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

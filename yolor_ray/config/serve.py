@@ -1,5 +1,6 @@
 """Define the settings of serving."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,8 @@ class ServedRange:
         return f"over {self.low}, up to {self.high}" if self.above_low else f"{self.low} to {self.high}"
 
 
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", re.IGNORECASE)
+"""Origin of a web page."""
 SERVED_RANGES = {"confidence": ServedRange(0, 1), "iou": ServedRange(0, 1, above_low=True), "max_detections": ServedRange(1, 1000)}
 """Ranges of the limits of a detection, by parameter; the settings, the HTTP parameters and OpenAPI take the ranges from here."""
 
@@ -84,8 +87,13 @@ class ServeConfig:
     request_timeout_s: float = 30.0
     """Longest time for one request, seconds; the body must arrive within nine tenths of that time."""
 
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may read the answers in a browser, such as `https://app.example`; `*` = all. Empty = none."""
+
     def __post_init__(self) -> None:
         """Check ranges."""
+        for origin in self.cors_origins:
+            check(origin == "*" or ORIGIN.fullmatch(origin) is not None, "cors_origins", origin, "* or SCHEME://HOST[:PORT] without a path")
         check(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
         check_limits(self.confidence, self.iou, self.max_detections)
         check(1 <= self.min_replicas <= self.max_replicas, "min_replicas", self.min_replicas, f"1 to max_replicas, {self.max_replicas}")

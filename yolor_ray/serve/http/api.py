@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -147,7 +148,30 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     app.include_router(router)
     errors.install_handlers(app, {name: _in_words(name) for name in DetectParams.model_fields})
     app.add_middleware(RequestIdMiddleware, service=service, echo=echo_request_id)
+    app.add_middleware(HeadMiddleware)
+    if service.settings.cors_origins:
+        exposed = ["X-Request-ID", "Retry-After"]
+        origins, methods = service.settings.cors_origins, ["GET", "HEAD", "POST"]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=exposed)
     return app
+
+
+class HeadMiddleware:
+    """Middleware for HEAD, which load balancers and monitors send: the answer to GET, without its body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request to the application."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_without_body)
 
 
 class RequestIdMiddleware:

@@ -11,10 +11,14 @@ from typing import Any
 
 from starlette.requests import Request
 
+from yolor_ray.data.images.header import image_format_of
 from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.http.multipart import file_part
 
 ACCEPTED_BODIES = 'image bytes (Content-Type: image/*), multipart/form-data with one part `file`, or JSON {"image": "<base64>"}'
+
+UNDECLARED = ("", "application/x-www-form-urlencoded")
+"""Content types of requests that declare none, as curl does by default: the bytes decide."""
 
 
 def image_bytes(content_type: str, body: bytes) -> bytes:
@@ -22,13 +26,20 @@ def image_bytes(content_type: str, body: bytes) -> bytes:
     if not body:
         raise ApiError("empty_image", f"found an empty body, expected {ACCEPTED_BODIES}")
     media_type = content_type.partition(";")[0].strip().lower()
-    if media_type.startswith("image/") or media_type in ("", "application/octet-stream"):
+    if media_type in UNDECLARED and body.lstrip()[:1] == b"{":
+        return _from_json(body)
+    if media_type.startswith("image/") or media_type in ("", "application/octet-stream") or _is_curl_default(media_type, body):
         return body
     if media_type == "multipart/form-data":
         return file_part(content_type, body)
     if media_type == "application/json":
         return _from_json(body)
     raise ApiError("unsupported_media_type", f"found Content-Type {media_type[:80]!r}, expected {ACCEPTED_BODIES}")
+
+
+def _is_curl_default(media_type: str, body: bytes) -> bool:
+    """Return True for an image that curl sent as a form because no Content-Type was given."""
+    return media_type in UNDECLARED and image_format_of(body) is not None
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:

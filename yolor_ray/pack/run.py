@@ -58,7 +58,7 @@ def pack(
     if isinstance(config, PackAutoConfig):
         return _pack_splits(config)
     result = _build_dataset(plan_scenes(config) if isinstance(config, PackScenesConfig) else plan_annotated(config))
-    return {**result, "health": _ensure_report(open_dataset(result["output"]), others=())}
+    return {**result, "health": _ensure_report(open_dataset(result["output"]), others=(), scans={})}
 
 
 def check_health(config: PackCheckConfig) -> dict:
@@ -71,7 +71,7 @@ def check_health(config: PackCheckConfig) -> dict:
     """
     dataset = open_dataset(absolute(config.url))
     others = [open_dataset(absolute(url.strip())) for url in config.against.split(",") if url.strip()]
-    report = _make_report(dataset, others, config.image_px)
+    report = _make_report(dataset, others, config.image_px, {})
     page = _write_report(report, absolute(config.output) if config.output else dataset.url)
     result = {"images": dataset.images, "boxes": dataset.boxes, "findings": report.counts, "health": page}
     if failing := [f"{code} ({report.counts[code]})" for code in config.fail_on_codes if code in report.counts]:
@@ -79,16 +79,19 @@ def check_health(config: PackCheckConfig) -> dict:
     return result
 
 
-def _ensure_report(dataset: Dataset, others: Sequence[Dataset]) -> str:
-    """Write the health report of a dataset, compared with others, unless it is there; return the URL of its page."""
+def _ensure_report(dataset: Dataset, others: Sequence[Dataset], scans: dict[str, Scan]) -> str:
+    """Write the health report of a dataset, compared with others, unless it is there; return the URL of its page; see `_make_report`."""
     if is_current(dataset, others):
         return join(dataset.url, PAGE)
-    return _write_report(_make_report(dataset, others, PackCheckConfig.image_px), dataset.url)
+    return _write_report(_make_report(dataset, others, PackCheckConfig.image_px, scans), dataset.url)
 
 
-def _make_report(dataset: Dataset, others: Sequence[Dataset], image_px: int) -> HealthReport:
-    scans = [_scan(member) for member in (dataset, *others)]
-    return make_report(dataset, scans[0], list(zip(others, scans[1:], strict=True)), image_px)
+def _make_report(dataset: Dataset, others: Sequence[Dataset], image_px: int, scans: dict[str, Scan]) -> HealthReport:
+    """Make a health report; `scans` by URL of the dataset are used, and new ones are added, so that no dataset is measured twice."""
+    for member in (dataset, *others):
+        if member.url not in scans:
+            scans[member.url] = _scan(member)
+    return make_report(dataset, scans[dataset.url], [(other, scans[other.url]) for other in others], image_px)
 
 
 def _write_report(report: HealthReport, folder: str) -> str:
@@ -134,9 +137,11 @@ def _pack_splits(config: PackAutoConfig) -> dict:
         _check_plan(plan)
     splits = {split: _build_dataset(plan) for split, plan in plans.items()}
     urls = {split: result["output"] for split, result in splits.items()}
-    for split, url in urls.items():
-        others = [open_dataset(urls["train"])] if split != "train" and "train" in urls else []
-        splits[split] |= {"health": _ensure_report(open_dataset(url), others)}
+    datasets = {split: open_dataset(url) for split, url in urls.items()}
+    scans: dict[str, Scan] = {}
+    for split, dataset in datasets.items():
+        others = [datasets["train"]] if split != "train" and "train" in datasets else []
+        splits[split] |= {"health": _ensure_report(dataset, others, scans)}
     if "train" in urls:
         validation = f" --data.val {urls['val']}" if "val" in urls else ""
         logger.info(

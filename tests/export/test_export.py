@@ -32,7 +32,7 @@ from yolor_ray.pack.run import pack_scenes
 pytestmark = pytest.mark.usefixtures("one_thread")
 REPOSITORY = Path(__file__).parents[2]
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
-FREE = replace(TINY, head="free")
+FREE = replace(TINY, head="free", distance_bins=16)
 JOINT = replace(TINY, block="cspf", joint_norm=True, down="downc")
 ANCHORS = ((12, 12), (20, 16), (16, 28), (30, 30), (40, 26), (28, 48), (60, 60), (80, 50), (50, 90))
 CLASSES = ("red", "green", "blue")

@@ -77,6 +77,8 @@ class NetworkConfig:
     head: Literal["anchors", "free"] = "anchors"
     """Detection head: `anchors` = the published one, boxes relative to fitted anchors, with objectness; `free` = without anchors, one
     branch for boxes and one for classes, which learn from the best-aligned cells of each box."""
+    distance_bins: int = 1
+    """Bins of each distance of the head `free`: 16 = a distribution over 0 to 15 cells of the level, 1 = one number."""
     anchors_per_level: int = 3
     """Anchors per cell of the head `anchors`."""
     norm_eps: float = 1e-3
@@ -95,8 +97,10 @@ class NetworkConfig:
         check(len(self.depths) == stages, "network.depths", self.depths, f"{stages} numbers for {self.levels} levels")
         check(all(w > 0 and w % 8 == 0 for w in self.widths), "network.widths", self.widths, "positive multiples of 8")
         check(all(d >= 0 for d in self.depths), "network.depths", self.depths, "0 or more bottlenecks")
-        for name in ("stem_width", "anchors_per_level", "spp_pairs"):
+        for name in ("stem_width", "distance_bins", "anchors_per_level", "spp_pairs"):
             check(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "1 or more")
+        in_use = self.distance_bins == 1 or self.head == "free"
+        check(in_use, "network.distance_bins", self.distance_bins, "1, as network.head anchors has no distances")
         check(self.neck_depth >= 0, "network.neck_depth", self.neck_depth, "0 or more")
         check(self.norm_eps > 0, "network.norm_eps", self.norm_eps, "more than 0")
         check(2 <= self.levels <= 5, "network.levels", self.levels, "2 to 5")

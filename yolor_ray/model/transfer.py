@@ -24,7 +24,7 @@ OUTPUT_TENSORS = (".predict.weight", ".predict.bias", ".refine.z")
 """Name endings of the tensors of a detection level that have one row per output."""
 ANCHOR_BRANCH, CLASS_BRANCH = "head.levels.", "head.scores."
 """Prefixes of the tensors of the branches with outputs for classes: of a head with anchors, and of a head without."""
-IGNORED_SETTINGS = ("implicit", "tasks", "head")
+IGNORED_SETTINGS = ("implicit", "tasks", "head", "distance_bins")
 """Settings of the network in which pretrained weights may differ."""
 
 

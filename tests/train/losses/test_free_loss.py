@@ -1,15 +1,19 @@
 """Task-aligned assignment and the loss of the head without anchors, against a slow reference and by cases."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from yolor_ray.boxes import complete_iou
 from yolor_ray.config import LossConfig, NetworkConfig
 from yolor_ray.model.heads.free import FreeHead
 from yolor_ray.train.losses.assign import Targets
-from yolor_ray.train.losses.free import PREDICTIONS_PER_BOX, Assignment, assign, free_losses
+from yolor_ray.train.losses.free import PREDICTIONS_PER_BOX, Assignment, assign, distribution_loss, free_losses, true_distances
 
 CONFIG = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 24, 32), depths=(1, 1, 1), levels=2, neck_depth=1, head="free")
+BINS = 16
 SIDE, CLASSES = 64, 3
 SHAPES, STRIDES = [(8, 8), (4, 4)], (8, 16)
 CENTRES = torch.cat(
@@ -78,22 +82,24 @@ def test_a_prediction_learns_one_box_and_a_box_at_most_ten_predictions():
     assert torch.bincount(assigned.objects).max() <= PREDICTIONS_PER_BOX
 
 
-def raw_outputs() -> list[torch.Tensor]:
+def raw_outputs(bins: int = 1) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    return [torch.randn(2, 1, n, n, 4 + CLASSES).requires_grad_() for n in (8, 4)]
+    return [torch.randn(2, 1, n, n, 4 * bins + CLASSES).requires_grad_() for n in (8, 4)]
 
 
-def losses_of(raw: list[torch.Tensor], targets: Targets) -> dict[str, torch.Tensor]:
-    return free_losses(raw, targets, FreeHead(CONFIG, CLASSES), LossConfig())[0]
+def losses_of(raw: list[torch.Tensor], targets: Targets, bins: int = 1) -> dict[str, torch.Tensor]:
+    return free_losses(raw, targets, FreeHead(replace(CONFIG, distance_bins=bins), CLASSES), LossConfig())[0]
 
 
-def test_images_without_boxes_learn_background_alone():
+@pytest.mark.parametrize("bins", [1, BINS])
+def test_images_without_boxes_learn_background_alone(bins):
     empty = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
-    raw = raw_outputs()
-    terms = losses_of(raw, empty)
+    raw = raw_outputs(bins)
+    terms = losses_of(raw, empty, bins)
     assert terms["box"] == 0 and terms["cls"] > 0
     sum(terms.values()).backward()
-    assert all((level.grad[..., 4:] > 0).all() and (level.grad[..., :4] == 0).all() for level in raw)
+    outputs = 4 * bins
+    assert all((level.grad[..., outputs:] > 0).all() and (level.grad[..., :outputs] == 0).all() for level in raw)
 
 
 def test_the_background_of_an_image_without_all_its_boxes_is_unknown():
@@ -108,12 +114,13 @@ def test_the_background_of_an_image_without_all_its_boxes_is_unknown():
     assert (unknown[:1] == 0).all(), "cells outside of the box"
 
 
-def test_a_step_along_the_gradient_improves_box_and_class():
-    targets, raw = random_targets(6), raw_outputs()
-    before = losses_of(raw, targets)
+@pytest.mark.parametrize("bins", [1, BINS])
+def test_a_step_along_the_gradient_improves_box_and_class(bins):
+    targets, raw = random_targets(6), raw_outputs(bins)
+    before = losses_of(raw, targets, bins)
     sum(before.values()).backward()
     with torch.no_grad():
-        after = losses_of([level - 1e-3 * level.grad for level in raw], targets)
+        after = losses_of([level - 1e-3 * level.grad for level in raw], targets, bins)
     assert sum(after.values()) < sum(before.values())
 
 
@@ -127,3 +134,33 @@ def test_matches_name_the_cell_of_each_assigned_prediction():
         assert torch.equal(level.images, targets.images[level.objects])
         assert torch.equal(level.labels, targets.labels[level.objects])
     assert sum(len(level.objects) for level in matches) > 0
+
+
+def test_the_distribution_loss_is_the_cross_entropy_of_the_two_bins_beside_each_distance():
+    # The cell in row 1, column 2 of the level with stride 16 has the distances 1.25, 0.5, 2 and 30 cells: the last counts as 15.
+    raw, cell = raw_outputs(BINS), (0, 0, 1, 2)
+    left, top, right, bottom = 40 - 1.25 * 16, 24 - 0.5 * 16, 40 + 2 * 16, 24 + 30 * 16
+    targets = Targets(
+        torch.tensor([0]), torch.tensor([1]), torch.tensor([[(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]])
+    )
+    assigned = Assignment(torch.tensor([0]), torch.tensor([0]), torch.tensor([64 + 1 * 4 + 2]), torch.tensor([1.0]))
+    expected = true_distances(assigned, targets, raw, STRIDES)
+    assert expected[0].tolist() == pytest.approx([1.25, 0.5, 2.0, 30.0])
+    logits = raw[1][cell][: 4 * BINS].detach().view(4, BINS)
+    shares = torch.zeros(4, BINS)
+    shares[0, 1], shares[0, 2], shares[1, 0], shares[1, 1], shares[2, 2], shares[3, 15] = 0.75, 0.25, 0.5, 0.5, 1.0, 1.0
+    loss = distribution_loss(logits[None], expected)
+    torch.testing.assert_close(loss[0], F.cross_entropy(logits, shares))
+
+
+def test_distributions_learn_the_true_distances():
+    targets = Targets(torch.tensor([0]), torch.tensor([1]), torch.tensor([[30.0, 26.0, 37.0, 29.0]]))
+    raw = [torch.zeros(2, 1, n, n, 4 * BINS + CLASSES, requires_grad=True) for n in (8, 4)]
+    optimizer = torch.optim.Adam(raw, lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        sum(losses_of(raw, targets, BINS).values()).backward()
+        optimizer.step()
+    boxes, scores = FreeHead(replace(CONFIG, distance_bins=BINS), CLASSES).decode(raw)
+    best = scores[0, :, 1].argmax()
+    assert complete_iou(boxes[0, best][None], targets.boxes_cxcywh) > 0.97

@@ -1,8 +1,9 @@
 """Detection head without anchors: one branch for boxes and one for classes per level, one prediction per cell.
 
-A box is four distances from the centre of its cell (FCOS, arXiv 1904.01355). There is no objectness: a class probability says how well
-class and box fit, because training assigns targets of that kind (TOOD, arXiv 2108.07755).
-Legend: B images, C channels, H W cells of a level, L levels, K classes, F = 4 + K numbers per cell, P predictions.
+A box is four distances from the centre of its cell (FCOS, arXiv 1904.01355). With R > 1 bins, a distance is the mean of a distribution
+over 0, 1, … R - 1 cells (generalized focal loss, arXiv 2006.04388, section 3.2). There is no objectness: a class probability says how
+well class and box fit, because training assigns targets of that kind (TOOD, arXiv 2108.07755).
+Legend: B images, C channels, H W cells of a level, L levels, K classes, R bins, F = 4 · R + K numbers per cell, P predictions.
 """
 
 import math
@@ -24,7 +25,7 @@ from yolor_ray.model.heads.prediction_level import (
     split_anchors,
 )
 
-BOX_OUTPUTS = 4
+DISTANCES = 4
 """Distances of a cell: left, top, right, bottom."""
 REFERENCE_SIDE = 4
 """Side of a cell's reference box in cells, which is the unit of keypoint offsets."""
@@ -42,7 +43,8 @@ class FreeHead(DetectionHead):
         super().__init__()
         self.classes = classes
         self.strides = config.strides
-        boxes = [PredictionLevel(c, c, BOX_OUTPUTS, config) for c in neck_channels(config)]
+        self.bins = config.distance_bins
+        boxes = [PredictionLevel(c, c, DISTANCES * self.bins, config) for c in neck_channels(config)]
         scores = [PredictionLevel(c, max(c, MIN_WIDTH), classes, config) for c in neck_channels(config)]
         self.boxes, self.scores = nn.ModuleList(boxes), nn.ModuleList(scores)
         sides = torch.tensor([REFERENCE_SIDE * stride for stride in config.strides], dtype=torch.float32)
@@ -65,15 +67,24 @@ class FreeHead(DetectionHead):
     def _add_bias_prior(self, boxes: list[PredictionLevel], scores: list[PredictionLevel]) -> None:
         """Set the biases to boxes of the reference size and to rare objects of equal class probabilities."""
         for box_level, score_level, stride in zip(boxes, scores, self.strides, strict=True):
-            for level, bias in (
-                (box_level, math.log(math.expm1(REFERENCE_SIDE / 2))),
-                (score_level, math.log(OBJECTS_PER_IMAGE_PRIOR / self.classes / (640 / stride) ** 2)),
-            ):
-                assert level.predict.bias is not None
-                level.predict.bias.fill_(bias)
+            assert box_level.predict.bias is not None and score_level.predict.bias is not None
+            box_level.predict.bias.copy_(self._distance_bias())
+            score_level.predict.bias.fill_(math.log(OBJECTS_PER_IMAGE_PRIOR / self.classes / (640 / stride) ** 2))
+
+    def _distance_bias(self) -> Float[Tensor, "O"]:
+        """Return the outputs whose distances are half a reference side: with bins, those of a geometric distribution of that mean."""
+        mean = REFERENCE_SIDE / 2
+        if self.bins == 1:
+            return torch.full((DISTANCES,), math.log(math.expm1(mean)))
+        return (torch.arange(self.bins) * math.log(mean / (1 + mean))).repeat(DISTANCES)
+
+    def split_outputs(self, y: Float[Tensor, "*_ F"]) -> tuple[Float[Tensor, "*_ 4 R"], Float[Tensor, "*_ K"]]:
+        """Return the outputs of the distances, bin by bin, and the logits of the classes."""
+        distances, logits = y.split((DISTANCES * self.bins, y.shape[-1] - DISTANCES * self.bins), dim=-1)
+        return distances.unflatten(-1, (DISTANCES, self.bins)), logits
 
     def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B 1 _ _ F"]]:
-        """Return the raw outputs of each level, (B, 1, H, W, 4 + K), from the feature maps (B, C, H, W)."""
+        """Return the raw outputs of each level, (B, 1, H, W, F), from the feature maps (B, C, H, W)."""
         branches = zip(self.boxes, self.scores, features, strict=True)
         return [split_anchors(torch.cat((boxes(x), scores(x)), dim=1), 1) for boxes, scores, x in branches]
 
@@ -81,9 +92,16 @@ class FreeHead(DetectionHead):
         """Return boxes_cxcywh in pixels and scores in 0..1, in float32 for any input dtype."""
         boxes, scores = [], []
         for level, stride in zip(raw, self.strides, strict=True):
-            y = level.float()
-            low, high = F.softplus(y[..., :BOX_OUTPUTS]).split(2, dim=-1)
-            centre = cell_coordinates(y) + 0.5 + (high - low) / 2
+            distances, logits = self.split_outputs(level.float())
+            low, high = self._cells(distances).split(2, dim=-1)
+            centre = cell_coordinates(level) + 0.5 + (high - low) / 2
             boxes.append(torch.cat((centre, low + high), dim=-1) * stride)
-            scores.append(y[..., BOX_OUTPUTS:].sigmoid())
+            scores.append(logits.sigmoid())
         return concatenate_levels(boxes), concatenate_levels(scores)
+
+    def _cells(self, distances: Float[Tensor, "*_ 4 R"]) -> Float[Tensor, "*_ 4"]:
+        """Return the distances in cells from their outputs: 0 or more, with bins at most R - 1."""
+        if self.bins == 1:
+            return F.softplus(distances[..., 0])
+        cells = torch.arange(self.bins, device=distances.device, dtype=distances.dtype)
+        return distances.softmax(dim=-1) @ cells

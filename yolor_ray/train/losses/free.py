@@ -1,6 +1,7 @@
 """Loss of the head without anchors: task-aligned assignment, CIoU of assigned boxes, classes of every cell (TOOD, arXiv 2108.07755).
 
-Legend: B images, N boxes in the batch, P predictions of an image, K classes, F = 4 + K numbers per cell, M pairs of box and prediction.
+Legend: B images, N boxes in the batch, P predictions of an image, K classes, R bins of a distance, F = 4 · R + K numbers per cell,
+M pairs of box and prediction.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 
 from yolor_ray.boxes import complete_iou
 from yolor_ray.config import LossConfig
-from yolor_ray.model.heads.free import BOX_OUTPUTS, FreeHead
+from yolor_ray.model.heads.free import FreeHead
+from yolor_ray.model.heads.prediction_level import cell_coordinates
 from yolor_ray.train.losses.assign import Matches, Targets, contains
 
 SCORE_POWER, IOU_POWER = 0.5, 6.0
@@ -22,6 +24,8 @@ PREDICTIONS_PER_BOX = 10
 """Maximum predictions that learn a box."""
 BOX_SCALE, CLS_SCALE = 150.0, 10 / 3
 """Factors of the gains, whose defaults are for the head with anchors: the default gains become 7.5 and 1."""
+DISTRIBUTION_SHARE = 0.2
+"""Factor of the cross-entropy of the distances' bins within the term `box`, beside 1 - CIoU."""
 MIN_ALIGNMENT = 1e-9
 """Alignment of a prediction without overlap, so that each box has a best prediction."""
 
@@ -62,17 +66,40 @@ def free_losses(
         class_weights: (K,) weight in `cls` of a box by its class; None weighs all boxes equally.
     """
     boxes_cxcywh, _ = head.decode(raw)
-    logits = torch.cat([level[..., BOX_OUTPUTS:].flatten(1, 3) for level in raw], dim=1).float()
+    outputs = torch.cat([level.flatten(1, 3) for level in raw], dim=1).float()
+    distances, logits = head.split_outputs(outputs)
     shapes = [(level.shape[2], level.shape[3]) for level in raw]
     background = targets.background_known(shapes, head.strides, len(logits))
     assigned = assign(boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, shapes, head.strides)
     total = assigned.scores.sum().clamp(min=1)
-    ciou = complete_iou(boxes_cxcywh[assigned.images, assigned.predictions], targets.boxes_cxcywh[assigned.objects])
+    cells = assigned.images, assigned.predictions
+    box_losses = 1 - complete_iou(boxes_cxcywh[cells], targets.boxes_cxcywh[assigned.objects])
+    if head.bins > 1:
+        box_losses = box_losses + DISTRIBUTION_SHARE * distribution_loss(distances[cells], true_distances(assigned, targets, raw, head.strides))
     terms = {
-        "box": ((1 - ciou) * assigned.scores).sum() / total * (gains.box * BOX_SCALE),
+        "box": (box_losses * assigned.scores).sum() / total * (gains.box * BOX_SCALE),
         "cls": _class_loss(logits, assigned, targets, background, class_weights) / total * (gains.cls * CLS_SCALE),
     }
     return terms, _matches(assigned, targets, raw)
+
+
+def true_distances(assigned: Assignment, targets: Targets, raw: list[Tensor], strides: Sequence[int]) -> Float[Tensor, "M 4"]:
+    """Return the distances from the centre of each assigned cell to the sides of its box, in cells; below 0 outside of the box."""
+    centres = torch.cat([(cell_coordinates(level) + 0.5).flatten(0, 1) for level in raw])[assigned.predictions]
+    cell_sides = torch.cat([torch.full(level.shape[2:4], stride).flatten() for level, stride in zip(raw, strides, strict=True)])
+    boxes = targets.boxes_cxcywh[assigned.objects] / cell_sides.to(centres)[assigned.predictions, None]
+    offset, half = boxes[:, :2] - centres, boxes[:, 2:] / 2
+    return torch.cat((half - offset, half + offset), dim=1)
+
+
+def distribution_loss(distances: Float[Tensor, "M 4 R"], expected: Float[Tensor, "M 4"]) -> Float[Tensor, "M"]:
+    """Return the cross-entropy of the two bins beside each expected distance, a mean over the four (arXiv 2006.04388, equation 6)."""
+    last = distances.shape[-1] - 1
+    expected = expected.clamp(0, last)
+    lower = expected.floor().clamp(max=last - 1)
+    logs = distances.log_softmax(dim=-1)
+    log_lower, log_upper = (logs.gather(-1, bins.long()[..., None])[..., 0] for bins in (lower, lower + 1))
+    return -(log_lower * (lower + 1 - expected) + log_upper * (expected - lower)).mean(dim=1)
 
 
 def _class_loss(

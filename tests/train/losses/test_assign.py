@@ -101,19 +101,19 @@ def test_every_anchor_that_fits_learns_in_every_cell():
     assert sorted(zip(matches.anchors.tolist(), matches.columns.tolist(), strict=True)) == [(0, 3), (0, 4), (2, 3), (2, 4)]
 
 
-def test_each_match_holds_its_box():
+def test_each_match_names_its_box():
     targets = targets_at((20.0, 20.0, 16.0, 16.0), (100.0, 50.0, 22.0, 18.0), (60.0, 80.0, 400.0, 400.0))
     matches = match(targets, [(20.0, 20.0)])
     assert set(matches.images.tolist()) == {0, 1}
-    for image, label, box in zip(matches.images, matches.labels, matches.boxes_cxcywh, strict=True):
-        assert label == targets.labels[image]
-        assert torch.equal(box, targets.boxes_cxcywh[image])
+    assert torch.equal(targets.images[matches.objects], matches.images)
+    centres = targets.boxes_cxcywh[matches.objects, :2]
+    offsets = centres / STRIDE - torch.stack((matches.columns, matches.rows), dim=1)
+    assert ((offsets >= -0.5) & (offsets <= 1.5)).all()
 
 
 def test_a_batch_without_boxes_matches_nothing():
     matches = match(targets_at(), [(20.0, 20.0)])
-    assert [len(indices) for indices in (matches.images, matches.anchors, matches.rows, matches.columns, matches.labels)] == [0] * 5
-    assert matches.boxes_cxcywh.shape == (0, 4)
+    assert [len(indices) for indices in (matches.objects, matches.images, matches.anchors, matches.rows, matches.columns)] == [0] * 5
 
 
 def test_the_targets_of_some_images_are_those_of_a_batch_of_these_images():

@@ -47,12 +47,13 @@ def perfect_predictions(head: DetectHead, targets: Targets) -> list[torch.Tensor
         level = torch.full((2, 3, side, side, 5 + head.classes), -CONFIDENT)
         matches = match_level(targets, head.anchors[index], stride, side, side, anchor_ratio=4.0)
         cells = torch.stack((matches.columns, matches.rows), dim=-1)
-        centre = (matches.boxes_cxcywh[:, :2] / stride - cells + 0.5) / 2
-        size = (matches.boxes_cxcywh[:, 2:] / head.anchors[index][matches.anchors]).sqrt() / 2
+        boxes, labels = targets.boxes_cxcywh[matches.objects], targets.labels[matches.objects]
+        centre = (boxes[:, :2] / stride - cells + 0.5) / 2
+        size = (boxes[:, 2:] / head.anchors[index][matches.anchors]).sqrt() / 2
         cell = (matches.images, matches.anchors, matches.rows, matches.columns)
         level[(*cell, slice(0, 4))] = torch.logit(torch.cat((centre, size), dim=1), eps=1e-6)
-        level[(*cell, torch.full_like(matches.labels, 4))] = CONFIDENT
-        level[(*cell, 5 + matches.labels)] = CONFIDENT
+        level[(*cell, torch.full_like(labels, 4))] = CONFIDENT
+        level[(*cell, 5 + labels)] = CONFIDENT
         raw.append(level)
     return raw
 

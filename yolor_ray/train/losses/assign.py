@@ -131,9 +131,6 @@ class Matches:
     anchors: Int[Tensor, "M"]
     rows: Int[Tensor, "M"]
     columns: Int[Tensor, "M"]
-    labels: Int[Tensor, "M"]
-    boxes_cxcywh: Float[Tensor, "M 4"]
-    """Pixels of the network input."""
 
 
 def match_level(targets: Targets, anchors: Float[Tensor, "A 2"], stride: int, height: int, width: int, *, anchor_ratio: float) -> Matches:
@@ -163,7 +160,7 @@ def match_level(targets: Targets, anchors: Float[Tensor, "A 2"], stride: int, he
     offsets = torch.tensor(NEIGHBOURS, device=centres.device, dtype=centres.dtype)[neighbour]
     cells = (centres[match].floor() + offsets).clamp(min=0).minimum(extent - 1).long()
     box = box[match]
-    return Matches(box, targets.images[box], anchor[match], cells[:, 1], cells[:, 0], targets.labels[box], targets.boxes_cxcywh[box])
+    return Matches(box, targets.images[box], anchor[match], cells[:, 1], cells[:, 0])
 
 
 def gather_matches(levels: list[Float[Tensor, "B A _ _ F"]], matches: list[Matches]) -> Float[Tensor, "M F"]:

@@ -62,7 +62,7 @@ def _level_losses(
     """Return box, objectness and class loss of one level; a level without matches still learns the background."""
     level = level.float()
     matched = level[matches.images, matches.anchors, matches.rows, matches.columns]
-    ciou = complete_iou(_decode(matched, matches, head.anchors[index], head.strides[index]), matches.boxes_cxcywh)
+    ciou = complete_iou(_decode(matched, matches, head.anchors[index], head.strides[index]), targets.boxes_cxcywh[matches.objects])
     objectness = _objectness_loss(level[..., 4], _objectness_target(level, matches, ciou), targets, matches, head.strides[index])
     if len(matched) == 0:
         return matched.sum(), objectness, matched.sum()
@@ -103,5 +103,5 @@ def _class_loss(matched: Float[Tensor, "M F"], targets: Targets, matches: Matche
     classes = matched.shape[1] - 5
     if classes == 1:
         return matched[:, 5:].sum() * 0
-    weights = None if class_weights is None else class_weights[matches.labels, None]
+    weights = None if class_weights is None else class_weights[targets.labels[matches.objects], None]
     return F.binary_cross_entropy_with_logits(matched[:, 5:], targets.class_targets(matches.objects, classes), weights)

@@ -75,12 +75,13 @@ def free_losses(
     cells = assigned.images, assigned.predictions
     box_losses = 1 - complete_iou(boxes_cxcywh[cells], targets.boxes_cxcywh[assigned.objects])
     if head.bins > 1:
-        box_losses = box_losses + DISTRIBUTION_SHARE * distribution_loss(distances[cells], true_distances(assigned, targets, raw, head.strides))
+        expected = true_distances(assigned, targets, raw, head.strides)
+        box_losses = box_losses + DISTRIBUTION_SHARE * distribution_loss(distances[cells], expected)
     terms = {
         "box": (box_losses * assigned.scores).sum() / total * (gains.box * BOX_SCALE),
         "cls": _class_loss(logits, assigned, targets, background, class_weights) / total * (gains.cls * CLS_SCALE),
     }
-    return terms, _matches(assigned, targets, raw)
+    return terms, _matches(assigned, raw)
 
 
 def true_distances(assigned: Assignment, targets: Targets, raw: list[Tensor], strides: Sequence[int]) -> Float[Tensor, "M 4"]:
@@ -154,15 +155,13 @@ def _best_of_each(groups: Int[Tensor, "M"], values: Float[Tensor, "M"], limit: i
     return order[torch.arange(len(order), device=order.device) - starts < limit]
 
 
-def _matches(assigned: Assignment, targets: Targets, raw: list[Tensor]) -> list[Matches]:
+def _matches(assigned: Assignment, raw: list[Tensor]) -> list[Matches]:
     """Return the assignment level by level, for the losses of other tasks."""
     matches, start = [], 0
     for level in raw:
         height, width = level.shape[2:4]
         own = assigned.select(((assigned.predictions >= start) & (assigned.predictions < start + height * width)).nonzero()[:, 0])
-        cells, objects = own.predictions - start, own.objects
-        rows, columns = cells // width, cells % width
-        labels, boxes = targets.labels[objects], targets.boxes_cxcywh[objects]
-        matches.append(Matches(objects, own.images, torch.zeros_like(cells), rows, columns, labels, boxes))
+        cells = own.predictions - start
+        matches.append(Matches(own.objects, own.images, torch.zeros_like(cells), cells // width, cells % width))
         start += height * width
     return matches

@@ -58,10 +58,12 @@ class TrainContext:
     def label_spec(self, dataset: Dataset) -> LabelSpec:
         """Return the labels of the network's tasks beside boxes, for the training set or the validation set."""
         tasks, members = self.config.network.tasks, range(max(len(dataset.members), 1))
+        object_classes = np.stack([dataset.classes_of(member) for member in members])
         return LabelSpec(
             masks="segment" in tasks,
             keypoint_names=dataset.keypoint_names if "pose" in tasks else (),
             identities=self.identities if "embed" in tasks else None,
+            object_classes=None if object_classes.all() else object_classes,
             image_classes=np.stack([dataset.image_classes_of(member) for member in members]) if "classify" in tasks else None,
         )
 
@@ -115,7 +117,7 @@ def make_windows(context: TrainContext, epoch: int) -> list[Window]:
 
 def make_targets(batch: Batch) -> Targets:
     """Return the labels of a batch as tensors."""
-    optional = ("keypoints", "identities", "has_mask", "instances", "image_labels")
+    optional = ("classes_known", "keypoints", "identities", "has_mask", "instances", "image_labels")
     labels = {name: torch.from_numpy(array) for name in optional if (array := getattr(batch, name)) is not None}
     return Targets(
         torch.from_numpy(batch.positions),

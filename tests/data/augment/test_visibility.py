@@ -95,6 +95,12 @@ def test_in_a_mixup_only_the_first_image_keeps_its_masks():
     assert annotations.keypoints is None
 
 
+def test_a_class_is_known_in_a_mixup_if_it_is_known_in_both_images():
+    first, second = (sample_labels(classes_known=np.array(known)) for known in ([True, True, False], [True, False, True]))
+    assert mixup_labels(first, second).classes_known.tolist() == [True, False, False]
+    assert mixup_labels(sample_labels(), sample_labels()).classes_known is None
+
+
 @pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True)])
 def test_boxes_of_a_mixup_are_known_only_if_those_of_both_images_are(first, second):
     assert mixup_labels(sample_labels(boxes_known=first), sample_labels(boxes_known=second)).boxes_known == (first and second)

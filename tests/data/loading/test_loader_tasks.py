@@ -23,8 +23,22 @@ GROUPS = [RowGroup("part", n, first, min(ROWS, IMAGES - first), member=n % 2) fo
 STILL = AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
 MOVING = AugmentConfig(mosaic=0.5, mixup=0.3, degrees=20, flip_vertical=0.3, hue=0, saturation=0, value=0)
 ANNOTATED = np.array([[True] * len(IMAGE_CLASSES), [False] * len(IMAGE_CLASSES)])
-EVERYTHING = LabelSpec(masks=True, keypoint_names=KEYPOINT_NAMES, identities=np.arange(0, 48, 2), image_classes=ANNOTATED)
-ARRAYS = ("positions", "labels", "boxes_xyxy", "boxes_known", "keypoints", "identities", "has_mask", "instances", "image_labels")
+KNOWN = np.array([[True, False, True], [True, True, False]])
+EVERYTHING = LabelSpec(
+    masks=True, keypoint_names=KEYPOINT_NAMES, identities=np.arange(0, 48, 2), object_classes=KNOWN, image_classes=ANNOTATED
+)
+ARRAYS = (
+    "positions",
+    "labels",
+    "boxes_xyxy",
+    "boxes_known",
+    "classes_known",
+    "keypoints",
+    "identities",
+    "has_mask",
+    "instances",
+    "image_labels",
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +69,7 @@ def batches(
 
 def test_annotations_outside_the_label_spec_are_none(scenes_64):
     for records, batch in batches(scenes_64, MOVING, LabelSpec()):
-        assert [getattr(batch, name) for name in ARRAYS[4:]] == [None] * 5
+        assert [getattr(batch, name) for name in ARRAYS[4:]] == [None] * 6
         assert batch.boxes_known.tolist() == [True] * len(records)
 
 
@@ -65,6 +79,7 @@ def test_a_batch_has_the_documented_shapes_and_types(scenes_64):
         shapes = {name: (getattr(batch, name).shape, getattr(batch, name).dtype) for name in ARRAYS[3:]}
         assert shapes == {
             "boxes_known": ((len(records),), np.bool_),
+            "classes_known": ((len(records), 3), np.bool_),
             "keypoints": ((count, len(KEYPOINT_NAMES), 3), np.float32),
             "identities": ((count,), np.int64),
             "has_mask": ((count,), np.bool_),
@@ -119,3 +134,10 @@ def test_the_label_spec_changes_no_pixel_and_no_box(scenes_64):
 def test_windows_are_smaller_with_instance_maps():
     assert records_per_window(640) == 436
     assert records_per_window(640, LabelSpec(masks=True)) == 262
+
+
+@pytest.mark.parametrize("augment", [STILL, MOVING], ids=["still", "moving"])
+def test_the_known_classes_of_an_image_are_those_of_its_dataset(scenes_64, augment):
+    for records, batch in batches(scenes_64, augment, EVERYTHING):
+        members = [GROUPS[record // ROWS].member for record in records]
+        assert np.array_equal(batch.classes_known, KNOWN[members])

@@ -141,6 +141,17 @@ def test_a_union_knows_the_image_classes_of_each_member(union):
     assert single.image_classes_of(0).tolist() == [True, True]
 
 
+def test_a_union_knows_the_object_classes_of_each_member(union):
+    known = [[True, True, False, False], [True, True, True, False], [False, False, False, True]]
+    assert [union.classes_of(member).tolist() for member in range(3)] == known
+    assert union.members[1].classes_of(0).tolist() == [True] * 3
+
+
+def test_images_of_a_member_without_classes_are_background_for_all_classes(union):
+    nothing = replace(union.members[2], classes=(), boxes_per_class={}, boxes=0)
+    assert unite([union.members[0], nothing]).classes_of(1).tolist() == [True, True]
+
+
 def test_one_url_opens_the_dataset_itself_and_a_union_can_be_pickled(union, folders):
     assert open_datasets(folders["dogs"]) == open_dataset(folders["dogs"])
     sent = pickle.loads(pickle.dumps(union))

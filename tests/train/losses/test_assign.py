@@ -124,6 +124,7 @@ def test_the_targets_of_some_images_are_those_of_a_batch_of_these_images():
         torch.tensor([5, 6, 7, 8]),
         torch.arange(16.0).reshape(4, 4),
         boxes_known=torch.tensor([True, False, True]),
+        classes_known=torch.tensor([[True, True], [True, False], [False, True]]),
         keypoints=torch.arange(24.0).reshape(4, 2, 3),
         identities=torch.tensor([1, -1, 2, 3]),
         has_mask=torch.tensor([True, True, False, True]),
@@ -134,6 +135,7 @@ def test_the_targets_of_some_images_are_those_of_a_batch_of_these_images():
     assert part.images.tolist() == [0, 0, 1] and part.labels.tolist() == [6, 7, 8]
     assert torch.equal(part.boxes_cxcywh, targets.boxes_cxcywh[1:]) and torch.equal(part.keypoints, targets.keypoints[1:])
     assert part.identities.tolist() == [-1, 2, 3] and part.has_mask.tolist() == [True, False, True]
+    assert part.classes_known.tolist() == [[True, False], [False, True]]
     assert part.boxes_known.tolist() == [False, True] and part.image_labels.tolist() == [[1.0], [0.5]]
     assert torch.equal(part.instances, torch.where(instances[1:] > 0, instances[1:] - 1, 0)) and part.instances.dtype == torch.int32
     assert len(targets.of_images(0, 1).labels) == 1 and targets.of_images(0, 3).instances.tolist() == instances.tolist()

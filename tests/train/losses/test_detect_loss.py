@@ -1,6 +1,7 @@
 """The terms of the detection loss for handmade predictions."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -165,6 +166,18 @@ def test_the_class_gain_shrinks_with_the_number_of_classes_down_to_30(classes, c
     boxes = Targets(BOXES.images, BOXES.labels.clamp(max=1), BOXES.boxes_cxcywh)
     terms = detection_loss(raw_zeros(head), boxes, head, LossConfig())
     assert terms["cls"].item() == pytest.approx(math.log(2) * 2 * 0.3 * 3 / 2 * counted / 80, rel=1e-5)
+
+
+def test_the_class_loss_is_a_mean_over_the_classes_that_the_dataset_of_the_image_names():
+    head, images = make_head(classes=3), int(BOXES.images.max()) + 1
+    boxes = replace(BOXES, labels=torch.zeros_like(BOXES.labels))
+    known = torch.tensor([[True, False, True]]).repeat(images, 1)
+    raw = raw_zeros(head)
+    terms = detection_loss(raw, replace(boxes, classes_known=known), head, LossConfig())
+    assert terms["cls"].item() == pytest.approx(detection_loss(raw_zeros(head), boxes, head, LossConfig())["cls"].item(), rel=1e-5)
+    terms["cls"].backward()
+    assert all((level.grad[..., 6] == 0).all() for level in raw)
+    assert any((level.grad[..., 7] != 0).any() for level in raw)
 
 
 def test_a_single_class_has_no_class_loss():

@@ -114,6 +114,15 @@ def test_the_background_of_an_image_without_all_its_boxes_is_unknown():
     assert (unknown[:1] == 0).all(), "cells outside of the box"
 
 
+def test_classes_that_the_dataset_of_an_image_does_not_name_are_unknown():
+    known = torch.tensor([[True, True, False], [True, True, True]])
+    targets, raw = replace(random_targets(6), labels=torch.zeros(6, dtype=torch.long), classes_known=known), raw_outputs()
+    sum(losses_of(raw, targets).values()).backward()
+    for level in raw:
+        assert (level.grad[0, ..., 4 + 2] == 0).all()
+        assert (level.grad[1, ..., 4 + 2] != 0).all() and (level.grad[:, ..., 4:6] != 0).all()
+
+
 @pytest.mark.parametrize("bins", [1, BINS])
 def test_a_step_along_the_gradient_improves_box_and_class(bins):
     targets, raw = random_targets(6), raw_outputs(bins)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from yolor_ray.data.augment.instance_map import renumber_instances, visible_objects, warp_instances
-from yolor_ray.data.augment.labels import SampleLabels, concatenate_labels
+from yolor_ray.data.augment.labels import SampleLabels, concatenate_labels, known_in_all
 from yolor_ray.data.augment.tile import Tile
 from yolor_ray.data.augment.visibility import combine_image_labels, visible_share
 
@@ -67,6 +67,7 @@ def transform_labels(placed_tiles: list[PlacedTile], canvas_px: tuple[int, int],
         boxes_xyxy=clipped[keep],
         labels=np.concatenate([tile.labels for tile in annotations])[keep],
         boxes_known=boxes_known,
+        classes_known=known_in_all([tile.classes_known for tile in annotations]),
         keypoints=None if keypoints is None else _transform_keypoints(keypoints[keep], canvas_px, matrix, side),
         identities=None if identities is None else identities[keep],
         has_mask=has_mask,

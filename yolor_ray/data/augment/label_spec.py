@@ -1,6 +1,6 @@
 """Annotations of the network's tasks, needed in training besides boxes.
 
-Legend: M image classes, I individuals.
+Legend: K object classes, M image classes, I individuals.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ class LabelSpec:
     """Names of the keypoints per object; empty for samples without keypoints."""
     identities: np.ndarray | None = None
     """(I,) int64, sorted: the individuals of the training set; samples hold indices into this array."""
+    object_classes: np.ndarray | None = None
+    """(members, K) bool: for each dataset of a union, the object classes that its images are annotated with; None if all name all."""
     image_classes: np.ndarray | None = None
     """(members, M) bool: for each dataset of a union, the image classes that its images are annotated with."""
 

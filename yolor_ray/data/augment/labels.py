@@ -1,6 +1,6 @@
 """Annotations of one training image: arrays over its objects, and labels of the image as a whole.
 
-Legend: N objects, J keypoints per object, M labels of the whole image, S side of the square network input in pixels.
+Legend: N objects, K object classes, J keypoints per object, M labels of the whole image, S side of the square network input in pixels.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,8 @@ class SampleLabels:
     """(N,) int64: classes of the objects."""
     boxes_known: bool = True
     """True if every object of the image has a box here; False if there may be other objects."""
+    classes_known: np.ndarray | None = None
+    """(K,) bool: classes whose objects are annotated in the image; None for all classes."""
     keypoints: np.ndarray | None = None
     """(N, J, 3) float32: x, y and visibility: -1 not annotated, 0 unlabelled, 1 hidden, 2 visible; x, y mean nothing below 1."""
     identities: np.ndarray | None = None
@@ -37,6 +39,12 @@ def concatenate_labels(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None
     return np.concatenate(present) if len(present) == len(arrays) else None
 
 
+def known_in_all(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Return (K,) bool: the classes that are known in each of several images; None if any of them is None."""
+    present = [array for array in arrays if array is not None]
+    return np.logical_and.reduce(present) if len(present) == len(arrays) else None
+
+
 def mixup_labels(first: SampleLabels, second: SampleLabels) -> SampleLabels:
     """Combine the annotations of two images blended by mixup.
 
@@ -48,6 +56,7 @@ def mixup_labels(first: SampleLabels, second: SampleLabels) -> SampleLabels:
         boxes_xyxy=np.concatenate([annotations.boxes_xyxy for annotations in both]),
         labels=np.concatenate([annotations.labels for annotations in both]),
         boxes_known=first.boxes_known and second.boxes_known,
+        classes_known=known_in_all([annotations.classes_known for annotations in both]),
         keypoints=concatenate_labels([annotations.keypoints for annotations in both]),
         identities=concatenate_labels([annotations.identities for annotations in both]),
         has_mask=concatenate_labels([first.has_mask, no_mask]),

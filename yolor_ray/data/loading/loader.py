@@ -2,7 +2,7 @@
 
 Encoded bytes come in whole row groups from a `Source`. Decoded tiles are cached while they fit, so that mosaics cost no second
 decode. A sample depends on seed, epoch and record alone, not on the thread that makes it.
-Legend: B images, S side of the square network input in pixels, N boxes, J keypoints per object, M labels of the whole image.
+Legend: B images, S side of the square network input in pixels, N boxes, K classes, J keypoints per object, M labels of the whole image.
 """
 
 from collections import deque
@@ -51,6 +51,8 @@ class Batch:
     """(N, 4) float32, pixels of the network input."""
     boxes_known: np.ndarray
     """(B,) bool: True if every object of the image has a box here; False if there may be other objects."""
+    classes_known: np.ndarray | None = None
+    """(B, K) bool: classes whose objects are annotated in the image; None for all classes."""
     keypoints: np.ndarray | None = None
     """(N, J, 3) float32: x, y in pixels of the network input; visibility -1 not annotated, 0 unlabelled, 1 hidden, 2 visible."""
     identities: np.ndarray | None = None
@@ -88,6 +90,7 @@ def make_batch(images: np.ndarray, annotations: Sequence[SampleLabels]) -> Batch
         labels=np.concatenate([sample.labels for sample in annotations]),
         boxes_xyxy=np.concatenate([sample.boxes_xyxy for sample in annotations]).astype(np.float32),
         boxes_known=np.array([sample.boxes_known for sample in annotations], np.bool_),
+        classes_known=_stack([sample.classes_known for sample in annotations]),
         keypoints=concatenate_labels([sample.keypoints for sample in annotations]),
         identities=concatenate_labels([sample.identities for sample in annotations]),
         has_mask=concatenate_labels([sample.has_mask for sample in annotations]),

@@ -101,6 +101,14 @@ class Dataset:
         starts = itertools.accumulate((rows for _, _, rows, _ in groups), initial=0)
         return tuple(RowGroup(name, index, first, rows, member) for (name, index, rows, member), first in zip(groups, starts, strict=False))
 
+    def classes_of(self, member: int) -> np.ndarray:
+        """Return (K,) bool: the object classes that a member is annotated with; objects of the other classes are unknown.
+
+        A member without a class of its own shows background, so that its images have no object of any class.
+        """
+        annotated = (self.members or (self,))[member].classes or self.classes
+        return np.array([name in annotated for name in self.classes], np.bool_)
+
     def image_classes_of(self, member: int) -> np.ndarray:
         """Return (M,) bool: the image classes that a member is annotated with; labels of the other classes are unknown."""
         annotated = (self.members or (self,))[member].image_classes

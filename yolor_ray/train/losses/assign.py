@@ -29,6 +29,8 @@ class Targets:
     """Pixels of the network input."""
     boxes_known: Bool[Tensor, "B"] | None = None
     """True for images in which every object has a box, so the rest is background; None if all images are such."""
+    classes_known: Bool[Tensor, "B K"] | None = None
+    """True for the classes whose objects are annotated in the image; None for all classes of all images."""
     keypoints: Float[Tensor, "N J 3"] | None = None
     """x and y in pixels of the network input; visibility 2 or 1 labelled, 0 not visible or not labelled, -1 unknown."""
     identities: Int[Tensor, "N"] | None = None
@@ -55,7 +57,7 @@ class Targets:
         """Return the targets of the images from `start` up to, but without, `stop`; images and objects are counted anew."""
         inside = (self.images >= start) & (self.images < stop)
         per_object = {name: getattr(self, name) for name in ("labels", "boxes_cxcywh", "keypoints", "identities", "has_mask")}
-        per_image = {name: getattr(self, name) for name in ("boxes_known", "instances", "image_labels")}
+        per_image = {name: getattr(self, name) for name in ("boxes_known", "classes_known", "instances", "image_labels")}
         kept: dict[str, Any] = {name: tensor[inside] for name, tensor in per_object.items() if tensor is not None}
         kept |= {name: tensor[start:stop] for name, tensor in per_image.items() if tensor is not None}
         if self.instances is not None:

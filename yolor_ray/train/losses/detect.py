@@ -100,8 +100,10 @@ def _objectness_target(level: Tensor, matches: Matches, ciou: Float[Tensor, "M"]
 
 
 def _class_loss(matched: Float[Tensor, "M F"], targets: Targets, matches: Matches, class_weights: Tensor | None) -> Tensor:
+    """Return the binary cross-entropy as a mean over the known classes of the matches."""
     classes = matched.shape[1] - 5
     if classes == 1:
         return matched[:, 5:].sum() * 0
     weights = None if class_weights is None else class_weights[targets.labels[matches.objects], None]
-    return F.binary_cross_entropy_with_logits(matched[:, 5:], targets.class_targets(matches.objects, classes), weights)
+    losses = F.binary_cross_entropy_with_logits(matched[:, 5:], targets.class_targets(matches.objects, classes), weights, reduction="none")
+    return losses.mean() if targets.classes_known is None else losses[targets.classes_known[matches.images]].mean()

@@ -106,13 +106,15 @@ def distribution_loss(distances: Float[Tensor, "M 4 R"], expected: Float[Tensor,
 def _class_loss(
     logits: Float[Tensor, "B P K"], assigned: Assignment, targets: Targets, background: Bool[Tensor, "B P"], class_weights: Tensor | None
 ) -> Tensor:
-    """Return the summed binary cross-entropy; where not every object has a box, only assigned predictions count."""
+    """Return the summed binary cross-entropy of known classes; where not every object has a box, only assigned predictions count."""
     expected = torch.zeros_like(logits)
     expected[assigned.images, assigned.predictions] = assigned.scores[:, None] * targets.class_targets(assigned.objects, logits.shape[-1])
-    losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").sum(dim=-1)
+    losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none")
+    if targets.classes_known is not None:
+        losses = losses * targets.classes_known[:, None]
     labels, weights = targets.labels[assigned.objects], background.to(losses)
     weights[assigned.images, assigned.predictions] = 1.0 if class_weights is None else class_weights[labels]
-    return (losses * weights).sum()
+    return (losses.sum(dim=-1) * weights).sum()
 
 
 def assign(

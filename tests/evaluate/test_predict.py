@@ -9,7 +9,6 @@ from pycocotools import mask as run_length
 
 from yolor_ray.data.shards.dataset import read_row_group
 from yolor_ray.data.shards.records import Objects, Record
-from yolor_ray.data.shards.union import unite
 from yolor_ray.errors import ImageError
 from yolor_ray.evaluate import coco, predict
 from yolor_ray.evaluate.detections import from_parquet
@@ -42,14 +41,6 @@ def perfect(squares):
 def test_a_perfect_network_scores_one_on_images_of_all_shapes(squares, perfect):
     metrics = measure(squares, perfect, ("detect",)).metrics
     assert metrics["AP"] > 0.99 and metrics["AP50"] == pytest.approx(1)
-
-
-def test_detections_of_classes_that_the_dataset_of_the_image_does_not_name_are_left_out(squares):
-    circles = replace(squares, classes=("nothing", "circle"), boxes_per_class={"nothing": 0, "circle": 100})
-    union = unite([squares, circles])
-    detections = dict(predict_row_groups(_detect_white, union, union.row_groups, 64, 16))
-    assert {len(detections[image_id].labels) for image_id in range(squares.images)} == {1}
-    assert {len(detections[image_id].labels) for image_id in range(squares.images, union.images)} == {0}
 
 
 def test_detections_do_not_depend_on_the_distribution_of_row_groups(squares):

@@ -88,13 +88,13 @@ def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Coll
 def _measure_coco(dataset: Dataset, images: Sequence[_Image], task: str) -> tuple[coco.CocoResult, list[coco.ResultRow]]:
     """Compare by COCO's rules; in a union, an image is compared in the classes that its own dataset names."""
     iou_type, classes = coco.IOU_TYPES[task], dataset.classes
-    member_classes = [{classes.index(name) for name in member.classes} for member in dataset.members or (dataset,)]
+    known = [dataset.classes_of(member) for member in range(max(len(dataset.members), 1))]
     rows = [
         row
         for image in images
         if task in image.record.tasks
         for row in coco.make_result_rows(image.image_id, image.detections, image.record.width, image.record.height, iou_type)
-        if row["category_id"] in member_classes[image.member]
+        if known[image.member][row["category_id"]]
     ]
     return coco.measure(make_task_truth([image.record for image in images], classes, task), rows, iou_type), rows
 

@@ -45,22 +45,15 @@ def predict_row_groups(
     """Yield (image id, detections) for every image of the row groups."""
     for images in image_batches(dataset, groups, image_px, batch, decode_threads):
         batch_detections = detect(torch.from_numpy(images.images), confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
-        yield from locate_detections(dataset, images, batch_detections)
+        yield from locate_detections(images, batch_detections)
 
 
-def locate_detections(
-    dataset: Dataset, images: ImageBatch, batch_detections: Sequence[Detections]
-) -> Iterator[tuple[int, ImageDetections]]:
-    """Yield (image id, detections) for every image of a batch, in pixels of the displayed image.
-
-    Detections of classes that the image's dataset does not name are left out: nobody knows whether they are right.
-    """
-    known = torch.from_numpy(dataset.classes_of(images.member))
+def locate_detections(images: ImageBatch, batch_detections: Sequence[Detections]) -> Iterator[tuple[int, ImageDetections]]:
+    """Yield (image id, detections) for every image of a batch, in pixels of the displayed image."""
     image_ids = range(images.first_id, images.first_id + len(images.records))
     for image_id, detections, letterbox, record in zip(image_ids, batch_detections, images.letterboxes, images.records, strict=True):
         # Masks take time and embeddings take memory; neither can be scored on an image that is not annotated for its task.
         scored = detections if "embed" in record.tasks else replace(detections, embeddings=None)
-        scored = scored if known.all() else scored.keep(known[scored.labels])
         yield image_id, to_image_detections(scored, letterbox, masks="segment" in record.tasks)
 
 

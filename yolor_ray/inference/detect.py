@@ -4,10 +4,10 @@ Legend: B images, S side of the square input in pixels, D detections, J keypoint
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from yolor_ray import boxes
@@ -35,11 +35,6 @@ class Detections:
     """Prototypes of the image's masks; their sides are a quarter of the input's."""
     image_labels: Float[Tensor, "M"] | None = None
     """Probability of each label of the whole image."""
-
-    def keep(self, kept: Bool[Tensor, "D"]) -> "Detections":
-        """Return the detections where `kept` is True."""
-        names = ("boxes_xyxy", "confidences", "labels", *PREDICTION_OUTPUTS)
-        return replace(self, **{name: tensor[kept] for name in names if (tensor := getattr(self, name)) is not None})
 
 
 PREDICTION_OUTPUTS = ("keypoints", "embeddings", "coefficients")

@@ -59,7 +59,7 @@ def _predict(network: Yolor, losses: ValidationLoss, context: TrainContext, grou
         raw = network(to_input(torch.from_numpy(images.images), device))
         losses.add(raw, images)
         selected = select(network.decode(raw), confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
-        detections.update(locate_detections(context.val, images, selected))
+        detections.update(locate_detections(images, selected))
     return detections
 
 

@@ -1,5 +1,6 @@
 """Private names of Ray: each still exists and still works, or the test names the public interface that is awaited."""
 
+import asyncio
 import importlib.util
 import inspect
 import os
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import ray
+import uvicorn
 from ray.core.generated import gcs_service_pb2
 
 from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.ray_internals import PRIVATE_NAMES, PRIVATE_VARIABLES
+from yolor_ray.serve.http.upgrade import UpgradeIgnoringProtocol
+from yolor_ray.serve.run import PROXY_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 # Ray Serve 2.60 uses a spelling that Pydantic 2 deprecates, once, while it is imported.
@@ -43,6 +47,25 @@ def test_ray_still_has_the_rpc_that_needs_a_token():
 def test_ray_init_still_takes_the_address_to_listen_on():
     [argument] = ray_internals.LOOPBACK
     assert f'kwargs.pop("{argument}"' in inspect.getsource(inspect.unwrap(ray.init)), "look for the public interface: node_ip_address"
+
+
+def test_rays_http_server_still_takes_the_protocol_that_the_callback_of_its_proxy_sets(monkeypatch):
+    from ray.serve._private import http_util
+    from ray.serve.config import HTTPOptions
+
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", uvicorn.config.HTTP_PROTOCOLS["auto"])
+    monkeypatch.setattr(http_util, ray_internals.HTTP_PROXY_CALLBACK, PROXY_ENVIRONMENT[ray_internals.HTTP_PROXY_CALLBACK])
+
+    async def start_and_stop():
+        options = http_util.configure_http_options_with_defaults(HTTPOptions(port=0))
+        options = http_util.configure_http_middlewares(options)
+        task, server = await http_util.start_asgi_http_server(print, options, event_loop=asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        server.should_exit = True
+        await task
+        return server.config.http_protocol_class
+
+    assert asyncio.run(start_and_stop()) is UpgradeIgnoringProtocol, PRIVATE_VARIABLES[ray_internals.HTTP_PROXY_CALLBACK].awaited
 
 
 def test_an_unknown_name_is_an_attribute_error():

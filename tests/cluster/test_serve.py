@@ -163,6 +163,11 @@ def test_errors_pass_the_proxy_as_json(job, jpeg):
     assert requests.get(f"{job.url}/nowhere", timeout=10).json()["code"] == "not_found"
 
 
+def test_an_image_is_read_from_a_request_that_offers_another_protocol(job, jpeg):
+    # HAProxy passes this offer on to the replica.
+    assert post(job, jpeg, Connection="Upgrade", Upgrade="TLS/1.0").json()["detections"] == post(job, jpeg).json()["detections"]
+
+
 def test_a_full_queue_is_answered_429_with_retry_after(job, jpeg):
     with ThreadPoolExecutor(24) as pool:
         answers = list(pool.map(lambda _: post(job, jpeg), range(120)))

@@ -9,6 +9,7 @@ import uvicorn
 
 from red_engine import RedEngine, serve_settings
 from yolor_ray.serve.http.api import create_app
+from yolor_ray.serve.http.upgrade import ignore_upgrades
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.service import Service
 
@@ -38,6 +39,7 @@ class Client:
 @contextmanager
 def served(engine, **changes):
     """Serve an engine over real HTTP in a thread, as each replica of Ray Serve does with uvicorn."""
+    ignore_upgrades()
     service = Service(engine, serve_settings(**changes), ServiceMetrics("replica-1"))
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run)

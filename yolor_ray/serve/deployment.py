@@ -17,6 +17,7 @@ from yolor_ray.errors import ConfigError
 from yolor_ray.io.redact import hide_secrets
 from yolor_ray.serve.engine import LocalEngine
 from yolor_ray.serve.http.api import create_app
+from yolor_ray.serve.http.upgrade import ignore_upgrades
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.service import Service
 
@@ -32,6 +33,8 @@ class Detector:
         """Load the weights; the replica is ready when the constructor returns."""
         # `serve deploy` starts replicas without a job of this package, and so without the hook that redacts secrets.
         hide_secrets()
+        # Under HAProxy the replica is an HTTP server, which Ray starts when the constructor has returned.
+        ignore_upgrades()
         replica = serve.get_replica_context().replica_id.unique_id
         self._service = Service(LocalEngine(settings), settings, ServiceMetrics(replica, to_ray=True))
 

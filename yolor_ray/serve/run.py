@@ -31,6 +31,8 @@ from yolor_ray.serve import haproxy
 APPLICATION = "yolor_ray"
 HAPROXY_PORTS = range(20_000, 32_000)
 """Range of HAProxy's ports: above Ray's and below those of outgoing connections, because HAProxy opens a port seconds after its choice."""
+PROXY_ENVIRONMENT = {ray_internals.HTTP_PROXY_CALLBACK: "yolor_ray.serve.http.upgrade:ignore_upgrades"}
+"""Variable by which Ray's Python proxy, which runs where HAProxy does not, reads the bodies of requests that offer another protocol."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 logger = logging.getLogger(__name__)
@@ -94,7 +96,7 @@ def _serve_in_cluster(settings: config.ServeConfig, url: str) -> NoReturn:
     from yolor_ray.cluster.access import check_access
 
     check_access(os.environ["RAY_ADDRESS"], allow_unauthenticated=True)
-    ray.init(runtime_env=REDACTION_HOOK)
+    ray.init(runtime_env={**REDACTION_HOOK, "env_vars": _without_those_set(PROXY_ENVIRONMENT)})
     _stop_on_signals()
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})
@@ -155,10 +157,15 @@ def _check_resources(settings: config.ServeConfig, resources: Mapping[str, float
 def _ray_environment(folder: Path) -> dict[str, str]:
     """Return the environment that Ray's processes need before they start, without the variables that the user has set."""
     variables = {"RAY_SERVE_ENABLE_HA_PROXY": "1" if ray_internals.has_haproxy() else "0"}
+    variables |= PROXY_ENVIRONMENT
     # On one machine there is no load balancer that must first notice that a replica leaves.
     variables[ray_internals.MIN_DRAINING_PERIOD] = "1"
     if variables["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
         variables |= _haproxy_environment(folder)
+    return _without_those_set(variables)
+
+
+def _without_those_set(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if name not in os.environ}
 
 

@@ -10,8 +10,10 @@ from dataclasses import replace
 
 from yolor_ray.config import AugmentConfig, DataConfig, ImplicitConfig, LossConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
 
-NANO = NetworkConfig(stem="reorg", stem_width=16, widths=(32, 48, 96, 160), depths=(1, 2, 2, 1), neck_depth=1, head="free")
-SMALL = NetworkConfig(stem="reorg", stem_width=32, widths=(64, 128, 256, 448), depths=(1, 2, 3, 2), neck_depth=1, head="free")
+NANO = NetworkConfig(
+    stem="reorg", stem_width=16, widths=(32, 48, 96, 160), depths=(1, 2, 2, 1), neck_depth=1, head="free", distance_bins=16
+)
+SMALL = replace(NANO, stem_width=32, widths=(64, 128, 256, 448), depths=(1, 2, 3, 2))
 CSP = NetworkConfig(norm_eps=1e-4)
 CSP_X = replace(CSP, widths=(80, 160, 320, 640, 1280), depths=(1, 3, 10, 10, 5), neck_depth=3, spp_pairs=2)
 PLAIN = ImplicitConfig(align="none", refine="none")

@@ -154,11 +154,6 @@ def test_weights_with_other_bins_give_everything_but_the_distances(tmp_path, fou
     assert report.partial == ()
 
 
-def test_bins_belong_to_the_head_without_anchors():
-    with pytest.raises(ConfigError, match=r"network\.distance_bins: found 16, expected 1, as network\.head anchors has no distances"):
-        NetworkConfig(distance_bins=16)
-
-
 @pytest.mark.parametrize(("found", "wanted"), [("free", "anchors"), ("anchors", "free")])
 def test_weights_of_the_other_head_give_the_backbone_and_the_neck(tmp_path, found, wanted):
     anchors = torch.ones(2, 3, 2)

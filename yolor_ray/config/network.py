@@ -99,8 +99,6 @@ class NetworkConfig:
         check(all(d >= 0 for d in self.depths), "network.depths", self.depths, "0 or more bottlenecks")
         for name in ("stem_width", "distance_bins", "anchors_per_level", "spp_pairs"):
             check(getattr(self, name) >= 1, f"network.{name}", getattr(self, name), "1 or more")
-        in_use = self.distance_bins == 1 or self.head == "free"
-        check(in_use, "network.distance_bins", self.distance_bins, "1, as network.head anchors has no distances")
         check(self.neck_depth >= 0, "network.neck_depth", self.neck_depth, "0 or more")
         check(self.norm_eps > 0, "network.norm_eps", self.norm_eps, "more than 0")
         check(2 <= self.levels <= 5, "network.levels", self.levels, "2 to 5")

@@ -3,6 +3,8 @@
 | fault | workers | expected |
 |---|---|---|
 | a worker process is killed during a step | 2 | resumes with 2; weights as undisturbed |
+| a worker process is stopped for ever | 2 | resumes with 2, names the worker; weights as undisturbed |
+| a worker process runs 10 % of the time | 2 | names the worker; weights as undisturbed |
 | the node of rank 0 is cut off, later connected again | 1-2 | resumes with 1; the old rank 0 does no harm |
 | a node is lost for good and replaced | 1-2 | resumes with 1, then with 2 |
 | the driver is killed, the same command is given again | 2 | resumes; weights as undisturbed |
@@ -14,13 +16,16 @@
 | SIGTERM to a node's `ray start --block` | 1-2 | resumes with 1 |
 
 Each epoch takes every record once, and no attempt resumes from an older checkpoint than the newest complete one before the fault. Run by
-`make chaos`, as root, in over half an hour. tests/train/checkpoint/test_kill_points.py kills each step of writing a checkpoint.
+`make chaos`, as root, in almost an hour. tests/train/checkpoint/test_kill_points.py kills each step of writing a checkpoint.
 """
 
 import os
+import re
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -32,9 +37,14 @@ pytestmark = pytest.mark.chaos
 AddRow = Callable[..., None]
 LONG = 120
 """Epochs of a run that outlasts a node's loss and return."""
+SLOW = 40
+"""Epochs of a run that outlasts two comparisons of its workers, one of which is slow."""
 PREEMPTED = 143
 NOTICE_S = 25
 DISK_MB = 24
+HUNG_DOWNTIME_S = 150
+"""60 s until a worker counts as hung, 40 s until Ray has ended it, and the start of the next attempt."""
+WARNING_TIMEOUT_S = 120
 LOSS_TOLERANCE = 0.2
 """Relative difference of the last loss after a change of the number of workers, which changes the batch normalisation of each batch. Over
 the last five epochs of LONG, the losses of undisturbed runs in one process (`--cluster.workers 0 --run.seed 0` to `3`) lie between 0.93
@@ -55,6 +65,36 @@ def test_a_worker_killed_during_a_step_costs_less_than_a_checkpoint_interval(lab
     outcome = finish(run, process, expected)
     add_row("worker process killed during a step", outcome)
     assert worker_counts(outcome) == [2, 2]
+    assert outcome.equal
+
+
+def test_a_stopped_worker_is_ended_and_named(lab: Lab, start_run, add_row: AddRow) -> None:
+    run, process, expected = start_run("2")
+    [stopped] = lab.workers("node1")
+    os.kill(stopped, signal.SIGSTOP)
+    run.wait_for_attempt(workers=2, attempt=2, process=process)
+    assert not Path(f"/proc/{stopped}").exists(), "a stopped worker could continue and write later"
+    outcome = finish(run, process, expected)
+    add_row("worker process stopped for ever", outcome)
+    reason = outcome.attempts[1]["restart_reason"]
+    assert re.fullmatch(rf"rank [01] on node {lab.nodes['node1'].address} did not answer for 60 s after step \d+", reason)
+    assert outcome.downtimes_s[0] < HUNG_DOWNTIME_S
+    assert outcome.equal
+
+
+def test_a_slow_worker_is_named(lab: Lab, start_run, add_row: AddRow) -> None:
+    run, process, expected = start_run("2", SLOW)
+    [slow] = lab.workers("node1")
+    deadline = time.monotonic() + WARNING_TIMEOUT_S
+    while "event=slow_worker" not in process.output:
+        assert time.monotonic() < deadline, process.output[-4000:]
+        for number, seconds in ((signal.SIGSTOP, 0.09), (signal.SIGCONT, 0.01)):
+            os.kill(slow, number)
+            time.sleep(seconds)
+    outcome = finish(run, process, expected)
+    add_row("worker process that ran 10 % of the time", outcome)
+    assert set(re.findall(r"event=slow_worker rank=[01] node=(\S+)", process.output)) == {lab.nodes["node1"].address}
+    assert len(outcome.attempts) == 1
     assert outcome.equal
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import uvicorn
@@ -66,6 +67,24 @@ def test_rays_http_server_still_takes_the_protocol_that_the_callback_of_its_prox
         return server.config.http_protocol_class
 
     assert asyncio.run(start_and_stop()) is UpgradeIgnoringProtocol, PRIVATE_VARIABLES[ray_internals.HTTP_PROXY_CALLBACK].awaited
+
+
+def test_processes_of_a_local_ray_get_no_signal_of_the_group_and_end_with_their_parent(tmp_path):
+    program = (
+        "import os, sys, time\n"
+        "from ray._private.services import start_ray_process\n"
+        "from yolor_ray.cluster.ray_internals import ray_in_own_sessions\n"
+        "with ray_in_own_sessions():\n"
+        "    process = start_ray_process(['sleep', '60'], 'test', fate_share=True).process\n"
+        "print(process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        session = os.getsid(child.pid)
+        parent.kill()
+    assert session == child.pid
+    child.wait(10)
 
 
 def test_an_unknown_name_is_an_attribute_error():

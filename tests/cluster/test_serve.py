@@ -83,7 +83,9 @@ class Job:
         command = [sys.executable, str(JOB), "--weights", str(folder / "weights"), "--port", str(self.port), *flags]
         self.log = folder / "log"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=log)
+            self.process = subprocess.Popen(
+                command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            )
 
     def wait_until_ready(self):
         deadline = time.monotonic() + 90
@@ -92,7 +94,8 @@ class Job:
             time.sleep(0.1)
 
     def stop(self):
-        self.process.send_signal(signal.SIGTERM)
+        # To the whole process group, as `timeout` does: not to the job alone.
+        os.killpg(self.process.pid, signal.SIGTERM)
         output, _ = self.process.communicate(timeout=60)
         return output.decode()
 

@@ -102,8 +102,11 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     worker = next(p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline()))
     worker.kill()
     wait_for(lambda: has_a_checkpoint_of_its_second_attempt(run), job)
-    job.send_signal(signal.SIGTERM)
+    started = psutil.Process(job.pid).children(recursive=True)
+    # To the whole process group, as `timeout` does: not to the job alone.
+    os.killpg(job.pid, signal.SIGTERM)
     assert job.wait(60) == 143, output.read_text()[-3000:]
+    assert psutil.wait_procs(started, timeout=10)[1] == []
     assert f"preempted: {run}: SIGTERM ended training; the same command resumes from the newest checkpoint" in output.read_text()
     preempted_at = max(checkpoint_steps(run))
     resumed = run_job(arguments, ray_cluster)

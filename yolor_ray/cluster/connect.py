@@ -10,7 +10,7 @@ import ray
 
 from yolor_ray.cluster.access import check_access
 from yolor_ray.cluster.environment import MALLOC_SETTINGS, REDACTION_HOOK
-from yolor_ray.cluster.ray_internals import JOB_CONFIG, LOOPBACK, VISIBLE_DEVICES_OVERRIDE
+from yolor_ray.cluster.ray_internals import JOB_CONFIG, LOOPBACK, VISIBLE_DEVICES_OVERRIDE, ray_in_own_sessions
 from yolor_ray.errors import UserError
 
 WORKER_ENVIRONMENT = {
@@ -52,7 +52,8 @@ def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: b
         return
     # Ray warns about the coming default for workers without a GPU until this variable is set.
     os.environ.setdefault(VISIBLE_DEVICES_OVERRIDE, "0")
-    ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **LOOPBACK, **options)
+    with ray_in_own_sessions():
+        ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **LOOPBACK, **options)
 
 
 def _environment() -> dict[str, str]:

@@ -4,8 +4,11 @@ Each name is loaded at its first use: `jobs/serve.py` must set the environment b
 3 s. The test tests/cluster/test_ray_internals.py loads each name, and fails with the public interface that is awaited in its place.
 """
 
+import contextlib
+import functools
 import importlib
 import importlib.util
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -51,6 +54,9 @@ PRIVATE_NAMES = {
     "WorkerGroupStartupTimeoutError": PrivateName(
         "ray.train.v2._internal.exceptions", "WorkerGroupStartupTimeoutError", "ray.train.WorkerGroupStartupTimeoutError"
     ),
+    "WorkerHealthCheckTimeoutError": PrivateName(
+        "ray.train.v2._internal.exceptions", "WorkerHealthCheckTimeoutError", "ray.train.WorkerHealthCheckTimeoutError"
+    ),
     "WorkerHealthCheckFailedError": PrivateName(
         "ray.train.v2._internal.exceptions", "WorkerHealthCheckFailedError", "ray.train.WorkerHealthCheckFailedError"
     ),
@@ -76,6 +82,7 @@ everyone. Awaited: a public `node_ip_address` of `ray.init`."""
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PRINT_PATCH = "RAY_TRAIN_ENABLE_PRINT_PATCH"
+HUNG_WORKER_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 VISIBLE_DEVICES_OVERRIDE = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 HTTP_PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -94,6 +101,7 @@ TRAIN_CONSTANTS, SERVE_CONSTANTS = "ray.train.v2._internal.constants", "ray.serv
 PRIVATE_VARIABLES = {
     JOB_CONFIG: PrivateVariable("ray._private.runtime_env.constants", "the submitted runtime environment before ray.init()"),
     PRINT_PATCH: PrivateVariable(TRAIN_CONSTANTS, "a documented switch for the print patch in ray.train.RunConfig"),
+    HUNG_WORKER_TIMEOUT: PrivateVariable(TRAIN_CONSTANTS, "a documented limit for unanswered health checks in ray.train.RunConfig"),
     PREEMPTION_WATCHER: PrivateVariable(TRAIN_CONSTANTS, "a documented switch for the watcher in ray.train.FailureConfig"),
     VISIBLE_DEVICES_OVERRIDE: PrivateVariable("ray._private.accelerators.accelerator", "the announced default, 0"),
     HTTP_PROXY_CALLBACK: PrivateVariable(SERVE_CONSTANTS, "the HTTP protocol of uvicorn, or middlewares, in serve.config.HTTPOptions"),
@@ -116,6 +124,23 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     private = PRIVATE_NAMES[name]
     return attrgetter(private.attribute)(importlib.import_module(private.module))
+
+
+@contextlib.contextmanager
+def ray_in_own_sessions() -> Iterator[None]:
+    """Let `ray.init` start each process of a local Ray in a session of its own, so that signals to this process's group do not reach it.
+
+    A terminal, `timeout` and many process managers signal the whole group: Ray would end before this process has written a
+    checkpoint. Ray's processes still end with this process, because Linux kills them with their parent. Awaited: an option of
+    `ray.init` that separates Ray's processes.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def has_haproxy() -> bool:

@@ -25,6 +25,8 @@ class DistContext:
     rank: int
     world_size: int
     device: torch.device
+    node: str = ""
+    """Address of this worker's node; empty for a single process."""
     control_group: Any = None
     """Gloo group for control messages; None uses the default group."""
 
@@ -62,11 +64,11 @@ class DistContext:
                 dist.broadcast(tensor, src=0)
 
 
-def make_dist_context(device: torch.device) -> DistContext:
-    """Build the context of this worker, on `device`; without a process group, of a single worker."""
+def make_dist_context(device: torch.device, node: str = "") -> DistContext:
+    """Build the context of this worker, on `device` of `node`; without a process group, of a single worker."""
     if not dist.is_initialized():
-        return DistContext(0, 1, device)
+        return DistContext(0, 1, device, node)
     # A control message after every update must not wait for the GPU, as it would in an NCCL group.
     timeout = timedelta(seconds=COLLECTIVE_TIMEOUT_S)
     control_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() == "nccl" else None
-    return DistContext(dist.get_rank(), dist.get_world_size(), device, control_group)
+    return DistContext(dist.get_rank(), dist.get_world_size(), device, node, control_group)

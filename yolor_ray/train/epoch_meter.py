@@ -31,6 +31,8 @@ class EpochMeter:
     start: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
     first_wait_s: float = 0.0
+    _shared_at: float = 0.0
+    _shared_wait_s: float = 0.0
 
     def add(self, losses: dict[str, Tensor], images: int) -> None:
         """Add the losses of a step and its number of images over all workers."""
@@ -61,14 +63,23 @@ class EpochMeter:
             "memory_gb": _peak_memory_gb(),
         }
 
+    def recent_wait_share(self) -> float:
+        """Return the share of time spent waiting for batches since the last call, or since the first batch."""
+        now = time.monotonic()
+        share = (self.waited_s - self._shared_wait_s) / max(now - self._shared_at, 1e-9)
+        self._shared_at, self._shared_wait_s = now, self.waited_s
+        return share
+
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches and add up the time spent waiting for them."""
         while True:
             start = time.monotonic()
             batch = next(batches, None)
             waited_s = time.monotonic() - start
-            self.first_wait_s = self.first_wait_s or waited_s
             self.waited_s += waited_s
+            if self.first_wait_s == 0:
+                self.first_wait_s = self._shared_wait_s = waited_s
+                self._shared_at = time.monotonic()
             if batch is None:
                 return
             yield batch

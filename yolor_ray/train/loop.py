@@ -1,7 +1,7 @@
 """The training loop, for a single process and for any number of workers, on CPU or GPU.
 
 Read `train_loop` top to bottom: resume or start, then for each epoch train, validate, log and write a checkpoint. After each
-optimizer step all workers agree to continue, to save a checkpoint, or to save and stop.
+optimizer step all workers agree to continue, to compare their speeds, to save a checkpoint, or to save and stop.
 """
 
 import enum
@@ -26,6 +26,7 @@ from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.epoch_meter import EpochMeter
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.optim.early_stop import ends_early
+from yolor_ray.train.progress.slow_workers import SpeedComparison
 from yolor_ray.train.progress.warnings_once import warn_of_little_learning
 from yolor_ray.train.run_log import RunLogger
 from yolor_ray.train.settings_lock import RUN_FILE
@@ -47,8 +48,10 @@ class StepDecision(enum.IntEnum):
     """Action after an optimizer step; workers take the maximum (all-reduce)."""
 
     CONTINUE = 0
-    SAVE = 1
-    STOP = 2
+    COMPARE = 1
+    """Compare the speeds of the workers."""
+    SAVE = 2
+    STOP = 3
 
 
 @dataclass
@@ -69,11 +72,14 @@ class _Worker:
     learner: Learner
     loader: Loader
     progress: Progress
+    comparison: SpeedComparison
     rank_zero: RankZeroState | None
 
     def decide(self) -> StepDecision:
-        """Agree with all workers on the next action; rank 0 has the stop signal and the schedule of checkpoints."""
+        """Agree with all workers on the next action; rank 0 has the stop signal and the schedules of checkpoints and comparisons."""
         decision = StepDecision.CONTINUE
+        if self.rank_zero and self.comparison.is_due:
+            decision = StepDecision.COMPARE
         if self.rank_zero and self.rank_zero.checkpointer.is_due(self.learner.step, self.progress.epoch):
             decision = StepDecision.SAVE
         if self.rank_zero and self.context.stop_signal():
@@ -131,7 +137,7 @@ def _start_worker(context: TrainContext, dist_context: DistContext, stack: ExitS
         stack.callback(checkpointer.close)
         run_logger = stack.enter_context(RunLogger(context.run, progress.rows, context.config.optim.epochs))
         rank_zero = RankZeroState(attempt, run_logger, checkpointer)
-    return _Worker(context, dist_context, learner, loader, progress, rank_zero)
+    return _Worker(context, dist_context, learner, loader, progress, SpeedComparison(dist_context), rank_zero)
 
 
 def _train_epochs(worker: _Worker, report: Report) -> TrainOutcome:
@@ -200,7 +206,9 @@ def _train_epoch(worker: _Worker) -> dict[str, Any] | None:
         if worker.rank_zero:
             _log_step(worker.rank_zero, learner.step, progress.epoch + number / len(steps), meter)
         decision = worker.decide() if learner.gradients_applied and not is_last else StepDecision.CONTINUE
-        if decision is not StepDecision.CONTINUE:
+        if decision is StepDecision.COMPARE:
+            worker.comparison.compare(learner.average.network, batch.images, meter.recent_wait_share())
+        elif decision is not StepDecision.CONTINUE:
             ledger.merge(dist_context.gather(ledger.counts))
             progress.seen = ledger.seen
             worker.save_checkpoint(wait=decision is StepDecision.STOP)

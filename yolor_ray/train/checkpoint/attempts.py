@@ -11,6 +11,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from yolor_ray.config import renamed
 from yolor_ray.errors import NotFoundError, StorageError, SupersededError
@@ -65,6 +66,16 @@ def _read_file(run: str, name: str) -> bytes:
         return b""
     logger.warning("event=file_renamed old=%s new=%s advice='version 0.3 ignores the old file'", old, name)
     return content
+
+
+def last_step(run: str) -> int:
+    """Return the step of a run's last heartbeat, 0 before the first step."""
+    return int(_read_heartbeat(run).get("step", 0))
+
+
+def _read_heartbeat(run: str) -> dict[str, Any]:
+    """Return the last heartbeat of a run; empty before the first."""
+    return renamed.current_record(json.loads(_read_file(run, HEARTBEAT_FILE) or "{}"))
 
 
 class RunAttempt:
@@ -133,7 +144,7 @@ class RunAttempt:
         if not self._earlier:
             return None
         previous = self._earlier[-1]
-        heartbeat = renamed.current_record(json.loads(_read_file(self._run, HEARTBEAT_FILE) or "{}"))
+        heartbeat = _read_heartbeat(self._run)
         # A partitioned attempt may have written heartbeats after the attempt that replaced it took its first steps.
         if not heartbeat or (heartbeat["attempt"] < previous.attempt and previous.from_step > 0):
             return previous.from_step, datetime.fromisoformat(previous.started_at).timestamp()

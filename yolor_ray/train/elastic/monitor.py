@@ -32,15 +32,15 @@ class StopSignalActor:
     """Nodes of an attempt's workers, and the reason to stop the attempt; an actor on the driver's node."""
 
     def __init__(self) -> None:
-        self._nodes: set[str] = set()
+        self._nodes: dict[int, str] = {}
         self._reason = ""
 
-    def join(self, node: str) -> None:
-        """Add a worker's node."""
-        self._nodes.add(node)
+    def join(self, rank: int, node: str) -> None:
+        """Add the id of a worker's node."""
+        self._nodes[rank] = node
 
-    def nodes(self) -> set[str]:
-        """Return the ids of the nodes that have workers."""
+    def nodes(self) -> dict[int, str]:
+        """Return the id of each worker's node by rank."""
         return self._nodes
 
     def stop(self, reason: str) -> None:
@@ -122,7 +122,7 @@ class ClusterMonitor:
 
     def _drain_reason(self) -> str:
         """Return the reason to stop if a worker's node is being drained, as before a spot machine is taken back; else empty."""
-        leaving = draining_nodes() & ray.get(self._stop_actor.nodes.remote())
+        leaving = draining_nodes() & set(ray.get(self._stop_actor.nodes.remote()).values())
         return f"node {sorted(leaving)[0][:12]} is being drained" if leaving else ""
 
     def _scale_up_reason(self) -> str:

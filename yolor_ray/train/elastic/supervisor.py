@@ -6,6 +6,7 @@ replacement of the lost worker, and would give up when a node vanishes while wor
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +15,11 @@ import ray
 import ray.train
 
 from yolor_ray.cluster.capacity import POLL_S, wait_for_capacity
-from yolor_ray.cluster.ray_internals import WorkerGroupStartupTimeoutError
+from yolor_ray.cluster.ray_internals import HUNG_WORKER_TIMEOUT, WorkerGroupStartupTimeoutError, WorkerHealthCheckTimeoutError
 from yolor_ray.cluster.stop_signal import StopSignal
 from yolor_ray.errors import IntegrityError, StorageError, TrainingError, UserError
 from yolor_ray.io.redact import redact
+from yolor_ray.train.checkpoint.attempts import last_step
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints
 from yolor_ray.train.context import TrainContext
 from yolor_ray.train.elastic.monitor import ClusterMonitor, start_stop_signal_actor
@@ -53,7 +55,9 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, stop_sig
                 return outcome
             restart_reason, scale_ups = ray.get(stop_actor.reason.remote()), scale_ups + monitor.scales_up
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-            package_error, restart_reason, checkpoints = _package_error(error), _failure_reason(error), complete_checkpoints(context.run)
+            package_error, checkpoints = _package_error(error), complete_checkpoints(context.run)
+            hung = _describe_hung_worker(error, context.run, stop_actor)
+            restart_reason = hung or _failure_reason(error)
             if package_error and not (checkpoints and _is_transient(package_error)):
                 raise package_error from error
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
@@ -62,7 +66,7 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, stop_sig
                 continue
             failures = 1 if checkpoints != checkpoints_before else failures + 1
             if failures > cluster.max_failures:
-                summary = f"{failures} failures in a row without a new checkpoint, the last: {error}"
+                summary = f"{failures} failures in a row without a new checkpoint, the last: {hung or error}"
                 raise (package_error or TrainingError(summary)) from error
             logger.warning(
                 "event=attempt_failed failures=%d max_failures=%d workers=%d reason='%s'",
@@ -94,6 +98,17 @@ def _package_error(error: Exception) -> UserError | TrainingError | None:
 def _is_transient(error: UserError | TrainingError) -> bool:
     """Return True if a restart may succeed: storage was full or out of reach, and its content was not damaged."""
     return isinstance(error, StorageError) and not isinstance(error, IntegrityError)
+
+
+def _describe_hung_worker(error: Exception, run: str, stop_actor: Any) -> str:
+    """Return rank, node and step of the first worker that answered no health check; empty if the attempt failed otherwise."""
+    for rank, failure in getattr(error, "worker_failures", {}).items():
+        if isinstance(failure, WorkerHealthCheckTimeoutError):
+            node_id = ray.get(stop_actor.nodes.remote()).get(rank)
+            node = next((node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id), "unknown")
+            timeout_s = float(os.environ[HUNG_WORKER_TIMEOUT])
+            return f"rank {rank} on node {node} did not answer for {timeout_s:.0f} s after step {last_step(run)}"
+    return ""
 
 
 def _failure_reason(error: Exception) -> str:

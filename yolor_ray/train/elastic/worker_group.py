@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from yolor_ray.cluster.block_source import cluster_source
 from yolor_ray.cluster.capacity import check_capacity, clear_resource_request, worker_resources
 from yolor_ray.cluster.connect import start_ray
-from yolor_ray.cluster.ray_internals import PREEMPTION_WATCHER, PRINT_PATCH
+from yolor_ray.cluster.ray_internals import HUNG_WORKER_TIMEOUT, PREEMPTION_WATCHER, PRINT_PATCH
 from yolor_ray.cluster.stop_signal import ProcessStopSignal
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.errors import ConfigError
@@ -31,6 +31,10 @@ from yolor_ray.train.distributed import COLLECTIVE_TIMEOUT_S, DistContext, make_
 from yolor_ray.train.elastic.monitor import RemoteStopSignal
 from yolor_ray.train.elastic.supervisor import run_with_restarts
 from yolor_ray.train.loop import train_loop
+
+HUNG_WORKER_S = 60.0
+"""Time without an answer of a worker's process after which its attempt ends (s). A thread that only answers health checks makes the
+answer, so that a long step, a validation or slow storage does not delay it. An attempt that ends kills its workers within 35 s."""
 
 TrainFn = Callable[[TrainContext, DistContext, Report], Any]
 
@@ -81,6 +85,7 @@ def run_on_workers(
     os.environ.setdefault(PRINT_PATCH, "0")
     # ClusterMonitor watches for draining nodes. Ray Train's watcher would be one more process to wait for in each attempt.
     os.environ.setdefault(PREEMPTION_WATCHER, "0")
+    os.environ.setdefault(HUNG_WORKER_TIMEOUT, str(HUNG_WORKER_S))
     cluster = context.config.cluster
     start_ray(log_to_driver=True, dashboard=True, allow_unauthenticated=cluster.allow_unauthenticated)
     check_capacity(cluster, resumes=bool(read_attempts(context.run)))
@@ -147,13 +152,14 @@ def _run_worker(config: dict[str, Any]) -> Any:
     workers_on_node = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(context.config.cluster.compute_threads or max(available_cores() // workers_on_node, 1))
     stop_actor = config["stop_actor"]
-    stop_actor.join.remote(ray.get_runtime_context().get_node_id())
+    stop_actor.join.remote(ray.train.get_context().get_world_rank(), ray.get_runtime_context().get_node_id())
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Ray Train takes seconds for each report, and a resumed attempt repeats the reports of earlier attempts.
     report = ray.train.report if config["has_callbacks"] else discard_report
-    return config["train_fn"](dataclasses.replace(context, stop_signal=RemoteStopSignal(stop_actor)), make_dist_context(device), report)
+    dist_context = make_dist_context(device, ray.util.get_node_ip_address())
+    return config["train_fn"](dataclasses.replace(context, stop_signal=RemoteStopSignal(stop_actor)), dist_context, report)
 
 
 def discard_report(row: dict[str, Any]) -> None:

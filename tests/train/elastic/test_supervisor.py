@@ -33,6 +33,7 @@ def capacities(monkeypatch) -> Iterator[list[int]]:
     stop_actor = SimpleNamespace(
         reason=SimpleNamespace(remote=lambda: "node abc is being drained"), nodes=SimpleNamespace(remote=lambda: {0: "a1", 1: "b2"})
     )
+    monkeypatch.setenv(HUNG_WORKER_TIMEOUT, "60.0")
     monkeypatch.setattr(supervisor, "wait_for_capacity", lambda cluster, stop_signal: capacities.pop(0))
     monkeypatch.setattr(supervisor, "start_stop_signal_actor", lambda: stop_actor)
     monkeypatch.setattr(supervisor, "ClusterMonitor", lambda *_: nullcontext(SimpleNamespace(scales_up=False)))
@@ -176,14 +177,25 @@ def test_the_restart_reason_of_a_dead_worker_is_the_message_of_ray(tmp_path: Pat
     assert attempts[1][1] == "The actor died unexpectedly before finishing this task."
 
 
-def test_the_restart_reason_of_a_hung_worker_is_its_rank_node_and_step(tmp_path: Path, capacities: list[int], monkeypatch) -> None:
-    monkeypatch.setenv(HUNG_WORKER_TIMEOUT, "60.0")
+SILENT = {1: WorkerHealthCheckTimeoutError("A worker health check has been hanging for 62.00 seconds.")}
+WAITED = {0: ray.exceptions.RayTaskError("f", "trace", RuntimeError("Application timeout caused pair closure"))}
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        (SILENT, "rank 1 on node 10.0.0.2 did not answer for 60 s after step 57"),
+        (WAITED, "rank 1 on node 10.0.0.2 kept the other workers waiting for 600 s after step 57"),
+    ],
+)
+def test_the_restart_reason_of_a_hung_worker_is_its_rank_node_and_step(
+    tmp_path: Path, capacities: list[int], monkeypatch, failures: dict[int, Exception], expected: str
+) -> None:
     nodes = [{"NodeID": "a1", "NodeManagerAddress": "10.0.0.1"}, {"NodeID": "b2", "NodeManagerAddress": "10.0.0.2"}]
     monkeypatch.setattr(supervisor.ray, "nodes", lambda: nodes)
     (tmp_path / "heartbeat.json").write_text('{"attempt": 1, "step": 57, "at": 0}')
-    hung = WorkerGroupError("failed", {1: WorkerHealthCheckTimeoutError("A worker health check has been hanging for 62.00 seconds.")})
+    hung = WorkerGroupError("failed", failures)
     attempts, run_attempt = simulate_attempts(tmp_path, hung, hung)
-    expected = "rank 1 on node 10.0.0.2 did not answer for 60 s after step 57"
     with pytest.raises(TrainingError, match=f"2 failures in a row without a new checkpoint, the last: {expected}"):
         supervisor.run_with_restarts(make_context(tmp_path), run_attempt, never_stop)
     assert attempts[1][1] == expected

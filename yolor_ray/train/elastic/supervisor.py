@@ -7,6 +7,7 @@ replacement of the lost worker, and would give up when a node vanishes while wor
 import dataclasses
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from yolor_ray.io.redact import redact
 from yolor_ray.train.checkpoint.attempts import last_step
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints
 from yolor_ray.train.context import TrainContext
+from yolor_ray.train.distributed import COLLECTIVE_TIMEOUT_S
 from yolor_ray.train.elastic.monitor import ClusterMonitor, start_stop_signal_actor
 from yolor_ray.train.loop import TrainOutcome
 
@@ -31,6 +33,8 @@ MAX_PAUSE_S = 30.0
 """Longest pause before a restart (s), after many failures in a row; there is no pause after the first failure."""
 REASON_LENGTH = 200
 """Characters of a restart reason."""
+COLLECTIVE_TIMEOUT = re.compile("timed? ?out", re.IGNORECASE)
+"""Text of the errors of Gloo and NCCL after COLLECTIVE_TIMEOUT_S."""
 
 RunAttemptFn = Callable[[TrainContext, int, Any], Any]
 """Runs one attempt with a context, a number of workers and a stop-signal actor, and returns the result of rank 0."""
@@ -101,14 +105,21 @@ def _is_transient(error: UserError | TrainingError) -> bool:
 
 
 def _describe_hung_worker(error: Exception, run: str, stop_actor: Any) -> str:
-    """Return rank, node and step of the first worker that answered no health check; empty if the attempt failed otherwise."""
-    for rank, failure in getattr(error, "worker_failures", {}).items():
-        if isinstance(failure, WorkerHealthCheckTimeoutError):
-            node_id = ray.get(stop_actor.nodes.remote()).get(rank)
-            node = next((node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id), "unknown")
-            timeout_s = float(os.environ[HUNG_WORKER_TIMEOUT])
-            return f"rank {rank} on node {node} did not answer for {timeout_s:.0f} s after step {last_step(run)}"
-    return ""
+    """Return rank, node and step of a worker that hung, empty if the attempt failed otherwise.
+
+    The process of a hung worker answers no health check. If its training function alone hangs, the other workers fail after
+    COLLECTIVE_TIMEOUT_S, and the hung one is among those that did not fail.
+    """
+    failures, nodes = getattr(error, "worker_failures", {}), ray.get(stop_actor.nodes.remote())
+    ranks = [rank for rank, failure in failures.items() if isinstance(failure, WorkerHealthCheckTimeoutError)]
+    fault = f"did not answer for {float(os.environ[HUNG_WORKER_TIMEOUT]):.0f} s"
+    if not ranks and any(isinstance(cause, RuntimeError) and COLLECTIVE_TIMEOUT.search(str(cause)) for cause in _worker_errors(error)):
+        ranks, fault = sorted(nodes.keys() - failures.keys()), f"kept the other workers waiting for {COLLECTIVE_TIMEOUT_S} s"
+    if not ranks:
+        return ""
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    workers = " or ".join(f"rank {rank} on node {addresses.get(nodes.get(rank), 'unknown')}" for rank in ranks)
+    return f"{workers} {fault} after step {last_step(run)}"
 
 
 def _failure_reason(error: Exception) -> str:

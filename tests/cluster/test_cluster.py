@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 import ray
+from ray._private import services
 
 from yolor_ray import config
 from yolor_ray.cluster import access, connect
@@ -44,6 +45,21 @@ def test_variables_of_a_submitted_job_take_precedence(monkeypatch):
     job = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "3"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
     assert connect._environment().keys() == connect.WORKER_ENVIRONMENT.keys() - {"OMP_NUM_THREADS"}
+
+
+@pytest.mark.parametrize(
+    "prepare", [connect.start_ray, lambda: os.environ.update(run._ray_environment(Path("/tmp")))], ids=["job", "serve"]
+)
+def test_ray_starts_with_dockers_64_mb_of_shared_memory_on_a_large_machine(prepare, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"RAY_SERVE_ENABLE_HA_PROXY": "0"})
+    monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connect.ray, "init", lambda **options: None)
+    monkeypatch.setattr("ray._private.utils.get_shared_memory_bytes", lambda: 64 * 2**20)
+    monkeypatch.setattr("ray._common.utils.get_system_memory", lambda: 64 * 10**9)
+    with pytest.raises(ValueError, match="shm-size"):
+        services.determine_plasma_store_config(19 * 10**9, "/tmp")
+    prepare()
+    assert services.determine_plasma_store_config(19 * 10**9, "/tmp")[0] == "/tmp"
 
 
 def test_an_address_without_a_cluster_is_a_user_error(monkeypatch):

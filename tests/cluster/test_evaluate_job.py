@@ -103,6 +103,10 @@ def test_built_in_scenes_are_evaluated_by_their_count(published):
         evaluate(EvaluateConfig(weights=weights, data="scenes:few"))
 
 
+def test_workers_find_the_starting_weights_of_the_package(ray_cluster):
+    assert evaluate(EvaluateConfig(weights="builtin", data="scenes:3", image_px=64, workers=1))["images"] == 3
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_an_absent_gpu_is_the_users_mistake(published):
     with pytest.raises(ConfigError, match="gpu: found no CUDA device"):

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from yolor_ray.cluster.access import check_access
-from yolor_ray.cluster.environment import MALLOC_SETTINGS, REDACTION_HOOK
+from yolor_ray.cluster.environment import MALLOC_SETTINGS, REDACTION_HOOK, STORE_SETTINGS
 from yolor_ray.cluster.ray_internals import JOB_CONFIG, LOOPBACK, VISIBLE_DEVICES_OVERRIDE, ray_in_own_sessions
 from yolor_ray.errors import UserError
 
@@ -50,8 +50,9 @@ def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: b
         check_access(address, allow_unauthenticated)
         ray.init(**options)
         return
-    # Ray warns about the coming default for workers without a GPU until this variable is set.
-    os.environ.setdefault(VISIBLE_DEVICES_OVERRIDE, "0")
+    # Ray warns about the coming default for workers without a GPU until the first variable is set.
+    for name, value in {VISIBLE_DEVICES_OVERRIDE: "0", **STORE_SETTINGS}.items():
+        os.environ.setdefault(name, value)
     with ray_in_own_sessions():
         ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **LOOPBACK, **options)
 

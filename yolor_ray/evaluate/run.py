@@ -30,7 +30,7 @@ from yolor_ray.inference import detect
 from yolor_ray.inference.engine_choice import choose_engine
 from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.io.manifest import publish
-from yolor_ray.io.storage import absolute
+from yolor_ray.io.weights_url import absolute_weights
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights
@@ -112,7 +112,7 @@ def _predict_on_workers(config: EvaluateConfig, dataset: Dataset) -> Iterator[di
     """Yield the detections of each Ray task by image id, in the order of completion."""
     start_ray(allow_unauthenticated=True)
     # Workers may have another working directory.
-    config = replace(config, weights=absolute(config.weights))
+    config = replace(config, weights=absolute_weights(config.weights))
     task: Any = ray.remote(num_cpus=1, num_gpus=int(config.gpu), max_retries=3)(_predict_share)
     tasks = [task.remote(config, dataset, share) for share in split_row_groups(dataset.row_groups, config.workers) if share]
     with tqdm(total=dataset.images, **PROGRESS) as progress:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from yolor_ray import config
 from yolor_ray.cluster import ray_internals
-from yolor_ray.cluster.environment import REDACTION_HOOK
+from yolor_ray.cluster.environment import REDACTION_HOOK, STORE_SETTINGS
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest
 from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, absolute_weights, weights_folder
@@ -158,9 +158,11 @@ def _check_resources(settings: config.ServeConfig, resources: Mapping[str, float
 def _ray_environment(folder: Path) -> dict[str, str]:
     """Return the environment that Ray's processes need before they start, without the variables that the user has set."""
     variables = {"RAY_SERVE_ENABLE_HA_PROXY": "1" if ray_internals.has_haproxy() else "0"}
-    variables |= PROXY_ENVIRONMENT
+    variables |= {**PROXY_ENVIRONMENT, **STORE_SETTINGS}
     # On one machine there is no load balancer that must first notice that a replica leaves.
     variables[ray_internals.MIN_DRAINING_PERIOD] = "1"
+    # By default Ray kills a proxy that takes over 5 s to start, and on a busy machine the service then never starts.
+    variables[ray_internals.PROXY_START_TIMEOUT] = "60"
     if variables["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
         variables |= _haproxy_environment(folder)
     return _without_those_set(variables)

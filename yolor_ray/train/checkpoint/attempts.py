@@ -11,10 +11,12 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from yolor_ray.config import renamed
-from yolor_ray.errors import NotFoundError, StorageError, SupersededError
+from yolor_ray.errors import IntegrityError, NotFoundError, StorageError, SupersededError
 from yolor_ray.io import storage
+from yolor_ray.io.json_lines import parse_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +49,27 @@ class AttemptRecord:
 
 
 def read_attempts(run: str) -> list[AttemptRecord]:
-    """Return the attempts of a run so far."""
-    lines = _read_file(run, ATTEMPTS_FILE).splitlines()
-    return [AttemptRecord(**renamed.current_record(json.loads(line))) for line in lines]
+    """Return the attempts of a run so far.
+
+    Raises:
+        IntegrityError: a line is no attempt.
+
+    """
+    url = storage.join(run, ATTEMPTS_FILE)
+    return [_parse_attempt(url, row) for row in parse_json_lines(url, _read_file(run, ATTEMPTS_FILE))]
+
+
+def _parse_attempt(url: str, row: dict[str, Any]) -> AttemptRecord:
+    values = renamed.current_record(row)
+    try:
+        record = AttemptRecord(**values)
+        datetime.fromisoformat(record.started_at)
+    except (TypeError, ValueError) as error:
+        raise IntegrityError(f"{url}: found {row!r}, expected an attempt ({error}); restore the file or delete the line") from error
+    numbers = record.attempt, record.workers, record.from_step, record.lost_steps
+    if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(record.fencing_token, str):
+        raise IntegrityError(f"{url}: found {row!r}, expected whole numbers from 0 and a text; restore the file or delete the line")
+    return record
 
 
 def _read_file(run: str, name: str) -> bytes:
@@ -133,11 +153,23 @@ class RunAttempt:
         if not self._earlier:
             return None
         previous = self._earlier[-1]
-        heartbeat = renamed.current_record(json.loads(_read_file(self._run, HEARTBEAT_FILE) or "{}"))
+        heartbeat = self._read_heartbeat()
         # A partitioned attempt may have written heartbeats after the attempt that replaced it took its first steps.
-        if not heartbeat or (heartbeat["attempt"] < previous.attempt and previous.from_step > 0):
+        if not heartbeat or (heartbeat[0] < previous.attempt and previous.from_step > 0):
             return previous.from_step, datetime.fromisoformat(previous.started_at).timestamp()
-        return int(heartbeat["step"]), float(heartbeat["at"])
+        return heartbeat[1:]
+
+    def _read_heartbeat(self) -> tuple[int, int, float] | None:
+        """Return attempt, step and time of the last heartbeat; None without one, or if it is damaged, as it serves only to count costs."""
+        content = _read_file(self._run, HEARTBEAT_FILE)
+        if not content:
+            return None
+        try:
+            values = renamed.current_record(json.loads(content))
+            return int(values["attempt"]), int(values["step"]), float(values["at"])
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            logger.warning("event=heartbeat_damaged url=%s error='%r'", storage.join(self._run, HEARTBEAT_FILE), error)
+            return None
 
     def _write_heartbeats(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):

@@ -6,10 +6,14 @@ checked in `pack/annotations/masks.py`.
 Legend: N masks, R runs, H W pixels of the image.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from pycocotools import mask as coco_mask
+
+RUN_LENGTHS = re.compile(rb"([P-o]{0,7}[0-O])+", re.DOTALL)
+"""Text of run lengths: each number has characters with a bit that another follows, and one without. No number needs over 8."""
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
@@ -71,6 +75,17 @@ def mask_bounds(counts: bytes, width: int, height: int) -> tuple[float, float, f
     """Return the smallest box around a mask, x1, y1, x2, y2; its sides are 0 for a mask without pixels."""
     x, y, columns, rows = coco_mask.toBbox({"size": [height, width], "counts": counts}).tolist()
     return x, y, x + columns, y + rows
+
+
+def are_valid(masks: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: masks whose text is that of run lengths which are 0 or more and cover as many pixels as `pixels` (N,) says."""
+    valid = np.array([RUN_LENGTHS.fullmatch(mask) is not None for mask in masks])
+    runs, run_counts = _decode_all([mask for mask, is_text in zip(masks, valid, strict=True) if is_text])
+    ends = np.append(0, np.cumsum(runs, dtype=np.float64))
+    borders = np.cumsum(np.append(0, run_counts))
+    negative = np.append(0, np.cumsum(runs < 0))
+    valid[valid] = (ends[borders[1:]] - ends[borders[:-1]] == pixels[valid]) & (negative[borders[1:]] == negative[borders[:-1]])
+    return valid
 
 
 def mask_spans(masks: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -92,7 +92,13 @@ def freed_on_failure(folder: str, file: str, has_progress: Callable[[], bool]) -
 def _with_validation(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings by dotted name with the validation set of built-in scenes, which version 0.2 wrote as the default."""
     names = {f"{prefix}data.val": f"{prefix}data.train" for prefix in ("", STUDY_PREFIX) if f"{prefix}data.val" in settings}
-    return settings | {val: validation_url(settings[train], settings[val]) for val, train in names.items()}
+    current = dict(settings)
+    for val, train in names.items():
+        train_url, val_url = settings.get(train), settings[val]
+        # Other types come from a damaged file, and differ from the settings of every job.
+        if isinstance(train_url, str) and isinstance(val_url, str):
+            current[val] = validation_url(train_url, val_url)
+    return current
 
 
 def _flatten_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -212,7 +212,9 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
         )
     seen = epoch_ledger.from_json(state["seen"])
     if len(seen) != len(progress.seen):
-        raise WeightsError(f"{run}: its checkpoint counts {len(seen)} records, found {len(progress.seen)} in the dataset; use a new run.name")
+        raise WeightsError(
+            f"{run}: its checkpoint counts {len(seen)} records, found {len(progress.seen)} in the dataset; use a new run.name"
+        )
     _restore(run, learner, checkpoint.tensors)
     learner.step, learner.average.updates = state["step"], state["updates"]
     # Checkpoints of older versions have no mean norm.

@@ -48,7 +48,10 @@ STATE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 OPTIONAL_STATE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "mean_norm": (_is_number, "a number"),
     "micro_batches": (lambda v: _is_count(v) and v > 0, "a whole number from 1"),
-    "scaler": (lambda v: v == {} or (isinstance(v, dict) and v.keys() == SCALER_KEYS and all(map(_is_number, v.values()))), "a scaler's state"),
+    "scaler": (
+        lambda v: v == {} or (isinstance(v, dict) and v.keys() == SCALER_KEYS and all(map(_is_number, v.values()))),
+        "a scaler's state",
+    ),
 }
 """The same for keys that checkpoints of older versions lack."""
 
@@ -68,7 +71,7 @@ def parse_state(url: str, data: bytes) -> dict[str, Any]:
         raise IntegrityError(f"{url}: found no state of a run, expected {', '.join(STATE_CHECKS)}")
     for key, (is_valid, expected) in (STATE_CHECKS | OPTIONAL_STATE_CHECKS).items():
         if key in state and not is_valid(state[key]):
-            raise IntegrityError(f"{url}: {key}: found {str(state[key])[:100]!r}, expected {expected}")
+            raise IntegrityError(f"{url}: {key}: found {state[key]!r:.100}, expected {expected}")
     return state
 
 

@@ -1,0 +1,70 @@
+"""Hostile inputs are refused by name, within 2 s of processor time and 500 MB; what failed once does not fail again.
+
+A process of its own reads them, because one of them once ended the process.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fuzz
+from hostile_readers import READERS
+from poisons import poisons
+
+TESTS = Path(__file__).resolve().parent
+FUZZ = TESTS / "support" / "fuzz.py"
+CORPUS = sorted(str(path) for path in (TESTS / "corpus").glob("*/*"))
+TIMEOUT_S = 300
+
+
+def run(*arguments: str) -> list[dict[str, Any]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
+    done = subprocess.run([sys.executable, str(FUZZ), *arguments], capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> Iterator[dict[str, dict[str, Any]]]:
+    """Read all poisons in one process; yields the outcomes by title."""
+    yield {line["input"]: line for line in run("poisons")}
+
+
+@pytest.mark.parametrize("title", poisons())
+def test_a_poisoned_input_is_refused_by_name(outcomes, title: str) -> None:
+    line = outcomes[title]
+    assert line["as_expected"], line
+    # An image has no name of its own; a settings file is named by the job.
+    assert line["outcome"] == "read" or line["reader"] == "image" or "FOLDER" in line["message"], line
+
+
+def test_every_input_that_failed_once_is_read_or_refused() -> None:
+    assert len(CORPUS) > 40
+    wrong = [line for line in run("replay", *CORPUS) if line["outcome"] not in ("read", "refused")]
+    assert not wrong
+
+
+def test_an_unkept_promise_is_seen(tmp_path: Path, monkeypatch) -> None:
+    def outcome(read: Any) -> str:
+        return fuzz.call(fuzz.Reader(lambda: [], read, (KeyError,), lambda data, rng: data), "", b"")["outcome"]
+
+    assert outcome(lambda folder, data: None) == "read"
+    assert outcome(lambda folder, data: {}["absent"]) == "refused"
+    assert outcome(lambda folder, data: [][1]) == "failed"
+    assert outcome(lambda folder, data: b"x" * (600 << 20)) == "large"
+    monkeypatch.setattr(fuzz, "LIMIT_S", 0.01)
+    assert outcome(lambda folder, data: sum(range(2_000_000))) == "slow"
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_reads_what_it_is_made_for(name: str) -> None:
+    if name in ("upstream", "graph"):
+        pytest.skip("has no input that is read")
+    for data in READERS[name].seeds():
+        assert fuzz.call(READERS[name], "", data)["outcome"] == "read"

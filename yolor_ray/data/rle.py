@@ -6,14 +6,13 @@ checked in `pack/annotations/masks.py`.
 Legend: N masks, R runs, H W pixels of the image.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-RUN_LENGTHS = re.compile(rb"([P-o]{0,7}[0-O])+", re.DOTALL)
-"""Text of run lengths: each number has characters with a bit that another follows, and one without. No number needs over 8."""
+MAX_CHARACTERS = 8
+"""Most characters of a number: 40 bits, for images of any size."""
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
@@ -79,12 +78,21 @@ def mask_bounds(counts: bytes, width: int, height: int) -> tuple[float, float, f
 
 def are_valid(masks: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
     """Return (N,) bool: masks whose text is that of run lengths which are 0 or more and cover as many pixels as `pixels` (N,) says."""
-    valid = np.array([RUN_LENGTHS.fullmatch(mask) is not None for mask in masks])
+    sizes = np.array([len(mask) for mask in masks], np.int64)
+    codes = np.frombuffer(b"".join(masks), np.uint8)
+    ends = np.cumsum(sizes)
+    # Codes below 48 wrap to numbers above 63. A number that never ends, or too late, makes its mask invalid.
+    wrong = codes - np.uint8(48) > 63
+    lasts = np.flatnonzero((codes - np.uint8(48)) & 32 == 0)
+    wrong[lasts[np.diff(lasts, prepend=-1) > MAX_CHARACTERS]] = True
+    counts = np.append(0, np.cumsum(wrong))
+    valid = (sizes > 0) & (counts[ends] == counts[ends - sizes])
+    valid[valid] &= (codes[ends[valid] - 1] - np.uint8(48)) & 32 == 0
     runs, run_counts = _decode_all([mask for mask, is_text in zip(masks, valid, strict=True) if is_text])
-    ends = np.append(0, np.cumsum(runs, dtype=np.float64))
-    borders = np.cumsum(np.append(0, run_counts))
+    totals = np.append(0, np.cumsum(runs, dtype=np.float64))
     negative = np.append(0, np.cumsum(runs < 0))
-    valid[valid] = (ends[borders[1:]] - ends[borders[:-1]] == pixels[valid]) & (negative[borders[1:]] == negative[borders[:-1]])
+    borders = np.cumsum(np.append(0, run_counts))
+    valid[valid] = (np.diff(totals[borders]) == pixels[valid]) & (np.diff(negative[borders]) == 0)
     return valid
 
 

@@ -95,6 +95,11 @@ class Dataset:
         """Shards by file name, for a single dataset; members of a union may have equal names."""
         return {shard.name: shard for shard in self.shards}
 
+    @functools.cached_property
+    def checked_columns(self) -> set[tuple[str, int, tuple[str, ...]]]:
+        """Shard, row group and columns whose values this process has checked; hashes prove that later reads return the same."""
+        return set()
+
     @property
     def row_groups(self) -> tuple[RowGroup, ...]:
         """All row groups, in the order of the records."""
@@ -275,14 +280,16 @@ def read_row_group(dataset: Dataset, group: RowGroup, columns: list[str] | None 
                 return shard_file.read_row_group(file, footer, group.index, shard)
             rows = shard_file.read_columns(file, footer, group.index, shard, columns)
             # Read again and last, because the object may have been overwritten since its footer was first read.
-            shard_file.read_footer(file, shard)
+            shard_file.verify_footer(file, shard)
             return rows
 
     try:
         table = call_with_retries(where, "read", read)
         if table.num_rows != group.rows:
             raise DataError(f"found {table.num_rows} rows, expected {group.rows} as in {MANIFEST}; pack again")
-        check_rows(table, dataset)
+        if (content := (group.shard, group.index, tuple(table.column_names))) not in dataset.checked_columns:
+            check_rows(table, dataset)
+            dataset.checked_columns.add(content)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     # The metadata holds the hash of the whole shard, which is no property of these rows.

@@ -97,11 +97,20 @@ def read_footer(file: pa.NativeFile, shard: Shard) -> Footer:
         DataError: the footer is none that packing writes.
 
     """
-    start = shard.bytes - shard.footer_bytes
-    footer = parse_footer(_verified(file, start, shard.bytes, shard, shard.footer_sha256, "a footer"), shard.bytes)
+    footer = parse_footer(verify_footer(file, shard), shard.bytes)
     if footer.row_groups != shard.row_groups:
         raise DataError(f"found row groups of {list(footer.row_groups)[:8]} rows, expected {list(shard.row_groups)[:8]} as in dataset.json")
     return footer
+
+
+def verify_footer(file: pa.NativeFile, shard: Shard) -> pa.Buffer:
+    """Read the bytes of the footer with its trailer.
+
+    Raises:
+        IntegrityError: the file has another size, or the footer another SHA-256, than described.
+
+    """
+    return _verified(file, shard.bytes - shard.footer_bytes, shard.bytes, shard, shard.footer_sha256, "a footer")
 
 
 def read_row_group(file: pa.NativeFile, footer: Footer, index: int, shard: Shard) -> pa.Table:

@@ -1,8 +1,9 @@
 """Call the readers of `hostile_readers` in this process, and measure each call: `python tests/support/fuzz.py …`.
 
 - `fuzz READER SEED SECONDS FOLDER` reads changed inputs for a time. Each input that breaks a promise is written into FOLDER.
-- `replay FILE…` reads files; the name of a file's folder is that of its reader.
-- `poisons` reads the inputs of `poisons`, and says whether they are refused with the right message: `as_expected`.
+- `check FILE…` reads the valid inputs of all readers, the inputs of `poisons`, and files; the name of a file's folder is that of its
+  reader. `as_expected` is true for a valid input that is read, a poison that is refused with the right message, and a file that keeps
+  the promises.
 
 Every line of standard output is one JSON object: `reader`, `input`, `outcome`, `message`, `cpu_s`, `mb`. The outcome `read` or `refused` is
 right; `failed` is another exception, `slow` and `large` break the limits. A process that stands still ends with a traceback. The address
@@ -11,11 +12,13 @@ space is limited, so that no input can take the memory of the machine.
 
 import faulthandler
 import gc
+import itertools
 import json
 import logging
 import random
 import re
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -27,10 +30,12 @@ from typing import Any
 from hostile_readers import READERS, Reader
 from poisons import poisons
 
+NEVER_READ = ("upstream", "graph")
+"""Readers without a valid input among theirs: real checkpoints are large, and graphs are for other programs."""
 LIMIT_S, LIMIT_MB = 2.0, 500.0
 """Processor time and memory that an input may take."""
-HANG_S = 30
-"""Time after which a call stands still: several times the limit, because other processes may have the processor."""
+HANG_CPU_S, HANG_S = 20, 240
+"""Processor time, and time, after which a call stands still: beyond the limit, as other processes may have the processor."""
 MAX_EXTRA_BYTES = 4 << 30
 MAX_MESSAGE = 400
 
@@ -62,6 +67,7 @@ def call(reader: Reader, name: str, data: bytes) -> dict[str, Any]:
         forget_peak()
         memory, started = _status("VmRSS"), time.process_time()
         faulthandler.dump_traceback_later(HANG_S, exit=True)
+        signal.setitimer(signal.ITIMER_PROF, HANG_CPU_S)
         try:
             reader.read(Path(folder), data)
             outcome, message = "read", ""
@@ -69,6 +75,7 @@ def call(reader: Reader, name: str, data: bytes) -> dict[str, Any]:
             outcome, message = "refused", f"{type(error).__name__}: {error}"
         except BaseException as error:  # noqa: BLE001 - any other exception is the finding
             outcome, message = "failed", f"{type(error).__name__}: {error} {_place(error)}"
+        signal.setitimer(signal.ITIMER_PROF, 0)
         faulthandler.cancel_dump_traceback_later()
         cpu_s, mb = time.process_time() - started, max(peak_mb() - memory, 0.0)
     message = message.replace(folder, "FOLDER")
@@ -90,7 +97,16 @@ def _place(error: BaseException) -> str:
 def replay(files: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the lines of files."""
     for path in map(Path, files):
-        yield {"reader": path.parent.name, **call(READERS[path.parent.name], path.name, path.read_bytes())}
+        line = call(READERS[path.parent.name], str(path), path.read_bytes())
+        yield {"reader": path.parent.name, **line, "as_expected": line["outcome"] in ("read", "refused")}
+
+
+def read_valid() -> Iterator[dict[str, Any]]:
+    """Yield the lines of valid inputs; the first input of a reader may import what the reader needs."""
+    for name, reader in READERS.items():
+        for number, data in enumerate(reader.seeds()):
+            line = call(reader, f"valid {name} {number}", data)
+            yield {"reader": name, **line, "as_expected": line["outcome"] == "read" or name in NEVER_READ}
 
 
 def refuse() -> Iterator[dict[str, Any]]:
@@ -133,12 +149,12 @@ def main(arguments: list[str]) -> None:
     logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
     limit_memory()
+    # The default action of the signal then ends the process.
+    faulthandler.register(signal.SIGPROF, all_threads=False, chain=True)
     # Garbage of one input must not count for the next, and no search for garbage may walk through the imported modules.
     gc.freeze()
-    if arguments[0] == "replay":
-        lines = replay(arguments[1:])
-    elif arguments[0] == "poisons":
-        lines = refuse()
+    if arguments[0] == "check":
+        lines = itertools.chain(read_valid(), refuse(), replay(arguments[1:]))
     else:
         lines = fuzz(arguments[1], int(arguments[2]), float(arguments[3]), Path(arguments[4]))
     for line in lines:

@@ -32,6 +32,8 @@ ODD_TEXTS = (
     b"*a",
 )
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
+MAX_BYTES = 1 << 17
+"""Longest text."""
 NESTING = 200_000
 """Depth of nested lists that no parser may follow by recursion."""
 
@@ -101,7 +103,7 @@ def mutate_text(data: bytes, rng: random.Random) -> bytes:
         elif lines:
             number = rng.randrange(len(lines))
             lines[number : number + 1] = lines[number : number + 1] * rng.choice((0, 2, 100))
-            data = b"".join(lines)
+            data = b"".join(lines)[:MAX_BYTES]
     return data
 
 

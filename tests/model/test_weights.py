@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from yolor_ray.errors import UserError, WeightsError
+from damages import DAMAGES
+from yolor_ray.errors import StorageError, UserError, WeightsError
 from yolor_ray.io import manifest, storage
 from yolor_ray.io.weights_url import BUILTIN, absolute_weights, weights_folder
 from yolor_ray.model.fuse import fuse
@@ -67,13 +68,18 @@ def test_equal_networks_have_equal_versions_and_different_networks_different_one
     assert versions[0] == versions[1] != versions[2]
 
 
-@pytest.mark.parametrize("file", [CONFIG_FILE, TENSORS_FILE])
-def test_an_altered_byte_is_refused_and_the_file_is_named(folder, file):
-    path = Path(folder, file)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=f"{folder}/{file}: .*SHA-256"):
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("file", [CONFIG_FILE, TENSORS_FILE, manifest.MANIFEST])
+def test_every_damage_of_every_file_is_refused_and_the_file_is_named(folder, file, damage):
+    damage(Path(folder, file))
+    with pytest.raises(UserError, match=f"{folder}/{'' if file == manifest.MANIFEST else file + ': '}"):
+        load_weights(folder)
+
+
+def test_a_file_larger_than_the_memory_is_refused_by_its_size(folder):
+    with Path(folder, TENSORS_FILE).open("r+b") as file:
+        file.truncate(100 << 30)
+    with pytest.raises(StorageError, match=rf"{folder}/{TENSORS_FILE}: found {100 << 30} bytes, expected"):
         load_weights(folder)
 
 

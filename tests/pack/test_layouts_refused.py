@@ -102,7 +102,7 @@ def test_a_data_yaml_whose_training_images_are_absent_is_refused_with_the_conten
 
 def test_a_data_yaml_that_is_no_yaml_is_refused(refuse, yolo):
     (yolo / "data.yaml").write_text("train: [images\nnames: a\n")
-    assert "data.yaml: found while parsing a flow sequence" in refuse(yolo)
+    assert "data.yaml: found no valid YAML (while parsing a flow sequence" in refuse(yolo)
 
 
 def test_a_darknet_file_whose_number_of_classes_disagrees_with_its_names_is_refused(refuse, yolo):

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
+MAX_CHARACTERS = 8
+"""Most characters of a number: 40 bits, for images of any size."""
+
 
 def encode_mask(mask: np.ndarray) -> bytes:
     """Encode a mask, (H, W) bool."""
@@ -71,6 +74,26 @@ def mask_bounds(counts: bytes, width: int, height: int) -> tuple[float, float, f
     """Return the smallest box around a mask, x1, y1, x2, y2; its sides are 0 for a mask without pixels."""
     x, y, columns, rows = coco_mask.toBbox({"size": [height, width], "counts": counts}).tolist()
     return x, y, x + columns, y + rows
+
+
+def are_valid(masks: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: masks whose text is that of run lengths which are 0 or more and cover as many pixels as `pixels` (N,) says."""
+    sizes = np.array([len(mask) for mask in masks], np.int64)
+    codes = np.frombuffer(b"".join(masks), np.uint8)
+    ends = np.cumsum(sizes)
+    # Codes below 48 wrap to numbers above 63. A number that never ends, or too late, makes its mask invalid.
+    wrong = codes - np.uint8(48) > 63
+    lasts = np.flatnonzero((codes - np.uint8(48)) & 32 == 0)
+    wrong[lasts[np.diff(lasts, prepend=-1) > MAX_CHARACTERS]] = True
+    counts = np.append(0, np.cumsum(wrong))
+    valid = (sizes > 0) & (counts[ends] == counts[ends - sizes])
+    valid[valid] &= (codes[ends[valid] - 1] - np.uint8(48)) & 32 == 0
+    runs, run_counts = _decode_all([mask for mask, is_text in zip(masks, valid, strict=True) if is_text])
+    totals = np.append(0, np.cumsum(runs, dtype=np.float64))
+    negative = np.append(0, np.cumsum(runs < 0))
+    borders = np.cumsum(np.append(0, run_counts))
+    valid[valid] = (np.diff(totals[borders]) == pixels[valid]) & (np.diff(negative[borders]) == 0)
+    return valid
 
 
 def mask_spans(masks: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

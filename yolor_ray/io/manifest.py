@@ -17,13 +17,18 @@ MANIFEST = "manifest.json"
 def publish(url: str, files: Mapping[str, bytes]) -> None:
     """Write files into a folder, and then their manifest; an older manifest is deleted first."""
     for name in files:
-        if name == MANIFEST or name.startswith("/") or ".." in PurePosixPath(name).parts:
+        if not _is_plain(name):
             raise StorageError(f"{url}: found file name {name!r}, expected a plain one other than {MANIFEST}")
     delete(join(url, MANIFEST))
     for name, data in files.items():
         write_bytes(join(url, name), data)
     entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())}
     write_bytes(join(url, MANIFEST), json.dumps({"files": entries}, indent=1).encode())
+
+
+def _is_plain(name: str) -> bool:
+    """Return True for the name of a file inside a published folder; any other name could lead to a file outside of the folder."""
+    return name.isprintable() and name not in ("", MANIFEST) and not name.startswith("/") and ".." not in PurePosixPath(name).parts
 
 
 def is_published(url: str) -> bool:
@@ -50,9 +55,15 @@ def _manifest(url: str) -> dict[str, tuple[int, str]]:
     """Return size (bytes) and SHA-256 of each file by name."""
     try:
         files = json.loads(read_bytes(url))["files"]
-        return {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IntegrityError(f'{url}: found no manifest, expected {{"files": {{name: {{"bytes", "sha256"}}}}}}') from error
+    for name, (size, sha256) in entries.items():
+        if not _is_plain(name):
+            raise IntegrityError(f"{url}: found file name {name!r}, expected a plain one, inside the folder")
+        if type(size) is not int or size < 0 or not isinstance(sha256, str):
+            raise IntegrityError(f"{url}: {name}: found size {size!r} and SHA-256 {sha256!r}, expected a number of bytes and a text")
+    return entries
 
 
 def _read_verified(url: str, size: int, sha256: str) -> bytes:
@@ -62,6 +73,6 @@ def _read_verified(url: str, size: int, sha256: str) -> bytes:
             raise IntegrityError(f"found {len(data)} bytes with SHA-256 {found_sha256}, expected {size} and {sha256}")
 
     try:
-        return read_bytes(url, verify)
+        return read_bytes(url, verify, expected_bytes=size)
     except NotFoundError as error:
         raise IntegrityError(f"{url}: not found, expected it as {MANIFEST} lists it") from error

@@ -44,12 +44,17 @@ def exists(url: str) -> bool:
     return bool(call_with_retries(url, "look for", get_type) != fs.FileType.NotFound)
 
 
-def read_bytes(url: str, verify: Callable[[bytes], None] | None = None) -> bytes:
-    """Return the content of a file; content for which `verify` raises IntegrityError is read again."""
+def read_bytes(url: str, verify: Callable[[bytes], None] | None = None, expected_bytes: int | None = None) -> bytes:
+    """Return the content of a file.
+
+    Content for which `verify` raises IntegrityError is read again. A file of another size than `expected_bytes` is never read.
+    """
 
     def read() -> bytes:
         system, path = filesystem(url)
         with system.open_input_file(path) as file:
+            if expected_bytes is not None and file.size() != expected_bytes:
+                raise IntegrityError(f"found {file.size()} bytes, expected {expected_bytes}")
             data: bytes = file.read()
             if len(data) != file.size():
                 raise IntegrityError(f"found {len(data)} bytes, expected {file.size()}")

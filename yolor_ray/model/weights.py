@@ -15,8 +15,10 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from yolor_ray.class_names import unusable_name
 from yolor_ray.config import ImplicitConfig, NetworkConfig
-from yolor_ray.errors import ConfigError, WeightsError
+from yolor_ray.config.dotted import coerce
+from yolor_ray.errors import ConfigError, WeightsError, check
 from yolor_ray.io import manifest, storage
 from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, TENSORS_FILE, weights_folder
 from yolor_ray.model.fuse import fuse, is_fused
@@ -36,11 +38,23 @@ FORMAT, VERSION = "yolor_ray.weights", 1
 PROXIES_TENSOR = "tasks.embed.proxies"
 """Name of the tensor with one direction per identity of the training set, (I, E); absent from fused weights."""
 UPSTREAM_SUFFIXES = (".pt", ".pth", ".weights")
+GRAPH_SUFFIXES = (".onnx", ".xml", ".bin")
+"""Suffixes of exported graphs, which no job reads."""
+
+MAX_IMAGE_PX = 16384
+"""Largest side of the network input that weights may ask for, pixels; an image of that size takes 3 GB."""
+MAX_TENSORS = 10_000
+"""Most tensors that weights may have: several times those of the largest network of the family."""
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and unusable_name(value) is None
+
 
 CONFIG_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (lambda v: isinstance(v, str), "text"),
-    "classes": (lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(c, str) for c in v), "a list of at least one name"),
-    "image_px": (lambda v: type(v) is int and v > 0 and v % 32 == 0, "a positive multiple of 32"),
+    "name": (lambda v: unusable_name([v]) is None, "text without control characters"),
+    "classes": (lambda v: _are_names(v) and len(v) > 0, "a list of at least one name, without control characters"),
+    "image_px": (lambda v: type(v) is int and 0 < v <= MAX_IMAGE_PX and v % 32 == 0, f"a positive multiple of 32, at most {MAX_IMAGE_PX}"),
     "metrics": (lambda v: isinstance(v, dict) and all(isinstance(m, int | float) for m in v.values()), "numbers by name"),
     "fused": (lambda v: isinstance(v, bool), "true or false"),
     "network": (lambda v: isinstance(v, dict), "the network's settings by name"),
@@ -48,8 +62,8 @@ CONFIG_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, dict) and all(type(t) in (int, float) and 0 <= t <= 1 for t in v.values()),
         "numbers from 0 to 1 by class name",
     ),
-    "image_classes": (lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v), "a list of names"),
-    "keypoint_names": (lambda v: isinstance(v, list) and all(isinstance(c, str) for c in v), "a list of names"),
+    "image_classes": (_are_names, "a list of names without control characters"),
+    "keypoint_names": (_are_names, "a list of names without control characters"),
 }
 """Check and expectation for the value of each key of `config.json`."""
 
@@ -117,6 +131,10 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
             f"{url}: found the name of a file, expected a weights folder; "
             f"import an upstream checkpoint with: python jobs/export.py --upstream {url} --output FOLDER"
         )
+    if url.endswith(GRAPH_SUFFIXES):
+        raise WeightsError(
+            f"{url}: found an exported graph, which is for other programs; expected the weights folder that it was made from"
+        )
     url = str(Path(__file__).parent / "starting_weights") if url == BUILTIN else weights_folder(url)
     files = manifest.read_published(url, (CONFIG_FILE, TENSORS_FILE))
     config = _read_config(url, files[CONFIG_FILE])
@@ -144,7 +162,7 @@ def _read_config(url: str, data: bytes) -> dict[str, Any]:
     config_url = storage.join(url, CONFIG_FILE)
     try:
         config = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{config_url}: not JSON: {error}") from error
     format_and_version = (config.get("format"), config.get("version")) if isinstance(config, dict) else None
     if format_and_version != (FORMAT, VERSION):
@@ -156,7 +174,7 @@ def _read_config(url: str, data: bytes) -> dict[str, Any]:
         raise WeightsError(f"{config_url}: keys {sorted(missing)} are missing")
     for key, (is_valid, expected) in CONFIG_CHECKS.items():
         if not is_valid(config[key]):
-            raise WeightsError(f"{config_url}: {key}: found {config[key]!r}, expected {expected}")
+            raise WeightsError(f"{config_url}: {key}: found {config[key]!r:.200}, expected {expected}")
     unknown = sorted(config["thresholds"].keys() - set(config["classes"]))
     if unknown:
         raise WeightsError(f"{config_url}: thresholds: found {unknown[0]!r}, expected names among classes")
@@ -167,21 +185,21 @@ def parse_network_config(values: dict[str, Any]) -> NetworkConfig:
     """Rebuild a network configuration from its JSON form.
 
     Raises:
-        ConfigError: a key is unknown or a value is out of range.
+        ConfigError: a key is unknown, or a value is out of range or of another type.
     """
     implicit = _check_fields("network.implicit", ImplicitConfig, values.get("implicit", {}))
-    fields = _check_fields("network", NetworkConfig, values)
-    return NetworkConfig(**{**fields, "implicit": ImplicitConfig(**implicit)})
+    fields = _check_fields("network", NetworkConfig, {key: value for key, value in values.items() if key != "implicit"})
+    return NetworkConfig(**fields, implicit=ImplicitConfig(**implicit))
 
 
 def _check_fields(name: str, config_class: type, values: Any) -> dict[str, Any]:
-    """Return the settings with lists as tuples, after checking that the configuration class has a field for each."""
+    """Return the settings by name, of the types of the fields that the configuration class has for them."""
     fields = {f.name for f in dataclasses.fields(config_class)}
     if not isinstance(values, dict):
         raise ConfigError(f"{name}: found {values!r}, expected settings by name")
     if values.keys() - fields:
         raise ConfigError(f"{name}: unknown keys {sorted(values.keys() - fields)}, expected some of {sorted(fields)}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return {key: coerce(f"{name}.{key}", value) for key, value in values.items()}
 
 
 def _build_network(url: str, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Yolor:
@@ -189,21 +207,49 @@ def _build_network(url: str, config: dict[str, Any], tensors: dict[str, torch.Te
     anchors = tensors.get("head.anchors")
     if anchors is None:
         raise WeightsError(f"{tensors_url}: tensor 'head.anchors' is missing")
+    if len(tensors) > MAX_TENSORS:
+        raise WeightsError(f"{tensors_url}: found {len(tensors)} tensors, expected at most {MAX_TENSORS}")
+    proxies = tensors.get(PROXIES_TENSOR, torch.zeros(0, 0))
+    counts = {
+        "image_classes": len(config["image_classes"]),
+        "keypoints": len(config["keypoint_names"]),
+        "identities": proxies.shape[0] if proxies.dim() else 0,
+    }
+
+    def build() -> Yolor:
+        network = Yolor(network_config, len(config["classes"]), anchors, **counts)
+        return fuse(network) if config["fused"] else network.eval()
+
     try:
-        network = Yolor(
-            parse_network_config(config["network"]),
-            len(config["classes"]),
-            anchors,
-            image_classes=len(config["image_classes"]),
-            keypoints=len(config["keypoint_names"]),
-            identities=len(tensors.get(PROXIES_TENSOR, ())),
-        )
-    except (ConfigError, TypeError, ValueError) as error:
+        network_config = parse_network_config(config["network"])
+        _check_size(network_config, tensors)
+        # First without numbers: a configuration must not make room for more than the tensors hold.
+        with torch.device("meta"):
+            expected = build()
+    except (ConfigError, ValueError) as error:
         raise WeightsError(f"{storage.join(url, CONFIG_FILE)}: {error}") from error
-    network = fuse(network) if config["fused"] else network.eval()
-    _check_tensors(tensors_url, network, tensors)
+    _check_tensors(tensors_url, expected, tensors)
+    network = build()
     network.load_state_dict(tensors)
     return network
+
+
+def _check_size(config: NetworkConfig, tensors: dict[str, torch.Tensor]) -> None:
+    """Raise ConfigError for channels and blocks that need more numbers and tensors than the file has."""
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    channels = {"widths": max(config.widths), "stem_width": config.stem_width, "anchors_per_level": config.anchors_per_level}
+    blocks = {"depths": sum(config.depths), "neck_depth": config.neck_depth, "spp_pairs": config.spp_pairs}
+    # The default stem width is in the configuration of stems without a convolution, too.
+    largest = max(numbers, NetworkConfig.stem_width)
+    for name, value in channels.items():
+        check(value <= largest, f"network.{name}", getattr(config, name), f"at most {numbers}, as {TENSORS_FILE} has {numbers} numbers")
+    for name, value in blocks.items():
+        check(
+            value <= len(tensors),
+            f"network.{name}",
+            getattr(config, name),
+            f"at most {len(tensors)}, as {TENSORS_FILE} has so many tensors",
+        )
 
 
 def _check_tensors(url: str, network: Yolor, tensors: dict[str, torch.Tensor]) -> None:
@@ -214,3 +260,5 @@ def _check_tensors(url: str, network: Yolor, tensors: dict[str, torch.Tensor]) -
     for name, tensor in expected.items():
         if tensor.shape != tensors[name].shape:
             raise WeightsError(f"{url}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}")
+        if tensors[name].is_complex() or not torch.isfinite(tensors[name]).all():
+            raise WeightsError(f"{url}: {name!r} has values that are not finite, expected real numbers")

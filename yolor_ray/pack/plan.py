@@ -9,10 +9,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from yolor_ray.class_names import unusable_name
 from yolor_ray.config import PackCocoConfig, PackConfig, PackCropsConfig, PackScenesConfig, PackVocConfig, PackYoloConfig
 from yolor_ray.config.pack import PackLabelsConfig
 from yolor_ray.data.synthetic import scenes
-from yolor_ray.errors import ConfigError
+from yolor_ray.errors import ConfigError, DataError
 from yolor_ray.io.storage import absolute
 from yolor_ray.pack.annotations.coco import read_coco
 from yolor_ray.pack.annotations.crops import read_crops
@@ -108,8 +109,15 @@ def _names(text: str) -> list[str]:
 
 
 def divide(config: PackConfig, folder: ImageFolder, annotations: Annotations) -> PackPlan:
-    """Plan the shards of a dataset: images in the order of the hashes of their names, cut by the size of their files."""
+    """Plan the shards of a dataset: images in the order of the hashes of their names, cut by the size of their files.
+
+    Raises:
+        DataError: a name has a control character.
+    """
     output = absolute(config.output)
+    for field in ("classes", "image_classes", "keypoint_names"):
+        if (name := unusable_name(getattr(annotations, field))) is not None:
+            raise DataError(f"{folder.url}: found {name!r} among {field.replace('_', ' ')}, expected names without control characters")
     ordered = sorted(annotations.images, key=lambda image: hashlib.sha256(image.name.encode()).digest())
     tasks = []
     for index, images in enumerate(_groups_of_size(ordered, folder, config.shard_mb * 1e6)):

@@ -5,6 +5,7 @@ A finished shard leaves a progress file beside the shards. A pack that was kille
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +26,8 @@ from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.image_folder import ImageFile, read_files
 from yolor_ray.pack.annotations.normalize import normalize_objects
 from yolor_ray.pack.annotations.schema import AnnotatedImage
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_DIR = "unfinished"
 """Folder of the progress files inside an unfinished dataset."""
@@ -166,8 +169,12 @@ def build_shard(task: ShardTask, write: bool = True) -> ShardResult:
 
 
 def _read_progress(url: str, key: str, output: str) -> ShardResult | None:
-    """Return the result of an earlier run of the same task; None if there is none or its shard is absent."""
-    content = json.loads(read_bytes(url)) if exists(url) else {}
+    """Return the result of an earlier run of the same task; None if there is none, it is damaged, or its shard is absent."""
+    try:
+        content = json.loads(read_bytes(url)) if exists(url) else {}
+    except ValueError as error:
+        logger.warning("event=progress_damaged url=%s error='%s' next='the shard is built again'", url, error)
+        return None
     if content.pop("key", None) != key:
         return None
     shard = content["shard"] and shard_from_json(content["shard"])

@@ -11,6 +11,7 @@ from typing import Any
 from yolor_ray.config.renamed import current_metrics
 from yolor_ray.errors import StorageError
 from yolor_ray.io import storage
+from yolor_ray.io.json_lines import parse_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +22,14 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """Return the metrics of each finished epoch of a run, in order; none where no run is."""
+    """Return the metrics of each finished epoch of a run, in order; none where no run is.
+
+    Raises:
+        IntegrityError: a line is no JSON object.
+
+    """
     url = storage.join(run, METRICS_FILE)
-    return [current_metrics(json.loads(line)) for line in storage.read_bytes(url).splitlines()] if storage.exists(url) else []
+    return [current_metrics(row) for row in parse_json_lines(url, storage.read_bytes(url))] if storage.exists(url) else []
 
 
 class RunLogger:

@@ -45,7 +45,7 @@ def lock_settings(folder: str, file: str, settings: Mapping[str, Any], *, mutabl
     if not storage.exists(url):
         storage.write_bytes(url, json.dumps(settings, indent=1).encode())
         return
-    stored = _flatten_json(defaults) | current_settings(flatten(json.loads(storage.read_bytes(url))))
+    stored = _flatten_json(defaults) | current_settings(flatten(_read_settings(url)))
     stored = _with_validation(stored)
     locked = {name: value for name, value in _with_validation(_flatten_json(settings)).items() if not name.startswith(mutable)}
     changed = {name: (stored.get(name), value) for name, value in locked.items() if stored.get(name) != value}
@@ -54,6 +54,16 @@ def lock_settings(folder: str, file: str, settings: Mapping[str, Any], *, mutabl
         raise ConfigError(
             f"{url}: {FOLDER_KINDS[file]} was started with other settings: {changes}; keep those settings or choose a new run.name"
         )
+
+
+def _read_settings(url: str) -> dict[str, Any]:
+    try:
+        values = json.loads(storage.read_bytes(url))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{url}: found no JSON ({error}), expected the settings that its first job wrote; restore the file") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{url}: found {type(values).__name__}, expected settings by name; restore the file")
+    return values
 
 
 @contextlib.contextmanager
@@ -82,7 +92,13 @@ def freed_on_failure(folder: str, file: str, has_progress: Callable[[], bool]) -
 def _with_validation(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings by dotted name with the validation set of built-in scenes, which version 0.2 wrote as the default."""
     names = {f"{prefix}data.val": f"{prefix}data.train" for prefix in ("", STUDY_PREFIX) if f"{prefix}data.val" in settings}
-    return settings | {val: validation_url(settings[train], settings[val]) for val, train in names.items()}
+    current = dict(settings)
+    for val, train in names.items():
+        train_url, val_url = settings.get(train), settings[val]
+        # Other types come from a damaged file, and differ from the settings of every job.
+        if isinstance(train_url, str) and isinstance(val_url, str):
+            current[val] = validation_url(train_url, val_url)
+    return current
 
 
 def _flatten_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from yolor_ray.data.rle import encode_runs
 from yolor_ray.data.shards import dataset as shards
 from yolor_ray.data.shards import shard_file
+from yolor_ray.data.shards.parquet_layout import parse_footer
 from yolor_ray.data.shards.records import Objects, Record, objects_from_boxes
 from yolor_ray.errors import DataError, StorageError
 from yolor_ray.io import storage
@@ -21,7 +22,7 @@ def make_record(number: int, objects: int, rich: bool = False, image_bytes: int 
     rng = np.random.default_rng(number)
     annotated = objects_from_boxes(np.sort(rng.random((objects, 4), np.float32) * 40, axis=1), rng.integers(0, 2, objects))
     if rich:
-        masks = tuple(bytes([48 + i % 9]) * (i + 1) for i in range(objects))
+        masks = tuple(encode_runs([i * 7, 5 * i + 1, 640 * 480 - 12 * i - 1], 640, 480) for i in range(objects))
         points = rng.random((objects, 5, 3), np.float32)
         boxes, labels, areas = annotated.boxes_xyxy, annotated.labels, annotated.areas
         annotated = Objects(boxes, labels, labels > 0, areas, masks, points, rng.integers(-1, 9, objects))
@@ -37,7 +38,8 @@ def write_dataset(url: str, *groups: list[Record]) -> shards.Dataset:
         written.append(shard)
     images = sum(map(len, groups))
     digest = shards.dataset_digest(written, ("a", "b"))
-    dataset = shards.Dataset(url, ("a", "b"), (), (), ("detect",), images, 1, {"a": 1, "b": 0}, tuple(written), digest, {})
+    names = ("a", "b"), ("tall", "wide"), ("first", "second", "third", "fourth", "fifth")
+    dataset = shards.Dataset(url, *names, ("detect",), images, 1, {"a": 1, "b": 0}, tuple(written), digest, {})
     shards.write_dataset(dataset)
     return dataset
 
@@ -126,7 +128,8 @@ def flip(file: Path, offset: int) -> None:
 
 def test_every_byte_between_the_magic_bytes_is_covered_by_exactly_one_hash(tmp_path):
     data, shard = shards.encode_shard([make_record(i, 2) for i in range(130)], 0)
-    ranges = [shard_file.byte_range(pq.read_metadata(pa.BufferReader(data)), index) for index in range(3)]
+    footer = parse_footer(data.slice(shard.bytes - shard.footer_bytes), shard.bytes)
+    ranges = [shard_file.byte_range(footer, index) for index in range(3)]
     ends = [end for _, end in ranges]
     assert [start for start, _ in ranges] == [4, *ends[:-1]]
     assert ends[-1] == shard.bytes - shard.footer_bytes

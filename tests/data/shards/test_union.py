@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from yolor_ray.data.rle import encode_runs
 from yolor_ray.data.shards.dataset import Dataset, dataset_digest, encode_shard, open_dataset, read_row_group, to_records, write_dataset
 from yolor_ray.data.shards.records import Objects, Record
 from yolor_ray.data.shards.relabel import apply_mapping
@@ -31,7 +32,7 @@ def make_record(member: str, number: int) -> Record:
         labels=rng.integers(0, len(names["classes"]), count),
         crowd=rng.random(count) < 0.3,
         areas=rng.random(count, np.float32),
-        masks=None if number % 3 else tuple(b"%d" % value for value in rng.integers(0, 99, count)),
+        masks=None if number % 3 else tuple(encode_runs([value, 64 * 48 - value], 64, 48) for value in rng.integers(0, 99, count)),
         keypoints=rng.integers(0, 3, (count, keypoint_count, 3)).astype(np.float32) if keypoint_count and number % 5 else None,
         identities=rng.integers(-1, 5, count) if number % 7 else None,
     )

@@ -220,6 +220,16 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(uninterrupted:
         tensors.write_bytes(intact)
 
 
+def test_a_run_goes_on_where_its_folder_was_moved_to(folder: Path, uninterrupted: Path, monkeypatch) -> None:
+    config = tiny_run(folder, "moved-away", checkpoint_minutes=0.0)
+    train_until_killed(config, monkeypatch, 8)
+    shutil.move(folder / "moved-away", folder / "elsewhere" / "other-name")
+    moved = dataclasses.replace(config.run, storage=str(folder / "elsewhere"), name="other-name")
+    train(dataclasses.replace(config, run=moved))
+    assert read_attempts(str(folder / "elsewhere" / "other-name"))[-1].from_step > 0
+    assert_equal_tensors(folder / "elsewhere" / "other-name", uninterrupted)
+
+
 def test_an_unfinished_checkpoint_does_not_count(uninterrupted: Path) -> None:
     newest = sorted((uninterrupted / "checkpoints").iterdir())[-1]
     unfinished = newest.with_name("999999999")

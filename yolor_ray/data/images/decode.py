@@ -18,6 +18,10 @@ FILL = 114
 """Grey level behind transparent pixels, beside a letterboxed image, and around the tiles of a mosaic."""
 MAX_PIXELS = 178_956_970
 BITS_PER_SAMPLE = 258
+PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
+"""Samples per pixel of a PNG by its colour type, where there is more than one."""
+MAX_DEFLATE_RATIO = 1032
+"""Largest ratio of the sizes after and before inflating: 258 bytes for 2 bits."""
 
 _PLUGINS: dict[str, Callable[[BytesIO], Image.Image]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
@@ -53,7 +57,13 @@ def decode(data: bytes, *, fit_px: int | None = None, max_pixels: int = MAX_PIXE
     if header.width * header.height > max_pixels:
         size = f"{header.width} x {header.height} px = {header.width * header.height}"
         raise ImageError("image_too_large", f"found a {header.format} of {size}, expected at most {max_pixels} pixels")
-    pixels = _decode_jpeg(data, header, fit_px) if header.format == "JPEG" else _decode_pillow(data, header.format)
+    if header.format == "PNG":
+        _refuse_hollow_png(data, header)
+    try:
+        pixels = _decode_jpeg(data, header, fit_px) if header.format == "JPEG" else _decode_pillow(data, header.format)
+    except MemoryError as error:
+        found = f"found a {header.format} of {header.width} x {header.height} px"
+        raise ImageError("image_too_large", f"{found}, expected one that the free memory can hold") from error
     # Pillow applies the orientation of a TIFF itself.
     upright = pixels if header.format == "TIFF" else _TO_UPRIGHT[header.orientation](pixels)
     return np.ascontiguousarray(upright)
@@ -88,6 +98,14 @@ def _decode_unusual_jpeg(data: bytes, colorspace: str, sides: dict[str, int], fa
     if "subsampling" in fault:
         return _decode_pillow(data, "JPEG")
     raise ImageError("truncated_image", f"found a truncated or corrupt JPEG of {len(data)} bytes: {fault}")
+
+
+def _refuse_hollow_png(data: bytes, header: ImageHeader) -> None:
+    """Refuse a PNG too small for its pixels: the decoder would make room for all of them before it finds that most are missing."""
+    bits = header.width * header.height * data[24] * PNG_SAMPLES.get(data[25], 1)
+    if bits > 8 * MAX_DEFLATE_RATIO * len(data):
+        found = f"found a PNG of {header.width} x {header.height} px"
+        raise ImageError("truncated_image", f"{found} in {len(data)} bytes, which cannot hold so many pixels")
 
 
 def _decode_pillow(data: bytes, name: str) -> np.ndarray:

@@ -55,6 +55,16 @@ def to_json(seen: np.ndarray) -> dict[str, Any]:
 
 
 def from_json(content: dict[str, Any]) -> np.ndarray:
-    """Convert the JSON of `to_json` back to seen records, (images,) bool."""
-    packed = np.frombuffer(base64.b64decode(content["bits"]), np.uint8)
-    return np.unpackbits(packed, count=content["records"]).astype(bool)
+    """Convert the JSON of `to_json` back to seen records, (images,) bool.
+
+    Raises:
+        ValueError: the content is not of that form.
+
+    """
+    try:
+        packed, records = np.frombuffer(base64.b64decode(content["bits"], validate=True), np.uint8), content["records"]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"found {content!r}, expected records and bits") from error
+    if type(records) is not int or len(packed) != -(-records // 8):
+        raise ValueError(f"found {len(packed)} bytes of bits for {records!r} records, expected one bit per record")
+    return np.unpackbits(packed, count=records).astype(bool)

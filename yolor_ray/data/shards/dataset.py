@@ -16,10 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from yolor_ray.class_names import unusable_name
+from yolor_ray.config.network import TASKS
 from yolor_ray.data.shards import shard_file
 from yolor_ray.data.shards.arrow import SCHEMA, to_records, to_table
+from yolor_ray.data.shards.parquet_layout import Footer
 from yolor_ray.data.shards.records import Record
 from yolor_ray.data.shards.relabel import LabelMapping, apply_mapping
+from yolor_ray.data.shards.row_checks import check_rows
 from yolor_ray.data.shards.shard_file import Shard, describe_shard, shard_from_json
 from yolor_ray.errors import DataError
 from yolor_ray.io.filesystem import call_with_retries, filesystem
@@ -32,6 +36,8 @@ VERSION = 3
 MANIFEST = "dataset.json"
 CONTENT_KEY = "yolor_ray.content_sha256"
 """Metadata key of the content hash in a shard's footer."""
+HASH_KEY = "sha256"
+"""Key of the manifest's hash of its other keys."""
 ROWS_PER_GROUP = 64
 GROUP_BYTES = 32 * 2**20
 """Encoded image bytes after which a row group ends early, so that large photos also stream in small pieces."""
@@ -88,6 +94,11 @@ class Dataset:
     def shards_by_name(self) -> dict[str, Shard]:
         """Shards by file name, for a single dataset; members of a union may have equal names."""
         return {shard.name: shard for shard in self.shards}
+
+    @functools.cached_property
+    def checked_columns(self) -> set[tuple[str, int, tuple[str, ...]]]:
+        """Shard, row group and columns whose values this process has checked; hashes prove that later reads return the same."""
+        return set()
 
     @property
     def row_groups(self) -> tuple[RowGroup, ...]:
@@ -153,7 +164,7 @@ def open_dataset(url: str) -> Dataset:
             expected = f"expected {(FORMAT, VERSION)}; pack again, into another folder"
             raise DataError(f"{manifest}: found format and version {version}, {expected}")
         return _dataset_from_json(url, content)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{manifest}: found a damaged manifest ({type(error).__name__}: {error}), expected one by jobs/pack.py") from error
 
 
@@ -166,13 +177,41 @@ def _dataset_from_json(url: str, content: dict[str, Any]) -> Dataset:
     rows = sum(sum(shard.row_groups) for shard in shards)
     if rows != dataset.images:
         raise ValueError(f"{rows} rows in the shards, {dataset.images} images")
+    _check_names_and_counts(dataset)
+    # Manifests of version 0.2 have no hash of themselves.
+    found = _content_sha256(content)
+    if content.get(HASH_KEY, found) != found:
+        raise ValueError(f"content with SHA-256 {found}, {content[HASH_KEY]} when it was packed")
     return dataset
+
+
+def _check_names_and_counts(dataset: Dataset) -> None:
+    """Raise ValueError for names and counts that packing does not write."""
+    for field in ("classes", "image_classes", "keypoint_names"):
+        if (name := unusable_name(getattr(dataset, field))) is not None:
+            raise ValueError(f"{field} with {name!r}")
+    if not set(dataset.tasks) <= set(TASKS):
+        raise ValueError(f"tasks {dataset.tasks}")
+    counts = [dataset.images, dataset.boxes, *dataset.boxes_per_class.values(), *dataset.faults.values(), dataset.crowds or 0]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"counts {counts[:8]}")
+    if dataset.boxes_per_class.keys() != set(dataset.classes) or sum(dataset.boxes_per_class.values()) != dataset.boxes:
+        raise ValueError(f"{dataset.boxes} boxes, and others per class")
+    if not isinstance(dataset.digest, str):
+        raise ValueError(f"digest {dataset.digest!r}")
+
+
+def _content_sha256(content: dict[str, Any]) -> str:
+    """Return the hex digest of a manifest's content without the digest itself."""
+    hashed = {key: value for key, value in content.items() if key != HASH_KEY}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
 def write_dataset(dataset: Dataset) -> None:
     """Write `dataset.json`; only then do the shards belong to the dataset."""
     content = {"format": FORMAT, "version": VERSION, **asdict(dataset)}
     del content["url"], content["members"]
+    content[HASH_KEY] = _content_sha256(content)
     write_bytes(join(dataset.url, MANIFEST), json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
@@ -217,7 +256,7 @@ def _split_into_groups(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _read_footer(url: str, shard: Shard) -> pq.FileMetaData:
+def _read_footer(url: str, shard: Shard) -> Footer:
     system, path = filesystem(url)
     with system.open_input_file(path) as file:
         return shard_file.read_footer(file, shard)
@@ -231,7 +270,7 @@ def read_row_group(dataset: Dataset, group: RowGroup, columns: list[str] | None 
 
     Raises:
         StorageError: the shard is missing, truncated, damaged, overwritten or unreachable.
-        DataError: the row group has another number of rows than in `dataset.json`.
+        DataError: the row group has another number of rows than in `dataset.json`, pages that inflate, or impossible values.
 
     """
     if dataset.members:
@@ -247,15 +286,19 @@ def read_row_group(dataset: Dataset, group: RowGroup, columns: list[str] | None 
         with system.open_input_file(path) as file:
             if columns is None:
                 return shard_file.read_row_group(file, footer, group.index, shard)
-            shard_file.check_size(file, shard)
-            reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True, page_checksum_verification=True)
-            rows = reader.read_row_group(group.index, columns=columns, use_threads=False)
+            rows = shard_file.read_columns(file, footer, group.index, shard, columns)
             # Read again and last, because the object may have been overwritten since its footer was first read.
-            shard_file.read_footer(file, shard)
+            shard_file.verify_footer(file, shard)
             return rows
 
-    table = call_with_retries(where, "read", read)
-    if table.num_rows != group.rows:
-        raise DataError(f"{where}: found {table.num_rows} rows, expected {group.rows} as in {MANIFEST}; pack again")
+    try:
+        table = call_with_retries(where, "read", read)
+        if table.num_rows != group.rows:
+            raise DataError(f"found {table.num_rows} rows, expected {group.rows} as in {MANIFEST}; pack again")
+        if (content := (group.shard, group.index, tuple(table.column_names))) not in dataset.checked_columns:
+            check_rows(table, dataset)
+            dataset.checked_columns.add(content)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     # The metadata holds the hash of the whole shard, which is no property of these rows.
     return table.replace_schema_metadata()

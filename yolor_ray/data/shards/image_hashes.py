@@ -37,8 +37,12 @@ def image_hashes(dataset: Dataset, folder: str) -> np.ndarray:
 def _hashes(dataset: Dataset, folder: str) -> np.ndarray:
     url = storage.join(folder, f"{dataset.digest[:12]}.npy")
     if storage.exists(url):
-        kept: np.ndarray = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
-        if kept.shape == (dataset.images,):
+        try:
+            kept: np.ndarray = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            logger.warning("event=hashes_damaged url=%s error='%s' next='the images are hashed again'", url, error)
+            kept = np.zeros(0, np.uint64)
+        if kept.shape == (dataset.images,) and kept.dtype == np.uint64:
             return kept
     started = time.perf_counter()
     with ThreadPoolExecutor(READERS, thread_name_prefix="yolor-hash") as readers:

@@ -6,16 +6,22 @@ ranged read, and its bytes are not copied before Parquet decodes them.
 
 import hashlib
 import io
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yolor_ray.errors import IntegrityError
+from yolor_ray.data.shards.arrow import SCHEMA
+from yolor_ray.data.shards.parquet_layout import TRAILER_BYTES, Footer, check_pages, parse_footer
+from yolor_ray.errors import DataError, IntegrityError
 
-TRAILER_BYTES = 8
-"""Length of the footer and magic bytes, after the footer."""
+NAME = re.compile(r"part-\d{5,}-[0-9a-f]{12}\.parquet")
+"""Names of shards: no other name, such as one with a folder, is read."""
+MAX_FOOTER_BYTES, MAX_FOOTER_BYTES_PER_GROUP = 1 << 16, 1 << 14
+"""Largest footer of a shard, beside what each row group adds: several times the size of real ones."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,14 @@ class Shard:
 
 def describe_shard(data: pa.Buffer, index: int) -> Shard:
     """Describe a Parquet file that was just written; `index` is its position in the dataset."""
-    footer = pq.read_metadata(pa.BufferReader(data))
-    groups = range(footer.num_row_groups)
-    ranges = [byte_range(footer, group) for group in groups]
-    footer_bytes = footer.serialized_size + TRAILER_BYTES
+    footer_bytes = int.from_bytes(data.slice(data.size - TRAILER_BYTES, 4).to_pybytes(), "little") + TRAILER_BYTES
+    footer = parse_footer(data.slice(data.size - footer_bytes), data.size)
+    ranges = [byte_range(footer, group) for group in range(len(footer.chunks))]
     digest = _sha256(data)
     return Shard(
         name=f"part-{index:05d}-{digest[:12]}.parquet",
-        rows=footer.num_rows,
-        row_groups=tuple(footer.row_group(group).num_rows for group in groups),
+        rows=sum(footer.row_groups),
+        row_groups=footer.row_groups,
         bytes=data.size,
         sha256=digest,
         footer_bytes=footer_bytes,
@@ -64,38 +69,94 @@ def shard_from_json(content: dict[str, Any]) -> Shard:
 
     Raises:
         TypeError, KeyError: a field is missing or unknown.
-        ValueError: the row groups and their hashes differ in number.
+        ValueError: a value is not possible, or the name could lead to another folder.
 
     """
     shard = Shard(**{**content, **{name: tuple(content[name]) for name in ("row_groups", "row_group_sha256")}})
+    if not isinstance(shard.name, str) or not NAME.fullmatch(shard.name):
+        raise ValueError(f"found shard name {shard.name!r}, expected one such as part-00000-0123456789ab.parquet")
+    numbers = (*shard.row_groups, shard.rows, shard.bytes, shard.footer_bytes)
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"found {numbers} as rows and sizes of {shard.name}, expected whole numbers from 1")
+    if not all(isinstance(digest, str) for digest in (*shard.row_group_sha256, shard.sha256, shard.footer_sha256)):
+        raise ValueError(f"found hashes of {shard.name} that are no text")
+    if shard.rows != sum(shard.row_groups):
+        raise ValueError(f"found {shard.rows} rows and row groups of {sum(shard.row_groups)} rows in {shard.name}")
     if len(shard.row_groups) != len(shard.row_group_sha256):
         raise ValueError(f"{len(shard.row_group_sha256)} hashes for {len(shard.row_groups)} row groups of {shard.name}")
+    if not shard.footer_bytes < min(shard.bytes, MAX_FOOTER_BYTES + MAX_FOOTER_BYTES_PER_GROUP * len(shard.row_groups)):
+        raise ValueError(f"found a footer of {shard.footer_bytes} bytes in {shard.name} of {shard.bytes} bytes, expected a smaller one")
     return shard
 
 
-def read_footer(file: pa.NativeFile, shard: Shard) -> pq.FileMetaData:
+def read_footer(file: pa.NativeFile, shard: Shard) -> Footer:
     """Read and verify the footer.
+
+    Raises:
+        IntegrityError: the file has another size, or the footer another SHA-256, than described.
+        DataError: the footer is none that packing writes.
+
+    """
+    footer = parse_footer(verify_footer(file, shard), shard.bytes)
+    if footer.row_groups != shard.row_groups:
+        raise DataError(f"found row groups of {list(footer.row_groups)[:8]} rows, expected {list(shard.row_groups)[:8]} as in dataset.json")
+    return footer
+
+
+def verify_footer(file: pa.NativeFile, shard: Shard) -> pa.Buffer:
+    """Read the bytes of the footer with its trailer.
 
     Raises:
         IntegrityError: the file has another size, or the footer another SHA-256, than described.
 
     """
-    start = shard.bytes - shard.footer_bytes
-    return pq.read_metadata(pa.BufferReader(_verified(file, start, shard.bytes, shard, shard.footer_sha256, "a footer")))
+    return _verified(file, shard.bytes - shard.footer_bytes, shard.bytes, shard, shard.footer_sha256, "a footer")
 
 
-def read_row_group(file: pa.NativeFile, footer: pq.FileMetaData, index: int, shard: Shard) -> pa.Table:
+def read_row_group(file: pa.NativeFile, footer: Footer, index: int, shard: Shard) -> pa.Table:
     """Read and verify one row group by a single ranged read.
 
     Raises:
         IntegrityError: the file has another size, or the row group another SHA-256, than described.
+        DataError: a page is none that packing writes.
 
     """
     start, end = byte_range(footer, index)
     data = _verified(file, start, end, shard, shard.row_group_sha256[index], "content")
+    return _decode(_RangeFile([(start, data)], shard.bytes), footer, index)
+
+
+def read_columns(file: pa.NativeFile, footer: Footer, index: int, shard: Shard, columns: Sequence[str]) -> pa.Table:
+    """Read some columns of one row group, verified by the checksums of their pages, by one ranged read for neighbouring columns.
+
+    Raises:
+        IntegrityError: the file has another size than described.
+        DataError: a page is none that packing writes.
+
+    """
+    check_size(file, shard)
+    ranges: list[list[int]] = []
+    for start, end in sorted(footer.chunks[index][SCHEMA.names.index(name)] for name in columns):
+        if ranges and ranges[-1][1] == start:
+            ranges[-1][1] = end
+        else:
+            ranges.append([start, end])
+    buffers = []
+    for start, end in ranges:
+        file.seek(start)
+        buffers.append((start, file.read_buffer(end - start)))
+    return _decode(_RangeFile(buffers, shard.bytes), footer, index, columns)
+
+
+def _decode(file: "_RangeFile", footer: Footer, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Decode columns of a row group, or all columns, after a check that no page inflates."""
+    for column in range(len(SCHEMA)) if columns is None else map(SCHEMA.names.index, columns):
+        start, end = footer.chunks[index][column]
+        check_pages(file.read_range(start, end), footer.row_groups[index], SCHEMA.names[column])
+    options = {"metadata": footer.metadata, "page_checksum_verification": columns is not None}
     # Without pre-buffering: Arrow's own threads would hold Python objects, and abort a process that ends meanwhile.
-    with pa.PythonFile(_RangeFile(data, start, shard.bytes), mode="r") as range_file:
-        return pq.ParquetFile(range_file, metadata=footer, pre_buffer=False).read_row_group(index, use_threads=False)
+    with pa.PythonFile(file, mode="r") as range_file:
+        return pq.ParquetFile(range_file, pre_buffer=False, **options).read_row_group(index, columns=columns, use_threads=False)
 
 
 def check_size(file: pa.NativeFile, shard: Shard) -> None:
@@ -131,20 +192,25 @@ def _sha256(data: pa.Buffer) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def byte_range(footer: pq.FileMetaData, index: int) -> tuple[int, int]:
+def byte_range(footer: Footer, index: int) -> tuple[int, int]:
     """Return the first byte of a row group in the file, and the byte after its last."""
-    group = footer.row_group(index)
-    columns = [group.column(number) for number in range(footer.num_columns)]
-    starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
-    return min(starts), max(start + column.total_compressed_size for start, column in zip(starts, columns, strict=True))
+    return min(start for start, _ in footer.chunks[index]), max(end for _, end in footer.chunks[index])
 
 
 class _RangeFile(io.RawIOBase):
-    """A file of which only one range is in memory; pyarrow takes slices of the range without a copy."""
+    """A file of which only some ranges are in memory; pyarrow takes slices of the ranges without a copy."""
 
-    def __init__(self, data: pa.Buffer, start: int, size: int) -> None:
-        self._data, self._start, self._size = data, start, size
+    def __init__(self, ranges: Sequence[tuple[int, pa.Buffer]], size: int) -> None:
+        """Take the first byte and the content of each range, and the size of the file."""
+        self._ranges, self._size = ranges, size
         self._position = 0
+
+    def read_range(self, start: int, end: int) -> pa.Buffer:
+        """Return bytes; fewer where their range ends before."""
+        for first, data in self._ranges:
+            if first <= start < first + data.size:
+                return data.slice(start - first, max(end - start, 0))
+        return pa.py_buffer(b"")
 
     def readable(self) -> bool:
         return True
@@ -160,6 +226,6 @@ class _RangeFile(io.RawIOBase):
         return self._position
 
     def read_buffer(self, size: int) -> pa.Buffer:
-        data = self._data.slice(self._position - self._start, size)
+        data = self.read_range(self._position, self._position + size)
         self._position += data.size
         return data

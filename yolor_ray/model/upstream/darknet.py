@@ -3,6 +3,7 @@
 The length of the file must fit a network exactly. If the length fits several networks, the numbers decide.
 """
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ def _read_numbers(url: str, data: bytes) -> np.ndarray:
     return np.frombuffer(data, "<f4", offset=header)
 
 
+@functools.cache
 def _count_numbers(config: NetworkConfig, classes: int) -> tuple[int, int]:
     """Return the count of a network's numbers in a file, and the count of those in implicit vectors."""
     sizes = {name: tensor.numel() for name, tensor in make_meta_network(config, classes).state_dict().items()}
@@ -146,6 +148,6 @@ def _describe_mismatch(candidates: list[Candidate]) -> str:
 def _describe_sizes(networks: Networks) -> str:
     sizes = []
     for name, config in networks.items():
-        at_80, at_81 = (_count_numbers(config, classes)[0] for classes in (80, 81))
-        sizes.append(f"{name} {at_80} at 80 classes and {at_81 - at_80} for each more")
+        at_1, at_2 = (_count_numbers(config, classes)[0] for classes in (1, 2))
+        sizes.append(f"{name} {at_1 + 79 * (at_2 - at_1)} at 80 classes and {at_2 - at_1} for each more")
     return "; ".join(sizes)

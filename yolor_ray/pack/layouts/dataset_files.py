@@ -16,6 +16,7 @@ import yaml
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import exists, read_bytes
 from yolor_ray.pack.annotations.yolo.names import read_names
+from yolor_ray.pack.annotations.yolo.yaml_text import read_mapping
 from yolor_ray.pack.layouts.layout import SPLIT_WORDS, SPLITS, Layout, Source, by_split, split_of_file
 from yolor_ray.pack.layouts.tree import FolderTree, list_tree, lowest_common_folder
 from yolor_ray.pack.layouts.yolo_lists import list_sources
@@ -92,14 +93,21 @@ def _load(url: str) -> dict[str, Any] | None:
         content: Any = {key.strip(): value.strip() for key, separator, value in pairs if separator}
     else:
         try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            content = {key: _plain_value(node) for key, node in read_mapping(text).items()}
+        except ValueError as error:
             if url.rpartition("/")[2].lower() == "data.yaml":
-                raise DataError(f"{url}: found {' '.join(str(error).split())}, expected YAML") from error
+                raise DataError(f"{url}: found {error}, expected YAML") from error
             return None
     if not isinstance(content, dict) or {"train", "val", "valid"}.isdisjoint(content):
         return None
     return content if "names" in content or (is_yaml and "nc" in content) else None
+
+
+def _plain_value(node: yaml.Node) -> str | list[str] | None:
+    """Return a text, a list of texts, or None for a value that is empty, null or a mapping."""
+    if isinstance(node, yaml.SequenceNode):
+        return [item.value for item in node.value if isinstance(item, yaml.ScalarNode)]
+    return node.value if isinstance(node, yaml.ScalarNode) and node.value.lower() not in ("", "~", "null") else None
 
 
 def _read_dataset_file(folder: str, url: str) -> DatasetFile:
@@ -155,7 +163,10 @@ def _sources_at(tree: FolderTree, url: str, dataset_file: DatasetFile) -> list[S
         if labels and not exists(labels):
             labels = None
         # Images and labels lie below the listed folder.
-        tree = list_tree(lowest_common_folder([url, labels or url]))
+        common = lowest_common_folder([url, labels or url])
+        if not common.strip("/"):
+            raise DataError(f"{dataset_file.url}: found {url} as a folder of images, expected one below the root of the file system")
+        tree = list_tree(common)
     folder = url[len(tree.url) :].strip("/")
     images = [image for image in tree.images if not folder or image.startswith(f"{folder}/")]
     texts = [tree.url_of(name) for name in tree.in_folder("") if name.lower().endswith(".txt")]

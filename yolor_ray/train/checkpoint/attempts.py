@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from yolor_ray.config import renamed
-from yolor_ray.errors import NotFoundError, StorageError, SupersededError
+from yolor_ray.errors import IntegrityError, NotFoundError, StorageError, SupersededError
 from yolor_ray.io import storage
+from yolor_ray.io.json_lines import parse_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,27 @@ class AttemptRecord:
 
 
 def read_attempts(run: str) -> list[AttemptRecord]:
-    """Return the attempts of a run so far."""
-    lines = _read_file(run, ATTEMPTS_FILE).splitlines()
-    return [AttemptRecord(**renamed.current_record(json.loads(line))) for line in lines]
+    """Return the attempts of a run so far.
+
+    Raises:
+        IntegrityError: a line is no attempt.
+
+    """
+    url = storage.join(run, ATTEMPTS_FILE)
+    return [_parse_attempt(url, row) for row in parse_json_lines(url, _read_file(run, ATTEMPTS_FILE))]
+
+
+def _parse_attempt(url: str, row: dict[str, Any]) -> AttemptRecord:
+    values = renamed.current_record(row)
+    try:
+        record = AttemptRecord(**values)
+        datetime.fromisoformat(record.started_at)
+    except (TypeError, ValueError) as error:
+        raise IntegrityError(f"{url}: found {row!r}, expected an attempt ({error}); restore the file or delete the line") from error
+    numbers = record.attempt, record.workers, record.from_step, record.lost_steps
+    if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(record.fencing_token, str):
+        raise IntegrityError(f"{url}: found {row!r}, expected whole numbers from 0 and a text; restore the file or delete the line")
+    return record
 
 
 def _read_file(run: str, name: str) -> bytes:
@@ -70,12 +89,21 @@ def _read_file(run: str, name: str) -> bytes:
 
 def last_step(run: str) -> int:
     """Return the step of a run's last heartbeat, 0 before the first step."""
-    return int(_read_heartbeat(run).get("step", 0))
+    heartbeat = _read_heartbeat(run)
+    return heartbeat[1] if heartbeat else 0
 
 
-def _read_heartbeat(run: str) -> dict[str, Any]:
-    """Return the last heartbeat of a run; empty before the first."""
-    return renamed.current_record(json.loads(_read_file(run, HEARTBEAT_FILE) or "{}"))
+def _read_heartbeat(run: str) -> tuple[int, int, float] | None:
+    """Return attempt, step and time of the last heartbeat; None without one, or if it is damaged, as it serves only to count costs."""
+    content = _read_file(run, HEARTBEAT_FILE)
+    if not content:
+        return None
+    try:
+        values = renamed.current_record(json.loads(content))
+        return int(values["attempt"]), int(values["step"]), float(values["at"])
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        logger.warning("event=heartbeat_damaged url=%s error='%r'", storage.join(run, HEARTBEAT_FILE), error)
+        return None
 
 
 class RunAttempt:
@@ -146,9 +174,9 @@ class RunAttempt:
         previous = self._earlier[-1]
         heartbeat = _read_heartbeat(self._run)
         # A partitioned attempt may have written heartbeats after the attempt that replaced it took its first steps.
-        if not heartbeat or (heartbeat["attempt"] < previous.attempt and previous.from_step > 0):
+        if not heartbeat or (heartbeat[0] < previous.attempt and previous.from_step > 0):
             return previous.from_step, datetime.fromisoformat(previous.started_at).timestamp()
-        return int(heartbeat["step"]), float(heartbeat["at"])
+        return heartbeat[1:]
 
     def _write_heartbeats(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):

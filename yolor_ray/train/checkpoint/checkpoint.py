@@ -20,6 +20,7 @@ from yolor_ray.config.renamed import current_metrics
 from yolor_ray.data.loading import epoch_ledger
 from yolor_ray.errors import IntegrityError, StorageError, WeightsError
 from yolor_ray.io import manifest, storage
+from yolor_ray.train.checkpoint.content import parse_state, parse_tensors
 from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 
@@ -100,7 +101,16 @@ def write_checkpoint(run: str, checkpoint: Checkpoint, attempt: int) -> None:
 
 def complete_checkpoints(run: str) -> list[str]:
     """Return the names of the complete checkpoints of a run, the newest last."""
-    return _select_complete(run, storage.list_names(storage.join(run, CHECKPOINTS)))
+    return _select_complete(run, _list_checkpoints(run))
+
+
+def _list_checkpoints(run: str) -> list[str]:
+    """Return the names of all checkpoints of a run, the newest last.
+
+    A later attempt may be at an earlier step, because it found the newest checkpoint damaged. Numbers have fixed widths, so that their
+    alphabetical order is the order of the numbers.
+    """
+    return sorted(storage.list_names(storage.join(run, CHECKPOINTS)), key=lambda name: name.partition("-")[::-1])
 
 
 def _select_complete(run: str, names: list[str]) -> list[str]:
@@ -110,10 +120,9 @@ def _select_complete(run: str, names: list[str]) -> list[str]:
 def prune_checkpoints(run: str, attempt: int) -> None:
     """Delete all but the newest complete checkpoints, and the best weights that no kept checkpoint references.
 
-    Checkpoints of later attempts stay: the caller may be a partitioned attempt, and a later attempt may be writing them. Names have
-    fixed widths, so that their alphabetical order is the order of the numbers.
+    Checkpoints of later attempts stay: the caller may be a partitioned attempt, and a later attempt may be writing them.
     """
-    names = storage.list_names(storage.join(run, CHECKPOINTS))
+    names = _list_checkpoints(run)
     kept = _select_complete(run, names)[-KEPT_CHECKPOINTS:]
     for name in names:
         if name not in kept and name.partition("-")[2] <= f"{attempt:04d}":
@@ -124,17 +133,30 @@ def prune_checkpoints(run: str, attempt: int) -> None:
 
 
 def _prune_best_weights(run: str, kept: list[str], bests: list[str]) -> None:
-    """Delete best-weight folders older than every one referenced by the kept checkpoints; newer ones may not be referenced yet."""
-    states = (storage.read_bytes(storage.join(run, CHECKPOINTS, name, STATE_FILE)) for name in kept)
-    referenced = {json.loads(state)["best"] for state in states}
+    """Delete best-weight folders older than every one referenced by the kept checkpoints; newer ones may not be referenced yet.
+
+    A damaged checkpoint, which no run resumes from, references none.
+    """
+    referenced = []
+    for name in kept:
+        url = storage.join(run, CHECKPOINTS, name)
+        try:
+            referenced.append(_read_state(url, manifest.read_published(url, (STATE_FILE,)))["best"])
+        except IntegrityError as error:
+            logger.warning("event=checkpoint_damaged url=%s error='%s'", url, error)
     for name in bests:
         best = f"{BEST}/{name}"
-        if best < min(referenced):
+        if referenced and best < min(referenced):
             storage.delete(storage.join(run, best))
 
 
 def newest_checkpoint(run: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return tensors and state of the newest complete checkpoint, or None; unfinished and damaged ones are skipped with a warning."""
+    """Return tensors and state of the newest complete checkpoint, or None; unfinished and damaged ones are skipped with a warning.
+
+    Raises:
+        IntegrityError: all complete checkpoints are damaged; a run that began anew would hide the loss.
+
+    """
     newest = _read_newest(run)
     return None if newest is None else (newest[1].tensors, newest[1].state)
 
@@ -142,7 +164,8 @@ def newest_checkpoint(run: str) -> tuple[dict[str, Tensor], dict[str, Any]] | No
 def _read_newest(run: str) -> tuple[str, Checkpoint] | None:
     """Return the URL of the newest complete checkpoint, and the checkpoint."""
     folder = storage.join(run, CHECKPOINTS)
-    for name in reversed(storage.list_names(folder)):
+    damages = []
+    for name in reversed(_list_checkpoints(run)):
         url = storage.join(folder, name)
         if not manifest.is_published(url):
             logger.warning("event=checkpoint_unfinished url=%s", url)
@@ -150,13 +173,21 @@ def _read_newest(run: str) -> tuple[str, Checkpoint] | None:
         try:
             return url, _read(url)
         except IntegrityError as error:
-            logger.warning("event=checkpoint_damaged url=%s error='%s'", url, error)
+            logger.warning("event=checkpoint_damaged url=%s error='%s' next='the checkpoint before it is taken'", url, error)
+            damages.append(str(error))
+    if damages:
+        found = f"found no whole checkpoint among {len(damages)}: {'; '.join(damages)}"
+        raise IntegrityError(f"{folder}: {found}; restore one, or delete the folder to train from the start")
     return None
 
 
 def _read(url: str) -> Checkpoint:
     files = manifest.read_published(url, (TENSORS_FILE, STATE_FILE))
-    return Checkpoint(safetensors.torch.load(files[TENSORS_FILE]), json.loads(files[STATE_FILE]))
+    return Checkpoint(parse_tensors(storage.join(url, TENSORS_FILE), files[TENSORS_FILE]), _read_state(url, files))
+
+
+def _read_state(url: str, files: dict[str, bytes]) -> dict[str, Any]:
+    return parse_state(storage.join(url, STATE_FILE), files[STATE_FILE])
 
 
 def resume(run: str, learner: Learner, progress: Progress, dist_context: DistContext) -> Progress:
@@ -166,6 +197,7 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
 
     Raises:
         WeightsError: the checkpoint belongs to another network or training set.
+        IntegrityError: all complete checkpoints are damaged.
 
     """
     newest = _read_newest(run) if dist_context.is_rank_zero else None
@@ -177,6 +209,11 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
     if state["digest"] != progress.digest:
         raise WeightsError(
             f"{run}: its checkpoint was trained on dataset {state['digest'][:12]}, found {progress.digest[:12]}; use a new run.name"
+        )
+    seen = epoch_ledger.from_json(state["seen"])
+    if len(seen) != len(progress.seen):
+        raise WeightsError(
+            f"{run}: its checkpoint counts {len(seen)} records, found {len(progress.seen)} in the dataset; use a new run.name"
         )
     _restore(run, learner, checkpoint.tensors)
     learner.step, learner.average.updates = state["step"], state["updates"]
@@ -190,7 +227,7 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
         learner.scaler.load_state_dict(state["scaler"])
     logger.info("event=resume step=%d epoch=%d", learner.step, state["epoch"])
     fields = {field.name: state[field.name] for field in dataclasses.fields(Progress)}
-    fields |= {"seen": epoch_ledger.from_json(state["seen"]), "rows": [current_metrics(row) for row in state["rows"]]}
+    fields |= {"seen": seen, "rows": [current_metrics(row) for row in state["rows"]]}
     return Progress(**fields)
 
 
@@ -210,7 +247,10 @@ def _restore(run: str, learner: Learner, tensors: dict[str, Tensor]) -> None:
     parameters = dict(learner.network.named_parameters())
     for key, tensor in sections["optimizer"].items():
         state, _, name = key.partition("/")
-        parameter = parameters[name]
+        parameter = parameters.get(name)
+        if parameter is None or tensor.shape not in ((), parameter.shape):
+            shape = tuple(tensor.shape)
+            raise WeightsError(f"{run}: its checkpoint does not fit this network: found the optimizer's {key!r} of shape {shape}")
         # A fused optimizer reads parameter and state in the same memory layout.
         restored = tensor.to(parameter.device) if tensor.dim() == 0 else torch.empty_like(parameter).copy_(tensor)
         learner.optimizer.state[parameter][state] = restored

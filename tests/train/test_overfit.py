@@ -37,9 +37,7 @@ def pack(folder: Path) -> str:
 def metrics(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, float]:
     """Return the metrics of a network with each detection head on its own training images."""
     head = request.param
-    loss, lr = (
-        (LossConfig(box=0.2, cls=2.0, segment=2.5, anchor_ratio=3.0), 0.03) if head == "anchors" else (LossConfig(segment=1.0), 0.005)
-    )
+    loss, lr = (LossConfig(box=0.2, cls=2.0, anchor_ratio=3.0), 0.03) if head == "anchors" else (LossConfig(), 0.005)
     folder = tmp_path_factory.mktemp("eight")
     url = pack(folder)
     config = TrainConfig(

@@ -77,7 +77,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss terms; the defaults are the reference recipe for 640 px from scratch."""
+    """Weights of the losses; the defaults of detection are the reference recipe for 640 px from scratch."""
 
     box: float = 0.05
     """Gain of 1 - CIoU."""
@@ -85,14 +85,14 @@ class LossConfig:
     """Gain of the objectness BCE."""
     cls: float = 0.3
     """Gain of the class BCE at 80 classes; scaled by the number of classes / 80, by no less than 30 / 80."""
-    classify: float = 0.1
-    """Gain of the BCE of image labels."""
-    embed: float = 0.5
-    """Gain of the cross-entropy over identities."""
-    segment: float = 0.3
-    """Gain of BCE and Dice loss of masks."""
-    pose: float = 0.3
-    """Gain of keypoint distances and of the BCE of their visibility."""
+    classify: float = 1.0
+    """Size of the gradient of image labels on the shared features, relative to detection's."""
+    embed: float = 1.0
+    """The same for the gradient of identities."""
+    segment: float = 1.0
+    """The same for the gradient of masks."""
+    pose: float = 1.0
+    """The same for the gradient of keypoints."""
     anchor_ratio: float = 4.0
     """Largest factor between the sides of an anchor and of a matching box."""
     class_balance: bool = False

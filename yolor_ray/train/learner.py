@@ -24,6 +24,7 @@ from yolor_ray.train.optim.clip import GradientClipper
 from yolor_ray.train.optim.micro_batches import MicroBatches
 from yolor_ray.train.optim.optimizer import REFERENCE_IMAGES, make_optimizer
 from yolor_ray.train.optim.schedule import Schedule
+from yolor_ray.train.optim.task_balance import TaskBalance
 from yolor_ray.train.precision import autocast, lower_scale, make_scaler
 from yolor_ray.train.teacher import Teacher
 
@@ -51,6 +52,8 @@ class Learner:
     clipper: GradientClipper = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     """Scale of the loss, which only float16 needs."""
+    balance: TaskBalance | None = field(init=False)
+    """Weights of the tasks' losses; None for detection alone, and where the tasks share nothing that learns."""
     step: int = 0
     """Batches of the run so far."""
     class_weights: Tensor | None = None
@@ -66,6 +69,9 @@ class Learner:
         self.scaler = make_scaler(self.network.head.anchors.device)
         window = max(self.schedule.updates * EMA_WINDOW_SHARE, 1.0) if self.config.optim.recipe == "adaptive" else math.inf
         self.average = WeightAverage(self.network, self.config.optim.ema_decay, window)
+        # The average is a copy of the network, so it is made before the balance listens to the network's neck. A frozen neck learns no task.
+        gains = {task: getattr(self.config.loss, task) for task in self.network.tasks}
+        self.balance = TaskBalance(self.network.neck, gains) if gains and self.config.optim.freeze != "neck" else None
 
     def learn(self, images: UInt8[Tensor, "B S S 3"], targets: Targets, *, must_update: bool, weight: float = 1.0) -> dict[str, Tensor]:
         """Train on a batch and return the loss terms, detached and on the device.
@@ -126,7 +132,8 @@ class Learner:
         terms = loss_terms(raw, targets, self.network, self.config.loss, self.class_weights)
         # Workers average their gradients, and an update adds those of its batches: the sum counts as REFERENCE_IMAGES images.
         scale = REFERENCE_IMAGES / self.schedule.batches_per_update(self.step)
-        self.scaler.scale(torch.stack(list(terms.values())).sum() * (scale * weight)).backward()
+        loss = self.balance.balance(terms, self.step) if self.balance else torch.stack(list(terms.values())).sum()
+        self.scaler.scale(loss * (scale * weight)).backward()
         return {name: term.detach() for name, term in terms.items()}
 
     def _resize(self, pixels: Tensor, targets: Targets) -> tuple[Tensor, Targets]:

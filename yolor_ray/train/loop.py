@@ -216,7 +216,8 @@ def _train_epoch(worker: _Worker) -> dict[str, Any] | None:
             return None
     ledger.merge(dist_context.gather(ledger.counts))
     lr = learner.optimizer.param_groups[0]["lr"]
-    return {"epoch": progress.epoch + 1, "lr": lr, "records": ledger.close(), **meter.rates(), **meter.means()}
+    row = {"epoch": progress.epoch + 1, "lr": lr, "records": ledger.close(), **meter.rates(), **meter.means()}
+    return row | ({f"gradient_{task}": norm for task, norm in learner.balance.norms.items()} if learner.balance else {})
 
 
 def _log_step(rank_zero: RankZeroState, step: int, epoch: float, meter: EpochMeter) -> None:

@@ -24,34 +24,29 @@ from yolor_ray.train.losses.segment import segment_loss
 
 TaskLoss = Callable[[list[Tensor], Targets, list[Matches], Yolor], Tensor]
 
-LOSSES: dict[str, tuple[TaskLoss, Callable[[LossConfig], float]]] = {
-    "classify": (classify_loss, lambda gains: gains.classify),
-    "embed": (embed_loss, lambda gains: gains.embed),
-    "segment": (segment_loss, lambda gains: gains.segment),
-    "pose": (pose_loss, lambda gains: gains.pose),
-}
-"""Loss and gain of each task beside detection."""
+LOSSES: dict[str, TaskLoss] = {"classify": classify_loss, "embed": embed_loss, "segment": segment_loss, "pose": pose_loss}
+"""Loss of each task beside detection."""
 
 
 def loss_terms(
     raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, gains: LossConfig, class_weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return the weighted terms of the loss: `box`, `objectness` (with anchors), `cls`, and one term per other task under its name.
+    """Return the terms of the loss: `box`, `objectness` (with anchors), `cls`, and one term per other task under its name.
 
-    Each term is a mean over the batch, in float32 for any precision of the network. The sum of the terms is minimised.
+    Each term is a mean over the batch, in float32 for any precision of the network. Those of detection are weighted by their gains, those
+    of other tasks are weighted later, by `optim.task_balance`.
 
     Args:
         raw: raw outputs by task, as `Yolor.forward` returns them.
         targets: annotations of the batch.
         network: the network.
-        gains: weights of the terms.
+        gains: weights of detection's terms.
         class_weights: (K,) weight in `cls` of a box by its class, 1 on average over the boxes; None weighs all boxes equally.
     """
     terms, matches = _detection_terms(raw["detect"], targets, network.head, gains, class_weights)
     for task in network.tasks:
         zero_with_gradient = sum(output.float().sum() for output in raw[task]) * 0
-        loss, gain = LOSSES[task]
-        terms[task] = loss(raw[task], targets, matches, network) * gain(gains) + zero_with_gradient
+        terms[task] = LOSSES[task](raw[task], targets, matches, network) + zero_with_gradient
     return terms
 
 

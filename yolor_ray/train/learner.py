@@ -69,7 +69,7 @@ class Learner:
         self.scaler = make_scaler(self.network.head.anchors.device)
         window = max(self.schedule.updates * EMA_WINDOW_SHARE, 1.0) if self.config.optim.recipe == "adaptive" else math.inf
         self.average = WeightAverage(self.network, self.config.optim.ema_decay, window)
-        # The average is a copy of the network, so it is made before the balance listens to the network's neck. A frozen neck learns no task.
+        # The average is a copy of the network, so it is made before the balance listens to the neck. A frozen neck learns no task.
         gains = {task: getattr(self.config.loss, task) for task in self.network.tasks}
         self.balance = TaskBalance(self.network.neck, gains) if gains and self.config.optim.freeze != "neck" else None
 

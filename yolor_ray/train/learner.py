@@ -70,7 +70,9 @@ class Learner:
         window = max(self.schedule.updates * EMA_WINDOW_SHARE, 1.0) if self.config.optim.recipe == "adaptive" else math.inf
         self.average = WeightAverage(self.network, self.config.optim.ema_decay, window)
         # The average is a copy of the network, so it is made before the balance listens to the neck. A frozen neck learns no task.
-        gains = {task: getattr(self.config.loss, task) for task in self.network.tasks}
+        loss = self.config.loss
+        gains = {"classify": loss.classify, "embed": loss.embed, "segment": loss.segment, "pose": loss.pose}
+        gains = {task: gains[task] for task in self.network.tasks}
         self.balance = TaskBalance(self.network.neck, gains) if gains and self.config.optim.freeze != "neck" else None
 
     def learn(self, images: UInt8[Tensor, "B S S 3"], targets: Targets, *, must_update: bool, weight: float = 1.0) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from yolor_ray.inference.postprocess import ImageDetections, select_detections, 
 from yolor_ray.model.weights import load_weights
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.predict.sources import EncodedImage
+from yolor_ray.predict.tiles import Tile, cut_tiles, merge_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +47,14 @@ class PredictedImage:
 
 @dataclass(frozen=True)
 class View:
-    """An image in the network's input."""
+    """An image, or a tile of it, in the network's input."""
 
     pixels: np.ndarray
     """(S, S, 3) uint8 RGB."""
     letterbox: Letterbox
     """Position in the input."""
+    tile: Tile | None = None
+    """Rectangle of the image; None for the whole image."""
 
 
 @dataclass
@@ -61,8 +64,12 @@ class _OpenImage:
     source: EncodedImage
     width: int
     height: int
-    views: list[View]
-    found: list[ImageDetections] = field(default_factory=list)
+    views: Iterable[View]
+    view_count: int = 1
+    whole: ImageDetections | None = None
+    """Detections in the image as a whole; of a tiled image only its labels count."""
+    tiles: list[tuple[Tile, ImageDetections]] = field(default_factory=list)
+    """Detections of each tile, in pixels of the tile."""
 
 
 class Predictor:
@@ -91,12 +98,14 @@ class Predictor:
         """Yield the detections of each image, or its fault, in order."""
         pending: deque[_OpenImage | Fault] = deque()
         with ThreadPoolExecutor(self._config.decode_threads, "decode") as decoders:
-            opened = read_ahead(decoders, self._open, images, self._config.batch + self._config.decode_threads)
+            # Images that are to be tiled are decoded at full size, which may be half a gigabyte each.
+            ahead = self._config.decode_threads + (0 if self._config.tile else self._config.batch)
+            opened = read_ahead(decoders, self._open, images, ahead)
             views = ((image, view) for image in _noted(opened, pending) for view in image.views)
             while batch := list(itertools.islice(views, self._config.batch)):
                 self._detect_batch(batch)
-                yield from _finished(pending)
-            yield from _finished(pending)
+                yield from self._finished(pending)
+            yield from self._finished(pending)
 
     def _open(self, image: EncodedImage) -> "_OpenImage | Fault":
         """Decode an image and fit it into the network's input."""
@@ -105,10 +114,27 @@ class Predictor:
         try:
             header = read_header(image.data)
             width, height = image.size or (header.width, header.height)
-            pixels = decode(image.data, fit_px=self.info.image_px)
+            is_tiled = 0 < self._config.tile < max(width, height)
+            pixels = decode(image.data, fit_px=None if is_tiled else self.info.image_px)
         except ImageError as error:
             return Fault("broken_image", f"{error.code}: {error}", image.url, image=image.name)
+        if is_tiled:
+            return self._tiled(image, pixels)
         return _OpenImage(image, width, height, [self._view(pixels, width, height)])
+
+    def _tiled(self, image: EncodedImage, pixels: np.ndarray) -> _OpenImage:
+        """Cut a decoded image into tiles; its labels, if the network has learned them, are those of the image as a whole."""
+        height, width = pixels.shape[:2]
+        tiles: list[Tile | None] = [*cut_tiles(width, height, self._config.tile, self._config.overlap)]
+        if "classify" in self.info.tasks:
+            tiles.append(None)
+        # One at a time: all tiles of a large image would take several times its memory.
+        views = (self._tile_view(pixels, tile) if tile else self._view(pixels, width, height) for tile in tiles)
+        return _OpenImage(image, width, height, views, len(tiles))
+
+    def _tile_view(self, pixels: np.ndarray, tile: Tile) -> View:
+        part = np.ascontiguousarray(pixels[tile.top : tile.bottom, tile.left : tile.right])
+        return replace(self._view(part, part.shape[1], part.shape[0]), tile=tile)
 
     def _view(self, pixels: np.ndarray, width: int, height: int) -> View:
         out = np.empty((self.info.image_px, self.info.image_px, 3), np.uint8)
@@ -122,7 +148,31 @@ class Predictor:
             detections = to_image_detections(input_detections, view.letterbox)
             # A box in the grey bars of the letterbox has no area inside the image.
             inside = np.all(detections.boxes_xyxy[:, 2:] > detections.boxes_xyxy[:, :2], axis=1)
-            image.found.append(select_detections(detections, inside))
+            detections = select_detections(detections, inside)
+            if view.tile is None:
+                image.whole = detections
+            else:
+                image.tiles.append((view.tile, detections))
+
+    def _finished(self, pending: deque[_OpenImage | Fault]) -> Iterator[PredictedImage | Fault]:
+        """Take the images with all their detections, and faults, from the start of `pending`."""
+        while pending:
+            image = pending[0]
+            if isinstance(image, Fault):
+                yield image
+            elif len(image.tiles) + (image.whole is not None) == image.view_count:
+                yield PredictedImage(image.source.name, image.width, image.height, self._merged(image))
+            else:
+                return
+            pending.popleft()
+
+    def _merged(self, image: _OpenImage) -> ImageDetections:
+        if not image.tiles:
+            assert image.whole is not None
+            return image.whole
+        limits = {"iou": self._config.iou, "max_detections": self._config.max_detections}
+        merged = merge_tiles(image.tiles, image.width, image.height, **limits)
+        return replace(merged, image_labels=image.whole.image_labels) if image.whole else merged
 
 
 def read_ahead(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
@@ -145,16 +195,3 @@ def _noted(opened: Iterable[_OpenImage | Fault], pending: deque[_OpenImage | Fau
         pending.append(image)
         if isinstance(image, _OpenImage):
             yield image
-
-
-def _finished(pending: deque[_OpenImage | Fault]) -> Iterator[PredictedImage | Fault]:
-    """Take the images with all their detections, and faults, from the start of `pending`."""
-    while pending:
-        image = pending[0]
-        if isinstance(image, Fault):
-            yield image
-        elif len(image.found) == len(image.views):
-            yield PredictedImage(image.source.name, image.width, image.height, image.found[0])
-        else:
-            return
-        pending.popleft()

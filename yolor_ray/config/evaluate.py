@@ -62,7 +62,7 @@ class PredictConfig:
     format: Literal["parquet", "coco"] = "parquet"
     """`coco` also writes the detections as COCO JSON, for labelling tools."""
     draw: int = 0
-    """Images to draw with their detections: those with the most detections of a confidence less than 0.2 over the least."""
+    """Images to draw with their detections: those with the most detections whose confidence is less than 0.2 over `confidence`."""
     confidence: float = ServeConfig.confidence
     """Lowest confidence of a detection, 0 to 1."""
     iou: float = ServeConfig.iou

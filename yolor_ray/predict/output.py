@@ -156,6 +156,7 @@ def publish(
         SETTINGS_FILE: json.dumps({**content, "parts": parts}, indent=1, ensure_ascii=False),
     }
     earlier = manifest.read_manifest(output) if manifest.is_published(output) else {}
+    earlier = {name: entry for name, entry in earlier.items() if exists(join(output, name))}
     entries = {result.name: manifest.FileEntry(result.bytes, result.sha256) for result in results}
     manifest.publish_with(output, earlier | entries, {**files, **{name: text.encode() for name, text in texts.items()}})
     delete(join(output, PROGRESS_DIR))

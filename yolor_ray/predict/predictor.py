@@ -170,8 +170,8 @@ class Predictor:
         if not image.tiles:
             assert image.whole is not None
             return image.whole
-        limits = {"iou": self._config.iou, "max_detections": self._config.max_detections}
-        merged = merge_tiles(image.tiles, image.width, image.height, **limits)
+        iou, max_detections = self._config.iou, self._config.max_detections
+        merged = merge_tiles(image.tiles, image.width, image.height, iou=iou, max_detections=max_detections)
         return replace(merged, image_labels=image.whole.image_labels) if image.whole else merged
 
 

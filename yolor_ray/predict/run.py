@@ -24,7 +24,7 @@ from yolor_ray.cluster.connect import start_ray
 from yolor_ray.config import PredictConfig
 from yolor_ray.errors import ConfigError, UserError
 from yolor_ray.io import manifest
-from yolor_ray.io.storage import absolute, join, write_bytes
+from yolor_ray.io.storage import absolute, delete, is_file, join, write_bytes
 from yolor_ray.io.weights_url import absolute_weights
 from yolor_ray.model.weights import WeightsInfo, load_weights
 from yolor_ray.pack.annotations.faults import Fault, count_by_code
@@ -34,6 +34,7 @@ from yolor_ray.predict.output import PartResult
 from yolor_ray.predict.part_file import to_parquet
 from yolor_ray.predict.predictor import PredictedImage, Predictor, read_ahead
 from yolor_ray.predict.sources import EncodedImage, Part, list_parts
+from yolor_ray.predict.video import VIDEO_SUFFIXES, video_parts
 from yolor_ray.report.provenance import available_cores
 
 READ_CPUS = 0.25
@@ -70,7 +71,10 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     if f"{config.output}/".startswith(f"{config.images.rstrip('/')}/"):
         raise ConfigError(f"output: found {config.output} inside of the images, expected a folder elsewhere")
     _, info = load_weights(config.weights)
-    parts = list_parts(config.images)
+    is_video = config.images.lower().endswith(VIDEO_SUFFIXES) and is_file(config.images)
+    # Tiles are cut from frames of full size.
+    fit_px = 0 if config.tile else info.image_px
+    parts = video_parts(config.images, config.every_s, fit_px) if is_video else list_parts(config.images)
     settings = outputs.settings_of(config, info)
     keys = outputs.part_keys(settings, parts)
     content = outputs.lock_settings(config.output, settings)
@@ -80,7 +84,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         faults = [fault for result in results for fault in result.faults]
     else:
         faults = outputs.read_faults(config.output)
-    _complete_files(config, info, content, results, faults)
+    _complete_files(config, info, content, parts, results, faults)
     counts = {"images": sum(result.images for result in results), "detections": sum(result.detections for result in results)}
     return {**counts, "faults": count_by_code(faults), "output": config.output}
 
@@ -104,7 +108,12 @@ def _predict_missing(config: PredictConfig, tasks: Sequence[Task]) -> list[PartR
 
 
 def _complete_files(
-    config: PredictConfig, info: WeightsInfo, content: dict[str, Any], results: Sequence[PartResult], faults: Sequence[Fault]
+    config: PredictConfig,
+    info: WeightsInfo,
+    content: dict[str, Any],
+    parts: Sequence[Part],
+    results: Sequence[PartResult],
+    faults: Sequence[Fault],
 ) -> None:
     """Write the files that are made of all parts, and publish the output, unless all of them are there."""
     for fault in faults[:MAX_SHOWN_FAULTS]:
@@ -113,6 +122,12 @@ def _complete_files(
     files = {}
     if config.format == "coco" and COCO_FILE not in published:
         files[COCO_FILE] = coco_json(config.output, [result.name for result in results], info)
+    if config.draw:
+        # The import of matplotlib takes a second.
+        from yolor_ray.predict.pictures import PICTURES_DIR, draw_interesting
+
+        delete(join(config.output, PICTURES_DIR))
+        files |= draw_interesting(config.output, results, parts, info, count=config.draw, confidence=config.confidence)
     if files or not published:
         outputs.publish(config.output, content, results, faults, files)
     if faults:

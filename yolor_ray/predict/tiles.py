@@ -72,7 +72,7 @@ def merge_tiles(
     tiles = np.stack([tile.xyxy for tile, _ in found])
     margin = MARGIN * float((tiles[:, 2:] - tiles[:, :2]).max())
     cut = _cut_sides(everything.boxes_xyxy, tiles[tile_numbers], np.array((0, 0, width, height)), margin)
-    is_cut = cut.any(axis=1)
+    is_cut: np.ndarray = np.any(cut, axis=1)
     links = _links(everything, tiles, tile_numbers, cut, margin)
     parts = set(np.flatnonzero(is_cut).tolist())
     parts -= {index for pair in links for index, other in (pair, pair[::-1]) if not is_cut[other]}
@@ -116,6 +116,7 @@ def _links(
     outwards = np.array((-margin, -margin, margin, margin))
     # A cut side says only that the object goes on: it is moved out of the pixels that both tiles see.
     reaching = np.where(cut, tiles[tile_numbers] + outwards, detections.boxes_xyxy)
+    is_cut: np.ndarray = np.any(cut, axis=1)
     members = [np.flatnonzero(tile_numbers == number) for number in range(len(tiles))]
     links: list[tuple[int, int]] = []
     for a, b in itertools.combinations(range(len(tiles)), 2):
@@ -125,7 +126,7 @@ def _links(
         seen = [np.clip(reaching[members[tile]], np.tile(low, 2), np.tile(high, 2)) for tile in (a, b)]
         same = boxes.pairwise_iou(*map(torch.from_numpy, seen)).numpy() > AGREEMENT
         same &= detections.labels[members[a], None] == detections.labels[members[b]]
-        same &= cut[members[a]].any(axis=1)[:, None] | cut[members[b]].any(axis=1)
+        same &= is_cut[members[a], None] | is_cut[members[b]]
         links += [(int(members[a][i]), int(members[b][j])) for i, j in np.argwhere(same)]
     return links
 

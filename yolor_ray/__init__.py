@@ -1,6 +1,6 @@
 """Train, evaluate and serve unified YOLOR networks on Ray.
 
-The Python API: `train`, `pack`, `evaluate` and `export` take a configuration and return the result of the job of that name.
+The Python API: `train`, `pack`, `evaluate`, `export` and `predict` take a configuration and return the result of the job of that name.
 `presets` holds complete trainings by name, `replace_fields` changes settings by dotted name, and `Detector` finds objects in images.
 Importing this package imports neither torch nor Ray; each name brings its libraries at its first use.
 """
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from yolor_ray.config import PackScenesConfig as PackScenesConfig
     from yolor_ray.config import PackVocConfig as PackVocConfig
     from yolor_ray.config import PackYoloConfig as PackYoloConfig
+    from yolor_ray.config import PredictConfig as PredictConfig
     from yolor_ray.config import TrainConfig as TrainConfig
     from yolor_ray.config.dotted import replace_fields as replace_fields
     from yolor_ray.config.presets import PRESETS as presets
     from yolor_ray.evaluate.run import evaluate as evaluate
     from yolor_ray.export.run import export as export
     from yolor_ray.pack.run import pack as pack
+    from yolor_ray.predict.run import predict as predict
     from yolor_ray.train.run import train as train
 
 __version__ = "0.2.0"
@@ -49,12 +51,13 @@ _MODULES = {
             "PackScenesConfig",
             "PackVocConfig",
             "PackYoloConfig",
+            "PredictConfig",
         ),
         "yolor_ray.config",
     ),
 }
 """Where each lazy name is defined."""
-_JOBS = ("evaluate", "export", "pack", "train")
+_JOBS = ("evaluate", "export", "pack", "predict", "train")
 """Jobs that are functions of the API; the room of the same name holds their code."""
 __all__ = ["Detector", "Result", "errors", "presets", "replace_fields", *(name for name in _MODULES if name.endswith("Config")), *_JOBS]
 

@@ -270,6 +270,11 @@ JOBS = {
         functools.partial(read_flags, config.ExportConfig),
         "yolor_ray.export.run:export",
     ),
+    "predict": Job(
+        "Find objects in a folder of images, a list, a packed dataset or a video; write Parquet, COCO JSON and pictures.",
+        functools.partial(read_flags, config.PredictConfig),
+        "yolor_ray.predict.run:predict",
+    ),
     "tune": Job(
         "Compare trainings: ablation of implicit knowledge, search of a recipe, tasks alone and together.",
         functools.partial(read_study, STUDIES, STUDY_DESCRIPTIONS),

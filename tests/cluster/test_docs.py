@@ -42,6 +42,7 @@ SMALL = {
         "--network.widths": "16 32 48 64 80",
     },
     "benchmark learning": {"--data.image_px": "64", "--minutes": "0.05", "--seeds": "1"},
+    "predict": {"--engine": "torch"},
     "export --upstream": {"--check_px": "128"},
     "export --weights weights/yolor_p6": {"--image_px": "128"},
 }
@@ -195,6 +196,8 @@ def check(line: str, result: dict) -> None:
     elif job == "export":
         # The random weights of the upstream network amplify rounding errors 10,000 times.
         assert (result["max_error"] <= 1e-4 or "yolor_p6" in line) and manifest.is_published(result["output"]), line
+    elif job == "predict":
+        assert result["images"] and not result["faults"] and manifest.is_published(result["output"]), line
     elif job == "benchmark":
         assert storage.exists(result["report"]) and result["epochs"] >= 1 and result["AP"] >= 0, line
     else:

@@ -27,9 +27,12 @@ def pack(folder: Path) -> str:
     records = [scenes.scene(number, size_px=SIDE) for number in SCENES]
     data, shard = encode_shard(records, 0)
     (folder / shard.name).write_bytes(data.to_pybytes())
-    boxes = sum(len(record.objects.labels) for record in records)
+    counts = np.bincount(np.concatenate([record.objects.labels for record in records]), minlength=len(scenes.CLASSES)).tolist()
+    boxes = dict(zip(scenes.CLASSES, counts, strict=True))
     names = scenes.CLASSES, scenes.IMAGE_CLASSES, scenes.KEYPOINT_NAMES
-    write_dataset(Dataset(str(folder), *names, tuple(sorted(TASKS)), len(records), boxes, {}, (shard,), dataset_digest([shard]), {}))
+    write_dataset(
+        Dataset(str(folder), *names, tuple(sorted(TASKS)), len(records), sum(counts), boxes, (shard,), dataset_digest([shard]), {})
+    )
     return str(folder)
 
 

@@ -14,7 +14,7 @@ from yolor_ray.cluster.ray_internals import (
     total_resources_per_node,
 )
 from yolor_ray.cluster.stop_signal import StopSignal
-from yolor_ray.config import ClusterConfig
+from yolor_ray.config import WorkersConfig
 from yolor_ray.errors import ConfigError, TrainingError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ LOG_EVERY_S = 30.0
 POLL_S = 0.5
 
 
-def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
+def worker_resources(cluster: WorkersConfig) -> dict[str, float]:
     """Return the logical resources of one worker."""
     return {"GPU": 1.0} if cluster.gpu else {"CPU": cluster.cpus_per_worker}
 
@@ -39,17 +39,17 @@ def draining_nodes() -> set[str]:
     return set(get_draining_nodes() or {})
 
 
-def schedulable_workers(cluster: ClusterConfig) -> int:
+def schedulable_workers(cluster: WorkersConfig) -> int:
     """Return the number of workers that fit into the free resources of the nodes that are not drained."""
     return _count_workers(cluster, available_resources_per_node())
 
 
-def _total_workers(cluster: ClusterConfig) -> int:
+def _total_workers(cluster: WorkersConfig) -> int:
     """Return the number of workers that would fit if the nodes ran nothing else."""
     return _count_workers(cluster, total_resources_per_node())
 
 
-def _count_workers(cluster: ClusterConfig, resources_by_node: Mapping[str, Mapping[str, float]]) -> int:
+def _count_workers(cluster: WorkersConfig, resources_by_node: Mapping[str, Mapping[str, float]]) -> int:
     usable = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
     nodes = [resources for node, resources in resources_by_node.items() if node in usable]
     workers = sum(count_fitting(resources, worker_resources(cluster)) for resources in nodes)
@@ -64,7 +64,7 @@ def count_fitting(resources: Mapping[str, float], demand: Mapping[str, float]) -
     return min((int(max(resources.get(name, 0), 0) / amount + 1e-9) for name, amount in demand.items() if amount > 0), default=10**6)
 
 
-def wait_for_capacity(cluster: ClusterConfig, stop_signal: StopSignal) -> int:
+def wait_for_capacity(cluster: WorkersConfig, stop_signal: StopSignal) -> int:
     """Wait until the fewest workers fit and return the number to start, at most the largest; 0 after a stop signal.
 
     While waiting, the function requests nodes from the autoscaler.
@@ -94,7 +94,7 @@ def wait_for_capacity(cluster: ClusterConfig, stop_signal: StopSignal) -> int:
     return 0
 
 
-def check_capacity(cluster: ClusterConfig, *, resumes: bool) -> None:
+def check_capacity(cluster: WorkersConfig, *, resumes: bool) -> None:
     """Refuse a cluster that can never schedule the fewest workers: Ray would wait for ever.
 
     A run that `resumes` had its workers on the cluster before, so that it waits until lost nodes are back.
@@ -112,7 +112,7 @@ def check_capacity(cluster: ClusterConfig, *, resumes: bool) -> None:
         raise ConfigError(f"cluster.workers: {min_workers} workers and reading need {needed:g} {resource}s, found {largest:g}")
 
 
-def _request_nodes(cluster: ClusterConfig) -> None:
+def _request_nodes(cluster: WorkersConfig) -> None:
     """Request the largest number of workers plus the resources in use from the autoscaler, if the cluster has one.
 
     `request_resources` replaces the previous request of the whole cluster, for all of its jobs.

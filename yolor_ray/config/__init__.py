@@ -4,7 +4,7 @@ The dotted name of a field is its command-line flag, its Tune key, the logged pa
 The values are checked when a configuration is created, so nothing is built from an invalid configuration.
 """
 
-from yolor_ray.config.evaluate import EvaluateConfig
+from yolor_ray.config.evaluate import EvaluateConfig, PredictConfig
 from yolor_ray.config.export import ExportConfig
 from yolor_ray.config.network import ImplicitConfig, NetworkConfig
 from yolor_ray.config.pack import (
@@ -19,7 +19,7 @@ from yolor_ray.config.pack import (
     PackYoloConfig,
 )
 from yolor_ray.config.serve import ServeConfig
-from yolor_ray.config.train import AugmentConfig, ClusterConfig, DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
+from yolor_ray.config.train import AugmentConfig, ClusterConfig, DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig, WorkersConfig
 
 __all__ = [
     "AnyPackConfig",
@@ -40,7 +40,9 @@ __all__ = [
     "PackScenesConfig",
     "PackVocConfig",
     "PackYoloConfig",
+    "PredictConfig",
     "RunConfig",
     "ServeConfig",
     "TrainConfig",
+    "WorkersConfig",
 ]

@@ -1,9 +1,11 @@
-"""Define the settings of evaluation."""
+"""Define the settings of evaluation and of prediction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from yolor_ray.config.network import Precision
+from yolor_ray.config.serve import ServeConfig, check_limits
+from yolor_ray.config.train import WorkersConfig
 from yolor_ray.errors import check
 
 
@@ -43,4 +45,55 @@ class EvaluateConfig:
         check(given in pairs, "evaluate", " and ".join(sorted(given)) or "neither", "weights and data, or truth and results")
         check(self.image_px >= 0 and self.image_px % 32 == 0, "image_px", self.image_px, "0 or a multiple of 32")
         for name, minimum in (("batch", 1), ("workers", 0), ("decode_threads", 1)):
+            check(getattr(self, name) >= minimum, name, getattr(self, name), f"{minimum} or more")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Detections of every image of a folder, a list, a packed dataset or a video, as Parquet files and COCO JSON."""
+
+    weights: str
+    """URL of a weights folder, or of the folder of a finished run; unfused weights are fused when they are loaded."""
+    images: str
+    """URL of a folder or bucket prefix of images, a text file with one image per line, a packed dataset, a video, or an image."""
+    output: str
+    """URL of the folder to write. The folder must be empty, or hold predictions of the same images by the same weights and settings, which
+    the job then finishes."""
+    format: Literal["parquet", "coco"] = "parquet"
+    """`coco` also writes the detections as COCO JSON, for labelling tools."""
+    draw: int = 0
+    """Images to draw with their detections: those with the most detections whose confidence is less than 0.2 over `confidence`."""
+    confidence: float = ServeConfig.confidence
+    """Lowest confidence of a detection, 0 to 1."""
+    iou: float = ServeConfig.iou
+    """IoU from which boxes of one class are one object, over 0, up to 1."""
+    max_detections: int = ServeConfig.max_detections
+    """Most detections per image, 1 to 1000; with tiles, per tile and per image."""
+    tile: int = 0
+    """Side of the square tiles that larger images are cut into, pixels, 64 or more; 0 fits each image as a whole into the network's
+    input."""
+    overlap: float = 0.2
+    """Share of a tile that its neighbour covers too, 0 to 0.5."""
+    every_s: float = 1.0
+    """Seconds of a video from one predicted frame to the next; 0 predicts every frame."""
+    batch: int = 16
+    """Images or tiles per forward pass, 1 or more."""
+    decode_threads: int = 2
+    """Decode threads beside each worker, 1 or more."""
+    engine: Literal["fastest", "torch", "onnxruntime", "openvino"] = "fastest"
+    """Engine that executes the network. `fastest` compares the predictions of each installed engine with the weights', and measures its
+    speed, as serving does. A named engine saves most of that time. On a GPU there is only torch."""
+    precision: Precision = "float32"
+    """Number format of the network's computation. Scores in `bfloat16` differ by about 0.01. ONNX Runtime always computes in float32."""
+    cluster: WorkersConfig = field(default_factory=WorkersConfig)
+    """Processes that predict."""
+
+    def __post_init__(self) -> None:
+        """Check the URLs and ranges."""
+        for name in ("weights", "images", "output"):
+            check(bool(getattr(self, name)), name, getattr(self, name), "a URL")
+        check_limits(self.confidence, self.iou, self.max_detections)
+        check(self.tile == 0 or self.tile >= 64, "tile", self.tile, "0, or 64 or more")
+        check(0 <= self.overlap <= 0.5, "overlap", self.overlap, "0 to 0.5")
+        for name, minimum in (("draw", 0), ("every_s", 0), ("batch", 1), ("decode_threads", 1)):
             check(getattr(self, name) >= minimum, name, getattr(self, name), f"{minimum} or more")

@@ -182,27 +182,23 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
-    """Training workers and their resources."""
+class WorkersConfig:
+    """Workers of a job and their resources."""
 
     workers: str = "0"
-    """Training workers: 0 = in this process, N = that many, MIN-MAX = as many as the cluster can schedule, also during training."""
+    """Workers: 0 = in this process, N = that many, MIN-MAX = as many as the cluster can schedule, also while the job runs."""
     gpu: bool = False
     """One GPU per worker."""
     cpus_per_worker: float = 0.5
     """Logical CPUs that Ray reserves per worker without a GPU; under 1 leaves CPUs for reading."""
     compute_threads: int = 0
     """Compute threads per worker without a GPU; 0 divides the machine's cores evenly."""
-    recompute_activations: bool = False
-    """Keep few activations and compute the others again in the backward pass: less memory, longer steps, the same weights."""
-    max_failures: int = 3
-    """Consecutive restarts after lost workers, without a new checkpoint between them, before the run fails."""
     allow_unauthenticated: bool = False
     """Join a cluster without token authentication. Everyone who can connect to such a cluster can run code on the cluster."""
 
     def __post_init__(self) -> None:
         """Check the worker range."""
-        for name in ("cpus_per_worker", "compute_threads", "max_failures"):
+        for name in ("cpus_per_worker", "compute_threads"):
             check(getattr(self, name) >= 0, f"cluster.{name}", getattr(self, name), "0 or more")
         low, high = self.worker_range
         check(0 <= low <= high and (low > 0 or high == 0), "cluster.workers", self.workers, "N or MIN-MAX, such as 2 or 1-4")
@@ -214,6 +210,21 @@ class ClusterConfig:
         valid = len(limits) in (1, 2) and all(limit.isdigit() for limit in limits)
         check(valid, "cluster.workers", self.workers, "N or MIN-MAX, such as 2 or 1-4")
         return int(limits[0]), int(limits[-1])
+
+
+@dataclass(frozen=True)
+class ClusterConfig(WorkersConfig):
+    """Training workers and their resources."""
+
+    recompute_activations: bool = False
+    """Keep few activations and compute the others again in the backward pass: less memory, longer steps, the same weights."""
+    max_failures: int = 3
+    """Consecutive restarts after lost workers, without a new checkpoint between them, before the run fails."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        check(self.max_failures >= 0, "cluster.max_failures", self.max_failures, "0 or more")
 
 
 @dataclass(frozen=True)

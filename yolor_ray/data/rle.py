@@ -96,6 +96,25 @@ def are_valid(masks: Sequence[bytes], pixels: np.ndarray) -> np.ndarray:
     return valid
 
 
+def move_mask(counts: bytes, size: tuple[int, int], offset: tuple[int, int], image_size: tuple[int, int]) -> bytes:
+    """Return the mask of a rectangle of an image as a mask of the image.
+
+    Args:
+        counts: mask of the rectangle.
+        size: width and height of the rectangle.
+        offset: left and top of the rectangle in the image.
+        image_size: width and height of the image.
+    """
+    left, top, right, bottom = map(int, mask_bounds(counts, *size))
+    columns = decode_mask(counts, *size)[top:bottom, left:right].T
+    return encode_crop(columns, left + offset[0], top + offset[1], *image_size)
+
+
+def union_of_masks(masks: Sequence[bytes], width: int, height: int) -> bytes:
+    """Return the mask of all pixels inside any of the masks of an image, at least one."""
+    return coco_mask.merge([{"size": [height, width], "counts": mask} for mask in masks])["counts"]
+
+
 def mask_spans(masks: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Decode the runs inside masks: the index of the mask, the first pixel and the pixel after the last, (runs inside,) int64 each.
 

@@ -5,6 +5,7 @@ Legend: B images, S side of the square input in pixels, D detections, J keypoint
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -71,6 +72,17 @@ def detect(
 ) -> list[Detections]:
     """Return the detections of each image, in pixels of the network input; the predictor gets floats on `device`."""
     return select(predictor(to_input(images, device)), confidence=confidence, iou=iou, max_detections=max_detections)
+
+
+def detect_within_memory(predictor: Predictor, images: UInt8[Tensor, "B S S 3"], device: torch.device, **limits: Any) -> list[Detections]:
+    """Return the detections of each image as `detect` does; a batch that does not fit into the GPU's memory is halved."""
+    try:
+        return detect(predictor, images, device, **limits)
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    torch.cuda.empty_cache()
+    return [detections for half in images.chunk(2) for detections in detect_within_memory(predictor, half, device, **limits)]
 
 
 def predict(network: Yolor, images: UInt8[Tensor, "B S S 3"], *, confidence: float, iou: float, max_detections: int) -> list[Detections]:

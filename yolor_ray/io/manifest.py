@@ -7,6 +7,9 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import pyarrow as pa
 
 from yolor_ray.errors import IntegrityError, NotFoundError, StorageError
 from yolor_ray.io.storage import delete, exists, join, read_bytes, write_bytes
@@ -14,16 +17,41 @@ from yolor_ray.io.storage import delete, exists, join, read_bytes, write_bytes
 MANIFEST = "manifest.json"
 
 
+class FileEntry(NamedTuple):
+    """Size and hash of a file, as its manifest lists them."""
+
+    bytes: int
+    sha256: str
+    """SHA-256 of the content, hexadecimal."""
+
+
 def publish(url: str, files: Mapping[str, bytes]) -> None:
     """Write files into a folder, and then their manifest; an older manifest is deleted first."""
-    for name in files:
+    publish_with(url, {}, files)
+
+
+def publish_with(url: str, written: Mapping[str, FileEntry], files: Mapping[str, bytes]) -> None:
+    """Write files into a folder, and then a manifest of them and of files that are there already; an older manifest is deleted first.
+
+    Args:
+        url: folder.
+        written: entries of files that are in the folder, by name.
+        files: content of further files, by name.
+    """
+    for name in (*written, *files):
         if not _is_plain(name):
             raise StorageError(f"{url}: found file name {name!r}, expected a plain one other than {MANIFEST}")
     delete(join(url, MANIFEST))
     for name, data in files.items():
         write_bytes(join(url, name), data)
-    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())}
-    write_bytes(join(url, MANIFEST), json.dumps({"files": entries}, indent=1).encode())
+    entries = {**written, **{name: entry_of(data) for name, data in files.items()}}
+    content = {"files": {name: entries[name]._asdict() for name in sorted(entries)}}
+    write_bytes(join(url, MANIFEST), json.dumps(content, indent=1).encode())
+
+
+def entry_of(data: bytes | memoryview | pa.Buffer) -> FileEntry:
+    """Return the manifest's entry of a file with this content."""
+    return FileEntry(memoryview(data).nbytes, hashlib.sha256(data).hexdigest())
 
 
 def _is_plain(name: str) -> bool:
@@ -44,18 +72,25 @@ def read_published(url: str, names: Collection[str] | None = None) -> dict[str, 
         IntegrityError: a file is absent or has another size or SHA-256 than the manifest says, or the manifest is damaged.
 
     """
-    entries = _manifest(join(url, MANIFEST))
+    entries = read_manifest(url)
     absent = sorted(set(names or ()) - set(entries))
     if absent:
         raise IntegrityError(f"{url}: found {', '.join(sorted(entries))} in {MANIFEST}, expected also {', '.join(absent)}")
     return {name: _read_verified(join(url, name), *entries[name]) for name in (entries if names is None else names)}
 
 
-def _manifest(url: str) -> dict[str, tuple[int, str]]:
-    """Return size (bytes) and SHA-256 of each file by name."""
+def read_manifest(folder: str) -> dict[str, FileEntry]:
+    """Return the entry of each file of a published folder by name.
+
+    Raises:
+        NotFoundError: the folder has no manifest.
+        IntegrityError: the manifest is damaged.
+
+    """
+    url = join(folder, MANIFEST)
     try:
         files = json.loads(read_bytes(url))["files"]
-        entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        entries = {name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IntegrityError(f'{url}: found no manifest, expected {{"files": {{name: {{"bytes", "sha256"}}}}}}') from error
     for name, (size, sha256) in entries.items():

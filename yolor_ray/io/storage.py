@@ -36,12 +36,20 @@ def join(url: str, *parts: str) -> str:
 
 def exists(url: str) -> bool:
     """Return True if a file or folder is at the URL."""
+    return bool(_file_type(url) != fs.FileType.NotFound)
 
+
+def is_file(url: str) -> bool:
+    """Return True if a file is at the URL."""
+    return bool(_file_type(url) == fs.FileType.File)
+
+
+def _file_type(url: str) -> fs.FileType:
     def get_type() -> fs.FileType:
         system, path = filesystem(url)
         return system.get_file_info(path).type
 
-    return bool(call_with_retries(url, "look for", get_type) != fs.FileType.NotFound)
+    return call_with_retries(url, "look for", get_type)
 
 
 def read_bytes(url: str, verify: Callable[[bytes], None] | None = None, expected_bytes: int | None = None) -> bytes:

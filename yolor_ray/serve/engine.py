@@ -132,33 +132,16 @@ class LocalEngine:
         # request's own limits are applied afterwards.
         started = time.perf_counter()
         batch = torch.from_numpy(np.stack([prepared.pixels for prepared, _ in images]))
-        widest = DetectOptions(
-            confidence=min(options.confidence for _, options in images),
-            iou=images[0][1].iou,
-            max_detections=max(options.max_detections for _, options in images),
-        )
-        batch_detections = self._predict(batch, widest)
+        limits = {
+            "confidence": min(options.confidence for _, options in images),
+            "iou": images[0][1].iou,
+            "max_detections": max(options.max_detections for _, options in images),
+        }
+        batch_detections = detect.detect_within_memory(self._predictor, batch, self._device, **limits)
         seconds = time.perf_counter() - started
         return [
             TimedDetections(_apply_limits(detections, *image), seconds) for detections, image in zip(batch_detections, images, strict=True)
         ]
-
-    def _predict(self, batch: torch.Tensor, limits: DetectOptions) -> list[Detections]:
-        """Run the network and NMS; a batch that does not fit into the GPU's memory is halved."""
-        try:
-            return detect.detect(
-                self._predictor,
-                batch,
-                self._device,
-                confidence=limits.confidence,
-                iou=limits.iou,
-                max_detections=limits.max_detections,
-            )
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-        torch.cuda.empty_cache()
-        return [detections for half in batch.chunk(2) for detections in self._predict(half, limits)]
 
 
 def _apply_limits(detections: Detections, prepared: PreparedImage, options: DetectOptions) -> Detections:

@@ -10,12 +10,12 @@ import numpy as np
 
 from yolor_ray.data.images.letterbox import Letterbox
 from yolor_ray.inference.detect import Detections
+from yolor_ray.inference.polygons import mask_polygons
 from yolor_ray.inference.postprocess import ImageDetections, to_image_detections
 from yolor_ray.model.heads.embed import EMBEDDING
 from yolor_ray.model.weights import WeightsInfo
 from yolor_ray.serve.engine import DetectOptions
 from yolor_ray.serve.http import errors
-from yolor_ray.serve.polygons import mask_polygons
 
 MAX_MASK_PIXELS = 250 * 10**6
 """Largest total area, in pixels, of the boxes with a mask in one response: about 15 s of computation for ragged masks."""

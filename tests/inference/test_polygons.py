@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as run_length
 
-from yolor_ray.serve.polygons import mask_polygons
+from yolor_ray.inference.polygons import mask_polygons
 
 
 def compress(mask):

@@ -1,0 +1,64 @@
+"""The prediction job by Ray Data, with an S3 server: interrupted and finished, and errors of workers."""
+
+from dataclasses import replace
+
+import pytest
+
+from colour_engine import CLASSES, write_weights
+from packed import pack, square_record
+from yolor_ray.config import PredictConfig, WorkersConfig
+from yolor_ray.errors import StorageError
+from yolor_ray.io import manifest, storage
+from yolor_ray.predict import run
+from yolor_ray.predict.part_file import from_parquet
+from yolor_ray.predict.run import predict
+
+# Ray Data reads deprecated settings of its own.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+
+
+class InterruptedBar(run.tqdm):
+    """Progress bar that ends the job at the first result, as Ctrl-C does."""
+
+    def update(self, n=1):
+        raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights"))
+
+
+def rows(url):
+    names = [name for name in storage.list_names(url) if name.startswith("part-")]
+    return [row for name in names for row in from_parquet(storage.read_bytes(storage.join(url, name)))]
+
+
+def test_an_interrupted_prediction_goes_on_and_equals_one_in_a_single_process(weights, squares, s3, ray_cluster, tmp_path, monkeypatch):
+    output = storage.join(s3(), "out")
+    limits = {"confidence": 0.01, "max_detections": 20, "engine": "torch"}
+    settings = PredictConfig(weights, squares.url, output, format="coco", cluster=WorkersConfig(workers="1-2"), **limits)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "tqdm", InterruptedBar)
+        predict(settings)
+    assert not manifest.is_published(output)
+    first = storage.list_names(storage.join(output, "unfinished"))[0].replace(".json", ".parquet")
+    before = storage.read_bytes(storage.join(output, first))
+    result = predict(settings)
+    assert manifest.read_published(output)[first] == before
+    alone = predict(replace(settings, output=str(tmp_path / "alone"), cluster=WorkersConfig()))
+    assert result == {**alone, "output": output}
+    assert result["images"] == 100 and result["detections"] > 100
+    found, expected = rows(output), rows(str(tmp_path / "alone"))
+    assert [row["name"] for row in found] == [f"{index:04d}.png" for index in range(100)]
+    for row, other in zip(found, expected, strict=True):
+        assert set(row["classes"]) <= set(CLASSES)
+        assert row["confidences"] == pytest.approx(other["confidences"], abs=1e-4)
+
+
+def test_an_error_of_a_worker_is_raised_as_it_is(weights, tmp_path, ray_cluster):
+    dataset = pack(str(tmp_path / "data"), [[square_record(index)] for index in range(2)])
+    (tmp_path / "data" / dataset.shards[1].name).unlink()
+    settings = PredictConfig(weights, dataset.url, str(tmp_path / "out"), engine="torch", cluster=WorkersConfig(workers="1"))
+    with pytest.raises(StorageError, match=rf"{dataset.shards[1].name}.*not found"):
+        predict(settings)

@@ -62,6 +62,16 @@ def test_ray_starts_with_dockers_64_mb_of_shared_memory_on_a_large_machine(prepa
     assert services.determine_plasma_store_config(19 * 10**9, "/tmp")[0] == "/tmp"
 
 
+def test_ray_starts_where_tmpdir_names_no_folder():
+    """In a process of its own, because Python finds the temporary folder once."""
+    program = "from yolor_ray.cluster.connect import start_ray; import ray, tempfile; ray.init = lambda **options: None; start_ray(); "
+    program += (
+        "from ray._common.utils import get_default_system_temp_dir as folder; assert folder() == tempfile.gettempdir() != '/proc/none'"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"TMPDIR": "/proc/none"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+
+
 def test_an_address_without_a_cluster_is_a_user_error(monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

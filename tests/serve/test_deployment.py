@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import resource
 import sys
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_a_request_without_a_ready_replica_gets_a_json_error():
     head, body = haproxy.no_replica_response().split("\r\n\r\n")
     assert head.startswith("HTTP/1.1 503 ") and f"Content-Length: {len(body)}" in head
     assert '"code": "not_ready"' in body
+
+
+def test_too_few_open_files_for_haproxy_are_the_users_mistake(monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    for limit in (resource.RLIM_INFINITY, 2**20, run.MIN_OPEN_FILES):
+        monkeypatch.setattr(run.resource, "getrlimit", lambda _, limit=limit: (256, limit))
+        run._check_open_files()
+    monkeypatch.setattr(run.resource, "getrlimit", lambda _: (256, 256))
+    with pytest.raises(ConfigError, match=r"ulimit -n: found 256 open files, expected 16384 or more .*or RAY_SERVE_ENABLE_HA_PROXY=0"):
+        run._check_open_files()
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    run._check_open_files()
 
 
 def test_an_engine_that_prevents_the_start_of_replicas_is_named(tmp_path, monkeypatch):

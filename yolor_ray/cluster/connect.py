@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from yolor_ray.cluster.access import check_access
-from yolor_ray.cluster.environment import MALLOC_SETTINGS, REDACTION_HOOK, STORE_SETTINGS
+from yolor_ray.cluster.environment import MALLOC_SETTINGS, REDACTION_HOOK, local_ray_settings
 from yolor_ray.cluster.ray_internals import JOB_CONFIG, LOOPBACK, VISIBLE_DEVICES_OVERRIDE, ray_in_own_sessions
 from yolor_ray.errors import UserError
 
@@ -51,7 +51,7 @@ def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: b
         ray.init(**options)
         return
     # Ray warns about the coming default for workers without a GPU until the first variable is set.
-    for name, value in {VISIBLE_DEVICES_OVERRIDE: "0", **STORE_SETTINGS}.items():
+    for name, value in {VISIBLE_DEVICES_OVERRIDE: "0", **local_ray_settings()}.items():
         os.environ.setdefault(name, value)
     with ray_in_own_sessions():
         ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **LOOPBACK, **options)

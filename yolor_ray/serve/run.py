@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import random
+import resource
 import shlex
 import signal
 import socket
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 
 from yolor_ray import config
 from yolor_ray.cluster import ray_internals
-from yolor_ray.cluster.environment import REDACTION_HOOK, STORE_SETTINGS
+from yolor_ray.cluster.environment import REDACTION_HOOK, local_ray_settings
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest
 from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, absolute_weights, weights_folder
@@ -33,6 +34,8 @@ HAPROXY_PORTS = range(20_000, 32_000)
 """Range of HAProxy's ports: above Ray's and below those of outgoing connections, because HAProxy opens a port seconds after its choice."""
 PROXY_ENVIRONMENT = {ray_internals.HTTP_PROXY_CALLBACK: "yolor_ray.serve.http.upgrade:ignore_upgrades"}
 """Variable by which Ray's Python proxy, which runs where HAProxy does not, reads the bodies of requests that offer another protocol."""
+MIN_OPEN_FILES = 16_384
+"""Open files that a process needs to start HAProxy, which reserves two per connection and some for itself: 10,276 with Ray's settings."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
     # Not TMPDIR: HAProxy refuses socket paths over 97 characters, and Ray appends 70 characters to this path.
     with tempfile.TemporaryDirectory(prefix="yolor-", dir="/tmp") as folder:
         os.environ.update(_ray_environment(Path(folder)))
+        _check_open_files()
         # Ray reads these variables at its import.
         import ray
         from ray import serve
@@ -146,19 +150,27 @@ def _check_port(settings: config.ServeConfig) -> None:
             raise ConfigError(f"host, port: found {address}, expected a free port of this machine") from None
 
 
+def _check_open_files() -> None:
+    """Refuse a limit of open files that HAProxy cannot raise far enough: it would end, and Ray would try for minutes to start it."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1" and 0 <= limit < MIN_OPEN_FILES:
+        expected = f"expected {MIN_OPEN_FILES} or more (`ulimit -n {MIN_OPEN_FILES}`; docker run --ulimit nofile={MIN_OPEN_FILES})"
+        raise ConfigError(f"ulimit -n: found {limit} open files, {expected}, or RAY_SERVE_ENABLE_HA_PROXY=0 for Ray's own slower proxy")
+
+
 def _check_resources(settings: config.ServeConfig, resources: Mapping[str, float]) -> None:
     reservations = (("CPU", "cpus_per_replica", settings.cpus_per_replica), ("GPU", "gpus_per_replica", settings.gpus_per_replica))
-    for resource, flag, per_replica in reservations:
-        available = resources.get(resource, 0.0)
+    for name, flag, per_replica in reservations:
+        available = resources.get(name, 0.0)
         if per_replica * settings.min_replicas > available:
             reserved = f"{per_replica:g} for each of {settings.min_replicas} replicas"
-            raise ConfigError(f"{flag}: found {reserved}, expected at most the {available:g} {resource}s of this machine in all")
+            raise ConfigError(f"{flag}: found {reserved}, expected at most the {available:g} {name}s of this machine in all")
 
 
 def _ray_environment(folder: Path) -> dict[str, str]:
     """Return the environment that Ray's processes need before they start, without the variables that the user has set."""
     variables = {"RAY_SERVE_ENABLE_HA_PROXY": "1" if ray_internals.has_haproxy() else "0"}
-    variables |= {**PROXY_ENVIRONMENT, **STORE_SETTINGS}
+    variables |= {**PROXY_ENVIRONMENT, **local_ray_settings()}
     # On one machine there is no load balancer that must first notice that a replica leaves.
     variables[ray_internals.MIN_DRAINING_PERIOD] = "1"
     # By default Ray kills a proxy that takes over 5 s to start, and on a busy machine the service then never starts.

@@ -146,8 +146,8 @@ def test_a_write_to_an_absent_bucket_fails_without_a_retry(faulty, caplog):
 def test_a_published_file_damaged_in_transfer_is_read_again(url, faulty, monkeypatch):
     files = {"a.bin": os.urandom(1000)}
     manifest.publish(url, files)
-    read_manifest = manifest._manifest
-    monkeypatch.setattr(manifest, "_manifest", lambda url: (read_manifest(url), faulty.set_faults(flip_next=2))[0])
+    read_manifest = manifest.read_manifest
+    monkeypatch.setattr(manifest, "read_manifest", lambda url: (read_manifest(url), faulty.set_faults(flip_next=2))[0])
     assert manifest.read_published(url) == files
     assert faulty.struck["flip_next"] == 2
 

@@ -272,3 +272,12 @@ def test_many_images_give_parts_in_order(settings, photos, monkeypatch, rows, tm
     assert (result["images"], result["detections"]) == (24, 19)
     assert list(rows(tmp_path / "out")) == sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
     assert [len(rows(tmp_path / "out", parts=count)) for count in (1, 2, 12)] == [2, 4, 24]
+
+
+def test_parts_of_a_list_end_at_the_size_of_its_images(photos, monkeypatch):
+    (photos / "list.txt").write_text("0.png\n1.png\n2.png\n")
+    monkeypatch.setattr(sources, "PART_BYTES", 2 * (photos / "0.png").stat().st_size + 9)
+    assert [len(part.files) for part in sources.list_parts(str(photos / "list.txt"))] == [2, 1]
+    (photos / "bucket.txt").write_text("".join(f"s3://bucket/{number}.png\n" for number in range(40)))
+    monkeypatch.undo()
+    assert [len(part.files) for part in sources.list_parts(str(photos / "bucket.txt"))] == [16, 16, 8]

@@ -129,7 +129,7 @@ def read_results(output: str, keys: Sequence[str]) -> list[PartResult]:
     progress = join(output, PROGRESS_DIR)
     names = list_names(progress)
     with ThreadPoolExecutor(READ_THREADS) as readers:
-        results = [result_from_json(data) for data in readers.map(lambda name: read_bytes(join(progress, name)), names)]
+        results = [_result_from_json(data) for data in readers.map(lambda name: read_bytes(join(progress, name)), names)]
     written = set(list_names(output))
     return [result for result in results if result.name in written and result.index < len(keys) and result.key == keys[result.index]]
 
@@ -179,7 +179,6 @@ def _progress_url(output: str, index: int) -> str:
     return join(output, PROGRESS_DIR, f"part-{index:05d}.json")
 
 
-def result_from_json(data: bytes | str) -> PartResult:
-    """Return a result from its progress file."""
+def _result_from_json(data: bytes) -> PartResult:
     content = json.loads(data)
     return PartResult(**{**content, "faults": tuple(Fault(**fault) for fault in content["faults"])})

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from yolor_ray.data.images.decode import decode
+from yolor_ray.errors import DataError
 from yolor_ray.inference.drawing import draw_detections, draw_image
 from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.io.storage import join, read_bytes
@@ -43,11 +44,13 @@ def draw_interesting(
         count: most pictures.
         confidence: threshold of the predictions.
     """
+    names = {result.index: result.name for result in results}
     files = {}
     for rank, (index, row) in enumerate(_most_interesting(output, results, count, confidence), start=1):
-        results_by_index = {result.index: result for result in results}
-        found = from_parquet(read_bytes(join(output, results_by_index[index].name)))[row]
-        (image,) = list(parts[index].read({found["name"]}))[:1]
+        found = from_parquet(read_bytes(join(output, names[index])))[row]
+        image = next(parts[index].read({found["name"]}))
+        if image.fault:
+            raise DataError(f"{image.fault}; the image was there when it was predicted")
         pixels = decode(image.data)
         if pixels.shape[:2] != (found["height"], found["width"]):
             pixels = cv2.resize(pixels, (found["width"], found["height"]))

@@ -4,19 +4,15 @@ Each part is written by itself, so that the same command goes on where a job was
 """
 
 import itertools
-import json
 import logging
 import pickle
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import ray
-import ray.data
-from ray.data import ActorPoolStrategy, DataContext
 from tqdm import tqdm
 
 from yolor_ray.cluster.capacity import check_capacity, worker_resources
@@ -166,11 +162,14 @@ def _predict_by_ray(config: PredictConfig, tasks: Sequence[Task]) -> Iterator[Pa
     """Yield the results of parts as they complete: Ray Data's tasks read, its actors predict and write."""
     if not tasks:
         return
+    # The import takes a second, and a prediction in one process does without.
+    import ray.data
+
     cluster = config.cluster
     start_ray(allow_unauthenticated=cluster.allow_unauthenticated)
     check_capacity(cluster, resumes=False)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    context = DataContext.get_current()
+    context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     # A row is a part: Ray Data may split or join blocks, but never a row.
@@ -182,31 +181,28 @@ def _predict_by_ray(config: PredictConfig, tasks: Sequence[Task]) -> Iterator[Pa
         fn_constructor_args=(config, -(-most // sum(node["Alive"] for node in ray.nodes()))),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=min(least, len(tasks)), max_size=min(most, len(tasks))),
+        compute=ray.data.ActorPoolStrategy(min_size=min(least, len(tasks)), max_size=min(most, len(tasks))),
         num_cpus=resources.get("CPU", 0),
         num_gpus=resources.get("GPU", 0),
         ray_remote_args_fn=lambda: {"max_task_retries": TASK_RETRIES},
     )
-    try:
-        for row in predicted.iter_rows():
-            yield outputs.result_from_json(row["result"])
-    except ray.exceptions.RayError as error:
-        if user_error := _user_error(error):
-            raise user_error from None
-        raise
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """Return the error of this package that a worker raised, without the wrappings of Ray and Ray Data."""
-    while error is not None and not isinstance(error, UserError):
-        error = getattr(error, "cause", None) or error.__cause__
-    return error
+    for row in predicted.iter_rows():
+        result = pickle.loads(row["result"])
+        if isinstance(result, UserError):
+            raise result
+        yield result
 
 
 def _read_part(block: pa.Table) -> pa.Table:
     """Read the images of a part, in a task of Ray Data."""
     index, key, part = pickle.loads(block["task"][0].as_py())
-    return pa.table({"part": pa.array([pickle.dumps((index, key, list(part.read())))], pa.large_binary())})
+    # An error is passed on as a value: Ray Data would replace it by an error of its own.
+    images: list[EncodedImage] | UserError
+    try:
+        images = list(part.read())
+    except UserError as error:
+        images = error
+    return pa.table({"part": pa.array([pickle.dumps((index, key, images))], pa.large_binary())})
 
 
 class _PredictWorker:
@@ -224,8 +220,13 @@ class _PredictWorker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Predict and write one part."""
-        if self._error:
-            raise self._error
         index, key, images = pickle.loads(block["part"][0].as_buffer())
-        result = _write_part(self._output, index, key, self._predictor, images)
-        return pa.table({"result": [json.dumps(asdict(result))]})
+        return pa.table({"result": [pickle.dumps(self._write(index, key, images))]})
+
+    def _write(self, index: int, key: str, images: list[EncodedImage] | UserError) -> PartResult | UserError:
+        if self._error or isinstance(images, UserError):
+            return self._error or images
+        try:
+            return _write_part(self._output, index, key, self._predictor, images)
+        except UserError as error:
+            return error

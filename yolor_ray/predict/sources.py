@@ -7,7 +7,7 @@ become faults.
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from yolor_ray.data.images.header import MAGIC_BYTES, image_format_of
@@ -20,6 +20,8 @@ from yolor_ray.pack.annotations.image_folder import READ_THREADS, ImageFile, Ima
 PART_IMAGES, PART_BYTES = 64, 32 * 2**20
 """Most images of a part, and encoded bytes after which a part ends early."""
 LIST_SUFFIXES = (".txt", ".lst")
+ASSUMED_BYTES = 2 * 2**20
+"""Size that counts for an image of a list in a bucket: asking for each size would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def list_parts(url: str) -> list[Part]:
     if image_format_of(read_start(url, MAGIC_BYTES)) is None:
         expected = f"an image, a list with the suffix {' or '.join(LIST_SUFFIXES)}, or a folder"
         raise DataError(f"{url}: found a file of another kind, expected {expected}")
-    return file_parts(folder, [_listed(name)])
+    return file_parts(folder, [_listed(folder, name)])
 
 
 def read_list(url: str) -> list[ImageFile]:
@@ -130,7 +132,8 @@ def read_list(url: str) -> list[ImageFile]:
     names = dict.fromkeys(line for line in lines if line)
     if not names:
         raise DataError(f"{url}: found no line, expected one image per line")
-    return [_listed(name) for name in names]
+    folder = url.rpartition("/")[0]
+    return [_listed(folder, name) for name in names]
 
 
 def file_parts(folder: str, files: Sequence[ImageFile]) -> list[Part]:
@@ -145,9 +148,13 @@ def file_parts(folder: str, files: Sequence[ImageFile]) -> list[Part]:
     return [*parts, FilePart(folder, tuple(group))]
 
 
-def _listed(name: str) -> ImageFile:
-    """Return a file of a list, which has neither sizes nor times."""
-    return ImageFile(name, 0, 0)
+def _listed(folder: str, name: str) -> ImageFile:
+    """Return an image of a list; a file in a bucket, or one that is not there, has no known size and time."""
+    url = _location(folder, name)
+    if url.startswith("s3://") or not Path(url).is_file():
+        return ImageFile(name, ASSUMED_BYTES, 0)
+    status = Path(url).stat()
+    return ImageFile(name, status.st_size, status.st_mtime_ns)
 
 
 def _location(folder: str, name: str) -> str:

@@ -224,8 +224,10 @@ class _PredictWorker:
         return pa.table({"result": [pickle.dumps(self._write(index, key, images))]})
 
     def _write(self, index: int, key: str, images: list[EncodedImage] | UserError) -> PartResult | UserError:
-        if self._error or isinstance(images, UserError):
-            return self._error or images
+        if self._error:
+            return self._error
+        if isinstance(images, UserError):
+            return images
         try:
             return _write_part(self._output, index, key, self._predictor, images)
         except UserError as error:

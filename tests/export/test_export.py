@@ -32,7 +32,7 @@ from yolor_ray.pack.run import pack_scenes
 pytestmark = pytest.mark.usefixtures("one_thread")
 REPOSITORY = Path(__file__).parents[2]
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
-FREE = replace(TINY, head="free", distance_bins=16)
+FREE = replace(TINY, head="free")
 JOINT = replace(TINY, block="cspf", joint_norm=True, down="downc")
 ANCHORS = ((12, 12), (20, 16), (16, 28), (30, 30), (40, 26), (28, 48), (60, 60), (80, 50), (50, 90))
 CLASSES = ("red", "green", "blue")
@@ -215,14 +215,22 @@ def test_a_fuse_that_leaves_batch_norm_is_refused(weights, scenes, tmp_path, mon
         export(ExportConfig(weights, str(tmp_path / "fused"), data=scenes))
 
 
-def test_weights_that_predict_nan_are_refused(scenes, tmp_path):
+def test_weights_that_are_no_numbers_are_refused(scenes, tmp_path):
     source, output = str(tmp_path / "source"), str(tmp_path / "fused")
     network = _network()
     nn.init.constant_(network.head.levels[2].predict.bias, float("nan"))
     save_weights(source, network, WeightsInfo("broken", CLASSES, image_px=SIDE))
-    with pytest.raises(WeightsError, match="has values that are not finite"):
+    with pytest.raises(WeightsError, match=r"'head\.levels\.2\.predict\.bias' has values that are not finite"):
         export(ExportConfig(source, output, data=scenes))
     assert not is_published(output)
+
+
+def test_predictions_that_are_no_numbers_are_within_no_tolerance(scenes):
+    network = _network()
+    altered = fuse(network)
+    nn.init.constant_(altered.head.levels[2].predict.bias, float("nan"))
+    written = compare(network, fuse(network), DecodedYolor(altered), open_dataset(scenes), image_px=SIDE, images=1)
+    assert not written.max_error <= TOLERANCE
 
 
 def test_the_largest_difference_of_any_image_is_found(scenes):

@@ -102,9 +102,11 @@ def replay(files: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def read_valid() -> Iterator[dict[str, Any]]:
-    """Yield the lines of valid inputs; the first input of a reader may import what the reader needs."""
+    """Yield the lines of valid inputs, after one call of each reader, which imports what the reader needs."""
     for name, reader in READERS.items():
-        for number, data in enumerate(reader.seeds()):
+        seeds = reader.seeds()
+        call(reader, "warm-up", seeds[0])
+        for number, data in enumerate(seeds):
             line = call(reader, f"valid {name} {number}", data)
             yield {"reader": name, **line, "as_expected": line["outcome"] == "read" or name in NEVER_READ}
 

@@ -93,9 +93,10 @@ def test_priors_are_drawn_for_every_level_and_any_number_of_classes(classes, see
     assert all(count_pixels(png, COLOURS[level]) for level in range(3))
 
 
+@pytest.mark.parametrize("bins", [1, 16])
 @pytest.mark.parametrize("classes", [3, 80])
-def test_priors_of_a_head_without_anchors_are_drawn(classes):
-    values = np.linspace(0.9, 1.1, 4 + classes)[None]
+def test_priors_of_a_head_without_anchors_are_drawn(classes, bins):
+    values = np.linspace(0.9, 1.1, 4 * bins + classes)[None]
     trials = [make_trial("pr-multiply", 0, 0.3, "", tuple(Prior("refine", level, "multiply", values) for level in range(3)))]
     study = make_study({"baseline": (), "pr-multiply": ()}, trials=tuple(trials), classes=tuple(f"class {k}" for k in range(classes)))
     assert all(count_pixels(priors_png(study), COLOURS[level]) for level in range(3))

@@ -17,7 +17,7 @@ from yolor_ray.study.ablation.summary import select_trials
 from yolor_ray.study.results import Study
 
 OUTPUTS = {"anchors": ("x", "y", "w", "h", "objectness"), "free": ("left", "top", "right", "bottom")}
-"""Outputs before the classes by detection head."""
+"""Outputs before the classes by detection head; each distance of the head `free` may have several bins."""
 NEUTRAL = {"add": 0.0, "concat": 0.0, "multiply": 1.0, "project": 1.0}
 """Value at which each operator changes nothing."""
 MAX_NAMED_CLASSES = 12
@@ -92,11 +92,13 @@ def _draw_features(axes: Axes, levels: dict[int, list[np.ndarray]]) -> None:
 
 def _draw_outputs(axes: Axes, levels: dict[int, list[np.ndarray]], classes: Sequence[str]) -> None:
     classes_named = len(classes) <= MAX_NAMED_CLASSES
-    count = len(next(iter(levels.values()))[0][0]) - len(classes)
-    outputs = next(names for names in OUTPUTS.values() if len(names) == count)
-    names = [*outputs, *(_shorten(name) for name in classes if classes_named)]
+    box_outputs = len(next(iter(levels.values()))[0][0]) - len(classes)
+    outputs = OUTPUTS["anchors" if box_outputs == len(OUTPUTS["anchors"]) else "free"]
+    names, count = [*outputs, *(_shorten(name) for name in classes if classes_named)], len(outputs)
     for index, (level, seeds) in enumerate(levels.items()):
-        values = np.stack(seeds).mean(axis=1)
+        of_boxes, of_classes = np.split(np.stack(seeds).mean(axis=1), [box_outputs], axis=1)
+        # Of the bins of a distance, the mean is drawn.
+        values = np.concatenate((of_boxes.reshape(len(seeds), count, -1).mean(axis=2), of_classes), axis=1)
         x = np.arange(len(names)) + 0.5 * ((index + 0.5) / len(levels) - 0.5)
         _draw_dots(axes, x, values[:, : len(names)], level)
         if not classes_named:

@@ -16,15 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yolor_ray.class_names import unusable_name
-from yolor_ray.config.network import TASKS
 from yolor_ray.data.shards import shard_file
 from yolor_ray.data.shards.arrow import SCHEMA, to_records, to_table
 from yolor_ray.data.shards.parquet_layout import Footer
 from yolor_ray.data.shards.records import Record
 from yolor_ray.data.shards.relabel import LabelMapping, apply_mapping
-from yolor_ray.data.shards.row_checks import check_rows
 from yolor_ray.data.shards.shard_file import Shard, describe_shard, shard_from_json
+from yolor_ray.data.shards.value_checks import check_names_and_counts, check_rows
 from yolor_ray.errors import DataError
 from yolor_ray.io.filesystem import call_with_retries, filesystem
 from yolor_ray.io.storage import exists, join, read_bytes, write_bytes
@@ -177,28 +175,12 @@ def _dataset_from_json(url: str, content: dict[str, Any]) -> Dataset:
     rows = sum(sum(shard.row_groups) for shard in shards)
     if rows != dataset.images:
         raise ValueError(f"{rows} rows in the shards, {dataset.images} images")
-    _check_names_and_counts(dataset)
+    check_names_and_counts(content)
     # Manifests of version 0.2 have no hash of themselves.
     found = _content_sha256(content)
     if content.get(HASH_KEY, found) != found:
         raise ValueError(f"content with SHA-256 {found}, {content[HASH_KEY]} when it was packed")
     return dataset
-
-
-def _check_names_and_counts(dataset: Dataset) -> None:
-    """Raise ValueError for names and counts that packing does not write."""
-    for field in ("classes", "image_classes", "keypoint_names"):
-        if (name := unusable_name(getattr(dataset, field))) is not None:
-            raise ValueError(f"{field} with {name!r}")
-    if not set(dataset.tasks) <= set(TASKS):
-        raise ValueError(f"tasks {dataset.tasks}")
-    counts = [dataset.images, dataset.boxes, *dataset.boxes_per_class.values(), *dataset.faults.values(), dataset.crowds or 0]
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"counts {counts[:8]}")
-    if dataset.boxes_per_class.keys() != set(dataset.classes) or sum(dataset.boxes_per_class.values()) != dataset.boxes:
-        raise ValueError(f"{dataset.boxes} boxes, and others per class")
-    if not isinstance(dataset.digest, str):
-        raise ValueError(f"digest {dataset.digest!r}")
 
 
 def _content_sha256(content: dict[str, Any]) -> str:

@@ -1,14 +1,16 @@
-"""Check the values of a row group: a hash proves that they are those which were packed, not that packing made them.
+"""Check the values of a manifest and of its rows: a hash proves that they are those which were packed, not that packing made them.
 
-Whatever a stranger's shard holds, the rows that pass have sizes, boxes, labels, masks and keypoints as `records` describes them.
+Whatever a stranger's dataset holds, the rows that pass have sizes, boxes, labels, masks and keypoints as `records` describes them.
 Legend: R rows, N objects of all rows, K classes, M image classes, J keypoints.
 """
+
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from yolor_ray.class_names import ClassNames
+from yolor_ray.class_names import ClassNames, unusable_name
 from yolor_ray.config.network import TASKS
 from yolor_ray.data import rle
 from yolor_ray.data.images.decode import MAX_PIXELS
@@ -21,6 +23,23 @@ LARGEST_ID = (1 << MEMBER_BITS) - 1
 """Largest number of an individual or a camera."""
 FAR_PX = 1e9
 """Distance from the image beyond which a keypoint is no point, pixels."""
+
+
+def check_names_and_counts(content: dict[str, Any]) -> None:
+    """Raise ValueError for names and counts of a manifest that packing does not write."""
+    for field in ("classes", "image_classes", "keypoint_names"):
+        if (name := unusable_name(content[field])) is not None:
+            raise ValueError(f"{field} with {name!r}")
+    if not set(content["tasks"]) <= set(TASKS):
+        raise ValueError(f"tasks {content['tasks']}")
+    boxes, boxes_per_class = content["boxes"], content["boxes_per_class"]
+    counts = [content["images"], boxes, *boxes_per_class.values(), *content["faults"].values(), content.get("crowds") or 0]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"counts {counts[:8]}")
+    if boxes_per_class.keys() != set(content["classes"]) or sum(boxes_per_class.values()) != boxes:
+        raise ValueError(f"{boxes} boxes, and others per class")
+    if not isinstance(content["digest"], str):
+        raise ValueError(f"digest {content['digest']!r}")
 
 
 def check_rows(table: pa.Table, names: ClassNames) -> None:

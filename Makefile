@@ -1,4 +1,4 @@
-# Four words: setup, check, test, bench; and demo, and chaos, which takes root and an hour. Each sets up what it needs.
+# Four words: setup, check, test, bench; and demo, and chaos, which takes root and over an hour. Each sets up what it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 

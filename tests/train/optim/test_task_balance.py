@@ -1,9 +1,19 @@
 """Weights of the tasks' losses: gradients of equal size on the shared features, missing tasks, detection alone, resume."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
+from yolor_ray.config import DataConfig, NetworkConfig, OptimConfig, TrainConfig
+from yolor_ray.errors import IntegrityError
+from yolor_ray.model.network import Yolor
+from yolor_ray.train.checkpoint.checkpoint import Progress, resume, take_checkpoint, write_checkpoint
+from yolor_ray.train.checkpoint.content import parse_state
+from yolor_ray.train.distributed import DistContext
+from yolor_ray.train.learner import Learner
+from yolor_ray.train.optim.schedule import Schedule
 from yolor_ray.train.optim.task_balance import DECAY, MEASURED_STEPS, TaskBalance
 
 
@@ -90,3 +100,35 @@ def test_a_norm_that_is_not_finite_changes_nothing(neck):
     before = dict(balance.norms)
     balance.balance(loss_terms(neck, {**SIZES, "pose": float("nan")}), step=MEASURED_STEPS)
     assert balance.norms["pose"] == before["pose"]
+
+
+def make_learner(tasks: tuple[str, ...], freeze: str = "none") -> Learner:
+    network = NetworkConfig(
+        stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), levels=2, neck_depth=1, head="free", tasks=("detect", *tasks)
+    )
+    optim = OptimConfig(epochs=2, batch=2, nominal_batch=2, pretrained="weights", freeze=freeze)
+    config = TrainConfig(network=network, data=DataConfig(image_px=64), optim=optim)
+    yolor = Yolor(network, 2, keypoints=3).train()
+    return Learner(yolor, config, Schedule(optim, 4), yolor)
+
+
+def test_a_resumed_run_goes_on_with_the_norms(tmp_path):
+    learner, progress = make_learner(("pose",)), Progress("digest")
+    learner.balance.norms = {"detect": 1 / 3, "pose": 0.1}
+    write_checkpoint(str(tmp_path), take_checkpoint(learner, progress), attempt=1)
+    resumed = make_learner(("pose",))
+    resume(str(tmp_path), resumed, progress, DistContext(0, 1, torch.device("cpu")))
+    assert resumed.balance.norms == {"detect": 1 / 3, "pose": 0.1}
+
+
+@pytest.mark.parametrize("norms", [{"pose": 0}, {"pose": "1"}, {"pose": float("nan")}, [1.0]])
+def test_norms_that_no_run_writes_are_refused(norms):
+    state = {**take_checkpoint(make_learner(("pose",)), Progress("digest")).state, "task_norms": norms}
+    with pytest.raises(IntegrityError, match=r"task_norms: found .*, expected norms above 0 by task"):
+        parse_state("state.json", json.dumps(state).encode())
+
+
+def test_detection_alone_and_a_frozen_neck_are_not_balanced():
+    assert make_learner(()).balance is None
+    assert make_learner(("pose",), freeze="neck").balance is None
+    assert make_learner(("pose",), freeze="backbone").balance is not None

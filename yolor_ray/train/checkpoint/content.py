@@ -47,6 +47,7 @@ STATE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Check and expectation for the value of each key of the state."""
 OPTIONAL_STATE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "mean_norm": (_is_number, "a number"),
+    "task_norms": (lambda v: isinstance(v, dict) and all(_is_number(norm) and norm > 0 for norm in v.values()), "norms above 0 by task"),
     "micro_batches": (lambda v: _is_count(v) and v > 0, "a whole number from 1"),
     "scaler": (
         lambda v: v == {} or (isinstance(v, dict) and v.keys() == SCALER_KEYS and all(map(_is_number, v.values()))),

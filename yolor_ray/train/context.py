@@ -117,7 +117,7 @@ def make_windows(context: TrainContext, epoch: int) -> list[Window]:
 
 def make_targets(batch: Batch) -> Targets:
     """Return the labels of a batch as tensors."""
-    optional = ("classes_known", "keypoints", "identities", "has_mask", "instances", "image_labels")
+    optional = ("classes_known", "members", "keypoints", "identities", "has_mask", "instances", "image_labels")
     labels = {name: torch.from_numpy(array) for name in optional if (array := getattr(batch, name)) is not None}
     return Targets(
         torch.from_numpy(batch.positions),

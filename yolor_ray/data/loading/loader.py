@@ -53,6 +53,8 @@ class Batch:
     """(B,) bool: True if every object of the image has a box here; False if there may be other objects."""
     classes_known: np.ndarray | None = None
     """(B, K) bool: classes whose objects are annotated in the image; None for all classes."""
+    members: np.ndarray | None = None
+    """(B,) int64: index of each image's dataset in a union; None if all images are of one dataset."""
     keypoints: np.ndarray | None = None
     """(N, J, 3) float32: x, y in pixels of the network input; visibility -1 not annotated, 0 unlabelled, 1 hidden, 2 visible."""
     identities: np.ndarray | None = None
@@ -84,6 +86,7 @@ class _PendingBatch:
 def make_batch(images: np.ndarray, annotations: Sequence[SampleLabels]) -> Batch:
     """Return the batch of images (B, S, S, 3) and the annotations of each."""
     counts = [len(sample.labels) for sample in annotations]
+    members = np.array([sample.member for sample in annotations], np.int64)
     return Batch(
         images,
         positions=np.repeat(np.arange(len(counts)), counts),
@@ -91,6 +94,7 @@ def make_batch(images: np.ndarray, annotations: Sequence[SampleLabels]) -> Batch
         boxes_xyxy=np.concatenate([sample.boxes_xyxy for sample in annotations]).astype(np.float32),
         boxes_known=np.array([sample.boxes_known for sample in annotations], np.bool_),
         classes_known=_stack([sample.classes_known for sample in annotations]),
+        members=members if len(np.unique(members)) > 1 else None,
         keypoints=concatenate_labels([sample.keypoints for sample in annotations]),
         identities=concatenate_labels([sample.identities for sample in annotations]),
         has_mask=concatenate_labels([sample.has_mask for sample in annotations]),

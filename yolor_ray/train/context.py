@@ -112,7 +112,8 @@ def make_loader(context: TrainContext) -> Loader:
 def make_windows(context: TrainContext, epoch: int) -> list[Window]:
     """Return the windows of an epoch."""
     size = records_per_window(context.config.data.image_px, context.label_spec(context.train))
-    return epoch_windows(context.train.row_groups, records_per_window=size, seed=context.config.run.seed, epoch=epoch)
+    seed, mix = context.config.run.seed, context.config.data.mix
+    return epoch_windows(context.train.row_groups, records_per_window=size, seed=seed, epoch=epoch, mix=mix)
 
 
 def make_targets(batch: Batch) -> Targets:

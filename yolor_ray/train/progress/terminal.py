@@ -174,7 +174,7 @@ def show_result(console: Console, fields: Mapping[str, str]) -> None:
     quoted = shlex.quote(weights)
     jobs = {"serve": "", "evaluate": " --data URL", "export": " --output URL"}
     commands = [f"yolor-ray {job} --weights {quoted}{flags}" for job, flags in jobs.items()]
-    blocks = {"weights": [weights], "pictures": pictures, "next": commands}
+    blocks = {"weights": [weights], "report": pictures, "next": commands}
     for title, lines in blocks.items():
         console.print(f"[bold]{title}[/]")
         for line in lines:

@@ -160,6 +160,7 @@ def test_scores_that_are_not_above_the_confidence_select_nothing():
 
 def test_candidates_beyond_the_limit_are_the_worst(monkeypatch):
     monkeypatch.setattr(boxes, "CANDIDATE_LIMIT", 10)
+    monkeypatch.setattr(boxes, "FIRST_CANDIDATES", 4)
     corners = random_boxes(50, seed=10, side=10_000)
     scores = torch.rand(50, 2, generator=torch.Generator().manual_seed(2))
     _, confidences, _, _ = boxes.select(corners, scores, confidence=0.0, iou=0.5, limit=300)

@@ -51,7 +51,7 @@ def encode_segmentation(segmentation: Any, width: int, height: int) -> EncodedMa
 
 
 def check_segmentation(segmentation: Any, image_px: tuple[int, int] | None) -> None:
-    """Check that a segmentation can be read and fits its image; it may be without pixels.
+    """Check the form of a segmentation, and its fit to the image; a segmentation without pixels passes.
 
     Args:
         segmentation: polygons, or run lengths as a list or as a compressed string.

@@ -1,9 +1,10 @@
 """Bootstrap over validation images: COCO metrics of the same detections on resamples of their images.
 
-pycocotools matches detections with objects once. Each resample then only weights the images, which gives the same number as a dataset
+hotcoco matches detections with objects once. Each resample then only weights the images, which gives the same number as a dataset
 with each image repeated as often as its weight. Legend: R resamples, I images, D detections, J true positives, T IoU thresholds.
 """
 
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -42,11 +43,13 @@ def resampled_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights
     columns = {image["id"]: index for index, image in enumerate(truth["images"])}
     starts = range(0, len(weights), RESAMPLES_PER_CHUNK)
     chunks = [np.ascontiguousarray(weights[i : i + RESAMPLES_PER_CHUNK].T, np.float64) for i in starts]
-    images, areas = len(scorer.params.imgIds), len(scorer.params.areaRng)
+    matches = defaultdict(list)
+    for match in scorer.eval_imgs:
+        if match:
+            matches[match["category_id"], tuple(match["aRng"])].append(match)
     classes = []
-    for k in range(len(scorer.params.catIds)):
-        area_starts = range(k * areas * images, (k + 1) * areas * images, images)
-        precisions = [_precisions([e for e in scorer.evalImgs[s : s + images] if e], columns, chunks) for s in area_starts]
+    for category in scorer.params.cat_ids:
+        precisions = [_precisions(matches[category, tuple(area)], columns, chunks) for area in scorer.params.area_rng]
         all_areas = precisions[0]
         classes.append(
             np.stack([all_areas.mean(axis=0), all_areas[0], all_areas[IOU75_INDEX], *(area.mean(axis=0) for area in precisions[1:])])
@@ -65,7 +68,7 @@ def _precisions(matches: list[dict[str, Any]], columns: dict[int, int], chunks: 
     """Return the average precision (T, R) of one class and range of areas from the matches of its images.
 
     Args:
-        matches: `evalImgs` of pycocotools.
+        matches: items of hotcoco's `eval_imgs`.
         columns: index of each image by its id.
         chunks: weights, each (I, some of R).
 
@@ -74,13 +77,12 @@ def _precisions(matches: list[dict[str, Any]], columns: dict[int, int], chunks: 
         return np.full((IOU_THRESHOLDS, sum(w.shape[1] for w in chunks)), np.nan)
     image_columns = np.array([columns[match["image_id"]] for match in matches])
     objects = np.zeros(len(columns))
-    objects[image_columns] = [np.count_nonzero(match["gtIgnore"] == 0) for match in matches]
+    objects[image_columns] = [np.count_nonzero(np.array(match["gtIgnore"]) == 0) for match in matches]
     scores = np.concatenate([match["dtScores"] for match in matches])
     order = np.argsort(-scores, kind="mergesort")
     images = np.repeat(image_columns, [len(match["dtScores"]) for match in matches])[order]
-    is_matched = np.concatenate([match["dtMatches"] for match in matches], axis=1)[:, order] > 0
-    is_counted = ~np.concatenate([match["dtIgnore"] for match in matches], axis=1)[:, order]
-    return np.stack([_precision(images[c], m[c], objects, chunks) for m, c in zip(is_matched, is_counted, strict=True)])
+    is_matched, ignored = (np.concatenate([match[key] for match in matches], axis=1)[:, order] > 0 for key in ("dtMatches", "dtIgnore"))
+    return np.stack([_precision(images[c], m[c], objects, chunks) for m, c in zip(is_matched, ~ignored, strict=True)])
 
 
 def _precision(images: np.ndarray, is_hit: np.ndarray, objects: np.ndarray, chunks: list[np.ndarray]) -> np.ndarray:

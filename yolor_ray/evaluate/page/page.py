@@ -63,7 +63,7 @@ def report_page(dataset: Dataset, files: Mapping[str, bytes], subject: Subject) 
     worst = [image for image in ranked if image.wrong][:WORST]
     shown = {"worst": worst, "best": best_images(ranked[len(worst) :], BEST)}
     suspects = suspected_label_errors(over)
-    pairs = {kind: [(image, *_side_by_side(*by_id[image.image_id], dataset.classes)) for image in chosen] for kind, chosen in shown.items()}
+    pairs = {kind: [(image, *side_by_side(*by_id[image.image_id], dataset.classes)) for image in chosen] for kind, chosen in shown.items()}
     zoomed = [_suspect_picture(suspect, *by_id[suspect.image_id], dataset.classes) for suspect in suspects[:SUSPECTS]]
     pictures = [picture for rows in pairs.values() for _, *both in rows for picture in both] + zoomed
     content = {
@@ -105,7 +105,7 @@ def _confusion(over: Sequence[tuple[ImageBoxes, Comparison]], classes: Sequence[
     return {"names": [names[label] for label in shown], "counts": shown_counts, "left_out": len(names) - len(shown)}
 
 
-def _side_by_side(image: ImageBoxes, comparison: Comparison, classes: Sequence[str]) -> tuple[Picture, Picture]:
+def side_by_side(image: ImageBoxes, comparison: Comparison, classes: Sequence[str]) -> tuple[Picture, Picture]:
     """Return the picture of the annotations, with missed objects pointed out, and that of the detections, with the errors pointed out."""
     truth = [
         Box(tuple(box), int(label), classes[label] + (", crowd" if crowd else ""), wrong=not (found or crowd))

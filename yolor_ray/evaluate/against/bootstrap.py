@@ -1,7 +1,8 @@
 """Bootstrap over validation images: COCO metrics of the same detections on resamples of their images.
 
 hotcoco matches detections with objects once. Each resample then only weights the images, which gives the same number as a dataset
-with each image repeated as often as its weight. Legend: R resamples, I images, D detections, J true positives, T IoU thresholds.
+with each image repeated as often as its weight.
+Legend: R resamples, I images, K classes, M metrics, D detections, J true positives, T IoU thresholds.
 """
 
 from collections import defaultdict
@@ -11,8 +12,9 @@ import numpy as np
 from scipy import sparse
 
 from yolor_ray.evaluate import coco
-from yolor_ray.study.results import METRICS
 
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+"""Metrics of boxes that are resampled, in the order of every axis M."""
 RESAMPLES_PER_CHUNK = 256
 """Bounds the memory, and keeps small datasets in the processor's cache."""
 RECALLS = np.linspace(0, 1, 101)
@@ -29,6 +31,19 @@ def draw_resamples(images: int, count: int, seed: int) -> np.ndarray:
 
 def resampled_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights: np.ndarray) -> np.ndarray:
     """Return METRICS of boxes for each row of weights, (R, M); NaN where a resample has no object to measure on.
+
+    See `resampled_class_metrics`.
+    """
+    return mean_of_classes(resampled_class_metrics(truth, rows, weights))
+
+
+def mean_of_classes(metrics: np.ndarray) -> np.ndarray:
+    """Return the mean over the classes that have objects, (R, M), of metrics (K, M, R)."""
+    return _finite_mean(metrics).T
+
+
+def resampled_class_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights: np.ndarray) -> np.ndarray:
+    """Return METRICS of each class's boxes for each row of weights, (K, M, R); NaN where a resample has no object to measure on.
 
     Args:
         truth: COCO's annotations, as `coco.score` takes them.
@@ -54,7 +69,7 @@ def resampled_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights
         classes.append(
             np.stack([all_areas.mean(axis=0), all_areas[0], all_areas[IOU75_INDEX], *(area.mean(axis=0) for area in precisions[1:])])
         )
-    return _finite_mean(np.array(classes).reshape(-1, len(METRICS), len(weights))).T
+    return np.array(classes).reshape(-1, len(METRICS), len(weights))
 
 
 def _finite_mean(values: np.ndarray) -> np.ndarray:

@@ -57,6 +57,13 @@ def test_a_finished_run_has_a_page_with_its_facts(uninterrupted: Path) -> None:
     assert manifest.read_published(str(uninterrupted / "report")).keys() >= {"index.html", "metrics.json", "predictions.png"}
 
 
+def test_finished_weights_have_a_model_card(uninterrupted: Path) -> None:
+    card = manifest.read_published(str(uninterrupted / "weights"))["README.md"].decode()
+    _, info = load_weights(str(uninterrupted / "weights"))
+    assert f"# {info.name}" in card and f" {info.metrics['AP']:.3f} |" in card and "| training   |     21 |" in card
+    assert all(f"| {name} " in card for name in info.classes) and "Licence" in card and " to " in card
+
+
 def test_validated_epochs_have_the_loss_on_the_validation_set_and_its_terms(uninterrupted: Path) -> None:
     first, *validated = read_metrics(str(uninterrupted))
     assert not any(name.startswith("val_") for name in first)

@@ -20,7 +20,7 @@ from yolor_ray.inference.runtimes.onnx_runtime import onnx_files, onnx_predictor
 from yolor_ray.inference.runtimes.openvino_runtime import openvino_files, openvino_predictor
 from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor, Predictor
 from yolor_ray.io import manifest, storage
-from yolor_ray.io.weights_url import weights_folder
+from yolor_ray.io.weights_url import CARD_FILE, weights_folder
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights, weights_files
@@ -63,7 +63,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     write, read = FORMATS[config.format]
     files = write(written, info)
     parity = _check_parity(config, network, written, read(files), check_px, config.check_images or check_images)
-    manifest.publish(config.output, files)
+    manifest.publish(config.output, {**files, **_card(config)})
     return {
         "output": config.output,
         "format": config.format,
@@ -78,6 +78,14 @@ def export(config: ExportConfig) -> dict[str, Any]:
         "check_px": parity.image_px,
         "parameters": sum(tensor.numel() for tensor in written.parameters()),
     }
+
+
+def _card(config: ExportConfig) -> dict[str, bytes]:
+    """Return the model card of the weights by name, with a line about the export; nothing where the weights have no card."""
+    if config.upstream or CARD_FILE not in storage.list_names(config.weights):
+        return {}
+    card = storage.read_bytes(storage.join(config.weights, CARD_FILE)).decode(errors="replace")
+    return {CARD_FILE: f"{card}\n## Export\n\nFused and written as {config.format}.\n".encode()}
 
 
 def _source(config: ExportConfig) -> str:

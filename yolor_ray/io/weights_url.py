@@ -4,6 +4,8 @@ from yolor_ray.errors import WeightsError
 from yolor_ray.io import manifest, storage
 
 CONFIG_FILE, TENSORS_FILE = "config.json", "weights.safetensors"
+CARD_FILE = "README.md"
+"""Model card of trained weights, beside their files."""
 BUILTIN = "builtin"
 """Word in place of a URL: the starting weights that this package contains, of the network of the preset `nano`."""
 WEIGHTS_FOLDER = "weights"

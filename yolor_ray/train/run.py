@@ -1,6 +1,7 @@
 """Training job: prepare datasets, anchors and the run's folder, start the workers, publish the best weights."""
 
 import dataclasses
+import json
 import logging
 import math
 import shlex
@@ -16,8 +17,9 @@ from yolor_ray.config import TrainConfig
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards.dataset import Dataset, read_row_group
 from yolor_ray.errors import DataError, Preempted
+from yolor_ray.evaluate.detections import DETECTIONS_FILE
 from yolor_ray.io import manifest, storage
-from yolor_ray.io.weights_url import WEIGHTS_FOLDER, absolute_weights
+from yolor_ray.io.weights_url import CARD_FILE, WEIGHTS_FOLDER, absolute_weights
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
 from yolor_ray.pack.scenes_url import SCENES_PREFIX
 from yolor_ray.train.anchors import best_possible_recall, fit_anchors
@@ -29,6 +31,7 @@ from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
 from yolor_ray.train.loop import TrainOutcome
 from yolor_ray.train.losses.class_balance import balanced_weights
 from yolor_ray.train.optim.recipe import resolve
+from yolor_ray.train.progress.model_card import model_card
 from yolor_ray.train.progress.run_page import REPORT_FOLDER, publish_run_page
 from yolor_ray.train.settings_lock import RUN_FILE, freed_on_failure, lock_settings
 from yolor_ray.train.warm_start import pretrained_anchors, resolve_pretrained
@@ -78,7 +81,7 @@ def train(
                 refuse_shared_images(config, context.train, context.val)
             _train(context, source, report, callbacks)
             publish_run_page(context)
-            _publish_best(run)
+            _publish_best(context)
     _, info = load_weights(weights)
     report_folder = storage.join(run, REPORT_FOLDER)
     logger.info("event=done report=%s weights=%s next='yolor-ray serve --weights %s'", report_folder, weights, shlex.quote(weights))
@@ -170,10 +173,14 @@ def _choose_anchors(config: TrainConfig, sides: np.ndarray, anchors: np.ndarray 
     return anchors
 
 
-def _publish_best(run: str) -> None:
-    """Copy the best weights to the run's folder `weights`."""
+def _publish_best(context: TrainContext) -> None:
+    """Copy the best weights to the run's folder `weights`, with a model card."""
+    run = context.run
     newest = newest_checkpoint(run)
     if newest is None:
         raise DataError(f"{run}: found no checkpoint after training, expected one")
     best = storage.join(run, newest[1]["best"])
-    manifest.publish(storage.join(run, WEIGHTS_FOLDER), manifest.read_published(best, (CONFIG_FILE, TENSORS_FILE)))
+    files = manifest.read_published(best, (CONFIG_FILE, TENSORS_FILE))
+    report = manifest.read_published(storage.join(run, REPORT_FOLDER), ("metrics.json", DETECTIONS_FILE))
+    card = model_card(context, report, json.loads(files[CONFIG_FILE]))
+    manifest.publish(storage.join(run, WEIGHTS_FOLDER), {**files, CARD_FILE: card})

@@ -1,0 +1,89 @@
+"""Write the model card of a finished run: `README.md` beside its weights."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from yolor_ray import __version__
+from yolor_ray.data.shards.dataset import Dataset
+from yolor_ray.evaluate.against.bootstrap import METRICS, draw_resamples, resampled_metrics
+from yolor_ray.evaluate.detections import DETECTIONS_FILE, from_parquet
+from yolor_ray.evaluate.predict import read_truth
+from yolor_ray.report import markdown
+from yolor_ray.train.context import TrainContext
+
+RESAMPLES = 100
+SEED = 0
+CONFIDENCE = 0.95
+
+
+def model_card(context: TrainContext, report: Mapping[str, bytes], config: Mapping[str, Any]) -> bytes:
+    """Return the card as Markdown: use, accuracy with intervals, classes with their best confidences, data, licence.
+
+    Args:
+        context: the run.
+        report: `metrics.json` and `detections.parquet` of the best validation.
+        config: content of the weights' `config.json`.
+    """
+    numbers = json.loads(report["metrics.json"])
+    tasks = ", ".join(config["network"]["tasks"])
+    parts = [
+        f"# {markdown.escape(config['name'])}",
+        f"Weights of a YOLOR network for {tasks}, at {config['image_px']} px. yolor_ray {__version__} trained them.",
+        "## Use",
+        '```python\nimport yolor_ray as yr\n\ndetector = yr.Detector("URL of this folder")\nprint(detector("photo.jpg"))\n```',
+        "## Accuracy",
+        f"On the {context.val.images} images of the validation set. The interval is that of a bootstrap over these images.",
+        _accuracy_table(numbers, _intervals(context.val, report[DETECTIONS_FILE])),
+        "## Classes",
+        _class_table(numbers["classes"]),
+        "The best confidence is the threshold with the highest F1 score on the validation set. Prediction and serving use it by default.",
+        "## Data",
+        _data_table(context),
+        "No image is in this folder.",
+        "## Licence",
+        "No licence is stated here. The licences of the training images may bind the weights.",
+    ]
+    return ("\n\n".join(parts) + "\n").encode()
+
+
+def _intervals(dataset: Dataset, detections: bytes) -> dict[str, float]:
+    """Return half the width of the 95 % interval of each metric that is resampled; NaN where unknown."""
+    truth = read_truth(dataset)
+    if not truth["images"]:
+        return {}
+    resampled = resampled_metrics(truth, from_parquet(detections), draw_resamples(len(truth["images"]), RESAMPLES, SEED))
+    factor = stats.norm.ppf((1 + CONFIDENCE) / 2)
+    spreads = [values[np.isfinite(values)] for values in resampled.T]
+    return {name: factor * values.std(ddof=1) if len(values) > 1 else np.nan for name, values in zip(METRICS, spreads, strict=True)}
+
+
+def _accuracy_table(numbers: Mapping[str, Any], intervals: Mapping[str, float]) -> str:
+    rows = []
+    for name, value in numbers.items():
+        if not isinstance(value, float):
+            continue
+        half = intervals.get(name, np.nan)
+        rows.append((name, f"{value:.3f}", f"{max(value - half, 0):.3f} to {min(value + half, 1):.3f}" if np.isfinite(half) else markdown.UNKNOWN))
+    return markdown.table(("metric", "value", "95 % interval"), rows)
+
+
+def _class_table(classes: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        (markdown.escape(name), *(_number(score[key]) for key in ("AP", "AP50")), str(score["objects"]), _number(score["confidence"]))
+        for name, score in classes.items()
+    ]
+    return markdown.table(("class", "AP", "AP50", "objects", "best confidence"), rows)
+
+
+def _number(value: float | None) -> str:
+    return markdown.UNKNOWN if value is None else f"{value:.3f}"
+
+
+def _data_table(context: TrainContext) -> str:
+    sets = {"training": context.train, "validation": context.val}
+    rows = [(name, str(data.images), str(data.boxes), markdown.code(data.digest[:12])) for name, data in sets.items()]
+    return markdown.table(("set", "images", "boxes", "hash of the content"), rows)

@@ -169,7 +169,7 @@ class WorkerTimer:
         rank, world_size, batch = self.dist_context.rank, self.dist_context.world_size, self.context.config.optim.batch
         steps = plan_steps(windows, none_seen, rank=rank, world_size=world_size, batch=batch)[: self.max_batches or None]
         self.steps, self.epochs = len(steps), self.epochs + 1
-        for index, loaded in enumerate(self.loader.epoch(windows, steps, epoch=self.epochs - 1)):
+        for index, loaded in enumerate(self.loader.epoch(windows, steps)):
             if index == 0:
                 self.first_batch_s = time.perf_counter() - started
             yield loaded

@@ -7,6 +7,7 @@ from yolor_ray.config.network import NetworkConfig
 from yolor_ray.errors import check
 
 Freeze = Literal["none", "backbone", "neck"]
+Mix = Literal["proportional", "sqrt", "equal"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,9 @@ class DataConfig:
     val: str = ""
     """URL of the packed validation set, or several separated by commas; `scenes:N` makes N other built-in scenes. Empty holds a share of
     the training images out; built-in scenes are validated on 80 others."""
+    mix: Mix = "proportional"
+    """Share of each dataset of `train` in every batch: `proportional` to its images, to their square root (`sqrt`), or `equal`. An epoch
+    has as many images as all datasets. With `sqrt` and `equal`, each dataset has epochs of its own, which take each of its images once."""
     hold_out: float = 0.1
     """Share of the training images that is held out for validation where `val` is empty, over 0 and under 1. The content of an image
     decides, so that equal images stay together."""

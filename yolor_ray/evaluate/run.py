@@ -14,6 +14,7 @@ import ray
 import torch
 from tqdm import tqdm
 
+from yolor_ray import __version__
 from yolor_ray.cluster.connect import as_completed, start_ray
 from yolor_ray.config import EvaluateConfig
 from yolor_ray.config.network import Precision
@@ -24,6 +25,7 @@ from yolor_ray.errors import ConfigError
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.examples import select_examples
 from yolor_ray.evaluate.metrics import measure
+from yolor_ray.evaluate.page.page import PAGE_FILE, Subject, report_page
 from yolor_ray.evaluate.predict import Detect, merge_detections, predict_row_groups, split_row_groups
 from yolor_ray.evaluate.report import report_files
 from yolor_ray.inference import detect
@@ -73,8 +75,20 @@ def _evaluate_weights(config: EvaluateConfig, dataset: Dataset) -> dict[str, Any
     logger.info("event=scored detections=%d seconds=%.1f", len(result.rows), time.perf_counter() - predicted)
     summary = {"images": dataset.images, "weights": config.weights, "data": config.data}
     if config.output:
-        publish(config.output, report_files(result, select_examples(dataset, detections, result.boxes), summary))
+        files = report_files(result, select_examples(dataset, detections, result.boxes), summary)
+        subject = Subject(f"Evaluation of {info.name or config.weights}", _facts(config, info, dataset))
+        publish(config.output, {**files, PAGE_FILE: report_page(dataset, files, subject)})
     return {**result.metrics, **summary}
+
+
+def _facts(config: EvaluateConfig, info: WeightsInfo, dataset: Dataset) -> dict[str, str]:
+    """Return the facts of the page by name."""
+    return {
+        "Weights": f"{config.weights}, version {info.version}",
+        "Dataset": f"{dataset.url}, content {dataset.digest[:12]}",
+        "Input": f"{info.image_px} px, {config.precision}",
+        "Software": f"yolor_ray {__version__}, torch {torch.__version__}",
+    }
 
 
 def _load_network(config: EvaluateConfig) -> tuple[Yolor, WeightsInfo]:

@@ -112,12 +112,13 @@ def make_loader(context: TrainContext) -> Loader:
 def make_windows(context: TrainContext, epoch: int) -> list[Window]:
     """Return the windows of an epoch."""
     size = records_per_window(context.config.data.image_px, context.label_spec(context.train))
-    return epoch_windows(context.train.row_groups, records_per_window=size, seed=context.config.run.seed, epoch=epoch)
+    seed, mix = context.config.run.seed, context.config.data.mix
+    return epoch_windows(context.train.row_groups, records_per_window=size, seed=seed, epoch=epoch, mix=mix)
 
 
 def make_targets(batch: Batch) -> Targets:
     """Return the labels of a batch as tensors."""
-    optional = ("classes_known", "keypoints", "identities", "has_mask", "instances", "image_labels")
+    optional = ("classes_known", "members", "keypoints", "identities", "has_mask", "instances", "image_labels")
     labels = {name: torch.from_numpy(array) for name in optional if (array := getattr(batch, name)) is not None}
     return Targets(
         torch.from_numpy(batch.positions),

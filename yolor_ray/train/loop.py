@@ -196,13 +196,13 @@ def _train_epoch(worker: _Worker) -> dict[str, Any] | None:
     steps = plan_steps(windows, progress.seen, rank=dist_context.rank, world_size=dist_context.world_size, batch=context.config.optim.batch)
     mosaic_closed = progress.epoch >= context.config.optim.epochs - context.config.augment.close_mosaic_epochs
     meter, ledger = EpochMeter(), Ledger(progress.seen)
-    batches = meter.timed(worker.loader.epoch(windows, steps, epoch=progress.epoch, mosaic_closed=mosaic_closed))
+    batches = meter.timed(worker.loader.epoch(windows, steps, mosaic_closed=mosaic_closed))
     for number, (step, batch) in enumerate(zip(steps, batches, strict=True), start=1):
         is_last = number == len(steps)
         losses = learner.learn(torch.from_numpy(batch.images), make_targets(batch), must_update=is_last, weight=step.weight)
         meter.add(losses, len(batch.images) * dist_context.world_size)
         if step.weight > 0:
-            ledger.take(step.records)
+            ledger.take(step.visits)
         if worker.rank_zero:
             _log_step(worker.rank_zero, learner.step, progress.epoch + number / len(steps), meter)
         decision = worker.decide() if learner.gradients_applied and not is_last else StepDecision.CONTINUE

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolor_ray.data.loading.epoch_plan import Step, Window, epoch_windows, plan_steps
+from yolor_ray.data.loading.epoch_plan import Step, Window, epoch_windows, plan_steps, visits_of_members
 from yolor_ray.data.shards.dataset import RowGroup
 
 WORLDS, BATCHES = (1, 2, 3, 5), (1, 2, 3, 8)
@@ -207,6 +207,59 @@ def test_every_slice_of_an_epoch_mixes_datasets_in_the_proportions_of_the_epoch(
     taken = np.cumsum(np.eye(len(sizes))[members_of(np.array(order), sizes)], axis=0)
     due = np.outer(np.arange(1, sum(sizes) + 1) / sum(sizes), sizes)
     assert np.abs(taken - due).max() < len(sizes), "a dataset is ahead or behind by as many records as there are datasets"
+
+
+@pytest.mark.parametrize(
+    ("mix", "records", "expected"),
+    [
+        ("equal", [400, 100, 100], [200, 200, 200]),
+        ("sqrt", [400, 100, 100], [300, 150, 150]),
+        ("equal", [1, 1, 1], [1, 1, 1]),
+        ("sqrt", [1, 100_000], [317, 99_684]),
+    ],
+)
+def test_shares_of_the_datasets_follow_the_mix(mix, records, expected):
+    visits = visits_of_members(records, mix)
+    assert visits == pytest.approx(expected, abs=2) and sum(visits) == sum(records) and min(visits) >= 1
+
+
+@pytest.mark.parametrize("mix", ["equal", "sqrt"])
+@pytest.mark.parametrize("sizes", UNIONS)
+def test_each_dataset_of_a_mix_has_epochs_of_its_own_that_take_each_record_once(sizes, mix):
+    total, quotas = sum(sizes), visits_of_members(sizes, mix)
+    own_epochs: dict[tuple[int, int], list[int]] = {}
+    for epoch in range(7):
+        windows = epoch_windows(union_of(*sizes), records_per_window=10, seed=0, epoch=epoch, mix=mix)
+        steps = [step for share in shares(windows, np.zeros(total, bool), 2, 6) for step in share if step.weight > 0]
+        assert sorted(np.concatenate([step.visits for step in steps]).tolist()) == list(range(total))
+        counts = np.bincount(members_of(np.concatenate([step.records for step in steps]), sizes), minlength=len(sizes))
+        assert counts.tolist() == quotas
+        for window in windows:
+            own_epochs.setdefault((window.groups[0].member, window.epoch), []).extend(window.records)
+    for (member, epoch), records in own_epochs.items():
+        first, size = sum(sizes[:member]), sizes[member]
+        assert len(set(records)) == len(records), "a record was taken twice in an epoch of its dataset"
+        if (epoch + 1) * size <= 7 * quotas[member]:
+            assert sorted(records) == list(range(first, first + size))
+    assert {epoch for member, epoch in own_epochs if member == 0} == set(range(math.ceil(7 * quotas[0] / sizes[0])))
+
+
+@pytest.mark.parametrize("sizes", UNIONS)
+@pytest.mark.parametrize(("world_size", "batch"), [(1, 6), (2, 4), (3, 5)])
+def test_a_mix_continues_exactly_where_it_stopped(sizes, world_size, batch):
+    windows, seen = epoch_windows(union_of(*sizes), records_per_window=10, seed=1, epoch=2, mix="equal"), np.zeros(sum(sizes), bool)
+    uninterrupted = shares(windows, seen, world_size, batch)
+    for step in (step for share in uninterrupted for step in share[:2] if step.weight > 0):
+        seen[step.visits] = True
+    assert [numbers(steps) for steps in shares(windows, seen, world_size, batch)] == [numbers(steps[2:]) for steps in uninterrupted]
+    others = [step.visits for share in shares(windows, seen, world_size + 1, batch) for step in share if step.weight > 0]
+    assert sorted(np.concatenate([*others, np.flatnonzero(seen)]).tolist()) == list(range(sum(sizes)))
+
+
+def test_samples_of_a_record_differ_between_the_epochs_of_its_dataset():
+    windows = epoch_windows(union_of(60, 4), records_per_window=10, seed=0, epoch=0, mix="equal")
+    epochs = [window.epoch for window in windows if window.groups[0].member == 1]
+    assert epochs == sorted(epochs) and len(set(epochs)) == 8, "32 visits of 4 records are 8 epochs"
 
 
 def test_the_open_windows_of_a_union_hold_together_as_many_records_as_one_window_of_a_dataset():

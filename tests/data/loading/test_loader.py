@@ -66,7 +66,7 @@ def epoch_of(
     mosaic_closed: bool = False,
 ) -> list[Batch]:
     with closing(make_loader(Source(records), augment=augment, decode_threads=decode_threads)) as loader:
-        return [copied(batch) for batch in loader.epoch(windows, steps, epoch=0, mosaic_closed=mosaic_closed)]
+        return [copied(batch) for batch in loader.epoch(windows, steps, mosaic_closed=mosaic_closed)]
 
 
 def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
@@ -143,7 +143,8 @@ def test_another_epoch_or_seed_augments_the_same_records_differently(scenes_64):
     images = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
         with closing(make_loader(Source(scenes_64), seed=seed)) as loader:
-            images.append(copied(next(iter(loader.epoch(windows, steps[:1], epoch=epoch)))).images)
+            later = [replace(window, epoch=epoch) for window in windows]
+            images.append(copied(next(iter(loader.epoch(later, steps[:1])))).images)
     assert not np.array_equal(images[0], images[1])
     assert not np.array_equal(images[0], images[2])
 
@@ -165,7 +166,7 @@ def test_one_loader_serves_many_epochs(scenes_64):
     with closing(make_loader(Source(scenes_64), decode_threads=2)) as loader:
         for epoch in range(3):
             windows, steps = plan(epoch=epoch)
-            seen = sum(len(batch.images) for batch in loader.epoch(windows, steps, epoch=epoch))
+            seen = sum(len(batch.images) for batch in loader.epoch(windows, steps))
             assert seen == IMAGES
 
 
@@ -173,7 +174,7 @@ def test_only_the_needed_row_groups_are_read_each_once(scenes_64):
     source = Source(scenes_64)
     windows, steps = plan(rank=0, world_size=2)
     with closing(make_loader(source)) as loader:
-        for _ in loader.epoch(windows, steps, epoch=0):
+        for _ in loader.epoch(windows, steps):
             pass
     needed = [group.index for w in dict.fromkeys(int(w) for step in steps for w in step.windows) for group in windows[w].groups]
     assert source.taken == needed
@@ -183,7 +184,7 @@ def test_only_the_needed_row_groups_are_read_each_once(scenes_64):
 def test_a_batch_stays_intact_until_the_next_batch_is_taken(scenes_64):
     windows, steps = plan(batch=2)
     with closing(make_loader(Source(scenes_64), decode_threads=2)) as loader:
-        batches = loader.epoch(windows, steps, epoch=0)
+        batches = loader.epoch(windows, steps)
         previous = next(batches)
         copy = previous.images.copy()
         for batch in batches:

@@ -63,7 +63,7 @@ def batches(
     steps = plan_steps(windows, np.zeros(IMAGES, bool), rank=0, world_size=1, batch=4)
     loader = Loader(source, image_px=SIDE, augment=augment, seed=0, decode_threads=decode_threads, label_spec=label_spec)
     with closing(loader):
-        contents = [replace(batch, images=batch.images.copy()) for batch in loader.epoch(windows, steps, epoch=0)]
+        contents = [replace(batch, images=batch.images.copy()) for batch in loader.epoch(windows, steps)]
     return [(step.records, batch) for step, batch in zip(steps, contents, strict=True)]
 
 

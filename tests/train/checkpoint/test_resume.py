@@ -40,6 +40,17 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
         assert state[key] == expected_state[key], key
 
 
+def test_a_run_on_equal_shares_of_two_datasets_resumes_exactly(folder: Path, monkeypatch) -> None:
+    data = dataclasses.replace(tiny_run(folder, "mixed").data, train="scenes:17,scenes:5", mix="equal")
+    configs = [dataclasses.replace(tiny_run(folder, name, checkpoint_minutes=0.0), data=data) for name in ("mixed-whole", "mixed-killed")]
+    train(configs[0])
+    for steps in (4, 13):
+        train_until_killed(configs[1], monkeypatch, steps)
+    train(configs[1])
+    assert_equal_tensors(folder / "mixed-killed", folder / "mixed-whole")
+    assert [row["records"] for row in read_metrics(str(folder / "mixed-killed"))] == [22, 22, 22]
+
+
 def test_a_run_resumes_with_recomputed_activations_to_the_same_weights(folder: Path, uninterrupted: Path, monkeypatch) -> None:
     config = tiny_run(folder, "recomputed", checkpoint_minutes=0.0)
     train_until_killed(config, monkeypatch, 5)

@@ -125,17 +125,26 @@ def test_the_targets_of_some_images_are_those_of_a_batch_of_these_images():
         torch.arange(16.0).reshape(4, 4),
         boxes_known=torch.tensor([True, False, True]),
         classes_known=torch.tensor([[True, True], [True, False], [False, True]]),
+        members=torch.tensor([0, 1, 0]),
         keypoints=torch.arange(24.0).reshape(4, 2, 3),
         identities=torch.tensor([1, -1, 2, 3]),
         has_mask=torch.tensor([True, True, False, True]),
         instances=instances,
         image_labels=torch.tensor([[0.0], [1.0], [0.5]]),
+        soft_labels=torch.arange(8.0).reshape(4, 2),
+        unsure_images=torch.tensor([0, 2]),
+        unsure_cxcywh=torch.arange(8.0).reshape(2, 4),
     )
-    part = targets.of_images(1, 3)
+    part = targets.of_images(torch.tensor([1, 2]))
     assert part.images.tolist() == [0, 0, 1] and part.labels.tolist() == [6, 7, 8]
     assert torch.equal(part.boxes_cxcywh, targets.boxes_cxcywh[1:]) and torch.equal(part.keypoints, targets.keypoints[1:])
     assert part.identities.tolist() == [-1, 2, 3] and part.has_mask.tolist() == [True, False, True]
     assert part.classes_known.tolist() == [[True, False], [False, True]]
     assert part.boxes_known.tolist() == [False, True] and part.image_labels.tolist() == [[1.0], [0.5]]
     assert torch.equal(part.instances, torch.where(instances[1:] > 0, instances[1:] - 1, 0)) and part.instances.dtype == torch.int32
-    assert len(targets.of_images(0, 1).labels) == 1 and targets.of_images(0, 3).instances.tolist() == instances.tolist()
+    assert part.members.tolist() == [1, 0] and torch.equal(part.soft_labels, targets.soft_labels[1:])
+    assert part.unsure_images.tolist() == [1] and part.unsure_cxcywh.tolist() == [[4.0, 5.0, 6.0, 7.0]]
+    outer = targets.of_images(torch.tensor([0, 2]))
+    assert outer.images.tolist() == [0, 1] and outer.labels.tolist() == [5, 8] and outer.unsure_images.tolist() == [0, 1]
+    assert outer.instances[0].tolist() == instances[0].tolist() and outer.instances[1].unique().tolist() == [0, 2]
+    assert targets.of_images(torch.arange(3)).instances.tolist() == instances.tolist()

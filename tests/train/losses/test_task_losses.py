@@ -183,3 +183,34 @@ def test_targets_are_resized_with_the_image():
     assert torch.equal(larger.keypoints[..., :2], TARGETS.keypoints[..., :2] * 2)
     assert torch.equal(larger.keypoints[..., 2], TARGETS.keypoints[..., 2])
     assert torch.equal(larger.instances, TARGETS.instances.repeat_interleave(2, 1).repeat_interleave(2, 2))
+
+
+@pytest.mark.parametrize("head", ["anchors", "free"])
+def test_the_datasets_of_a_union_count_by_their_images_and_not_by_their_objects(head):
+    torch.manual_seed(0)
+    config = replace(CONFIG, head=head)
+    network = Yolor(config, 2, ANCHORS if head == "anchors" else None, image_classes=3, keypoints=2, identities=4)
+    raw = network(torch.rand(3, 3, SIDE, SIDE))
+    images = torch.tensor([0, 1, 1, 1, 1, 2])
+    targets = Targets(
+        images=images,
+        labels=torch.tensor([0, 1, 0, 1, 0, 1]),
+        boxes_cxcywh=torch.tensor([[12.0 + 8 * k, 20.0 + 4 * k, 12.0 + 2 * k, 16.0] for k in range(6)]),
+        members=torch.tensor([0, 1, 0]),
+        keypoints=torch.rand(6, 2, 3) * 40 + torch.tensor([0.0, 0.0, 2.0]),
+        identities=torch.tensor([2, 0, 1, 3, -1, 1]),
+        has_mask=torch.zeros(6, dtype=torch.bool),
+        instances=torch.zeros(3, 64, 64, dtype=torch.int32),
+        image_labels=torch.tensor([[1.0, 0.0, math.nan], [0.0, 1.0, 1.0], [math.nan] * 3]),
+    )
+
+    def terms_of(chosen: list[int]) -> dict[str, torch.Tensor]:
+        part = replace(targets.of_images(torch.tensor(chosen)), members=None)
+        return loss_terms({task: [level[chosen] for level in levels] for task, levels in raw.items()}, part, network, LossConfig())
+
+    first, second, both = terms_of([0, 2]), terms_of([1]), loss_terms(raw, targets, network, LossConfig())
+    assert list(both) == list(first)
+    for name, term in both.items():
+        torch.testing.assert_close(term, (2 * first[name] + second[name]) / 3)
+    pooled = loss_terms(raw, replace(targets, members=None), network, LossConfig())
+    assert not torch.isclose(pooled["pose"], both["pose"], rtol=1e-3)

@@ -21,6 +21,8 @@ class SampleLabels:
     """True if every object of the image has a box here; False if there may be other objects."""
     classes_known: np.ndarray | None = None
     """(K,) bool: classes whose objects are annotated in the image; None for all classes."""
+    member: int = 0
+    """Index of the image's dataset in a union."""
     keypoints: np.ndarray | None = None
     """(N, J, 3) float32: x, y and visibility: -1 not annotated, 0 unlabelled, 1 hidden, 2 visible; x, y mean nothing below 1."""
     identities: np.ndarray | None = None
@@ -57,6 +59,7 @@ def mixup_labels(first: SampleLabels, second: SampleLabels) -> SampleLabels:
         labels=np.concatenate([annotations.labels for annotations in both]),
         boxes_known=first.boxes_known and second.boxes_known,
         classes_known=known_in_all([annotations.classes_known for annotations in both]),
+        member=first.member,
         keypoints=concatenate_labels([annotations.keypoints for annotations in both]),
         identities=concatenate_labels([annotations.identities for annotations in both]),
         has_mask=concatenate_labels([first.has_mask, no_mask]),

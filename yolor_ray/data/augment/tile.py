@@ -63,6 +63,7 @@ def tile_annotations(record: Record, image_px: int, label_spec: LabelSpec = BOXE
         labels=record.objects.labels[single],
         boxes_known="detect" in record.tasks,
         classes_known=None if label_spec.object_classes is None else label_spec.object_classes[member],
+        member=member,
         keypoints=_keypoints(record, len(label_spec.keypoint_names), scale)[single] if label_spec.keypoint_names else None,
         identities=None if label_spec.identities is None else _identities(record, label_spec.identities)[single],
         has_mask=has_mask,

@@ -1,6 +1,6 @@
 """Plan an epoch: a seeded order of windows and records, cut into equal steps and worker shares.
 
-A window holds records of one dataset alone, and the members of a union take turns in proportion to their sizes.
+A window holds records of one dataset alone, and the members of a union take turns in proportion to their shares of the epoch.
 The order depends on seed and epoch alone; so do the number of steps and the records per step over all workers. The records that
 remain after a checkpoint are planned by the same rule. The same number of workers therefore continues exactly where it stopped,
 and another number of workers takes each remaining record once, in as many steps.
@@ -8,12 +8,16 @@ and another number of workers takes each remaining record once, in as many steps
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from yolor_ray.config.train import Mix
 from yolor_ray.data.shards.dataset import RowGroup
+
+MIX_POWERS: dict[Mix, float] = {"proportional": 1.0, "sqrt": 0.5, "equal": 0.0}
+"""Power of a member's number of records that its share of an epoch is proportional to."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,12 @@ class Window:
     groups: tuple[RowGroup, ...]
     order: np.ndarray
     """Numbers of all records of the window, shuffled."""
+    records: np.ndarray
+    """Numbers of the records to learn from in this epoch of the run, in their order: `order`, or a part of it."""
+    visits: np.ndarray
+    """For each of `records`, the number of the visit in this epoch of the run."""
+    epoch: int
+    """Epoch of the window's dataset, counted from 0: a sample depends on it."""
 
 
 @dataclass(frozen=True)
@@ -31,70 +41,118 @@ class Step:
 
     records: np.ndarray
     """Record numbers."""
+    visits: np.ndarray
+    """For each record, the number of the visit in the epoch, for the ledger."""
     windows: np.ndarray
     """For each record, the index of its window in the epoch."""
     weight: float
     """Loss weight: world_size x (own records / all records). 0 where the worker repeats a record to keep collectives aligned."""
 
 
-def epoch_windows(groups: Sequence[RowGroup], *, records_per_window: int, seed: int, epoch: int) -> list[Window]:
+def epoch_windows(groups: Sequence[RowGroup], *, records_per_window: int, seed: int, epoch: int, mix: Mix = "proportional") -> list[Window]:
     """Return the windows of an epoch: row groups in a seeded order, gathered until a window holds `records_per_window`.
 
     One window of each member of a union is open at a time. With m members, each window therefore holds 1 / m of that number.
+    With `proportional`, an epoch takes each record once, and the number of a visit is that of the record. With another mix, an epoch has as
+    many visits, each member has epochs of its own, which take each of its records once, and an epoch goes on where the last one stopped.
     """
-    rng = np.random.default_rng((seed, epoch))
+    members: dict[int, list[RowGroup]] = {group.member: [] for group in groups}
+    for group in groups:
+        members[group.member].append(group)
+    if mix == "proportional" or len(members) == 1:
+        shuffled = _shuffle(groups, records_per_window, np.random.default_rng((seed, epoch)))
+        return [Window(own, order, order, order, epoch) for own, order in shuffled]
     windows: list[Window] = []
+    visits = 0
+    quotas = visits_of_members([sum(group.rows for group in own) for own in members.values()], mix)
+    for (member, own), quota in zip(members.items(), quotas, strict=True):
+        for own_epoch, first, last in _own_epochs(epoch * quota, (epoch + 1) * quota, sum(group.rows for group in own)):
+            rng = np.random.default_rng((seed, own_epoch, member))
+            shuffled = _shuffle(own, records_per_window // len(members), rng)
+            ends = itertools.accumulate(len(order) for _, order in shuffled)
+            for (own_groups, order), end in zip(shuffled, ends, strict=True):
+                start = end - len(order)
+                records = order[max(first - start, 0) : max(last - start, 0)]
+                if len(records):
+                    windows.append(Window(own_groups, order, records, np.arange(visits, visits + len(records)), own_epoch))
+                    visits += len(records)
+    return windows
+
+
+def visits_of_members(records: Sequence[int], mix: Mix) -> list[int]:
+    """Return the visits of each member of a union in an epoch: at least one of each, and over all as many as there are records.
+
+    Args:
+        records: number of records of each member.
+        mix: share of a member: `proportional` to its records, to their square root (`sqrt`), or `equal`.
+    """
+    weights = np.array(records, float) ** MIX_POWERS[mix]
+    ends = np.cumsum(weights) / weights.sum() * (sum(records) - len(records))
+    return [int(visits) + 1 for visits in np.diff(np.rint(ends), prepend=0)]
+
+
+def _own_epochs(first: int, last: int, records: int) -> Iterator[tuple[int, int, int]]:
+    """Yield each epoch of a dataset of so many records that visits `first` to `last` of its run belong to, and their range inside it."""
+    for epoch in range(first // records, -(-last // records)):
+        yield epoch, max(first - epoch * records, 0), min(last - epoch * records, records)
+
+
+def _shuffle(
+    groups: Sequence[RowGroup], records_per_window: int, rng: np.random.Generator
+) -> list[tuple[tuple[RowGroup, ...], np.ndarray]]:
+    """Return the row groups of each window, and the shuffled numbers of its records."""
+    windows: list[tuple[tuple[RowGroup, ...], np.ndarray]] = []
     gathered: dict[int, list[RowGroup]] = {group.member: [] for group in groups}
     for index in rng.permutation(len(groups)):
         group = groups[index]
         gathered[group.member].append(group)
         if sum(g.rows for g in gathered[group.member]) * len(gathered) >= records_per_window:
-            windows.append(_window(gathered[group.member], rng))
+            windows.append((tuple(gathered[group.member]), _shuffle_records(gathered[group.member], rng)))
             gathered[group.member] = []
-    return windows + [_window(remainder, rng) for remainder in gathered.values() if remainder]
+    return windows + [(tuple(remainder), _shuffle_records(remainder, rng)) for remainder in gathered.values() if remainder]
 
 
-def _window(groups: list[RowGroup], rng: np.random.Generator) -> Window:
-    numbers = np.concatenate([np.arange(g.first_record, g.first_record + g.rows) for g in groups])
-    return Window(tuple(groups), rng.permutation(numbers))
+def _shuffle_records(groups: list[RowGroup], rng: np.random.Generator) -> np.ndarray:
+    return rng.permutation(np.concatenate([np.arange(g.first_record, g.first_record + g.rows) for g in groups]))
 
 
 def plan_steps(windows: list[Window], seen: np.ndarray, *, rank: int, world_size: int, batch: int) -> list[Step]:
-    """Plan one worker's steps over the records that are not yet `seen`, (images,) bool.
+    """Plan one worker's steps over the visits that are not yet `seen`, (visits,) bool.
 
     Steps hold at most `batch` records over all workers, with sizes that differ by at most one. Each worker owns a contiguous slice
     of the order, so that it reads few windows. Every step takes equally from each slice, to within one record.
     """
-    order, window_of = _interleave_members(windows)
-    remaining = np.flatnonzero(~seen[order])
+    turn, window_of = _interleave_members(windows)
+    records, visits = (np.concatenate([getattr(w, name) for w in windows])[turn] for name in ("records", "visits"))
+    remaining = np.flatnonzero(~seen[visits])
     if len(remaining) == 0:
         return []
     sizes = np.array([len(step) for step in np.array_split(remaining, math.ceil(len(remaining) / batch))])
     # Counted from the start of the epoch, so that a resume in its middle gives every worker the same records as before.
-    boundaries = len(order) - len(remaining) + np.cumsum([0, *sizes])
+    boundaries = len(visits) - len(remaining) + np.cumsum([0, *sizes])
     # Workers take turns: the records of each worker among the first `boundaries` of the epoch, (steps + 1, world_size).
     totals = (boundaries[:, None] + world_size - 1 - np.arange(world_size)) // world_size
     taken = totals - totals[0]
     ends = taken[-1][:rank].sum() + taken[:, rank]
     shares = [remaining[start:end] for start, end in itertools.pairwise(ends)]
     # A worker without a record repeats the epoch's last record, seen or not, because that record is the same after a resume.
-    indices = [share if len(share) else np.array([len(order) - 1]) for share in shares]
+    indices = [share if len(share) else np.array([len(visits) - 1]) for share in shares]
     return [
-        Step(order[index], window_of[index], float(len(share) * world_size / size))
+        Step(records[index], visits[index], window_of[index], float(len(share) * world_size / size))
         for index, share, size in zip(indices, shares, sizes, strict=True)
     ]
 
 
 def _interleave_members(windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of all records in the order of the epoch, and the index of each record's window.
+    """Return the order of the epoch, as indices into the records of all windows, and the index of each record's window.
 
     The records of each member are spread evenly over the epoch, so that every batch mixes datasets in the epoch's proportions.
     """
-    sizes = [len(w.order) for w in windows]
+    sizes = [len(w.records) for w in windows]
     member_of = np.repeat([w.groups[0].member for w in windows], sizes)
     due = np.empty(len(member_of))
     for member in np.unique(member_of):
         records = np.flatnonzero(member_of == member)
         due[records] = (np.arange(len(records)) + 0.5) / len(records)
     turn = np.argsort(due, kind="stable")
-    return np.concatenate([w.order for w in windows])[turn], np.repeat(np.arange(len(windows)), sizes)[turn]
+    return turn, np.repeat(np.arange(len(windows)), sizes)[turn]

@@ -1,7 +1,7 @@
 """Load a worker's steps as batches: decode and augment images in threads, ahead of the consumer, into reused buffers.
 
 Encoded bytes come in whole row groups from a `Source`. Decoded tiles are cached while they fit, so that mosaics cost no second
-decode. A sample depends on seed, epoch and record alone, not on the thread that makes it.
+decode. A sample depends on seed, record and the epoch of its dataset alone, not on the thread that makes it.
 Legend: B images, S side of the square network input in pixels, N boxes, K classes, J keypoints per object, M labels of the whole image.
 """
 
@@ -53,6 +53,8 @@ class Batch:
     """(B,) bool: True if every object of the image has a box here; False if there may be other objects."""
     classes_known: np.ndarray | None = None
     """(B, K) bool: classes whose objects are annotated in the image; None for all classes."""
+    members: np.ndarray | None = None
+    """(B,) int64: index of each image's dataset in a union; None if all images are of one dataset."""
     keypoints: np.ndarray | None = None
     """(N, J, 3) float32: x, y in pixels of the network input; visibility -1 not annotated, 0 unlabelled, 1 hidden, 2 visible."""
     identities: np.ndarray | None = None
@@ -84,6 +86,7 @@ class _PendingBatch:
 def make_batch(images: np.ndarray, annotations: Sequence[SampleLabels]) -> Batch:
     """Return the batch of images (B, S, S, 3) and the annotations of each."""
     counts = [len(sample.labels) for sample in annotations]
+    members = np.array([sample.member for sample in annotations], np.int64)
     return Batch(
         images,
         positions=np.repeat(np.arange(len(counts)), counts),
@@ -91,6 +94,7 @@ def make_batch(images: np.ndarray, annotations: Sequence[SampleLabels]) -> Batch
         boxes_xyxy=np.concatenate([sample.boxes_xyxy for sample in annotations]).astype(np.float32),
         boxes_known=np.array([sample.boxes_known for sample in annotations], np.bool_),
         classes_known=_stack([sample.classes_known for sample in annotations]),
+        members=members if len(np.unique(members)) > 1 else None,
         keypoints=concatenate_labels([sample.keypoints for sample in annotations]),
         identities=concatenate_labels([sample.identities for sample in annotations]),
         has_mask=concatenate_labels([sample.has_mask for sample in annotations]),
@@ -136,7 +140,7 @@ class Loader:
         self._sample_threads.shutdown(cancel_futures=True)
         self._read_thread.shutdown(cancel_futures=True)
 
-    def epoch(self, windows: Sequence[Window], steps: Sequence[Step], *, epoch: int, mosaic_closed: bool = False) -> Iterator[Batch]:
+    def epoch(self, windows: Sequence[Window], steps: Sequence[Step], *, mosaic_closed: bool = False) -> Iterator[Batch]:
         """Yield the batches of `steps` in order; without mosaic and mixup if `mosaic_closed`."""
         augment = replace(self._augment, mosaic=0.0, mixup=0.0) if mosaic_closed else self._augment
         windows_of_step = self._read_ahead(windows, steps)
@@ -147,7 +151,7 @@ class Loader:
             loaded = windows_of_step(number)
             images = buffers[number % len(buffers)][: len(step.records)]
             samples = [
-                self._sample_threads.submit(self._sample, int(record), windows[w].order, loaded[w], epoch, augment, image)
+                self._sample_threads.submit(self._sample, int(record), windows[w], loaded[w], augment, image)
                 for record, w, image in zip(step.records, step.windows, images, strict=True)
             ]
             pending.append(_PendingBatch(images, samples))
@@ -174,17 +178,15 @@ class Loader:
 
         return windows_of_step
 
-    def _sample(
-        self, record: int, partners: np.ndarray, window: Future[Records], epoch: int, augment: AugmentConfig, out: np.ndarray
-    ) -> SampleLabels:
-        records = window.result()
+    def _sample(self, record: int, window: Window, read: Future[Records], augment: AugmentConfig, out: np.ndarray) -> SampleLabels:
+        records = read.result()
 
         def tile_of(number: int) -> Tile:
             content, member = records[number]
             return self._tiles.get(number, lambda: make_tile(content, self._image_px, self._label_spec, member))
 
-        rng = np.random.default_rng((self._seed, epoch, record))
-        return training_sample(record, partners, tile_of, rng, augment, out, self._keypoint_order)
+        rng = np.random.default_rng((self._seed, window.epoch, record))
+        return training_sample(record, window.order, tile_of, rng, augment, out, self._keypoint_order)
 
 
 def _read_window(tables: Iterator[pa.Table], window: Window) -> Records:

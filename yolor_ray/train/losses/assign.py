@@ -31,6 +31,8 @@ class Targets:
     """True for images in which every object has a box, so the rest is background; None if all images are such."""
     classes_known: Bool[Tensor, "B K"] | None = None
     """True for the classes whose objects are annotated in the image; None for all classes of all images."""
+    members: Int[Tensor, "B"] | None = None
+    """Index of the image's dataset in a union; None if all images are of one dataset."""
     keypoints: Float[Tensor, "N J 3"] | None = None
     """x and y in pixels of the network input; visibility 2 or 1 labelled, 0 not visible or not labelled, -1 unknown."""
     identities: Int[Tensor, "N"] | None = None
@@ -53,17 +55,22 @@ class Targets:
         tensors: dict[str, Any] = {f.name: tensor for f in fields(self) if (tensor := getattr(self, f.name)) is not None}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
-    def of_images(self, start: int, stop: int) -> "Targets":
-        """Return the targets of the images from `start` up to, but without, `stop`; images and objects are counted anew."""
-        inside = (self.images >= start) & (self.images < stop)
-        per_object = {name: getattr(self, name) for name in ("labels", "boxes_cxcywh", "keypoints", "identities", "has_mask")}
-        per_image = {name: getattr(self, name) for name in ("boxes_known", "classes_known", "instances", "image_labels")}
+    def of_images(self, chosen: Tensor) -> "Targets":
+        """Return the targets of the images at the given indices, int64 and ascending; images and objects are counted anew."""
+        inside = torch.isin(self.images, chosen)
+        names = "labels", "boxes_cxcywh", "keypoints", "identities", "has_mask", "soft_labels"
+        per_object = {name: getattr(self, name) for name in names}
+        per_image = {name: getattr(self, name) for name in ("boxes_known", "classes_known", "members", "instances", "image_labels")}
         kept: dict[str, Any] = {name: tensor[inside] for name, tensor in per_object.items() if tensor is not None}
-        kept |= {name: tensor[start:stop] for name, tensor in per_image.items() if tensor is not None}
+        kept |= {name: tensor[chosen] for name, tensor in per_image.items() if tensor is not None}
         if self.instances is not None:
             numbers = torch.cat((inside.new_zeros(1, dtype=torch.long), inside.cumsum(0) * inside))
             kept["instances"] = numbers[kept["instances"].long()].to(self.instances.dtype)
-        return Targets(self.images[inside] - start, **kept)
+        if self.unsure_images is not None and self.unsure_cxcywh is not None:
+            unsure = torch.isin(self.unsure_images, chosen)
+            kept["unsure_images"] = torch.searchsorted(chosen, self.unsure_images[unsure])
+            kept["unsure_cxcywh"] = self.unsure_cxcywh[unsure]
+        return Targets(torch.searchsorted(chosen, self.images[inside]), **kept)
 
     def resize(self, factor: float, image_px: int) -> "Targets":
         """Return the targets of the same images resized by a factor to a side of `image_px` pixels."""

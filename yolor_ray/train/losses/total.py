@@ -33,8 +33,9 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """Return the terms of the loss: `box`, `objectness` (with anchors), `cls`, and one term per other task under its name.
 
-    Each term is a mean over the batch, in float32 for any precision of the network. Those of detection are weighted by their gains, those
-    of other tasks are weighted later, by `optim.task_balance`.
+    Each term is a mean over the images of one dataset, in float32 for any precision of the network; the means of the datasets of a union
+    count by their images in the batch. An image therefore weighs as much as in a training on its dataset alone. The terms of detection
+    are weighted by their gains, those of other tasks are weighted later, by `optim.task_balance`.
 
     Args:
         raw: raw outputs by task, as `Yolor.forward` returns them.
@@ -43,6 +44,21 @@ def loss_terms(
         gains: weights of detection's terms.
         class_weights: (K,) weight in `cls` of a box by its class, 1 on average over the boxes; None weighs all boxes equally.
     """
+    if targets.members is None:
+        return _dataset_terms(raw, targets, network, gains, class_weights)
+    totals: dict[str, Tensor] = {}
+    for member in targets.members.unique():
+        [chosen] = (targets.members == member).nonzero(as_tuple=True)
+        outputs = {task: [output[chosen] for output in levels] for task, levels in raw.items()}
+        terms = _dataset_terms(outputs, targets.of_images(chosen), network, gains, class_weights)
+        totals = {name: totals.get(name, 0) + term * (len(chosen) / len(targets.members)) for name, term in terms.items()}
+    return totals
+
+
+def _dataset_terms(
+    raw: dict[str, list[Tensor]], targets: Targets, network: Yolor, gains: LossConfig, class_weights: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the terms of the loss of images of one dataset."""
     terms, matches = _detection_terms(raw["detect"], targets, network.head, gains, class_weights)
     for task in network.tasks:
         zero_with_gradient = sum(output.float().sum() for output in raw[task]) * 0

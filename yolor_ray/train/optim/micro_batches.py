@@ -40,7 +40,7 @@ class MicroBatches:
         for part in range(parts):
             start, stop = len(images) * part // parts, len(images) * (part + 1) // parts
             share = (stop - start) / len(images)
-            part_targets = targets if parts == 1 else targets.of_images(start, stop)
+            part_targets = targets if parts == 1 else targets.of_images(torch.arange(start, stop, device=targets.images.device))
             terms = backward(images[start:stop], part_targets, weight * share)
             totals = {name: totals.get(name, 0) + term * share for name, term in terms.items()}
         return totals

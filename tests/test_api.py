@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +19,7 @@ from yolor_ray.config import NetworkConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.errors import ConfigError, ImageError, StorageError, WeightsError
 from yolor_ray.model.network import Yolor
-from yolor_ray.model.weights import WeightsInfo, save_weights
+from yolor_ray.model.weights import WeightsInfo, load_weights, save_weights
 
 SIDE = 96
 ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]], [[50, 90], [90, 50], [90, 90]]])
@@ -181,6 +182,17 @@ def test_each_task_has_its_fields(detector, pixels):
 def test_what_is_no_image_is_refused(detector, image, message):
     with pytest.raises(ImageError, match=message):
         detector([image])
+
+
+def test_the_best_confidence_of_each_class_is_the_default(weights, tmp_path, pixels):
+    network, info = load_weights(weights)
+    low = yr.Detector(weights, device="cpu")(pixels, confidence=0.01)
+    best = dict.fromkeys(info.classes, 1.0) | {low.classes[0]: 0.01}
+    save_weights(str(tmp_path), network, replace(info, thresholds=best))
+    detector = yr.Detector(tmp_path, device="cpu")
+    assert set(detector(pixels).classes) == {low.classes[0]}
+    assert detector.thresholds == best
+    assert_equal(detector(pixels, confidence=0.01), low)
 
 
 def test_errors_name_the_file(detector, tmp_path):

@@ -201,6 +201,17 @@ def test_selection_gives_the_detections_of_its_definition(kind, classes, first, 
         assert torch.equal(confidences, scores[predictions, labels])
 
 
+@pytest.mark.parametrize("limit", [5, 1_000])
+def test_each_class_may_have_a_confidence_of_its_own(limit):
+    corners, scores = random_boxes(300, seed=13, side=200), torch.rand(300, 3, generator=torch.Generator().manual_seed(5))
+    scores[::7] = math.nan
+    least = torch.tensor([0.9, 0.2, 0.6])
+    expected = by_definition(corners, scores.where(scores > least, -1.0), confidence=0.0, iou=0.4, limit=limit)
+    _, _, labels, predictions = boxes.select(corners, scores, confidence=least, iou=0.4, limit=limit)
+    assert list(zip(predictions.tolist(), labels.tolist(), strict=True)) == expected
+    assert limit == 5 or set(labels.tolist()) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("one_class", [True, False])
 def test_twenty_thousand_overlapping_boxes_are_suppressed_as_by_definition(one_class):
     generator = torch.Generator().manual_seed(4)

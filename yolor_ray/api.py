@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from yolor_ray.config.network import Precision
-from yolor_ray.config.serve import ServeConfig, check_limits
+from yolor_ray.config.serve import Confidence, ServeConfig, check_limits
 from yolor_ray.data.images.decode import MAX_PIXELS, decode, rgb_pixels
 from yolor_ray.data.images.header import read_header
 from yolor_ray.data.images.letterbox import Letterbox, letterbox
@@ -126,16 +126,16 @@ class Detector:
         return self._info.tasks
 
     @overload
-    def __call__(self, image: Images, *, confidence: float = ..., iou: float = ..., max_detections: int = ...) -> list[Result]: ...
+    def __call__(self, image: Images, *, confidence: Confidence = ..., iou: float = ..., max_detections: int = ...) -> list[Result]: ...
 
     @overload
-    def __call__(self, image: ImageSource, *, confidence: float = ..., iou: float = ..., max_detections: int = ...) -> Result: ...
+    def __call__(self, image: ImageSource, *, confidence: Confidence = ..., iou: float = ..., max_detections: int = ...) -> Result: ...
 
     def __call__(
         self,
         image: ImageSource | Images,
         *,
-        confidence: float = ServeConfig.confidence,
+        confidence: Confidence = ServeConfig.confidence,
         iou: float = ServeConfig.iou,
         max_detections: int = ServeConfig.max_detections,
     ) -> Result | list[Result]:
@@ -143,7 +143,7 @@ class Detector:
 
         Args:
             image: see `ImageSource`; a list or a tuple is processed in batches.
-            confidence: least confidence of a returned object, 0 to 1.
+            confidence: least confidence of a returned object, 0 to 1; `best` takes that of `thresholds` for each class, or else 0.25.
             iou: boxes of one class that overlap more than this are one object, over 0, up to 1.
             max_detections: most objects per image.
 
@@ -153,7 +153,8 @@ class Detector:
             ConfigError: a limit is out of range.
         """
         check_limits(confidence, iou, max_detections)
-        find = functools.partial(self._detect, confidence=confidence, iou=iou, max_detections=max_detections)
+        least = detect.least_confidences(confidence, self._info)
+        find = functools.partial(self._detect, confidence=least, iou=iou, max_detections=max_detections)
         if isinstance(image, list | tuple):
             return [result for start in range(0, len(image), self._batch) for result in find(image[start : start + self._batch])]
         return find([image])[0]

@@ -166,12 +166,15 @@ def _kth_largest(values: Float[Tensor, "N"], k: int) -> float:
 
 
 def select(
-    boxes_xyxy: Float[Tensor, "P 4"], scores: Float[Tensor, "P K"], *, confidence: float, iou: float, limit: int
+    boxes_xyxy: Float[Tensor, "P 4"], scores: Float[Tensor, "P K"], *, confidence: float | Tensor, iou: float, limit: int
 ) -> tuple[Float[Tensor, "D 4"], Float[Tensor, "D"], Int[Tensor, "D"], Int[Tensor, "D"]]:
     """Return boxes, scores, labels and prediction indices of one image's detections, best first.
 
-    A prediction may have several classes; boxes of different classes never suppress each other.
+    `confidence` is one number, or a number for each class, (K,); a score must be larger. A prediction may have several classes; boxes of
+    different classes never suppress each other.
     """
+    if isinstance(confidence, Tensor):
+        scores, confidence = scores.where(scores > confidence.to(scores.device), -math.inf), -math.inf
     for count in (FIRST_CANDIDATES, CANDIDATE_LIMIT):
         predictions, labels = _best_above(scores, confidence, count)
         candidates_xyxy, confidences = boxes_xyxy[predictions], scores[predictions, labels]

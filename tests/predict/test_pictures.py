@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colour_engine import draw
+from colour_engine import draw, write_weights
 from yolor_ray.io import manifest
 from yolor_ray.predict import sources
 from yolor_ray.predict.run import predict
@@ -41,6 +41,14 @@ def test_images_with_the_most_doubtful_detections_are_drawn_first(part_images, s
 def test_without_doubt_the_images_with_the_most_detections_are_drawn(settings, tmp_path):
     predict(settings(draw=1))
     assert list(pictures(str(tmp_path / "out"))) == ["drawn/1_crowd.png"]
+
+
+def test_a_detection_just_over_the_best_confidence_of_its_class_is_doubtful(settings, photos, tmp_path):
+    draw((200, 100), [("red", 10, 20, 60, 70), ("red", 100, 20, 160, 90)]).save(photos / "reds.png")
+    draw((200, 100), [("blue", 10 + 45 * place, 20, 40 + 45 * place, 60) for place in range(4)]).save(photos / "blues.png")
+    weights = write_weights(tmp_path / "best", thresholds={"red": 0.7, "blue": 0.1})
+    predict(settings(draw=1, weights=weights))
+    assert list(pictures(str(tmp_path / "out"))) == ["drawn/1_reds.png"]
 
 
 def test_other_pictures_replace_the_former_ones_and_need_no_prediction(settings, tmp_path):

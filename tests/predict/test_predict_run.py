@@ -57,8 +57,16 @@ def test_an_output_is_published_with_its_manifest_last(settings, tmp_path):
     assert list_names(str(out)) == ["faults.jsonl", "manifest.json", "part-00000.parquet", "predict.json"]
     assert set(manifest.read_published(str(out))) == {"faults.jsonl", "part-00000.parquet", "predict.json"}
     content = json.loads((out / "predict.json").read_text())
-    assert content["weights"]["classes"] == list(CLASSES) and content["confidence"] == 0.25
+    assert content["weights"]["classes"] == list(CLASSES) and content["confidence"] == "best"
     assert pq.read_table(out / "part-00000.parquet").num_rows == 5
+
+
+@pytest.mark.parametrize(("confidence", "classes"), [("best", ["blue"]), (0.5, ["red", "blue"]), (0.8, [])])
+def test_the_best_confidence_of_each_class_is_the_default(confidence, classes, settings, rows, tmp_path):
+    best = {"red": CONFIDENCE + 0.05}
+    weights = write_weights(tmp_path / "best", thresholds=best)
+    predict(settings(weights=weights) if confidence == "best" else settings(weights=weights, confidence=confidence))
+    assert rows(tmp_path / "out")["0.png"]["classes"] == classes
 
 
 def test_every_task_has_its_columns(settings, rich_weights, rows, tmp_path):

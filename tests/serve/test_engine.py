@@ -25,7 +25,7 @@ ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [
 OPTIONS = DetectOptions(0.01, 0.5, 20)
 
 
-def random_weights(url, tasks, varied=False):
+def random_weights(url, tasks, varied=False, thresholds=None):
     """Publish a network; the outputs of a varied network depend strongly on the image, so that no two predictions tie."""
     torch.manual_seed(0)
     network = Yolor(replace(TINY, tasks=tasks), 3, ANCHORS, image_classes=4, keypoints=2, identities=5)
@@ -33,7 +33,7 @@ def random_weights(url, tasks, varied=False):
         torch.nn.init.normal_(level.predict.bias, std=1.0)
     if varied:
         vary_outputs(network)
-    info = WeightsInfo("tiny", ("a", "b", "c"), SIDE, image_classes=tuple("efgh"), keypoint_names=("i", "j"))
+    info = WeightsInfo("tiny", ("a", "b", "c"), SIDE, image_classes=tuple("efgh"), keypoint_names=("i", "j"), thresholds=thresholds or {})
     save_weights(url, network.eval(), info)
     return url
 
@@ -102,6 +102,25 @@ def test_requests_with_different_options_do_not_affect_each_other_in_a_batch(eng
         assert (confidences >= options.confidence).all() and len(confidences) <= options.max_detections
     assert len(together[0].detections.labels) > len(together[2].detections.labels) == 3
     assert len(together[4].detections.labels) == 0
+
+
+def test_the_best_confidence_of_each_class_limits_its_boxes(tmp_path):
+    url = random_weights(str(tmp_path), ("detect",), varied=True, thresholds={"a": 0.283, "b": 0.16})
+    engine = LocalEngine(serve_settings(weights=url, max_batch=2, engine="torch"))
+    prepared = engine.prepare(png_images()[0])
+    [every] = engine.detect([(prepared, DetectOptions(0.001, 0.5, 1000))])
+    least = torch.tensor([0.283, 0.16, 0.25])[every.detections.labels]
+    expected = replace(every, detections=_rows(every.detections, every.detections.confidences > least))
+    kept = expected.detections.labels.bincount(minlength=3)
+    assert len(every.detections.labels) > kept.sum() and (kept > 0).all(), "each class is limited, and found"
+    requests = [DetectOptions(0.001, 0.5, 3), DetectOptions("best", 0.5, 1000), DetectOptions("best", 0.5, 5)]
+    _, best, few = engine.detect([(prepared, options) for options in requests])
+    assert_same(best, expected)
+    assert_same(few, replace(expected, detections=_rows(expected.detections, slice(5))))
+
+
+def _rows(detections, rows):
+    return replace(detections, **{name: getattr(detections, name)[rows] for name in ("boxes_xyxy", "confidences", "labels")})
 
 
 def test_every_box_lies_in_the_image_and_has_an_area(engine):

@@ -97,10 +97,11 @@ def test_an_unusable_image_is_refused_before_it_is_decoded(client, body, expecte
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("confidence=-1", "confidence: found '-1', expected a number from 0 to 1"),
-        ("confidence=2", "confidence: found '2', expected a number from 0 to 1"),
-        ("confidence=NaN", "confidence: found 'NaN', expected a number from 0 to 1"),
-        ("confidence=", "confidence: found '', expected a number from 0 to 1"),
+        ("confidence=-1", "confidence: found '-1', expected a number from 0 to 1, or best"),
+        ("confidence=2", "confidence: found '2', expected a number from 0 to 1, or best"),
+        ("confidence=NaN", "confidence: found 'NaN', expected a number from 0 to 1, or best"),
+        ("confidence=Best", "confidence: found 'Best', expected a number from 0 to 1, or best"),
+        ("confidence=", "confidence: found '', expected a number from 0 to 1, or best"),
         ("confidence=0&max_detections=1000000000", "max_detections: found '1000000000', expected a whole number from 1 to 1000"),
         ("max_detections=1.5", "max_detections: found '1.5', expected a whole number from 1 to 1000"),
         ("iou=0", "iou: found '0', expected a number over 0, up to 1"),
@@ -122,6 +123,23 @@ def test_the_settings_replace_absent_parameters(serve, engine):
     assert (options.confidence, options.iou, options.max_detections) == (0.4, serve_settings().iou, 7)
 
 
+@pytest.mark.parametrize("query", ["", "?confidence=best"])
+def test_the_best_confidences_of_the_weights_are_the_default(query, serve, engine):
+    engine.info.thresholds["red"] = 0.95
+    with serve() as client:
+        assert client.post(JPEG, query=query).json()["detections"] == []
+        assert len(client.post(JPEG, query="?confidence=0.5").json()["detections"]) == 1
+        assert client.get("/v1/model").json()["thresholds"] == {"red": 0.95}
+
+
+def test_a_confidence_of_the_service_replaces_the_best_ones(serve, engine):
+    engine.info.thresholds["red"] = 0.95
+    with serve(confidence=0.5) as client:
+        assert len(client.post(JPEG).json()["detections"]) == 1
+        assert client.post(JPEG, query="?confidence=best").json()["detections"] == []
+        assert client.get("/v1/model").json()["defaults"]["confidence"] == 0.5
+
+
 def test_a_confidence_above_every_box_gives_an_empty_list(client):
     assert client.post(JPEG, query="?confidence=0.95").json()["detections"] == []
 
@@ -131,7 +149,8 @@ def test_the_model_card_lists_classes_size_and_metrics(client):
     assert card["classes"] == ["red"] and card["image_px"] == SIDE and card["fused"] is True
     assert card["metrics"] == {"AP": 0.5} and card["thresholds"] == {"red": 0.4}
     assert (card["engine"], card["precision"]) == ("red", "float32")
-    assert card["defaults"] == {"confidence": 0.25, "iou": 0.5, "max_detections": 300}
+    assert card["fallback_confidence"] == 0.25
+    assert card["defaults"] == {"confidence": "best", "iou": 0.5, "max_detections": 300}
 
 
 @pytest.mark.parametrize("path", ["/v2/detect", "/v1/models/../../etc/passwd", "/v1/model/%2e%2e", "/%00", "/v1/detect/"])

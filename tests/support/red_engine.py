@@ -12,7 +12,7 @@ from yolor_ray import config
 from yolor_ray.data.images.decode import decode
 from yolor_ray.data.images.header import read_header
 from yolor_ray.data.images.letterbox import letterbox
-from yolor_ray.inference.detect import Detections
+from yolor_ray.inference.detect import Detections, least_confidences
 from yolor_ray.model.weights import WeightsInfo
 from yolor_ray.serve.engine import PreparedImage, TimedDetections
 
@@ -54,7 +54,8 @@ class RedEngine:
         started = time.perf_counter()
         red = (prepared.pixels[..., 0] > 180) & (prepared.pixels[..., 1:].max(axis=2) < 90)
         rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
-        box = [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]] if len(rows) and options.confidence <= 0.9 else np.zeros((0, 4))
+        found = len(rows) and np.ravel(least_confidences(options.confidence, self.info))[0] <= 0.9
+        box = [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]] if found else np.zeros((0, 4))
         boxes = torch.tensor(np.array(box, np.float32))
         outputs = self._task_outputs(boxes, red) if self.info.tasks == ALL_TASKS else {}
         detections = Detections(boxes, torch.full((len(boxes),), 0.9), torch.zeros(len(boxes), dtype=torch.long), **outputs)

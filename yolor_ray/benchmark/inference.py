@@ -20,6 +20,7 @@ from yolor_ray.benchmark.peak import peak_functions
 from yolor_ray.config import ImplicitConfig, ServeConfig
 from yolor_ray.config.benchmark import InferenceConfig
 from yolor_ray.config.presets import PRESETS
+from yolor_ray.config.serve import FALLBACK_CONFIDENCE
 from yolor_ray.errors import ConfigError
 from yolor_ray.inference import detect
 from yolor_ray.inference.engine_choice import RunnableModel, choose_engine, scene_images
@@ -34,7 +35,7 @@ from yolor_ray.report.provenance import available_cores, machine
 
 logger = logging.getLogger(__name__)
 
-LIMITS: dict[str, Any] = {"confidence": ServeConfig.confidence, "iou": ServeConfig.iou, "max_detections": ServeConfig.max_detections}
+LIMITS: dict[str, Any] = {"confidence": FALLBACK_CONFIDENCE, "iou": ServeConfig.iou, "max_detections": ServeConfig.max_detections}
 RANDOM_CLASSES = 80
 FORMS = ("ancestor", "unfused", "fused", "plain", "served")
 STAGES = ("input", "decode", "select")

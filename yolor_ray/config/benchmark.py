@@ -67,6 +67,25 @@ class InferenceConfig:
 
 
 @dataclass(frozen=True)
+class ScoringConfig:
+    """Benchmark of the COCO scorer and of pycocotools on the same synthetic detections, in turns."""
+
+    images: int = 5000
+    """Images, 1 or more."""
+    detections: int = 100
+    """Detections per image, 1 or more."""
+    classes: int = 80
+    """Classes, 1 or more."""
+    rounds: int = 1
+    """Rounds, 1 or more; each round runs both scorers."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("images", "detections", "classes", "rounds"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+
+
+@dataclass(frozen=True)
 class LearningConfig:
     """Benchmark of learning: AP by minute of training within a budget of minutes on one core or one GPU, over several seeds."""
 
@@ -112,9 +131,15 @@ PRESET_BENCHMARKS: dict[str, Callable[[TrainConfig], IngestConfig | LearningConf
     "learning": _make_learning,
 }
 """Factories of the benchmarks whose name a preset's name follows, with the flags of both after it."""
-BENCHMARKS = {"ingest": IngestConfig(), "inference": InferenceConfig(), "learning": _make_learning(PRESETS["nano"])}
+BENCHMARKS = {
+    "ingest": IngestConfig(),
+    "inference": InferenceConfig(),
+    "learning": _make_learning(PRESETS["nano"]),
+    "scoring": ScoringConfig(),
+}
 BENCHMARK_DESCRIPTIONS = {
     "ingest": "Images/s of the ingest alone, of the training step alone, and of both together.",
     "inference": "Latency of the served network and of the plain, unfolded one, as fractions of this machine's peak.",
     "learning": "AP by minute of training on one core or one GPU, over several seeds, beside others' curves.",
+    "scoring": "Seconds of the COCO scorer and of pycocotools on the same synthetic detections.",
 }

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from yolor_ray.config.network import Precision
-from yolor_ray.config.serve import ServeConfig, check_limits
+from yolor_ray.config.serve import Confidence, ServeConfig, check_limits
 from yolor_ray.config.train import WorkersConfig
 from yolor_ray.errors import check
 
@@ -66,8 +66,8 @@ class PredictConfig:
     """`coco` also writes the detections as COCO JSON, for labelling tools."""
     draw: int = 0
     """Images to draw with their detections: those with the most detections whose confidence is less than 0.2 over `confidence`."""
-    confidence: float = ServeConfig.confidence
-    """Lowest confidence of a detection, 0 to 1."""
+    confidence: Confidence = ServeConfig.confidence
+    """Lowest confidence of a detection, 0 to 1; `best` takes that of the weights for each class, or else 0.25."""
     iou: float = ServeConfig.iou
     """IoU from which boxes of one class are one object, over 0, up to 1."""
     max_detections: int = ServeConfig.max_detections

@@ -32,9 +32,24 @@ SERVED_RANGES = {"confidence": ServedRange(0, 1), "iou": ServedRange(0, 1, above
 """Ranges of the limits of a detection, by parameter; the settings, the HTTP parameters and OpenAPI take the ranges from here."""
 
 
-def check_limits(confidence: float, iou: float, max_detections: int) -> None:
+Confidence = float | Literal["best"]
+"""Lowest confidence of a detection, 0 to 1. `best` takes for each class the confidence with the best F1 score on the validation set, which
+the weights hold, and FALLBACK_CONFIDENCE for a class without one."""
+FALLBACK_CONFIDENCE = 0.25
+"""Lowest confidence of the detections of a class whose best confidence was not measured."""
+
+
+def check_limits(confidence: Confidence, iou: float, max_detections: int) -> None:
     """Raise ConfigError if a limit of a detection is out of range."""
-    for name, value in (("confidence", confidence), ("iou", iou), ("max_detections", max_detections)):
+    if confidence != "best":
+        is_number = isinstance(confidence, int | float)
+        check(
+            is_number and SERVED_RANGES["confidence"].allows(confidence),
+            "confidence",
+            confidence,
+            f"{SERVED_RANGES['confidence']}, or best",
+        )
+    for name, value in (("iou", iou), ("max_detections", max_detections)):
         check(SERVED_RANGES[name].allows(value), name, value, str(SERVED_RANGES[name]))
 
 
@@ -48,8 +63,9 @@ class ServeConfig:
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8000
     """TCP port, 1 to 65535."""
-    confidence: float = 0.25
-    """Lowest confidence of a returned box, 0 to 1; a request may set another."""
+    confidence: Confidence = "best"
+    """Lowest confidence of a returned box, 0 to 1; `best` takes that of the weights for each class, or else 0.25. A request may set
+    another."""
     iou: float = 0.5
     """IoU from which boxes of one class are one object, over 0, up to 1; a request may set another."""
     max_detections: int = 300

@@ -12,8 +12,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from yolor_ray import boxes
+from yolor_ray.config.serve import FALLBACK_CONFIDENCE, Confidence
 from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor, Predictor
 from yolor_ray.model.network import Yolor
+from yolor_ray.model.weights import WeightsInfo
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,18 @@ def to_input(images: UInt8[Tensor, "B S S 3"], device: torch.device) -> Float[Te
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
 
 
-def select(outputs: Mapping[str, Tensor], *, confidence: float, iou: float, max_detections: int) -> list[Detections]:
-    """Select each image's detections from a predictor's outputs: confidence threshold, then non-maximum suppression."""
+def least_confidences(confidence: Confidence, info: WeightsInfo) -> float | Tensor:
+    """Return the lowest confidence of a detection: one number, or for `best` a number for each of K classes, (K,)."""
+    if confidence == "best":
+        return torch.tensor([info.thresholds.get(name, FALLBACK_CONFIDENCE) for name in info.classes], dtype=torch.float32)
+    return confidence
+
+
+def select(outputs: Mapping[str, Tensor], *, confidence: float | Tensor, iou: float, max_detections: int) -> list[Detections]:
+    """Select each image's detections from a predictor's outputs: confidence threshold, then non-maximum suppression.
+
+    `confidence` is one number, or a number for each of K classes, (K,).
+    """
     detections = []
     for image, (image_boxes, image_scores) in enumerate(zip(outputs["boxes_xyxy"], outputs["scores"], strict=True)):
         *selected, predictions = boxes.select(image_boxes, image_scores, confidence=confidence, iou=iou, limit=max_detections)
@@ -66,7 +78,7 @@ def detect(
     images: UInt8[Tensor, "B S S 3"],
     device: torch.device,
     *,
-    confidence: float,
+    confidence: float | Tensor,
     iou: float,
     max_detections: int,
 ) -> list[Detections]:

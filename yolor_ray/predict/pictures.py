@@ -4,15 +4,17 @@ An image is interesting for its detections with a confidence just over the thres
 looks at the image learns most.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
 from matplotlib.lines import Line2D
 
+from yolor_ray.config.serve import Confidence
 from yolor_ray.data.images.decode import decode
 from yolor_ray.errors import DataError
+from yolor_ray.inference.detect import least_confidences
 from yolor_ray.inference.drawing import draw_detections, draw_image
 from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.io.storage import join, read_bytes
@@ -24,7 +26,7 @@ from yolor_ray.report.plots import COLOURS, INK, colour, new_figure, png_bytes
 
 PICTURES_DIR = "drawn"
 NEAR = 0.2
-"""A confidence less than this over the threshold makes a detection doubtful."""
+"""A confidence less than this over the lowest one of its class makes a detection doubtful."""
 LONG_SIDE_PX = 640, 1600
 """Least and greatest long side of a picture."""
 DPI, FOOT = 110, 0.42
@@ -32,7 +34,7 @@ DPI, FOOT = 110, 0.42
 
 
 def draw_interesting(
-    output: str, results: Sequence[PartResult], parts: Sequence[Part], info: WeightsInfo, *, count: int, confidence: float
+    output: str, results: Sequence[PartResult], parts: Sequence[Part], info: WeightsInfo, *, count: int, confidence: Confidence
 ) -> dict[str, bytes]:
     """Return PNG files by name: the images with the most doubtful detections first, then those with the most detections.
 
@@ -42,11 +44,13 @@ def draw_interesting(
         parts: images of the parts.
         info: weights of the predictions.
         count: most pictures.
-        confidence: threshold of the predictions.
+        confidence: lowest confidence of the predictions.
     """
     names = {result.index: result.name for result in results}
     files = {}
-    for rank, (index, row) in enumerate(_most_interesting(output, results, count, confidence), start=1):
+    least = np.broadcast_to(np.asarray(least_confidences(confidence, info)), len(info.classes))
+    least_by_class = dict(zip(info.classes, least.tolist(), strict=True))
+    for rank, (index, row) in enumerate(_most_interesting(output, results, count, least_by_class), start=1):
         found = from_parquet(read_bytes(join(output, names[index])))[row]
         image = next(parts[index].read({found["name"]}))
         if image.fault:
@@ -59,12 +63,13 @@ def draw_interesting(
     return files
 
 
-def _most_interesting(output: str, results: Sequence[PartResult], count: int, confidence: float) -> list[tuple[int, int]]:
+def _most_interesting(output: str, results: Sequence[PartResult], count: int, least: Mapping[str, float]) -> list[tuple[int, int]]:
     """Return index of the part and row of each image to draw."""
     scores = []
     for result in results:
-        for row, image in enumerate(from_parquet(read_bytes(join(output, result.name)), ["confidences"])):
-            doubtful = sum(number < confidence + NEAR for number in image["confidences"])
+        for row, image in enumerate(from_parquet(read_bytes(join(output, result.name)), ["classes", "confidences"])):
+            found = zip(image["classes"], image["confidences"], strict=True)
+            doubtful = sum(number < least[name] + NEAR for name, number in found)
             scores.append((-doubtful, -len(image["confidences"]), result.index, row))
     return [(index, row) for *_, index, row in sorted(scores)[:count]]
 

@@ -19,7 +19,7 @@ from yolor_ray.data.images.decode import decode
 from yolor_ray.data.images.header import read_header
 from yolor_ray.data.images.letterbox import Letterbox, letterbox
 from yolor_ray.errors import ConfigError, ImageError
-from yolor_ray.inference.detect import detect_within_memory
+from yolor_ray.inference.detect import detect_within_memory, least_confidences
 from yolor_ray.inference.engine_choice import choose_engine
 from yolor_ray.inference.postprocess import ImageDetections, select_detections, to_image_detections
 from yolor_ray.model.weights import load_weights
@@ -92,6 +92,7 @@ class Predictor:
         model = choose_engine(network.to(self._device), self.info, engine=config.engine, precision=config.precision)
         torch.set_num_threads(model.threads)
         self._predict = model.predict
+        self._confidence = least_confidences(config.confidence, self.info)
         logger.info("event=engine_chosen engine=%s precision=%s threads=%d", model.engine, model.precision, threads)
 
     def predict(self, images: Iterable[EncodedImage]) -> Iterator[PredictedImage | Fault]:
@@ -141,7 +142,7 @@ class Predictor:
         return View(out, letterbox(pixels, width, height, out))
 
     def _detect_batch(self, batch: list[tuple[_OpenImage, View]]) -> None:
-        limits = {name: getattr(self._config, name) for name in ("confidence", "iou", "max_detections")}
+        limits = {"confidence": self._confidence, "iou": self._config.iou, "max_detections": self._config.max_detections}
         pixels = torch.from_numpy(np.stack([view.pixels for _, view in batch]))
         batch_detections = detect_within_memory(self._predict, pixels, self._device, **limits)
         for (image, view), input_detections in zip(batch, batch_detections, strict=True):

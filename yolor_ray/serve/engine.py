@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from yolor_ray import config
+from yolor_ray.config.serve import Confidence
 from yolor_ray.data.images.decode import FILL, decode
 from yolor_ray.data.images.header import read_header
 from yolor_ray.data.images.letterbox import Letterbox, letterbox
@@ -31,8 +32,8 @@ EngineChooser = Callable[..., RunnableModel]
 class DetectOptions:
     """Options of one request."""
 
-    confidence: float
-    """Least confidence of a returned box."""
+    confidence: Confidence
+    """Least confidence of a returned box; `best` takes that of the weights for each class."""
     iou: float
     """Boxes of one class that overlap more than this are one object."""
     max_detections: int
@@ -115,11 +116,12 @@ class LocalEngine:
         return self._letterbox(pixels, header.width, header.height)
 
     def detect(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
-        """Return the detections of each image; images with the same IoU threshold share a forward pass."""
+        """Return the detections of each image; images with the same IoU threshold and kind of confidence share a forward pass."""
         results: dict[int, TimedDetections] = {}
-        for iou in {options.iou for _, options in images}:
-            indices = [index for index, (_, options) in enumerate(images) if options.iou == iou]
-            results.update(zip(indices, self._detect_same_iou([images[index] for index in indices]), strict=True))
+        kinds = [(options.iou, options.confidence == "best") for _, options in images]
+        for kind in set(kinds):
+            indices = [index for index, other in enumerate(kinds) if other == kind]
+            results.update(zip(indices, self._detect_same_kind([images[index] for index in indices]), strict=True))
         return [results[index] for index in range(len(images))]
 
     def _letterbox(self, pixels: np.ndarray, width: int, height: int) -> PreparedImage:
@@ -127,13 +129,14 @@ class LocalEngine:
         out = np.empty((side, side, 3), np.uint8)
         return PreparedImage(out, letterbox(pixels, width, height, out))
 
-    def _detect_same_iou(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
+    def _detect_same_kind(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
         # In greedy NMS a weaker box never removes a stronger one. The most permissive limits thus serve all requests, and each
         # request's own limits are applied afterwards.
         started = time.perf_counter()
         batch = torch.from_numpy(np.stack([prepared.pixels for prepared, _ in images]))
+        numbers = [options.confidence for _, options in images if options.confidence != "best"]
         limits = {
-            "confidence": min(options.confidence for _, options in images),
+            "confidence": min(numbers) if numbers else detect.least_confidences("best", self.info),
             "iou": images[0][1].iou,
             "max_detections": max(options.max_detections for _, options in images),
         }
@@ -149,7 +152,8 @@ def _apply_limits(detections: Detections, prepared: PreparedImage, options: Dete
     boxes_xyxy = prepared.letterbox.to_image(detections.boxes_xyxy.numpy())
     # A box in the grey bars has no area left inside the image.
     inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
-    confident = detections.confidences.numpy() >= options.confidence
+    # The confidences of `best` are those of the selection.
+    confident = options.confidence == "best" or detections.confidences.numpy() >= options.confidence
     keep = torch.from_numpy(np.flatnonzero(inside & confident)[: options.max_detections])
     rows = {name: getattr(detections, name) for name in ("boxes_xyxy", "confidences", "labels", *detect.PREDICTION_OUTPUTS)}
     return replace(detections, **{name: values[keep] for name, values in rows.items() if values is not None})

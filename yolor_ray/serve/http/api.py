@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import yolor_ray
 from yolor_ray import config
-from yolor_ray.config.serve import SERVED_RANGES
+from yolor_ray.config.serve import FALLBACK_CONFIDENCE, SERVED_RANGES
 from yolor_ray.serve.engine import DetectOptions
 from yolor_ray.serve.http import errors
 from yolor_ray.serve.http.schemas import Answer, ErrorBody, ModelCard
@@ -29,20 +29,22 @@ VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 
 
-def _limit(name: str, description: str) -> Any:
-    """Return the field of an optional limit with the range of SERVED_RANGES."""
+def _limit(name: str) -> Any:
+    """Return the field of a limit with the range of SERVED_RANGES."""
     limit = SERVED_RANGES[name]
     at_least, above = (None, limit.low) if limit.above_low else (limit.low, None)
-    return Field(None, ge=at_least, gt=above, le=limit.high, allow_inf_nan=False, description=description)
+    return Field(ge=at_least, gt=above, le=limit.high, allow_inf_nan=False)
 
 
 class DetectParams(BaseModel):
     """The query parameters of a detection."""
 
     model_config = ConfigDict(extra="forbid")
-    confidence: float | None = _limit("confidence", "Least confidence of a returned box.")
-    iou: float | None = _limit("iou", "Overlap above which two boxes are one object.")
-    max_detections: int | None = _limit("max_detections", "Most boxes.")
+    confidence: Annotated[float, _limit("confidence")] | Literal["best"] | None = Field(
+        None, description="Least confidence of a returned box; `best` takes that of the model's `thresholds` for each class."
+    )
+    iou: Annotated[float, _limit("iou")] | None = Field(None, description="Overlap above which two boxes are one object.")
+    max_detections: Annotated[int, _limit("max_detections")] | None = Field(None, description="Most boxes.")
     masks: bool = Field(True, description="Whether to answer the mask of each object.")
     keypoints: bool = Field(True, description="Whether to answer the keypoints of each object.")
     labels: bool = Field(True, description="Whether to answer the labels of the whole image.")
@@ -53,7 +55,7 @@ class DetectParams(BaseModel):
         return DetectOptions(**{**_default_limits(settings), **self.model_dump(exclude_none=True)})
 
 
-def _default_limits(settings: config.ServeConfig) -> dict[str, float]:
+def _default_limits(settings: config.ServeConfig) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in SERVED_RANGES}
 
 
@@ -63,7 +65,8 @@ def _in_words(name: str) -> str:
         return "true or false"
     number = "a whole number" if name == "max_detections" else "a number"
     limit = SERVED_RANGES[name]
-    return f"{number} {'' if limit.above_low else 'from '}{limit}"
+    words = f"{number} {'' if limit.above_low else 'from '}{limit}"
+    return f"{words}, or best" if name == "confidence" else words
 
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -98,6 +101,7 @@ async def model(request: Request) -> Response:
         **model_json(service.info),
         "engine": service.engine_name,
         "precision": service.precision,
+        "fallback_confidence": FALLBACK_CONFIDENCE,
         "defaults": _default_limits(service.settings),
     }
     return JSONResponse(card)

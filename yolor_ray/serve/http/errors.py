@@ -67,7 +67,8 @@ def install_handlers(app: FastAPI, allowed: Mapping[str, str]) -> None:
 
     def answer_bad_parameters(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _answer(request, "bad_parameter", "; ".join(_parameter_fault(fault, allowed) for fault in error.errors()))
+        faults = dict.fromkeys(_parameter_fault(fault, allowed) for fault in error.errors())
+        return _answer(request, "bad_parameter", "; ".join(faults))
 
     app.add_exception_handler(RequestValidationError, answer_bad_parameters)
     app.add_exception_handler(ApiError, _on_api_error)
@@ -83,7 +84,8 @@ def _answer(request: Request, code: str, message: str, headers: Mapping[str, str
 
 
 def _parameter_fault(fault: Mapping[str, Any], allowed: Mapping[str, str]) -> str:
-    name = str(fault["loc"][-1])
+    # After a parameter's name comes the alternative of its type.
+    name = str(fault["loc"][1] if len(fault["loc"]) > 1 else fault["loc"][-1])
     if name not in allowed:
         return f"{name[:80]!r}: unknown parameter, expected one of {', '.join(allowed)}"
     return f"{name}: found {str(fault.get('input'))[:80]!r}, expected {allowed[name]}"

@@ -42,7 +42,8 @@ class ModelCard(Model):
     precision: str = Field(description="Precision of the arithmetic: float32 or bfloat16.")
     metrics: dict[str, float] = Field(description="Metrics on the validation set, where known.")
     thresholds: dict[str, float] = Field(description="Confidence with the best F1 score on the validation set, by class, where known.")
-    defaults: dict[str, float] = Field(description="Values of the query parameters that a request leaves out.")
+    fallback_confidence: float = Field(description="Confidence that `confidence=best` takes for a class without a threshold.")
+    defaults: dict[str, float | str] = Field(description="Values of the query parameters that a request leaves out.")
 
 
 class Size(BaseModel):

@@ -67,7 +67,8 @@ def _accuracy_table(numbers: Mapping[str, Any], intervals: Mapping[str, float]) 
         if not isinstance(value, float):
             continue
         half = intervals.get(name, np.nan)
-        rows.append((name, f"{value:.3f}", f"{max(value - half, 0):.3f} to {min(value + half, 1):.3f}" if np.isfinite(half) else markdown.UNKNOWN))
+        interval = f"{max(value - half, 0):.3f} to {min(value + half, 1):.3f}" if np.isfinite(half) else markdown.UNKNOWN
+        rows.append((name, f"{value:.3f}", interval))
     return markdown.table(("metric", "value", "95 % interval"), rows)
 
 

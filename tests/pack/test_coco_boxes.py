@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from yolor_ray.class_names import keypoint_flags
 from yolor_ray.data import rle
 from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.pack.annotations.coco import read_coco
@@ -30,7 +31,7 @@ def read(tmp_path, write_image):
         content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat", **category}]}
         (tmp_path / "coco.json").write_text(json.dumps(content))
         read = read_coco(ImageFolder(str(tmp_path / "images")), str(tmp_path / "coco.json"))
-        objects, faults = normalize_objects(read.images[0], HEADER, len(read.keypoint_names))
+        objects, faults = normalize_objects(read.images[0], HEADER, keypoint_flags(read).tolist())
         return objects, [fault.code for fault in (*read.faults, *faults)]
 
     return run

@@ -183,7 +183,7 @@ def test_keypoints_and_identities_default_to_unknown(read):
     annotations = read([annotation(1, keypoints=points, identity=5), annotation(2), annotation(3, keypoints=[1, 2])], categories=categories)
     assert annotations.keypoint_names == ("nose", "tail")
     assert fault_locations(annotations) == [("bad_keypoints", "/annotations/2/keypoints")]
-    objects, _ = normalize_objects(annotations.images[0], HEADER, keypoint_count=2, has_identities=annotations.has_identities)
+    objects, _ = normalize_objects(annotations.images[0], HEADER, [[True, True]], has_identities=annotations.has_identities)
     assert objects.keypoints.shape == (3, 2, 3)
     assert objects.keypoints[0].ravel().tolist() == points
     assert not objects.keypoints[1:].any()
@@ -193,7 +193,7 @@ def test_keypoints_and_identities_default_to_unknown(read):
 def test_annotated_keypoints_turn_with_the_image_and_absent_ones_stay_zero(read):
     categories = [{"id": 3, "name": "cat", "keypoints": ["nose", "tail"]}]
     annotations = read([annotation(keypoints=[1, 2, 2, 0, 0, 0])], categories=categories)
-    objects, _ = normalize_objects(annotations.images[0], ImageHeader("JPEG", HEIGHT, WIDTH, 6), keypoint_count=2)
+    objects, _ = normalize_objects(annotations.images[0], ImageHeader("JPEG", HEIGHT, WIDTH, 6), [[True, True]])
     assert objects.keypoints[0].tolist() == [[46, 1, 2], [0, 0, 0]]
 
 
@@ -269,7 +269,7 @@ def test_labels_of_objects_are_the_classes_on_the_image_without_crowds(read):
         ([{"id": 1, "name": "a"}, {"id": "1", "name": "b"}], "/categories/1: found id 1 or name 'b' a second time"),
         ([7], "/categories/0: found 7, expected an id and a name"),
         ([{"id": 1, "name": "a", "keypoints": "nose"}], "found keypoints 'nose', expected a list of names"),
-        ([{"id": 1, "name": "a", "keypoints": ["x"]}, {"id": 2, "name": "b", "keypoints": ["y"]}], "2 different lists of keypoints"),
+        ([{"id": 1, "name": "a"}, {"id": 2, "name": "b", "keypoints": ["x", "x"]}], r"/categories/1: found keypoints \['x', 'x'\]"),
     ],
 )
 def test_ambiguous_categories_are_refused(read, categories, message):

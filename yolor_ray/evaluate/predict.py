@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
+from yolor_ray.class_names import keypoint_flags
 from yolor_ray.data.shards.dataset import SCHEMA, Dataset, RowGroup, read_row_group, to_records
 from yolor_ray.data.shards.records import Record
 from yolor_ray.evaluate import coco
@@ -45,16 +47,24 @@ def predict_row_groups(
     """Yield (image id, detections) for every image of the row groups."""
     for images in image_batches(dataset, groups, image_px, batch, decode_threads):
         batch_detections = detect(torch.from_numpy(images.images), confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
-        yield from locate_detections(images, batch_detections)
+        yield from locate_detections(images, batch_detections, keypoint_flags(dataset))
 
 
-def locate_detections(images: ImageBatch, batch_detections: Sequence[Detections]) -> Iterator[tuple[int, ImageDetections]]:
-    """Yield (image id, detections) for every image of a batch, in pixels of the displayed image."""
+def locate_detections(
+    images: ImageBatch, batch_detections: Sequence[Detections], flags: np.ndarray
+) -> Iterator[tuple[int, ImageDetections]]:
+    """Yield (image id, detections) for every image of a batch, in pixels of the displayed image.
+
+    Args:
+        images: the batch.
+        batch_detections: detections of each image, in pixels of the network's input.
+        flags: (K, J) bool: the keypoints that each class has.
+    """
     image_ids = range(images.first_id, images.first_id + len(images.records))
     for image_id, detections, letterbox, record in zip(image_ids, batch_detections, images.letterboxes, images.records, strict=True):
         # Masks take time and embeddings take memory; neither can be scored on an image that is not annotated for its task.
         scored = detections if "embed" in record.tasks else replace(detections, embeddings=None)
-        yield image_id, to_image_detections(scored, letterbox, masks="segment" in record.tasks)
+        yield image_id, to_image_detections(scored, letterbox, flags, masks="segment" in record.tasks)
 
 
 def merge_detections(shares: Sequence[Mapping[int, ImageDetections]], images: int) -> list[ImageDetections]:

@@ -23,7 +23,7 @@ class Objects:
     masks: tuple[bytes, ...] | None = None
     """N compressed COCO run-length strings (`counts`; size = height, width of the image)."""
     keypoints: np.ndarray | None = None
-    """(N, J, 3) float32: x, y in pixels and visibility 0 unlabelled, 1 hidden, 2 visible."""
+    """(N, J, 3) float32: x, y in pixels and visibility 0 unlabelled, 1 hidden, 2 visible, -1 none of the class's keypoints."""
     identities: np.ndarray | None = None
     """(N,) int64: equal numbers are the same individual; -1 unknown."""
 

@@ -3,6 +3,8 @@
 `frame` finds the frame in which the boxes were drawn.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from yolor_ray.data import rle
@@ -18,14 +20,14 @@ Box = tuple[float, float, float, float]
 
 
 def normalize_objects(
-    image: AnnotatedImage, header: ImageHeader, keypoint_count: int = 0, has_identities: bool = False
+    image: AnnotatedImage, header: ImageHeader, keypoint_flags: Sequence[Sequence[bool]] = (), has_identities: bool = False
 ) -> tuple[Objects | None, list[Fault]]:
     """Return the objects of an image in pixels of the displayed image, and the faults that were repaired or left out.
 
     Args:
         image: the annotations.
         header: header of the image file.
-        keypoint_count: J, keypoints per object of the dataset.
+        keypoint_flags: (K, J): the keypoints of the dataset that each of its classes has; empty without keypoints.
         has_identities: the dataset has identities.
 
     Returns:
@@ -49,7 +51,7 @@ def normalize_objects(
         crowd=np.array([obj.crowd for obj in objects], np.bool_),
         areas=_areas(objects, boxes, masks, header),
         masks=masks,
-        keypoints=_keypoints(objects, frame, keypoint_count) if keypoint_count else None,
+        keypoints=_keypoints(objects, frame, keypoint_flags) if any(map(len, keypoint_flags)) else None,
         identities=np.array([obj.identity for obj in objects], np.int64) if has_identities else None,
     )
     return normalized, faults + mask_faults
@@ -113,9 +115,11 @@ def _areas(objects: list[AnnotatedObject], boxes: np.ndarray, masks: tuple[bytes
     return np.array(areas, np.float32)
 
 
-def _keypoints(objects: list[AnnotatedObject], frame: Frame, count: int) -> np.ndarray:
-    flat = [obj.keypoints or (0.0,) * (3 * count) for obj in objects]
-    keypoints = np.array(flat, np.float32).reshape(-1, count, 3)
+def _keypoints(objects: list[AnnotatedObject], frame: Frame, flags: Sequence[Sequence[bool]]) -> np.ndarray:
+    # Of an object without keypoints, those of its class are unlabelled, and the others are unknown.
+    empty = [tuple(value for flag in row for value in (0.0, 0.0, 0.0 if flag else -1.0)) for row in flags]
+    flat = [obj.keypoints or empty[obj.label] for obj in objects]
+    keypoints = np.array(flat, np.float32).reshape(-1, len(flags[0]), 3)
     annotated = keypoints[..., 2:] > 0
     keypoints[..., :2] = np.where(annotated, _turn(keypoints[..., :2], frame), keypoints[..., :2])
     return keypoints

@@ -11,7 +11,7 @@ from yolor_ray.data import rle
 from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.pack.annotations.coco import read_coco
 from yolor_ray.pack.annotations.image_folder import ImageFolder
-from yolor_ray.pack.annotations.masks import MaskError, box_mask, encode_segmentation, segmentation_bounds
+from yolor_ray.pack.annotations.masks import MaskError, encode_segmentation, segmentation_bounds
 from yolor_ray.pack.annotations.normalize import normalize_objects
 
 WIDTH, HEIGHT = 64, 48
@@ -156,10 +156,10 @@ def test_a_thin_polygon_and_a_crossed_one_are_polygons():
     assert (rle.mask_area(thin.counts, WIDTH, HEIGHT), thin.left_out) == (55, ())
 
 
-def test_a_mask_without_a_usable_piece_gets_its_box(read):
+def test_a_mask_without_a_usable_piece_is_unknown(read):
     bad = [[7, 7, 8, 8], [1, 1, 2, 2, 3, 3]]
     objects, codes = read({"bbox": [5, 5, 20, 20], "segmentation": bad}, {"bbox": [30, 5, 20, 20], "segmentation": [TRIANGLE]})
-    assert objects.masks[0] == box_mask((5, 5, 25, 25), WIDTH, HEIGHT)
+    assert objects.masks[0] is None and objects.masks[1] is not None
     assert codes == ["bad_mask"]
 
 

@@ -9,7 +9,7 @@ from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.errors import DataError
 from yolor_ray.pack.annotations.coco import read_coco
 from yolor_ray.pack.annotations.image_folder import ImageFolder
-from yolor_ray.pack.annotations.masks import MaskError, box_mask, encode_segmentation, orient_mask
+from yolor_ray.pack.annotations.masks import MaskError, encode_segmentation, orient_mask
 from yolor_ray.pack.annotations.normalize import normalize_objects
 from yolor_ray.pack.annotations.schema import add_labels_of_objects
 
@@ -159,11 +159,11 @@ def test_a_bad_mask_is_refused_before_pycocotools_sees_it(segmentation, message)
         encode_segmentation(segmentation, WIDTH, HEIGHT)
 
 
-def test_an_object_without_mask_beside_others_with_masks_gets_its_box(read):
+def test_the_mask_of_an_object_without_usable_one_beside_others_is_unknown(read):
     annotations = read([annotation(1, segmentation=TRIANGLE), annotation(2), annotation(3, segmentation=[[1, 2]])])
     objects, faults = normalize_objects(annotations.images[0], HEADER)
     assert [(fault.code, fault.pointer) for fault in faults] == [("missing_mask", "/annotations/1"), ("bad_mask", "/annotations/2")]
-    assert objects.masks[1:] == (box_mask((10, 5, 30, 35), WIDTH, HEIGHT),) * 2
+    assert objects.masks[0] is not None and objects.masks[1:] == (None, None)
     assert objects.areas.tolist()[1:] == [600, 600]
 
 
@@ -183,7 +183,7 @@ def test_keypoints_and_identities_default_to_unknown(read):
     annotations = read([annotation(1, keypoints=points, identity=5), annotation(2), annotation(3, keypoints=[1, 2])], categories=categories)
     assert annotations.keypoint_names == ("nose", "tail")
     assert fault_locations(annotations) == [("bad_keypoints", "/annotations/2/keypoints")]
-    objects, _ = normalize_objects(annotations.images[0], HEADER, [[True, True]], has_identities=annotations.has_identities)
+    objects, _ = normalize_objects(annotations.images[0], HEADER, [[True, True], [False, False]], has_identities=annotations.has_identities)
     assert objects.keypoints.shape == (3, 2, 3)
     assert objects.keypoints[0].ravel().tolist() == points
     assert not objects.keypoints[1:].any()
@@ -213,14 +213,24 @@ def tasks(annotations) -> dict[str, str]:
 
 def test_tasks_are_those_of_the_objects_and_of_a_background_those_of_the_file(read):
     images = [image(), image(8, "b.png")]
-    categories = [{"id": 3, "name": "cat", "keypoints": ["nose"]}, {"id": 90, "name": "dog"}]
     assert tasks(read([annotation()], images)) == {"a.png": "detect", "b.png": "detect"}
     assert tasks(read([], images)) == {"a.png": "detect", "b.png": "detect"}
     assert tasks(read([annotation(segmentation=TRIANGLE)], images)) == {"a.png": "detect segment", "b.png": "detect segment"}
     both = [annotation(1, segmentation=TRIANGLE), annotation(2, image_id=8, identity=0)]
     assert tasks(read(both, images)) == {"a.png": "detect segment", "b.png": "detect embed"}
-    posed, unposed = annotation(1, keypoints=[1, 1, 1]), annotation(2, image_id=8, keypoints=[0, 0, 0])
-    assert tasks(read([posed, unposed], images, categories)) == {"a.png": "detect pose", "b.png": "detect"}
+
+
+def test_an_image_is_annotated_for_pose_by_lists_of_keypoints_and_by_the_absence_of_objects_with_keypoints(read):
+    images = [image(), image(8, "b.png")]
+    categories = [{"id": 3, "name": "cat", "keypoints": ["nose"]}, {"id": 90, "name": "dog"}]
+    posed = annotation(1, keypoints=[1, 1, 1])
+    for other, expected in (
+        ({"keypoints": [0, 0, 0]}, "detect pose"),
+        ({}, "detect"),
+        ({"category_id": 90}, "detect pose"),
+    ):
+        assert tasks(read([posed, annotation(2, image_id=8, **other)], images, categories)) == {"a.png": "detect pose", "b.png": expected}
+    assert tasks(read([annotation(2, category_id=90)], images, categories)) == {"a.png": "detect", "b.png": "detect"}
 
 
 def test_an_entry_with_labels_is_annotated_for_classify_and_a_file_without_boxes_for_nothing_else(read):

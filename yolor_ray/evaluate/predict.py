@@ -6,6 +6,7 @@ Legend: B images, S side of the square network input in pixels.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 
 from yolor_ray.class_names import keypoint_flags
 from yolor_ray.data.shards.dataset import SCHEMA, Dataset, RowGroup, read_row_group, to_records
-from yolor_ray.data.shards.records import Record
+from yolor_ray.data.shards.records import Objects, Record
 from yolor_ray.evaluate import coco
 from yolor_ray.inference.dataset_images import ImageBatch, image_batches
 from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.postprocess import ImageDetections, to_image_detections
+from yolor_ray.pack.annotations.masks import box_mask
 
 CONFIDENCE = 0.001
 """Confidence threshold of evaluation: low, because average precision counts nearly every prediction."""
@@ -92,5 +94,22 @@ def read_truth(dataset: Dataset) -> dict[str, Any]:
 
 def make_task_truth(records: Sequence[Record], classes: Sequence[str], task: str) -> dict[str, Any]:
     """Make COCO JSON of the annotations for a task, without images that are not annotated for the task."""
-    images = ((image_id, record.width, record.height, record.objects) for image_id, record in enumerate(records) if task in record.tasks)
-    return coco.make_truth(images, classes)
+    annotated = [(image_id, record) for image_id, record in enumerate(records) if task in record.tasks]
+    objects_of = _ignore_unknown_masks if task == "segment" else attrgetter("objects")
+    return coco.make_truth(((image_id, record.width, record.height, objects_of(record)) for image_id, record in annotated), classes)
+
+
+def _ignore_unknown_masks(record: Record) -> Objects:
+    """Return the objects, those of unknown mask as crowd regions, in which COCO's rules count a detection neither right nor wrong.
+
+    A region reaches the box's size beyond the box on each side, so that it holds every box that has an IoU of .5 or more with the box.
+    COCO treats objects without keypoints in the same way.
+    """
+    objects = record.objects
+    if objects.masks is None or all(objects.masks):
+        return objects
+    sides = objects.boxes_xyxy[:, 2:] - objects.boxes_xyxy[:, :2]
+    regions = np.concatenate((objects.boxes_xyxy[:, :2] - sides, objects.boxes_xyxy[:, 2:] + sides), axis=1)
+    regions = regions.clip(0, (record.width, record.height) * 2).tolist()
+    masks = tuple(mask or box_mask(region, record.width, record.height) for mask, region in zip(objects.masks, regions, strict=True))
+    return replace(objects, masks=masks, crowd=objects.crowd | [mask is None for mask in objects.masks])

@@ -174,6 +174,7 @@ def open_dataset(url: str) -> Dataset:
 
 
 def _dataset_from_json(url: str, content: dict[str, Any]) -> Dataset:
+    check_names_and_counts(content)
     shards = tuple(map(shard_from_json, content["shards"]))
     lists = {name: tuple(content[name]) for name in ("classes", "image_classes", "keypoint_names", "tasks")}
     values = {name: content[name] for name in ("images", "boxes", "boxes_per_class", "digest", "faults")}
@@ -184,7 +185,6 @@ def _dataset_from_json(url: str, content: dict[str, Any]) -> Dataset:
     rows = sum(sum(shard.row_groups) for shard in shards)
     if rows != dataset.images:
         raise ValueError(f"{rows} rows in the shards, {dataset.images} images")
-    check_names_and_counts(content)
     # Manifests of version 0.2 have no hash of themselves.
     found = _content_sha256(content)
     if content.get(HASH_KEY, found) != found:

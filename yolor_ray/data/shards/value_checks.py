@@ -91,11 +91,12 @@ def _check_others(
         _check_keypoints(columns["keypoints"], lengths["keypoints"], keypoints)
     if "masks" in columns and width is not None and height is not None:
         masks, rows = columns["masks"].flatten(), _rows(lengths["masks"])
-        if masks.null_count:
-            raise DataError("masks: found an absent mask among those of an image, expected one for each object")
-        if len(masks):
+        known = masks.is_valid().to_numpy(zero_copy_only=False)
+        if known.any():
             pixels = width.astype(np.int64)[rows] * height[rows]
-            _refuse(~rle.are_valid(masks.to_pylist(), pixels), "masks", masks, lengths["masks"], "run lengths over all pixels of the image")
+            wrong = np.zeros(len(masks), np.bool_)
+            wrong[known] = ~rle.are_valid(masks.drop_null().to_pylist(), pixels[known])
+            _refuse(wrong, "masks", masks, lengths["masks"], "run lengths over all pixels of the image")
 
 
 def _numbers(column: pa.Array) -> np.ndarray:

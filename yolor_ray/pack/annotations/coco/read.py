@@ -47,7 +47,8 @@ def read_coco(folder: ImageFolder, file: str, image_classes: Sequence[str] = ())
         else:
             objects[item[0]].append(item[1])
     pairs = [(entry, replace(image, objects=tuple(objects[image.name]))) for entry, image in images.by_name.values()]
-    annotated, task_faults = assign_tasks(pairs, classify=bool(images.classes))
+    pose_labels = {label for label, own in enumerate(indices) if own}
+    annotated, task_faults = assign_tasks(pairs, bool(images.classes), pose_labels)
     return Annotations(
         tuple(names.values()),
         tuple(annotated),

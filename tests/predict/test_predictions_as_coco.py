@@ -11,8 +11,8 @@ from packed import all_records
 from yolor_ray.config import PackCocoConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.data.rle import decode_mask, encode_polygons
-from yolor_ray.pack.run import pack
 from yolor_ray.model.weights import load_weights
+from yolor_ray.pack.run import pack
 from yolor_ray.predict import sources
 from yolor_ray.predict.part_file import detections_of
 from yolor_ray.predict.run import predict

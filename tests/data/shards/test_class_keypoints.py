@@ -1,8 +1,8 @@
 """Keypoints by class in datasets: `dataset.json`, unions, relabelling, and copies of a part."""
 
 import json
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest

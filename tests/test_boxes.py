@@ -109,7 +109,9 @@ def test_the_weight_of_the_aspect_term_gets_no_gradient():
 
 
 @pytest.mark.parametrize("classes", [1, 5])
-@pytest.mark.parametrize("count", [0, 1, 40, boxes.NMS_BLOCK, boxes.NMS_BLOCK + 1, 3 * boxes.NMS_BLOCK + 17])
+@pytest.mark.parametrize(
+    "count", [0, 1, 40, boxes.NMS_BLOCK, boxes.NMS_BLOCK + 1, boxes.NMS_CHUNK + 1, boxes.NMS_CHUNK + 3 * boxes.NMS_BLOCK + 17]
+)
 def test_suppression_keeps_the_same_boxes_as_its_greedy_definition(count, classes):
     corners = random_boxes(count, seed=count + 6, side=200)
     generator = torch.Generator().manual_seed(count)
@@ -160,7 +162,51 @@ def test_scores_that_are_not_above_the_confidence_select_nothing():
 
 def test_candidates_beyond_the_limit_are_the_worst(monkeypatch):
     monkeypatch.setattr(boxes, "CANDIDATE_LIMIT", 10)
+    monkeypatch.setattr(boxes, "FIRST_CANDIDATES", 4)
     corners = random_boxes(50, seed=10, side=10_000)
     scores = torch.rand(50, 2, generator=torch.Generator().manual_seed(2))
     _, confidences, _, _ = boxes.select(corners, scores, confidence=0.0, iou=0.5, limit=300)
     torch.testing.assert_close(confidences, scores.flatten().sort(descending=True).values[:10])
+
+
+def by_definition(corners: torch.Tensor, scores: torch.Tensor, *, confidence: float, iou: float, limit: int) -> list[tuple[int, int]]:
+    """Return prediction and label of each detection: greedy suppression of all scores above the confidence."""
+    pairs = [(p, k) for p, row in enumerate(scores.tolist()) for k, score in enumerate(row) if score > confidence]
+    predictions, labels = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+    kept = greedy(corners[predictions], scores[predictions, labels], labels, iou=iou, limit=limit)
+    return [pairs[i] for i in kept]
+
+
+@pytest.mark.parametrize("first", [1, 30, 2_000])
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("kind", ["distinct", "equal scores", "nan", "infinite", "one above", "all equal", "clustered"])
+def test_selection_gives_the_detections_of_its_definition(kind, classes, first, monkeypatch):
+    monkeypatch.setattr(boxes, "FIRST_CANDIDATES", first)
+    generator = torch.Generator().manual_seed(3)
+    corners = random_boxes(300, seed=11, side=40 if kind == "clustered" else 200)
+    scores = torch.rand(300, classes, generator=generator)
+    if kind == "equal scores":
+        scores = (scores * 4).floor() / 4
+    elif kind == "all equal":
+        scores[:] = 0.5
+    elif kind == "one above":
+        scores[1:] *= 0.2
+    elif kind in ("nan", "infinite"):
+        scores[torch.rand(300, classes, generator=generator) < 0.3] = math.nan if kind == "nan" else math.inf
+    for limit in (5, 100, 1_000):
+        expected = by_definition(corners, scores, confidence=0.2, iou=0.4, limit=limit)
+        selected, confidences, labels, predictions = boxes.select(corners, scores, confidence=0.2, iou=0.4, limit=limit)
+        assert list(zip(predictions.tolist(), labels.tolist(), strict=True)) == expected
+        assert torch.equal(selected, corners[predictions])
+        assert torch.equal(confidences, scores[predictions, labels])
+
+
+@pytest.mark.parametrize("one_class", [True, False])
+def test_twenty_thousand_overlapping_boxes_are_suppressed_as_by_definition(one_class):
+    generator = torch.Generator().manual_seed(4)
+    objects = torch.randint(25, (25_200,), generator=generator)
+    corners = random_boxes(25, seed=12, side=400)[objects] + torch.randn(25_200, 4, generator=generator)
+    scores = torch.rand(25_200, generator=generator)
+    labels = torch.zeros_like(objects) if one_class else objects % 7
+    expected = greedy(corners, scores, labels, iou=0.65, limit=300)
+    assert boxes.suppress(corners, scores, labels, iou=0.65, limit=300).tolist() == expected

@@ -73,7 +73,7 @@ def test_a_report_is_published(published):
     output = join(data.rpartition("/")[0], "report")
     result = evaluate(EvaluateConfig(weights=weights, data=data, workers=2, output=output))
     files = read_published(output)
-    assert sorted(files) == ["detections.parquet", "metrics.json", "precision_recall.png", "predictions.png"]
+    assert sorted(files) == ["detections.parquet", "index.html", "metrics.json", "predictions.png"]
     numbers = json.loads(files["metrics.json"])
     assert {name: numbers[name] for name in ("AP", "AR100", "images", "weights", "data")} == pytest.approx(
         {name: result[name] for name in ("AP", "AR100", "images", "weights", "data")}

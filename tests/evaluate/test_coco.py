@@ -9,6 +9,7 @@ from pycocotools import mask as run_length
 from yolor_ray.data.shards.records import Objects, objects_from_boxes
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
+from yolor_ray.evaluate.scorer import RESULT_FIELDS
 from yolor_ray.inference.postprocess import ImageDetections
 
 PUBLISHED = {
@@ -164,7 +165,7 @@ def test_result_rows_hold_plain_numbers_and_the_compared_field():
         np.array([[1.0, 2, 11, 22]]), np.array([0.5]), np.array([2]), masks=(b"0150",), keypoints=np.array([[[3.0, 4, 0.25]]])
     )
     compared = {"bbox": [1, 2, 10, 20], "segmentation": {"size": [40, 30], "counts": "0150"}, "keypoints": [3, 4, 0.25]}
-    for iou_type, field in coco.RESULT_FIELDS.items():
+    for iou_type, field in RESULT_FIELDS.items():
         rows = json.loads(json.dumps(coco.make_result_rows(4, detections, 30, 40, iou_type)))
         assert rows == [{"image_id": 4, "category_id": 2, "score": 0.5, field: compared[field]}]
 

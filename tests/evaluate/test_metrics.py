@@ -43,12 +43,12 @@ def _detect_all_tasks(images, *, confidence, iou, max_detections):
     return detections
 
 
-def _f1_by_threshold(scorer, category, thresholds):
+def _f1_by_threshold(matches, category, thresholds):
     """Return the F1 score at IoU .50 of the detections over each threshold."""
-    images = [image for image in scorer.evalImgs if image and image["category_id"] == category and image["aRng"] == [0, 1e10]]
-    counted = np.concatenate([~image["dtIgnore"][0].astype(bool) for image in images])
+    images = [image for image in matches if image and image["category_id"] == category and image["aRng"] == [0, 1e10]]
+    counted = ~np.concatenate([image["dtIgnore"][0] for image in images]).astype(bool)
     scores = np.concatenate([image["dtScores"] for image in images])[counted]
-    is_true = np.concatenate([image["dtMatches"][0] > 0 for image in images])[counted]
+    is_true = (np.concatenate([image["dtMatches"][0] for image in images]) > 0)[counted]
     objects = sum(int((~np.array(image["gtIgnore"]).astype(bool)).sum()) for image in images)
     kept = scores[None] > np.asarray(thresholds)[:, None]
     return 2 * (kept & is_true).sum(axis=1) / np.maximum(kept.sum(axis=1) + objects, 1)
@@ -58,13 +58,13 @@ def test_no_threshold_has_a_clearly_higher_f1_score(shared):
     folder = shared / "datasets" / "coco_eval_check"
     truth, rows = (json.loads((folder / f"instances_val2014_{name}").read_text()) for name in ("100.json", "fakebbox100_results.json"))
     thresholds = best_thresholds(coco.measure(truth, rows))
-    scorer = coco.match_detections(truth, rows)
+    matches = coco.match_detections(truth, rows).eval_imgs
     every = np.unique([row["score"] for row in rows]) - 1e-9
     names = {category["id"]: category["name"] for category in truth["categories"]}
     for category, name in names.items():
         if name in thresholds:
-            best = _f1_by_threshold(scorer, category, every).max()
-            assert _f1_by_threshold(scorer, category, [thresholds[name]])[0] >= best - 0.01, name
+            best = _f1_by_threshold(matches, category, every).max()
+            assert _f1_by_threshold(matches, category, [thresholds[name]])[0] >= best - 0.01, name
     absent = names.values() - thresholds.keys()
     objects = {annotation["category_id"] for annotation in truth["annotations"]}
     assert {name for category, name in names.items() if category not in objects} <= absent

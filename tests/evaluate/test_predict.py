@@ -130,7 +130,7 @@ def test_captions_hold_the_labels_of_the_whole_image(rich):
 def test_a_report_holds_metrics_detections_curves_and_examples(squares, perfect):
     result = measure(squares, perfect, ("detect",))
     files = report_files(result, select_examples(squares, perfect, result.boxes, count=2), {"images": 100, "data": "somewhere"})
-    assert sorted(files) == ["detections.parquet", "metrics.json", "precision_recall.png", "predictions.png"]
+    assert sorted(files) == ["detections.parquet", "metrics.json", "predictions.png"]
     rows = [row for index, detections in enumerate(perfect) for row in coco.make_result_rows(index, detections, 1, 1)]
     assert from_parquet(files["detections.parquet"]) == rows
     numbers = json.loads(files["metrics.json"])
@@ -138,7 +138,7 @@ def test_a_report_holds_metrics_detections_curves_and_examples(squares, perfect)
     assert numbers["classes"]["nothing"] == {"AP": None, "AP50": None, "objects": 0, "confidence": None}
     assert numbers["classes"]["square"]["objects"] == 100
     assert "image_classes" not in numbers
-    assert all(files[name].startswith(b"\x89PNG") for name in ("precision_recall.png", "predictions.png"))
+    assert files["predictions.png"].startswith(b"\x89PNG")
 
 
 def test_a_report_holds_the_metrics_of_every_task(rich):

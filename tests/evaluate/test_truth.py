@@ -1,41 +1,24 @@
 """Annotation files of other tools are scored as COCO means them, with bare pycocotools as the referee."""
 
-import contextlib
 import copy
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from coco_referee import referee
 from yolor_ray.config import EvaluateConfig
 from yolor_ray.data.rle import encode_mask
 from yolor_ray.data.shards.records import Objects
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.run import evaluate
+from yolor_ray.evaluate.scorer import OTHER_SIGMA, RESULT_FIELDS
 from yolor_ray.evaluate.truth import complete_truth
 
 ABSENT = object()
 IMPLAUSIBLE = [ABSENT, None, 0, 0.0, -1, float("nan"), float("inf"), "90000", True, [], 1, 0.29, 1e7]
 SIDES = {"small": 20, "medium": 60, "large": 300}
-
-
-def referee(truth: dict, rows: list, iou_type: str) -> list[float]:
-    """Return the table of pycocotools without any help of ours."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        annotated = COCO()
-        annotated.dataset = copy.deepcopy(truth)
-        annotated.createIndex()
-        scorer = COCOeval(annotated, annotated.loadRes(copy.deepcopy(rows)), iou_type)
-        if iou_type == "keypoints":
-            scorer.params.kpt_oks_sigmas = np.full(2, coco.OTHER_SIGMA)
-        scorer.evaluate()
-        scorer.accumulate()
-        scorer.summarize()
-    return scorer.stats.tolist()
 
 
 def truth_of(side: int, **fields: object) -> dict:
@@ -51,7 +34,7 @@ def truth_of(side: int, **fields: object) -> dict:
 
 
 def rows_of(truth: dict, iou_type: str, off_by: float = 0.0) -> list:
-    field = coco.RESULT_FIELDS[iou_type]
+    field = RESULT_FIELDS[iou_type]
     rows = []
     for annotation in truth["annotations"]:
         value = list(annotation[field])
@@ -72,7 +55,8 @@ def test_an_implausible_area_counts_as_that_of_the_box(area):
 def test_areas_that_are_not_positive_give_the_numbers_of_width_times_height(iou_type, side, area):
     # Off by a share of the side: the similarity of keypoints then depends on the area.
     rows = rows_of(truth_of(side), iou_type, off_by=side / 10)
-    expected = referee(truth_of(side), rows, iou_type)
+    sigmas = [OTHER_SIGMA] * 2 if iou_type == "keypoints" else None
+    expected = referee(truth_of(side), rows, iou_type, sigmas).stats
     assert list(coco.score(truth_of(side, area=area), rows, iou_type).values()) == pytest.approx(expected, abs=1e-12)
     assert 0 < expected[0] < 1
 

@@ -1,4 +1,4 @@
-"""Training curves and precision-recall curves, by the colours of their pixels."""
+"""Training curves, by the colours of their pixels."""
 
 import io
 import math
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yolor_ray.evaluate.precision_recall_plot import precision_recall_png
 from yolor_ray.report.curves import curves_png
 from yolor_ray.report.plots import COLOURS, colour
 
@@ -58,15 +57,3 @@ def test_curves_of_a_diverged_run_show_the_finite_values(value):
     losses = dict.fromkeys(("loss", "box", "objectness", "cls"), value)
     assert _pixels(curves_png([_row(0, **losses)])).shape[1] > 1000
     assert _shows(curves_png([_row(0), _row(1, **losses), _row(2)]), COLOURS[0])
-
-
-def test_a_class_without_objects_has_no_precision_curve():
-    precision = np.full((101, 2), 0.5)
-    precision[:, 1] = np.nan
-    png = precision_recall_png(precision, precision, ("cat", "dog"))
-    assert _shows(png, COLOURS[0]) and not _shows(png, COLOURS[1])
-
-
-def test_precision_curves_are_drawn_for_no_class_and_for_many():
-    for values, classes in ((np.full((101, 1), np.nan), 1), (np.tile(np.linspace(1, 0, 101)[:, None], 80), 80)):
-        assert _pixels(precision_recall_png(values, values, [f"class {k}" for k in range(classes)])).shape[0] > 400

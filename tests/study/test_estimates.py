@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from yolor_ray.study.bootstrap import draw_resamples
+from yolor_ray.evaluate.against.bootstrap import draw_resamples
 from yolor_ray.study.estimates import Estimate, mean_over_seeds, paired_differences
 from yolor_ray.study.results import METRICS, TrialResult
 

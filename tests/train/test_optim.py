@@ -104,7 +104,7 @@ def test_the_weight_average_follows_the_reference_formula():
             network[0].weight.normal_()
             network[1].running_mean.normal_()
             network[1].num_batches_tracked += 1
-        average.update(network)
+        average.update()
         decay = 0.9999 * (1 - math.exp(-update / 2000))
         for name, tensor in network.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * tensor.double()
@@ -121,7 +121,7 @@ def test_the_average_of_a_short_run_forgets_the_initial_weights():
     with torch.no_grad():
         network[0].weight.zero_()
     for _ in range(200):
-        average.update(network)
+        average.update()
     assert (average.network[0].weight - end).abs().max() < 0.01 * start.abs().max()
 
 

@@ -11,6 +11,7 @@ import torch
 from tiny_run import TINY, kill_after, tiny_run
 from yolor_ray.data.shards.dataset import open_dataset, write_dataset
 from yolor_ray.errors import ConfigError, DataError, NonFiniteLossError, UserError, WeightsError
+from yolor_ray.io import manifest
 from yolor_ray.model.weights import load_weights, save_weights
 from yolor_ray.pack.run import pack_scenes
 from yolor_ray.train.datasets.opening import open_datasets
@@ -43,10 +44,17 @@ def test_a_run_folder_holds_metrics_curves_a_report_and_two_checkpoints(uninterr
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [("AP" in row) for row in rows] == [False, True, True]
     assert all(np.isfinite(row["loss"]) and row["images_per_s"] > 0 for row in rows)
-    for plot in ("curves.png", "report/predictions.png", "report/precision_recall.png"):
+    for plot in ("curves.png", "report/predictions.png"):
         assert (uninterrupted / plot).read_bytes().startswith(b"\x89PNG")
     assert list((uninterrupted / "tensorboard").glob("events.*"))
     assert len(list((uninterrupted / "checkpoints").iterdir())) == 2
+
+
+def test_a_finished_run_has_a_page_with_its_facts(uninterrupted: Path) -> None:
+    page = (uninterrupted / "report" / "index.html").read_text()
+    facts = f"Run {uninterrupted.name}", "--optim.epochs 3", "3 of 3", "1 attempt", "21 images"
+    assert not [fact for fact in facts if fact not in page]
+    assert manifest.read_published(str(uninterrupted / "report")).keys() >= {"index.html", "metrics.json", "predictions.png"}
 
 
 def test_validated_epochs_have_the_loss_on_the_validation_set_and_its_terms(uninterrupted: Path) -> None:

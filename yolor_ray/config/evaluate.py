@@ -17,6 +17,8 @@ class EvaluateConfig:
     """URL of a weights folder, or of the folder of a finished run; needs data."""
     data: str = ""
     """URL of a packed dataset, several separated by commas that count as one dataset, or `scenes:N`."""
+    against: str = ""
+    """URL of weights of the same classes to compare with: differences with 95 % intervals over the images of `data`."""
     truth: str = ""
     """URL of a COCO annotation file; needs results, and no network runs."""
     results: str = ""
@@ -42,6 +44,7 @@ class EvaluateConfig:
         """Check the pair of sources, and ranges."""
         given = {name for name in ("weights", "data", "truth", "results") if getattr(self, name)}
         pairs = {"weights", "data"}, {"truth", "results"}
+        check(not self.against or given == pairs[0], "against", self.against, "none without weights and data")
         check(given in pairs, "evaluate", " and ".join(sorted(given)) or "neither", "weights and data, or truth and results")
         check(self.image_px >= 0 and self.image_px % 32 == 0, "image_px", self.image_px, "0 or a multiple of 32")
         for name, minimum in (("batch", 1), ("workers", 0), ("decode_threads", 1)):

@@ -1,7 +1,7 @@
 """COCO run-length encoding (RLE) of masks.
 
 A mask is read column by column, from the left. Its runs count pixels outside and inside by turns, beginning outside.
-`counts` is the compressed text form of these runs, as pycocotools writes it. Arguments must be valid: annotations of users are
+`counts` is the compressed text form of these runs. Arguments must be valid: annotations of users are
 checked in `pack/annotations/masks.py`.
 Legend: N masks, R runs, H W pixels of the image.
 """
@@ -9,7 +9,7 @@ Legend: N masks, R runs, H W pixels of the image.
 from collections.abc import Sequence
 
 import numpy as np
-from pycocotools import mask as coco_mask
+from hotcoco import mask as coco_mask
 
 MAX_CHARACTERS = 8
 """Most characters of a number: 40 bits, for images of any size."""

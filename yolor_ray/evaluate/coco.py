@@ -1,41 +1,36 @@
 """Score detections against annotations by the rules of COCO.
 
-pycocotools is the scorer. This module converts records and detections to pycocotools' JSON, and pycocotools' arrays to named numbers.
+This module converts records and detections to COCO's JSON, and the arrays of the scorer (see `scorer.py`) to named numbers.
 A number is -1 (NO_VALUE) if the dataset has no object to measure on, as in pycocotools; see `value_or`.
 """
 
-import contextlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from hotcoco import COCOeval
 
 from yolor_ray.data import rle
-from yolor_ray.data.coco_rules import object_area, warn_of_limit
+from yolor_ray.data.coco_rules import MAX_DETECTIONS, object_area, warn_of_limit
 from yolor_ray.data.shards.records import Objects
 from yolor_ray.errors import DataError
-from yolor_ray.evaluate.truth import complete_truth, match_ids, number_ids
+from yolor_ray.evaluate import scorer
+from yolor_ray.evaluate.scorer import RESULT_FIELDS, IouType
+from yolor_ray.evaluate.truth import check_values, complete_truth, match_ids, number_ids
 from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.io import storage
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
-OTHER_SIGMA = 0.05
-"""Sigma of every keypoint of objects with other than COCO's 17 keypoints; similarity falls with distance / (2 · sigma · object size)."""
 NO_VALUE = -1.0
-"""pycocotools' number for "no value"."""
+"""COCO's number for "no value"."""
 
-IouType = Literal["bbox", "segm", "keypoints"]
 IOU_TYPES: dict[str, IouType] = {"detect": "bbox", "segment": "segm", "pose": "keypoints"}
 """COCO's kind of comparison for a task."""
-RESULT_FIELDS: dict[IouType, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
-"""Field of annotations and detections that is compared."""
+TASKS: dict[IouType, str] = {iou_type: task for task, iou_type in IOU_TYPES.items()}
 ResultRow = dict[str, Any]
 """One detection in COCO's results format: image_id, category_id, score and bbox, segmentation or keypoints."""
 Missing = TypeVar("Missing")
@@ -72,7 +67,7 @@ class CocoResult:
 
 
 def value_or(number: float, missing: Missing) -> float | Missing:
-    """Return a number of pycocotools, or `missing` in place of -1 (NO_VALUE) and NaN."""
+    """Return a number of COCO's table, or `missing` in place of -1 (NO_VALUE) and NaN."""
     return number if number >= 0 else missing
 
 
@@ -143,13 +138,15 @@ def _compared_values(detections: ImageDetections, width: int, height: int, iou_t
 def score(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType = "bbox") -> dict[str, float]:
     """Return the numbers of COCO's table by name: METRICS, or KEYPOINT_METRICS for keypoints.
 
-    Fields of annotations that pycocotools needs beside the compared one may be missing or implausible; see `complete_truth`.
+    Fields of annotations that COCO's rules need beside the compared one may be missing or implausible; see `complete_truth`.
 
     Raises:
-        DataError: as `measure`.
+        DataError: as `measure`, or a compared value cannot be compared; see `check_values`.
     """
-    result = measure(*number_ids(complete_truth(truth), match_ids(rows)), iou_type)
-    warn_of_limit(next(task for task, kind in IOU_TYPES.items() if kind == iou_type), result.images_over_limit)
+    truth, rows = number_ids(complete_truth(truth), match_ids(rows))
+    check_values(truth, rows, iou_type)
+    result = measure(truth, rows, iou_type)
+    warn_of_limit(TASKS[iou_type], result.images_over_limit)
     return result.metrics
 
 
@@ -162,34 +159,30 @@ def measure(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType = "b
     Raises:
         DataError: an annotation or a row lacks a field, or names an image or a category that `truth` lacks.
     """
-    scorer = match_detections(truth, rows, iou_type)
-    with contextlib.redirect_stdout(io.StringIO()):
-        scorer.accumulate()
-        scorer.summarize()
+    matches = match_detections(truth, rows, iou_type)
+    curves = scorer.accumulate(matches)
     names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
-    metrics = dict(zip(names, scorer.stats.tolist(), strict=True))
-    precision = scorer.eval["precision"][:, :, :, 0, -1]
+    metrics = {name: float(value) for name, value in zip(names, matches.stats, strict=True)}
+    precision = curves["precision"][:, :, :, 0, -1]
+    class_scores = _class_scores(truth, matches.params.cat_ids, precision, curves["scores"][0, :, :, 0, -1])
     precision = np.where(precision == NO_VALUE, np.nan, precision)
     return CocoResult(
         metrics,
-        _class_scores(truth, scorer),
+        class_scores,
         precision50=precision[0],
         precision=precision.mean(axis=0),
-        images_over_limit=_count_over_limit(truth, scorer),
+        images_over_limit=_count_over_limit(truth, iou_type),
     )
 
 
 def match_detections(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType = "bbox") -> COCOeval:
-    """Return pycocotools' scorer with detections and objects of each image matched, before accumulation.
+    """Return hotcoco's scorer with detections and objects of each image matched, before accumulation.
 
     Raises:
         DataError: as `measure`.
     """
     _check(truth, rows, iou_type)
-    with contextlib.redirect_stdout(io.StringIO()):
-        scorer = _scorer(truth, rows, iou_type)
-        scorer.evaluate()
-    return scorer
+    return scorer.match_detections(truth, rows, iou_type)
 
 
 def score_files(truth_url: str, results_url: str, iou_type: IouType) -> dict[str, float]:
@@ -216,11 +209,12 @@ def _check(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType) -> N
     field = RESULT_FIELDS[iou_type]
     images = {image["id"] for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
-    for name, items, fields in (("annotation", truth["annotations"], {field}), ("detection", rows, {field, "score"})):
+    ids = {"image_id", "category_id"}
+    for name, items, needed in (("annotation", truth["annotations"], ids | {field}), ("detection", rows, ids | {field, "score"})):
         for index, item in enumerate(items):
-            missing = sorted((fields | {"image_id", "category_id"}) - item.keys())
-            if missing:
-                raise DataError(f"{name} {index}: found no {missing[0]!r}, which scoring {iou_type} needs")
+            if not needed <= item.keys():
+                missing = min(needed - item.keys())
+                raise DataError(f"{name} {index}: found no {missing!r}, which scoring {iou_type} needs")
             if item["image_id"] not in images:
                 raise DataError(f"{name} {index}: found image_id {item['image_id']}, expected one of the {len(images)} annotated images")
             if item["category_id"] not in categories:
@@ -229,44 +223,24 @@ def _check(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType) -> N
         raise DataError("keypoints: found lists of different lengths, expected the same 3 numbers for each keypoint everywhere")
 
 
-def _scorer(truth: dict[str, Any], rows: list[ResultRow], iou_type: IouType) -> COCOeval:
-    # The scorer changes its arguments, and takes an annotation with id 0 for "no match".
-    annotations = [{"iscrowd": 0} | annotation | {"id": index + 1} for index, annotation in enumerate(truth["annotations"])]
-    # With a bbox beside mask or keypoints, loadRes would sort detections into APs, APm, APl by the area of the box.
-    copies = [{key: row[key] for key in ("image_id", "category_id", "score", RESULT_FIELDS[iou_type])} for row in rows]
-    annotated = _indexed(truth, annotations)
-    scorer = COCOeval(annotated, annotated.loadRes(copies) if copies else _indexed(truth, []), iou_type)
-    if iou_type == "keypoints" and annotations:
-        keypoints = len(annotations[0]["keypoints"]) // 3
-        if keypoints != len(scorer.params.kpt_oks_sigmas):
-            scorer.params.kpt_oks_sigmas = np.full(keypoints, OTHER_SIGMA)
-    return scorer
-
-
-def _indexed(truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
-    index = COCO()
-    index.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
-    index.createIndex()
-    return index
-
-
-def _count_over_limit(truth: dict[str, Any], scorer: COCOeval) -> int:
+def _count_over_limit(truth: dict[str, Any], iou_type: IouType) -> int:
     """Return the number of images with more objects of one class than the scorer compares detections."""
     counted = [annotation for annotation in truth["annotations"] if not annotation.get("iscrowd")]
-    if scorer.params.iouType == "keypoints":
+    if iou_type == "keypoints":
         counted = [annotation for annotation in counted if annotation["num_keypoints"]]
     objects = Counter((annotation["image_id"], annotation["category_id"]) for annotation in counted)
-    return len({image_id for (image_id, _), count in objects.items() if count > scorer.params.maxDets[-1]})
+    limit = MAX_DETECTIONS[TASKS[iou_type]]
+    return len({image_id for (image_id, _), count in objects.items() if count > limit})
 
 
-def _class_scores(truth: dict[str, Any], scorer: COCOeval) -> dict[str, ClassScore]:
+def _class_scores(truth: dict[str, Any], category_ids: list[int], precision: np.ndarray, confidences: np.ndarray) -> dict[str, ClassScore]:
+    """Return the numbers of each class, from precision (10, 101, K) and confidences at IoU .50 (101, K)."""
     names = {category["id"]: category["name"] for category in truth["categories"]}
-    objects = [annotation["category_id"] for annotation in truth["annotations"] if not annotation.get("iscrowd")]
+    objects = Counter(annotation["category_id"] for annotation in truth["annotations"] if not annotation.get("iscrowd"))
     scores = {}
-    for k, category in enumerate(scorer.params.catIds):
-        precision, confidences = (scorer.eval[key][:, :, k, 0, -1] for key in ("precision", "scores"))
-        ap, ap50 = float(precision.mean()), float(precision[0].mean())
-        scores[names[int(category)]] = ClassScore(ap, ap50, objects.count(category), _best_confidence(precision[0], confidences[0]))
+    for k, category in enumerate(category_ids):
+        ap, ap50 = float(precision[:, :, k].mean()), float(precision[0, :, k].mean())
+        scores[names[category]] = ClassScore(ap, ap50, objects[category], _best_confidence(precision[0, :, k], confidences[:, k]))
     return scores
 
 

@@ -38,15 +38,30 @@ def from_parquet(data: bytes) -> list[ResultRow]:
     Raises:
         DataError: the file is damaged, or no file of detections.
     """
-    table = _read_table(data)
-    if not table.schema.equals(SCHEMA):
-        found, expected = (", ".join(f"{field.name} {field.type}" for field in schema) for schema in (table.schema, SCHEMA))
-        raise DataError(f"detections: found a table of {found}; expected {expected}")
-    image_ids, category_ids, scores, *sides = (column.to_numpy() for column in table.columns)
+    image_ids, category_ids, scores, *sides = (column.to_numpy() for column in _checked_table(data).columns)
     numbers = zip(image_ids.tolist(), category_ids.tolist(), scores.tolist(), np.stack(sides, axis=1).tolist(), strict=True)
     return [
         {"image_id": image_id, "category_id": category_id, "score": score, "bbox": box} for image_id, category_id, score, box in numbers
     ]
+
+
+def read_boxes(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return image ids (D,), labels (D,), confidences (D,) and boxes_xyxy (D, 4) of a file that `to_parquet` made.
+
+    Raises:
+        DataError: the file is damaged, or no file of detections.
+    """
+    image_ids, labels, confidences, *sides = (column.to_numpy() for column in _checked_table(data).columns)
+    left, top, width, height = sides
+    return image_ids, labels, confidences, np.stack((left, top, left + width, top + height), axis=1)
+
+
+def _checked_table(data: bytes) -> pa.Table:
+    table = _read_table(data)
+    if not table.schema.equals(SCHEMA):
+        found, expected = (", ".join(f"{field.name} {field.type}" for field in schema) for schema in (table.schema, SCHEMA))
+        raise DataError(f"detections: found a table of {found}; expected {expected}")
+    return table
 
 
 def _read_table(data: bytes) -> pa.Table:

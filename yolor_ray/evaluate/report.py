@@ -1,4 +1,4 @@
-"""Files of an evaluation's report: metrics and detections for programs, curves and example images for people."""
+"""Files of an evaluation's report: metrics and detections for programs, example images for people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,20 @@ from yolor_ray.evaluate.metrics import EvalResult
 
 
 def report_files(result: EvalResult, examples: Sequence[ExampleImage], summary: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return metrics.json, detections.parquet, precision_recall.png and predictions.png; `summary` names the weights and the dataset.
+    """Return metrics.json, detections.parquet and predictions.png; `summary` names the weights and the dataset.
 
     In metrics.json a number is null if the dataset has nothing to measure on.
     """
     # Imported here because matplotlib takes a second, and most processes that measure never draw.
     from yolor_ray.evaluate.examples_plot import predictions_png
-    from yolor_ray.evaluate.precision_recall_plot import precision_recall_png
 
-    boxes, names = result.boxes, list(result.boxes.classes)
+    names = list(result.boxes.classes)
     content = {**summary, **_with_nulls(result.metrics), "classes": {name: _class_numbers(result, name) for name in names}}
     if result.labels is not None:
         content["image_classes"] = {name: _with_nulls(asdict(score)) for name, score in result.labels.items()}
     return {
         "metrics.json": json.dumps(content, indent=1, ensure_ascii=False).encode(),
         DETECTIONS_FILE: to_parquet(result.rows),
-        "precision_recall.png": precision_recall_png(boxes.precision50, boxes.precision, names),
         "predictions.png": predictions_png(examples, names),
     }
 

@@ -7,13 +7,14 @@ import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import torch
 from tqdm import tqdm
 
+from yolor_ray import __version__
 from yolor_ray.cluster.connect import as_completed, start_ray
 from yolor_ray.config import EvaluateConfig
 from yolor_ray.config.network import Precision
@@ -22,8 +23,11 @@ from yolor_ray.data.shards.dataset import Dataset, RowGroup
 from yolor_ray.data.shards.union import open_datasets, relabel_to
 from yolor_ray.errors import ConfigError
 from yolor_ray.evaluate import coco
+from yolor_ray.evaluate.against.difference import compare_results
+from yolor_ray.evaluate.against.page import difference_files
 from yolor_ray.evaluate.examples import select_examples
-from yolor_ray.evaluate.metrics import measure
+from yolor_ray.evaluate.metrics import EvalResult, measure
+from yolor_ray.evaluate.page.page import PAGE_FILE, Subject, report_page
 from yolor_ray.evaluate.predict import Detect, merge_detections, predict_row_groups, split_row_groups
 from yolor_ray.evaluate.report import report_files
 from yolor_ray.inference import detect
@@ -53,7 +57,37 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return _evaluate_weights(config, open_datasets(urls))
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Weights and their result on the dataset."""
+
+    weights: str
+    info: WeightsInfo
+    dataset: Dataset
+    """The dataset with the names of the weights."""
+    detections: list[ImageDetections]
+    """Detections of each image, by image id."""
+    result: EvalResult
+
+
 def _evaluate_weights(config: EvaluateConfig, dataset: Dataset) -> dict[str, Any]:
+    measured = _measure_weights(config, dataset)
+    summary: dict[str, Any] = {"images": dataset.images, "weights": config.weights, "data": config.data}
+    difference = None
+    if config.against:
+        other = _measure_weights(replace(config, weights=config.against), dataset)
+        names = config.weights, config.against
+        difference = compare_results(measured.dataset, measured.result, other.result, other.dataset.classes, names)
+        summary |= {"against": config.against, "differences": difference.metrics_json()}
+    if config.output:
+        files = report_files(measured.result, select_examples(measured.dataset, measured.detections, measured.result.boxes), summary)
+        subject = Subject(f"Evaluation of {measured.info.name or config.weights}", _facts(config, measured))
+        files[PAGE_FILE] = report_page(measured.dataset, files, subject)
+        publish(config.output, files | (difference_files(difference, measured.dataset) if difference else {}))
+    return {**measured.result.metrics, **summary}
+
+
+def _measure_weights(config: EvaluateConfig, dataset: Dataset) -> _Measured:
     network, info = _load_network(config)
     # Weights that were trained on several datasets have more names than each of the datasets.
     dataset = relabel_to(dataset, info)
@@ -71,10 +105,17 @@ def _evaluate_weights(config: EvaluateConfig, dataset: Dataset) -> dict[str, Any
     seconds = predicted - started
     logger.info("event=predicted images=%d seconds=%.1f images_per_s=%.1f", dataset.images, seconds, dataset.images / seconds)
     logger.info("event=scored detections=%d seconds=%.1f", len(result.rows), time.perf_counter() - predicted)
-    summary = {"images": dataset.images, "weights": config.weights, "data": config.data}
-    if config.output:
-        publish(config.output, report_files(result, select_examples(dataset, detections, result.boxes), summary))
-    return {**result.metrics, **summary}
+    return _Measured(config.weights, info, dataset, detections, result)
+
+
+def _facts(config: EvaluateConfig, measured: _Measured) -> dict[str, str]:
+    """Return the facts of the page by name."""
+    return {
+        "Weights": f"{config.weights}, version {measured.info.version}",
+        "Dataset": f"{measured.dataset.url}, content {measured.dataset.digest[:12]}",
+        "Input": f"{measured.info.image_px} px, {config.precision}",
+        "Software": f"yolor_ray {__version__}, torch {torch.__version__}",
+    }
 
 
 def _load_network(config: EvaluateConfig) -> tuple[Yolor, WeightsInfo]:

@@ -1,4 +1,4 @@
-"""Define the common style of plots, which are PNG bytes.
+"""Define the common style of plots, which are PNG bytes, or SVG inside of pages.
 
 Figures are made without pyplot. pyplot keeps global state and needs the main thread, but workers draw in other threads.
 """
@@ -6,6 +6,8 @@ Figures are made without pyplot. pyplot keeps global state and needs the main th
 import io
 from typing import Any
 
+from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -30,7 +32,7 @@ def style_axes(axes: Axes, title: str, x_label: str) -> None:
     axes.grid(color=GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.tick_params(colors=INK, length=0)
+    axes.tick_params(which="both", colors=INK, length=0)
 
 
 def png_bytes(figure: Figure) -> bytes:
@@ -38,3 +40,13 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def svg_text(figure: Any) -> Markup:
+    """Return the figure as an `svg` element whose texts and lines have the colours of the page around it."""
+    buffer = io.StringIO()
+    # Texts stay texts, and the ids of equal figures are equal.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "yolor_ray"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = buffer.getvalue()
+    return Markup(svg[svg.index("<svg") :].replace(INK, "currentColor").replace(GRID, "var(--line)"))

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-"""Metrics that compare variants, in the order of every axis M."""
+from yolor_ray.evaluate.against.bootstrap import METRICS as METRICS
 
 
 @dataclass(frozen=True)

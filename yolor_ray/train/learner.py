@@ -157,7 +157,7 @@ class Learner:
         if math.isfinite(self.clipper.clip(self.network.parameters())):
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.average.update(self.network)
+            self.average.update()
             self._bad_updates = 0
         elif lower_scale(self.scaler):
             logger.info("event=loss_scale_lowered step=%d scale=%g", self.step, self.scaler.get_scale())

@@ -29,6 +29,7 @@ from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
 from yolor_ray.train.loop import TrainOutcome
 from yolor_ray.train.losses.class_balance import balanced_weights
 from yolor_ray.train.optim.recipe import resolve
+from yolor_ray.train.progress.run_page import REPORT_FOLDER, publish_run_page
 from yolor_ray.train.settings_lock import RUN_FILE, freed_on_failure, lock_settings
 from yolor_ray.train.warm_start import pretrained_anchors, resolve_pretrained
 
@@ -76,9 +77,10 @@ def train(
             if not complete_checkpoints(run):
                 refuse_shared_images(config, context.train, context.val)
             _train(context, source, report, callbacks)
+            publish_run_page(context)
             _publish_best(run)
     _, info = load_weights(weights)
-    report_folder = storage.join(run, "report")
+    report_folder = storage.join(run, REPORT_FOLDER)
     logger.info("event=done report=%s weights=%s next='yolor-ray serve --weights %s'", report_folder, weights, shlex.quote(weights))
     return {"run": run, "weights": weights, "metrics": info.metrics}
 

@@ -1,6 +1,6 @@
 """Encode COCO segmentations as compressed run lengths.
 
-Segmentations that would make pycocotools read or write out of bounds are refused.
+Segmentations that do not fit their image, or whose run lengths cannot be decoded, are refused.
 """
 
 import re
@@ -44,16 +44,34 @@ def encode_segmentation(segmentation: Any, width: int, height: int) -> EncodedMa
     Raises:
         MaskError: the segmentation is none of these, does not fit an image of this size, or has no pixel on the image.
     """
-    if isinstance(segmentation, list):
-        polygons, left_out = _usable_polygons(segmentation, 2 * max(width, height))
-        mask = EncodedMask(rle.encode_polygons(polygons, width, height), left_out)
-    elif isinstance(segmentation, dict):
-        mask = EncodedMask(_encode_runs(segmentation, width, height))
-    else:
-        raise MaskError(f"found a segmentation of type {type(segmentation).__name__}, expected polygons or run lengths")
+    mask = _encode(segmentation, width, height)
     if not rle.mask_area(mask.counts, width, height):
         raise MaskError("found a mask without a pixel on the image, expected at least one")
     return mask
+
+
+def check_segmentation(segmentation: Any, image_px: tuple[int, int] | None) -> None:
+    """Check the form of a segmentation, and its fit to the image; a segmentation without pixels passes.
+
+    Args:
+        segmentation: polygons, or run lengths as a list or as a compressed string.
+        image_px: width and height of the image; None if unknown, which only run lengths can do without.
+
+    Raises:
+        MaskError: as `encode_segmentation`, or the image's size is needed and unknown.
+    """
+    if image_px is None and not isinstance(segmentation, dict):
+        raise MaskError("found a segmentation without run lengths on an image without width and height, expected both")
+    _encode(segmentation, *(image_px or size_of_runs(segmentation)))
+
+
+def _encode(segmentation: Any, width: int, height: int) -> EncodedMask:
+    if isinstance(segmentation, list):
+        polygons, left_out = _usable_polygons(segmentation, 2 * max(width, height))
+        return EncodedMask(rle.encode_polygons(polygons, width, height), left_out)
+    if isinstance(segmentation, dict):
+        return EncodedMask(_encode_runs(segmentation, width, height))
+    raise MaskError(f"found a segmentation of type {type(segmentation).__name__}, expected polygons or run lengths")
 
 
 def segmentation_bounds(segmentation: Any, image_px: tuple[int, int] | None) -> tuple[float, float, float, float] | None:
@@ -109,7 +127,7 @@ def _polygon_error(piece: Any, max_px: float) -> str | None:
     numbers = isinstance(piece, list) and all(map(is_number, piece))
     if not numbers or len(piece) < 6 or len(piece) % 2:
         return "found a polygon that is no list of 6 or more numbers x, y, x, y, …"
-    # pycocotools walks every pixel of an outline, so a distant corner would cost gigabytes.
+    # The encoder walks every pixel of an outline, so a distant corner would cost gigabytes.
     if max(map(abs, piece)) > max_px:
         return f"found a polygon corner at {max(piece, key=abs)}, expected a corner on or near the image"
     offsets = np.reshape(piece, (-1, 2)) - piece[:2]
@@ -134,6 +152,9 @@ def size_of_runs(segmentation: dict) -> tuple[int, int]:
 
 def _encode_runs(segmentation: dict, width: int, height: int) -> bytes:
     size, counts = segmentation.get("size"), segmentation.get("counts")
+    if isinstance(counts, bytes):
+        # As pycocotools and hotcoco give them.
+        counts = counts.decode("latin-1")
     if size != [height, width]:
         raise MaskError(f"found run lengths of size {size}, expected [height, width] = {[height, width]}")
     runs = _decode_untrusted(counts) if isinstance(counts, str) else counts

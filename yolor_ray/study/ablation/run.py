@@ -21,6 +21,7 @@ from yolor_ray.config.study import AblationConfig
 from yolor_ray.config.variants import BASELINE, VARIANTS
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import DataError, TrainingError
+from yolor_ray.evaluate.against.bootstrap import draw_resamples, resampled_metrics
 from yolor_ray.evaluate.coco import value_or
 from yolor_ray.evaluate.detections import DETECTIONS_FILE, from_parquet
 from yolor_ray.evaluate.predict import MAX_DETECTIONS, read_truth
@@ -30,7 +31,6 @@ from yolor_ray.model.weights import load_weights
 from yolor_ray.study.ablation.costs import measure_costs, read_priors
 from yolor_ray.study.ablation.report import ablation_files
 from yolor_ray.study.ablation.summary import best_variant
-from yolor_ray.study.bootstrap import draw_resamples, resampled_metrics
 from yolor_ray.study.results import METRICS, Cost, Failure, Study, TrialResult
 from yolor_ray.study.trial_log import run_url
 from yolor_ray.study.trials import start_cluster

@@ -18,7 +18,7 @@ class WeightAverage(Generic[Averaged]):
         """Copy the network as the initial average.
 
         Args:
-            network: network to average.
+            network: network to average; its parameters and statistics must stay the same tensors, which `update` reads.
             decay: decay per update, capped so that the average covers at most `window` updates.
             window: updates, 1 or more.
         """
@@ -26,17 +26,18 @@ class WeightAverage(Generic[Averaged]):
         self.ramp = min(EMA_RAMP_UPDATES, window)
         self.updates = 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        # Listed once: to walk through the modules of both networks takes longer than the update itself.
+        pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._integers = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self) -> None:
         """Move the average towards the network's weights; the first updates have a lower decay."""
         self.updates += 1
         decay = self.decay * (1 - math.exp(-self.updates / self.ramp))
-        averages, values = [], []
-        for average, value in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value.detach())
-            else:
-                average.copy_(value)
+        averages, values = zip(*self._floats, strict=True)
         torch._foreach_lerp_(averages, values, 1 - decay)
+        if self._integers:
+            averages, values = zip(*self._integers, strict=True)
+            torch._foreach_copy_(averages, values)

@@ -170,11 +170,11 @@ def show_result(console: Console, fields: Mapping[str, str]) -> None:
     with contextlib.suppress(StorageError):
         console.print(class_table(json.loads(storage.read_bytes(storage.join(report, "metrics.json")))))
     run = report.rsplit("/", 1)[0]
-    pictures = [storage.join(report, "predictions.png"), storage.join(report, "precision_recall.png"), storage.join(run, "curves.png")]
+    pictures = [storage.join(report, "index.html"), storage.join(report, "predictions.png"), storage.join(run, "curves.png")]
     quoted = shlex.quote(weights)
     jobs = {"serve": "", "evaluate": " --data URL", "export": " --output URL"}
     commands = [f"yolor-ray {job} --weights {quoted}{flags}" for job, flags in jobs.items()]
-    blocks = {"weights": [weights], "pictures": pictures, "next": commands}
+    blocks = {"weights": [weights], "report": pictures, "next": commands}
     for title, lines in blocks.items():
         console.print(f"[bold]{title}[/]")
         for line in lines:

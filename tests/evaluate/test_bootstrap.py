@@ -5,9 +5,8 @@ import pytest
 
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
-from yolor_ray.study import bootstrap
-from yolor_ray.study.bootstrap import draw_resamples, resampled_metrics
-from yolor_ray.study.results import METRICS
+from yolor_ray.evaluate.against import bootstrap
+from yolor_ray.evaluate.against.bootstrap import METRICS, draw_resamples, resampled_metrics
 
 SIDES = (12, 30, 34, 80, 100, 180)
 """Sides of objects in pixels: two in each of COCO's ranges of areas."""

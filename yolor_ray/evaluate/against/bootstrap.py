@@ -1,17 +1,20 @@
 """Bootstrap over validation images: COCO metrics of the same detections on resamples of their images.
 
-pycocotools matches detections with objects once. Each resample then only weights the images, which gives the same number as a dataset
-with each image repeated as often as its weight. Legend: R resamples, I images, D detections, J true positives, T IoU thresholds.
+hotcoco matches detections with objects once. Each resample then only weights the images, which gives the same number as a dataset
+with each image repeated as often as its weight.
+Legend: R resamples, I images, K classes, M metrics, D detections, J true positives, T IoU thresholds.
 """
 
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from yolor_ray.evaluate import coco
-from yolor_ray.study.results import METRICS
 
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+"""Metrics of boxes that are resampled, in the order of every axis M."""
 RESAMPLES_PER_CHUNK = 256
 """Bounds the memory, and keeps small datasets in the processor's cache."""
 RECALLS = np.linspace(0, 1, 101)
@@ -29,6 +32,19 @@ def draw_resamples(images: int, count: int, seed: int) -> np.ndarray:
 def resampled_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights: np.ndarray) -> np.ndarray:
     """Return METRICS of boxes for each row of weights, (R, M); NaN where a resample has no object to measure on.
 
+    See `resampled_class_metrics`.
+    """
+    return mean_of_classes(resampled_class_metrics(truth, rows, weights))
+
+
+def mean_of_classes(metrics: np.ndarray) -> np.ndarray:
+    """Return the mean over the classes that have objects, (R, M), of metrics (K, M, R)."""
+    return _finite_mean(metrics).T
+
+
+def resampled_class_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights: np.ndarray) -> np.ndarray:
+    """Return METRICS of each class's boxes for each row of weights, (K, M, R); NaN where a resample has no object to measure on.
+
     Args:
         truth: COCO's annotations, as `coco.score` takes them.
         rows: COCO's results; the copies of a detection that an image's weight makes are ranked next to each other.
@@ -42,16 +58,18 @@ def resampled_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights
     columns = {image["id"]: index for index, image in enumerate(truth["images"])}
     starts = range(0, len(weights), RESAMPLES_PER_CHUNK)
     chunks = [np.ascontiguousarray(weights[i : i + RESAMPLES_PER_CHUNK].T, np.float64) for i in starts]
-    images, areas = len(scorer.params.imgIds), len(scorer.params.areaRng)
+    matches = defaultdict(list)
+    for match in scorer.eval_imgs:
+        if match:
+            matches[match["category_id"], tuple(match["aRng"])].append(match)
     classes = []
-    for k in range(len(scorer.params.catIds)):
-        area_starts = range(k * areas * images, (k + 1) * areas * images, images)
-        precisions = [_precisions([e for e in scorer.evalImgs[s : s + images] if e], columns, chunks) for s in area_starts]
+    for category in scorer.params.cat_ids:
+        precisions = [_precisions(matches[category, tuple(area)], columns, chunks) for area in scorer.params.area_rng]
         all_areas = precisions[0]
         classes.append(
             np.stack([all_areas.mean(axis=0), all_areas[0], all_areas[IOU75_INDEX], *(area.mean(axis=0) for area in precisions[1:])])
         )
-    return _finite_mean(np.array(classes).reshape(-1, len(METRICS), len(weights))).T
+    return np.array(classes).reshape(-1, len(METRICS), len(weights))
 
 
 def _finite_mean(values: np.ndarray) -> np.ndarray:
@@ -65,7 +83,7 @@ def _precisions(matches: list[dict[str, Any]], columns: dict[int, int], chunks: 
     """Return the average precision (T, R) of one class and range of areas from the matches of its images.
 
     Args:
-        matches: `evalImgs` of pycocotools.
+        matches: items of hotcoco's `eval_imgs`.
         columns: index of each image by its id.
         chunks: weights, each (I, some of R).
 
@@ -74,13 +92,12 @@ def _precisions(matches: list[dict[str, Any]], columns: dict[int, int], chunks: 
         return np.full((IOU_THRESHOLDS, sum(w.shape[1] for w in chunks)), np.nan)
     image_columns = np.array([columns[match["image_id"]] for match in matches])
     objects = np.zeros(len(columns))
-    objects[image_columns] = [np.count_nonzero(match["gtIgnore"] == 0) for match in matches]
+    objects[image_columns] = [np.count_nonzero(np.array(match["gtIgnore"]) == 0) for match in matches]
     scores = np.concatenate([match["dtScores"] for match in matches])
     order = np.argsort(-scores, kind="mergesort")
     images = np.repeat(image_columns, [len(match["dtScores"]) for match in matches])[order]
-    is_matched = np.concatenate([match["dtMatches"] for match in matches], axis=1)[:, order] > 0
-    is_counted = ~np.concatenate([match["dtIgnore"] for match in matches], axis=1)[:, order]
-    return np.stack([_precision(images[c], m[c], objects, chunks) for m, c in zip(is_matched, is_counted, strict=True)])
+    is_matched, ignored = (np.concatenate([match[key] for match in matches], axis=1)[:, order] > 0 for key in ("dtMatches", "dtIgnore"))
+    return np.stack([_precision(images[c], m[c], objects, chunks) for m, c in zip(is_matched, ~ignored, strict=True)])
 
 
 def _precision(images: np.ndarray, is_hit: np.ndarray, objects: np.ndarray, chunks: list[np.ndarray]) -> np.ndarray:

@@ -57,9 +57,10 @@ class Result:
     masks: tuple[bytes, ...] | None = None
     """D compressed run lengths (COCO's `counts`; size = [height, width]); None without the task segment. See `mask`."""
     keypoints: np.ndarray | None = None
-    """(D, J, 3) float64: x, y in pixels, and confidence 0 to 1; None without the task pose."""
+    """(D, J, 3) float64: x, y in pixels, and confidence 0 to 1, which is 0 for keypoints that the class does not have; None without the
+    task pose."""
     keypoint_names: tuple[str, ...] = ()
-    """J names."""
+    """J names, of the keypoints of all classes together; see `Detector.class_keypoints`."""
     embeddings: np.ndarray | None = None
     """(D, E) float32 of length 1: the dot product of two is their similarity; None without the task embed."""
     image_labels: dict[str, float] | None = None
@@ -121,6 +122,11 @@ class Detector:
         return dict(self._info.thresholds)
 
     @property
+    def class_keypoints(self) -> dict[str, tuple[str, ...]]:
+        """Names of the keypoints of each class that has some."""
+        return dict(self._info.class_keypoints)
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks of the network."""
         return self._info.tasks
@@ -167,7 +173,7 @@ class Detector:
         return [self._result(image, box) for image, box in zip(detections, letterboxes, strict=True)]
 
     def _result(self, input_detections: detect.Detections, box: Letterbox) -> Result:
-        detections = to_image_detections(input_detections, box)
+        detections = to_image_detections(input_detections, box, self._info.keypoint_flags)
         boxes_xyxy, labels = detections.boxes_xyxy, detections.image_labels
         # A box in the grey bars of the letterbox has no area inside the image.
         detections = select_detections(detections, np.all(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=1))

@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from yolor_ray.data.shards.union import open_datasets
+from packed import pack
+from yolor_ray.data.shards.records import Objects, Record
+from yolor_ray.data.shards.union import open_datasets, relabel_to
 from yolor_ray.evaluate import coco
-from yolor_ray.evaluate.metrics import MAIN_METRICS, best_thresholds, fitness, measure
+from yolor_ray.evaluate.metrics import MAIN_METRICS, _Image, _measure_coco, best_thresholds, fitness, measure
 from yolor_ray.evaluate.predict import merge_detections, predict_row_groups, read_annotations, read_truth
 from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.postprocess import ImageDetections
+from yolor_ray.pack.annotations.masks import box_mask
 
 TASKS = tuple(MAIN_METRICS)
 
@@ -101,7 +104,8 @@ def test_boxes_are_scored_as_without_other_tasks(rich, perfect):
     assert result.masks is result.keypoints is result.labels is None
 
 
-def test_tasks_without_annotations_have_no_metrics(squares):
+def test_tasks_without_annotations_have_no_metrics(squares, rich):
+    squares = relabel_to(squares, rich)
     detections = merge_detections([dict(predict_row_groups(_detect_all_tasks, squares, squares.row_groups, 64, 16))], squares.images)
     assert set(measure(squares, detections, TASKS).metrics) == set(coco.METRICS)
     assert detections[0].masks is detections[0].embeddings is None and detections[0].keypoints is not None
@@ -140,9 +144,65 @@ def test_a_network_without_detections_scores_zero(rich):
 
 def test_in_a_union_an_image_is_scored_on_the_names_of_its_dataset(rich, squares, perfect):
     union = open_datasets(f"{squares.url},{rich.url}")
-    squares_detections = dict(predict_row_groups(_detect_all_tasks, squares, squares.row_groups, 320, 16))
+    relabelled = relabel_to(squares, rich)
+    squares_detections = dict(predict_row_groups(_detect_all_tasks, relabelled, relabelled.row_groups, 320, 16))
     metrics = measure(union, [*merge_detections([squares_detections], squares.images), *perfect], TASKS).metrics
     assert [metrics[name] for name in MAIN_METRICS.values()] == pytest.approx([1] * 5, abs=0.03)
+
+
+def _pair_record(**outputs):
+    """Make an image of 100 x 100 pixels with two objects of class 1, annotated for every task of objects but embed."""
+    boxes = np.array([[10, 10, 30, 30], [60, 60, 80, 80]], np.float32)
+    objects = Objects(boxes, np.ones(2, np.int64), np.zeros(2, bool), np.full(2, 400, np.float32), **outputs)
+    return Record("0.png", b"", 100, 100, objects, tasks=("detect", "pose", "segment"))
+
+
+def _found(boxes_xyxy, labels=(1, 1), **outputs):
+    boxes = np.array(boxes_xyxy, np.float64)
+    masks = tuple(box_mask(box, 100, 100) for box in boxes.tolist())
+    return ImageDetections(boxes, np.linspace(0.9, 0.8, len(boxes)), np.array(labels), masks=masks, **outputs)
+
+
+@pytest.mark.parametrize("second", [(60, 60, 80, 80), (50, 55, 85, 90), (60, 60, 99, 80)])
+def test_a_detection_on_an_object_of_unknown_mask_is_neither_right_nor_wrong(tmp_path, second):
+    record = _pair_record(masks=(box_mask((10, 10, 30, 30), 100, 100), None))
+    dataset = pack(str(tmp_path), [[record]])
+    metrics = measure(dataset, [_found([second, (10, 10, 30, 30)])], ("detect", "segment")).metrics
+    assert metrics["segment/AP"] == pytest.approx(1) and metrics["segment/AR100"] == 1
+    assert measure(dataset, [_found([(10, 10, 30, 30)], [1])], ("segment",)).metrics["segment/AR100"] == 1, "not missed"
+    elsewhere = measure(dataset, [_found([(2, 70, 20, 98), (10, 10, 30, 30)])], ("segment",)).metrics
+    assert elsewhere["segment/AP"] < 0.6, "a detection elsewhere is false"
+    assert measure(dataset, [_found([(10, 10, 30, 30)], [1])], ("detect",)).metrics["AP"] < 0.6, "its box is known"
+
+
+def test_detections_of_a_class_without_keypoints_are_no_poses(tmp_path):
+    points = np.full((2, 2, 3), (0, 0, -1), np.float32)
+    points[0] = (12, 12, 2), (28, 28, 2)
+    record = _pair_record(masks=None, keypoints=points)
+    record = replace(record, objects=replace(record.objects, labels=np.array([1, 0])))
+    names = {"keypoint_names": ("a", "b"), "class_keypoints": {"square": ("a", "b")}}
+    dataset = pack(str(tmp_path), [[record]], **names)
+    found = _found(record.objects.boxes_xyxy, (1, 0), keypoints=np.concatenate([points[:1], points[:1]]).astype(float))
+    rows = _measure_coco(dataset, [_Image(0, record, 0, found)], "pose")[1]
+    assert [row["category_id"] for row in rows] == [1]
+    assert measure(dataset, [found], ("pose",)).metrics["pose/AP"] == pytest.approx(1)
+
+
+def test_an_image_without_a_labelled_keypoint_counts_as_in_coco(tmp_path):
+    labelled, unlabelled = np.zeros((2, 2, 2, 3), np.float32)
+    labelled[0], labelled[1] = ((12, 12, 2), (28, 28, 2)), ((62, 62, 2), (78, 78, 2))
+    records = [replace(_pair_record(keypoints=points), name=f"{index}.png") for index, points in enumerate((labelled, unlabelled))]
+    dataset = pack(str(tmp_path), [records], keypoint_names=("a", "b"))
+
+    def ap(points, boxes):
+        others = _found(boxes, keypoints=np.array(points, np.float64))
+        return measure(dataset, [_found(records[0].objects.boxes_xyxy, keypoints=labelled.astype(float)), others], ("pose",)).metrics[
+            "pose/AP"
+        ]
+
+    boxes = records[1].objects.boxes_xyxy
+    assert ap(labelled, boxes) == pytest.approx(1), "detections on objects without labels are ignored"
+    assert ap([[(5, 90, 1), (9, 95, 1)]] * 2, boxes) < 0.9, "those elsewhere are false"
 
 
 def test_fitness_is_the_mean_of_the_main_metrics_with_a_value():

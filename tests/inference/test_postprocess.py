@@ -11,6 +11,8 @@ from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.postprocess import select_detections, to_image_detections
 
 SIDE = 128
+ALL = np.ones((3, 1), bool)
+"""Flags of three classes with all keypoints."""
 
 
 def _letterbox(width, height, side=SIDE):
@@ -48,14 +50,14 @@ def test_masks_equal_masks_made_pixel_by_pixel(width, height):
     corners[1] = torch.tensor([-9, -9, SIDE + 9, 70])
     corners[2, 2:] = corners[2, :2]
     detections = _detections(corners, coefficients=torch.randn(6, 5), prototypes=torch.randn(5, SIDE // 4, SIDE // 4))
-    assert to_image_detections(detections, letterbox).masks == tuple(_slow_masks(detections, letterbox))
+    assert to_image_detections(detections, letterbox, ALL).masks == tuple(_slow_masks(detections, letterbox))
 
 
 def test_full_and_empty_masks_have_canonical_runs():
     letterbox = _letterbox(30, 20)
     boxes = [[0, 0, SIDE, SIDE]] * 2
     detections = to_image_detections(
-        _detections(boxes, coefficients=torch.tensor([[1.0], [-1.0]]), prototypes=torch.ones(1, 32, 32)), letterbox
+        _detections(boxes, coefficients=torch.tensor([[1.0], [-1.0]]), prototypes=torch.ones(1, 32, 32)), letterbox, ALL
     )
     expected = [run_length.encode(np.full((20, 30), value, np.uint8, order="F"))["counts"] for value in (1, 0)]
     assert list(detections.masks) == expected
@@ -69,7 +71,7 @@ def test_a_mask_in_the_network_input_is_mapped_to_the_image():
     x, y, *_ = letterbox.to_input(np.array([90, 50, 90, 50]))
     logits = torch.from_numpy(40 * letterbox.scale - np.hypot(points[..., 0] - x, points[..., 1] - y)).float()
     box = letterbox.to_input(np.array([50, 10, 130, 90]))
-    mask = to_image_detections(_detections(box, coefficients=torch.ones(1, 1), prototypes=logits[None]), letterbox).masks[0]
+    mask = to_image_detections(_detections(box, coefficients=torch.ones(1, 1), prototypes=logits[None]), letterbox, ALL).masks[0]
     rows, columns = np.mgrid[:100, :200] + 0.5
     expected = np.hypot(columns - 90, rows - 50) < 40
     assert (decode_mask(mask, 200, 100) != expected).sum() < 0.01 * expected.sum()
@@ -79,7 +81,7 @@ def test_selected_objects_keep_all_their_outputs():
     detections = _detections(
         np.tile([0, 0, 9, 9], (3, 1)), embeddings=torch.eye(3), keypoints=torch.rand(3, 2, 3), image_labels=torch.ones(4)
     )
-    image_detections = replace(to_image_detections(detections, _letterbox(50, 40)), masks=(b"a", b"b", b"c"))
+    image_detections = replace(to_image_detections(detections, _letterbox(50, 40), ALL), masks=(b"a", b"b", b"c"))
     selected = select_detections(image_detections, np.array([True, False, True]))
     assert selected.masks == (b"a", b"c") and selected.labels.tolist() == [0, 2]
     assert selected.embeddings.tolist() == [[1, 0, 0], [0, 0, 1]] and selected.keypoints.shape == (2, 2, 3)
@@ -91,32 +93,39 @@ def test_keypoints_are_mapped_like_boxes_but_not_clipped():
     inside, outside = letterbox.to_input(np.array([[20, 30, 150, 80], [-40, -10, 230, 120]])).reshape(2, 2, 2)
     points = torch.tensor(np.stack([inside, outside])).float()
     keypoints = torch.cat([points, torch.tensor([0.25, 0.75]).expand(2, 2)[..., None]], dim=-1)
-    mapped = to_image_detections(_detections(np.zeros((2, 4)), keypoints=keypoints), letterbox).keypoints
+    mapped = to_image_detections(_detections(np.zeros((2, 4)), keypoints=keypoints), letterbox, ALL).keypoints
     expected = [[[20, 30, 0.25], [150, 80, 0.75]], [[-40, -10, 0.25], [230, 120, 0.75]]]
     assert mapped == pytest.approx(np.array(expected), abs=1e-4)
 
 
+def test_keypoints_that_a_class_does_not_have_get_no_confidence():
+    flags = np.array([[True, False], [False, False], [True, True]])
+    detections = _detections(np.tile([0, 0, 9, 9], (3, 1)), keypoints=torch.full((3, 2, 3), 0.75))
+    mapped = to_image_detections(detections, _letterbox(50, 40), flags).keypoints
+    assert mapped[..., 2].tolist() == [[0.75, 0], [0, 0], [0.75, 0.75]]
+
+
 def test_outputs_of_missing_tasks_are_none_and_masks_can_be_left_out():
     letterbox = _letterbox(64, 64)
-    plain = to_image_detections(_detections([[0, 0, 64, 64]]), letterbox)
+    plain = to_image_detections(_detections([[0, 0, 64, 64]]), letterbox, ALL)
     assert plain.masks is plain.keypoints is plain.embeddings is plain.image_labels is None
     assert plain.boxes_xyxy.tolist() == [[0, 0, 32, 32]]
     detections = _detections(
         [[0, 0, 64, 64]], coefficients=torch.ones(1, 1), prototypes=torch.ones(1, 32, 32), image_labels=torch.tensor([0.5])
     )
-    assert to_image_detections(detections, letterbox, masks=False).masks is None
-    assert to_image_detections(detections, letterbox, masks=False).image_labels.tolist() == [0.5]
+    assert to_image_detections(detections, letterbox, ALL, masks=False).masks is None
+    assert to_image_detections(detections, letterbox, ALL, masks=False).image_labels.tolist() == [0.5]
 
 
 def test_an_image_without_detections_has_no_masks():
     detections = _detections(
         np.zeros((0, 4)), coefficients=torch.zeros(0, 2), prototypes=torch.zeros(2, 32, 32), keypoints=torch.zeros(0, 3, 3)
     )
-    image_detections = to_image_detections(detections, _letterbox(50, 40))
+    image_detections = to_image_detections(detections, _letterbox(50, 40), ALL)
     assert image_detections.masks == () and image_detections.keypoints.shape == (0, 3, 3)
 
 
 def test_prototypes_of_another_input_are_refused():
     detections = _detections([[0, 0, 9, 9]], coefficients=torch.ones(1, 1), prototypes=torch.ones(1, 16, 16))
     with pytest.raises(AssertionError, match="input 128 px"):
-        to_image_detections(detections, _letterbox(50, 40))
+        to_image_detections(detections, _letterbox(50, 40), ALL)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,9 @@ def test_classes_that_do_not_fit_the_tensors_are_refused(folder):
         ({"thresholds": {"cat": 1.5}}, "thresholds: found {'cat': 1.5}, expected numbers from 0 to 1"),
         ({"thresholds": {"cat": True}}, "thresholds: found {'cat': True}, expected numbers from 0 to 1"),
         ({"thresholds": {"cow": 0.5}}, "thresholds: found 'cow', expected names among classes"),
+        ({"class_keypoints": ["cat"]}, r"class_keypoints: found \['cat'\], expected lists of names by class name"),
+        ({"class_keypoints": {"cow": ["head"]}}, "class_keypoints: found the class 'cow', expected names among classes"),
+        ({"class_keypoints": {"cat": ["head"]}}, "class_keypoints: found 'head' for 'cat', expected names among keypoint_names"),
     ],
 )
 def test_an_invalid_configuration_is_refused_and_the_file_is_named(folder, change, message):
@@ -160,6 +164,19 @@ def test_weights_of_an_older_version_have_no_thresholds(folder):
     del config["thresholds"]
     republish(folder, config=json.dumps(config).encode())
     assert load_weights(folder)[1].thresholds == {}
+
+
+def test_the_keypoints_of_each_class_are_read_back_and_those_of_an_older_version_are_all(make_network, tmp_path):
+    info = replace(INFO, keypoint_names=("head", "tail"), class_keypoints={"bird": ("tail", "head"), "cat": ("tail",)})
+    save_weights(str(tmp_path), make_network(), info)
+    read = load_weights(str(tmp_path))[1]
+    assert read.class_keypoints == info.class_keypoints
+    assert read.keypoint_flags.tolist() == [[False, True], [False, False], [True, True]]
+    assert [indices.tolist() for indices in read.keypoint_indices] == [[1], [], [1, 0]]
+    config = json.loads(Path(tmp_path, CONFIG_FILE).read_text())
+    del config["class_keypoints"]
+    republish(str(tmp_path), config=json.dumps(config).encode())
+    assert load_weights(str(tmp_path))[1].class_keypoints == dict.fromkeys(INFO.classes, ("head", "tail"))
 
 
 def test_a_missing_key_of_the_configuration_is_named(folder):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from yolor_ray.class_names import keypoint_flags
 from yolor_ray.data import rle
 from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.pack.annotations.coco import read_coco
 from yolor_ray.pack.annotations.image_folder import ImageFolder
-from yolor_ray.pack.annotations.masks import MaskError, box_mask, encode_segmentation, segmentation_bounds
+from yolor_ray.pack.annotations.masks import MaskError, encode_segmentation, segmentation_bounds
 from yolor_ray.pack.annotations.normalize import normalize_objects
 
 WIDTH, HEIGHT = 64, 48
@@ -30,7 +31,7 @@ def read(tmp_path, write_image):
         content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cat", **category}]}
         (tmp_path / "coco.json").write_text(json.dumps(content))
         read = read_coco(ImageFolder(str(tmp_path / "images")), str(tmp_path / "coco.json"))
-        objects, faults = normalize_objects(read.images[0], HEADER, len(read.keypoint_names))
+        objects, faults = normalize_objects(read.images[0], HEADER, keypoint_flags(read).tolist())
         return objects, [fault.code for fault in (*read.faults, *faults)]
 
     return run
@@ -155,10 +156,10 @@ def test_a_thin_polygon_and_a_crossed_one_are_polygons():
     assert (rle.mask_area(thin.counts, WIDTH, HEIGHT), thin.left_out) == (55, ())
 
 
-def test_a_mask_without_a_usable_piece_gets_its_box(read):
+def test_a_mask_without_a_usable_piece_is_unknown(read):
     bad = [[7, 7, 8, 8], [1, 1, 2, 2, 3, 3]]
     objects, codes = read({"bbox": [5, 5, 20, 20], "segmentation": bad}, {"bbox": [30, 5, 20, 20], "segmentation": [TRIANGLE]})
-    assert objects.masks[0] == box_mask((5, 5, 25, 25), WIDTH, HEIGHT)
+    assert objects.masks[0] is None and objects.masks[1] is not None
     assert codes == ["bad_mask"]
 
 

@@ -9,7 +9,7 @@ from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.errors import DataError
 from yolor_ray.pack.annotations.coco import read_coco
 from yolor_ray.pack.annotations.image_folder import ImageFolder
-from yolor_ray.pack.annotations.masks import MaskError, box_mask, encode_segmentation, orient_mask
+from yolor_ray.pack.annotations.masks import MaskError, encode_segmentation, orient_mask
 from yolor_ray.pack.annotations.normalize import normalize_objects
 from yolor_ray.pack.annotations.schema import add_labels_of_objects
 
@@ -159,11 +159,11 @@ def test_a_bad_mask_is_refused_before_pycocotools_sees_it(segmentation, message)
         encode_segmentation(segmentation, WIDTH, HEIGHT)
 
 
-def test_an_object_without_mask_beside_others_with_masks_gets_its_box(read):
+def test_the_mask_of_an_object_without_usable_one_beside_others_is_unknown(read):
     annotations = read([annotation(1, segmentation=TRIANGLE), annotation(2), annotation(3, segmentation=[[1, 2]])])
     objects, faults = normalize_objects(annotations.images[0], HEADER)
     assert [(fault.code, fault.pointer) for fault in faults] == [("missing_mask", "/annotations/1"), ("bad_mask", "/annotations/2")]
-    assert objects.masks[1:] == (box_mask((10, 5, 30, 35), WIDTH, HEIGHT),) * 2
+    assert objects.masks[0] is not None and objects.masks[1:] == (None, None)
     assert objects.areas.tolist()[1:] == [600, 600]
 
 
@@ -183,7 +183,7 @@ def test_keypoints_and_identities_default_to_unknown(read):
     annotations = read([annotation(1, keypoints=points, identity=5), annotation(2), annotation(3, keypoints=[1, 2])], categories=categories)
     assert annotations.keypoint_names == ("nose", "tail")
     assert fault_locations(annotations) == [("bad_keypoints", "/annotations/2/keypoints")]
-    objects, _ = normalize_objects(annotations.images[0], HEADER, keypoint_count=2, has_identities=annotations.has_identities)
+    objects, _ = normalize_objects(annotations.images[0], HEADER, [[True, True], [False, False]], has_identities=annotations.has_identities)
     assert objects.keypoints.shape == (3, 2, 3)
     assert objects.keypoints[0].ravel().tolist() == points
     assert not objects.keypoints[1:].any()
@@ -193,7 +193,7 @@ def test_keypoints_and_identities_default_to_unknown(read):
 def test_annotated_keypoints_turn_with_the_image_and_absent_ones_stay_zero(read):
     categories = [{"id": 3, "name": "cat", "keypoints": ["nose", "tail"]}]
     annotations = read([annotation(keypoints=[1, 2, 2, 0, 0, 0])], categories=categories)
-    objects, _ = normalize_objects(annotations.images[0], ImageHeader("JPEG", HEIGHT, WIDTH, 6), keypoint_count=2)
+    objects, _ = normalize_objects(annotations.images[0], ImageHeader("JPEG", HEIGHT, WIDTH, 6), [[True, True]])
     assert objects.keypoints[0].tolist() == [[46, 1, 2], [0, 0, 0]]
 
 
@@ -213,14 +213,24 @@ def tasks(annotations) -> dict[str, str]:
 
 def test_tasks_are_those_of_the_objects_and_of_a_background_those_of_the_file(read):
     images = [image(), image(8, "b.png")]
-    categories = [{"id": 3, "name": "cat", "keypoints": ["nose"]}, {"id": 90, "name": "dog"}]
     assert tasks(read([annotation()], images)) == {"a.png": "detect", "b.png": "detect"}
     assert tasks(read([], images)) == {"a.png": "detect", "b.png": "detect"}
     assert tasks(read([annotation(segmentation=TRIANGLE)], images)) == {"a.png": "detect segment", "b.png": "detect segment"}
     both = [annotation(1, segmentation=TRIANGLE), annotation(2, image_id=8, identity=0)]
     assert tasks(read(both, images)) == {"a.png": "detect segment", "b.png": "detect embed"}
-    posed, unposed = annotation(1, keypoints=[1, 1, 1]), annotation(2, image_id=8, keypoints=[0, 0, 0])
-    assert tasks(read([posed, unposed], images, categories)) == {"a.png": "detect pose", "b.png": "detect"}
+
+
+def test_an_image_is_annotated_for_pose_by_lists_of_keypoints_and_by_the_absence_of_objects_with_keypoints(read):
+    images = [image(), image(8, "b.png")]
+    categories = [{"id": 3, "name": "cat", "keypoints": ["nose"]}, {"id": 90, "name": "dog"}]
+    posed = annotation(1, keypoints=[1, 1, 1])
+    for other, expected in (
+        ({"keypoints": [0, 0, 0]}, "detect pose"),
+        ({}, "detect"),
+        ({"category_id": 90}, "detect pose"),
+    ):
+        assert tasks(read([posed, annotation(2, image_id=8, **other)], images, categories)) == {"a.png": "detect pose", "b.png": expected}
+    assert tasks(read([annotation(2, category_id=90)], images, categories)) == {"a.png": "detect", "b.png": "detect"}
 
 
 def test_an_entry_with_labels_is_annotated_for_classify_and_a_file_without_boxes_for_nothing_else(read):
@@ -269,7 +279,7 @@ def test_labels_of_objects_are_the_classes_on_the_image_without_crowds(read):
         ([{"id": 1, "name": "a"}, {"id": "1", "name": "b"}], "/categories/1: found id 1 or name 'b' a second time"),
         ([7], "/categories/0: found 7, expected an id and a name"),
         ([{"id": 1, "name": "a", "keypoints": "nose"}], "found keypoints 'nose', expected a list of names"),
-        ([{"id": 1, "name": "a", "keypoints": ["x"]}, {"id": 2, "name": "b", "keypoints": ["y"]}], "2 different lists of keypoints"),
+        ([{"id": 1, "name": "a"}, {"id": 2, "name": "b", "keypoints": ["x", "x"]}], r"/categories/1: found keypoints \['x', 'x'\]"),
     ],
 )
 def test_ambiguous_categories_are_refused(read, categories, message):

@@ -125,10 +125,10 @@ def test_image_labels_of_present_objects_need_all_objects(pack_coco):
     assert tasks == {"1.png": ("classify", "detect")}
 
 
-def test_unreadable_keypoints_exclude_an_image_from_pose_alone(pack_coco):
-    result, tasks = pack_coco({"keypoints": [5, 5, 2]}, {"bbox": [1, 1, 5, 5], "keypoints": [1]}, {"image_id": 1, "keypoints": [5, 5, 2]})
-    assert result["faults"] == {"bad_keypoints": 1, "not_fully_annotated": 1}
-    assert tasks == {"0.png": ("detect",), "1.png": ("detect", "pose")}
+def test_unreadable_keypoints_exclude_an_image_from_pose_if_no_object_has_others(pack_coco):
+    result, tasks = pack_coco({"keypoints": [5, 5, 2]}, {"bbox": [1, 1, 5, 5], "keypoints": [1]}, {"image_id": 1, "keypoints": [5]})
+    assert result["faults"] == {"bad_keypoints": 2}
+    assert tasks == {"0.png": ("detect", "pose"), "1.png": ("detect",)}
 
 
 def voc_object(name: str = "cat", xmin: object = 5) -> str:

@@ -1,7 +1,5 @@
 """Layouts that are unknown, ambiguous or broken are refused by a message that says what was found; nothing is guessed."""
 
-import json
-
 import pytest
 
 from exports import CLASSES, write_coco, write_images, write_labels, write_voc
@@ -148,17 +146,6 @@ def test_a_coco_file_that_is_cut_is_refused(refuse, tmp_path, write_image):
     write_images(write_image, tmp_path / "export" / "train", range(4))
     (tmp_path / "export" / "train" / "_annotations.coco.json").write_text('{"images": [')
     assert "_annotations.coco.json: found no JSON" in refuse(tmp_path / "export")
-
-
-def test_splits_with_different_keypoints_are_refused(refuse, tmp_path, write_image):
-    for split, keypoints in (("train", ["head", "tail"]), ("valid", ["tail", "head"])):
-        write_images(write_image, tmp_path / "export" / split, range(4))
-        file = tmp_path / "export" / split / "_annotations.coco.json"
-        write_coco(file, range(4))
-        content = json.loads(file.read_text())
-        content["categories"][0]["keypoints"] = keypoints
-        file.write_text(json.dumps(content))
-    assert "found 2 lists of keypoints in the splits" in refuse(tmp_path / "export")
 
 
 def test_two_years_of_a_devkit_are_refused(refuse, tmp_path, write_image):

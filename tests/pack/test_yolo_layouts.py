@@ -184,13 +184,13 @@ def test_keypoints_of_two_numbers_are_visible_unless_at_zero_or_negative(pack_ro
 @pytest.mark.parametrize(
     ("columns", "faults", "tasks"),
     [
-        ("0.5 0.5 0.9", {"bad_keypoints": 1, "not_fully_annotated": 1}, ("detect",)),
-        ("32 24 2", {"bad_keypoints": 1, "not_fully_annotated": 1}, ("detect",)),
+        ("0.5 0.5 0.9", {"bad_keypoints": 1}, ("detect", "pose")),
+        ("32 24 2", {"bad_keypoints": 1}, ("detect", "pose")),
         ("0.5 0.5", {"bad_line": 1, "not_fully_annotated": 1}, None),
         ("0.5 nan 2", {"not_a_number": 1, "not_fully_annotated": 1}, None),
     ],
 )
-def test_unreadable_keypoints_exclude_the_image_from_pose_and_unreadable_lines_from_the_dataset(pack_rows, columns, faults, tasks):
+def test_unreadable_keypoints_are_unlabelled_and_unreadable_lines_exclude_the_image(pack_rows, columns, faults, tasks):
     good = f"{BOX} 0.5 0.5 2"
     found, records = pack_rows(f"{good}\n0 0.4 0.4 0.2 0.2 {columns}", good, names="names: [cat]\nkpt_shape: [1, 3]\n")
     assert found == faults

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from colour_engine import KEYPOINTS, write_weights
 from packed import all_records
 from yolor_ray.config import PackCocoConfig
+from yolor_ray.config.network import TASKS
 from yolor_ray.data.rle import decode_mask, encode_polygons
+from yolor_ray.model.weights import load_weights
 from yolor_ray.pack.run import pack
 from yolor_ray.predict import sources
+from yolor_ray.predict.part_file import detections_of
 from yolor_ray.predict.run import predict
 
 
@@ -47,3 +51,22 @@ def test_the_file_is_packed_like_annotations(output, photos, tmp_path, rows):
     for record in all_records(str(tmp_path / "packed")):
         np.testing.assert_allclose(record.objects.boxes_xyxy, found[record.name]["boxes_xyxy"], atol=0.02)
         assert record.objects.masks is not None and record.objects.keypoints is not None
+
+
+def test_categories_list_their_own_keypoints_and_annotations_have_numbers_in_that_order(settings, tmp_path, rows):
+    weights = write_weights(tmp_path / "weights", TASKS, class_keypoints={"red": KEYPOINTS[::-1]})
+    predict(settings(weights=weights, format="coco"))
+    output = tmp_path / "out"
+    content = json.loads((output / "coco.json").read_text())
+    red, blue = content["categories"]
+    assert red["keypoints"] == list(KEYPOINTS[::-1]) and not {"keypoints", "skeleton"} & blue.keys()
+    row = rows(output)["1.png"]
+    assert [len(numbers) for numbers in row["keypoints"]] == [6 if name == "red" else 0 for name in row["classes"]]
+    info = load_weights(weights)[1]
+    read = detections_of(row, info)
+    own = read.keypoints[row["classes"].index("red")]
+    np.testing.assert_allclose(own[::-1].ravel(), row["keypoints"][row["classes"].index("red")], rtol=1e-6)
+    assert not read.keypoints[row["classes"].index("blue")].any()
+    for annotation in content["annotations"]:
+        assert ("keypoints" in annotation) == ("num_keypoints" in annotation) == (annotation["category_id"] == red["id"])
+    assert json.loads((output / "predict.json").read_text())["class_keypoints"] == {"red": list(KEYPOINTS[::-1])}

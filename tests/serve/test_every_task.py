@@ -19,7 +19,8 @@ from yolor_ray.model.weights import WeightsInfo
 from yolor_ray.serve import response
 from yolor_ray.serve.engine import DetectOptions
 from yolor_ray.serve.http.errors import ApiError
-from yolor_ray.serve.response import detections_json
+from yolor_ray.serve.http.schemas import Detection
+from yolor_ray.serve.response import detections_json, model_json
 
 JPEG = encode_image()
 FIELDS = {"masks": "mask", "keypoints": "keypoints", "embeddings": "embedding"}
@@ -96,7 +97,7 @@ def test_a_network_that_only_detects_returns_boxes_alone_whatever_the_request(se
         assert [list(detection) for detection in body["detections"]] == [["box", "class", "class_id", "confidence"]]
         assert list(body["timing_ms"]) == ["body", "decode", "queue", "network"]
     assert card["tasks"] == ["detect"]
-    assert not {"image_classes", "keypoint_names", "embedding_numbers"} & card.keys()
+    assert not {"image_classes", "keypoint_names", "class_keypoints", "embedding_numbers"} & card.keys()
 
 
 def test_the_model_card_lists_tasks_and_their_names(client):
@@ -138,6 +139,21 @@ def many_objects(count):
     prototypes = torch.stack((rows[:, None] + rows, torch.ones(160, 160)))
     masks = {"coefficients": torch.tensor([[1.0, 0.3]]).repeat(count, 1), "prototypes": prototypes}
     return Detections(boxes, torch.full((count,), 0.5), torch.zeros(count, dtype=torch.long), **masks)
+
+
+def test_a_detection_lists_the_keypoints_of_its_class_in_the_order_of_the_class():
+    keypoints = {"keypoint_names": ("head", "tail"), "class_keypoints": {"fly": ("tail", "head")}}
+    info = WeightsInfo("flies", ("fly", "cell"), 640, tasks=("detect", "pose"), **keypoints)
+    points = torch.tensor([[[1, 2, 0.5], [3, 4, 0.75]]]).repeat(2, 1, 1)
+    found = Detections(torch.tensor([[0.0, 0, 9, 9]] * 2), torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), keypoints=points)
+    fly, cell = detections_json(info, found, LETTERBOX, DetectOptions(0.1, 0.5, 9))["detections"]
+    assert fly["keypoints"] == [
+        {"name": "tail", "x": 6, "y": 8, "confidence": 0.75},
+        {"name": "head", "x": 2, "y": 4, "confidence": 0.5},
+    ]
+    assert cell["keypoints"] == []
+    assert Detection.model_validate(cell).keypoints == []
+    assert model_json(info)["class_keypoints"] == {"fly": ["tail", "head"]}
 
 
 def test_without_masks_no_mask_is_computed():

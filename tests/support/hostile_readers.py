@@ -136,7 +136,7 @@ def read_records(url: Path) -> None:
             counts |= {len(values) for values in (objects.masks, objects.keypoints, objects.identities) if values is not None}
             assert len(counts) == 1
             if objects.masks:
-                instance_map(objects.masks, record.width, record.height, (16, 16))
+                instance_map([mask for mask in objects.masks if mask], record.width, record.height, (16, 16))
 
 
 def coco_files() -> list[bytes]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from yolor_ray.class_names import keypoint_flags
 from yolor_ray.config import AugmentConfig, ClusterConfig, DataConfig, LossConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.data.augment.instance_map import instance_map
@@ -85,5 +86,5 @@ def best_possible_mask_ap(dataset: Dataset) -> float:
             coefficients=torch.eye(len(ids)),
             prototypes=torch.from_numpy(coverage - 0.5).float(),
         )
-        predictions.append(to_image_detections(detections, Letterbox(1.0, 0, 0, SIDE, SIDE)))
+        predictions.append(to_image_detections(detections, Letterbox(1.0, 0, 0, SIDE, SIDE), keypoint_flags(dataset)))
     return measure(dataset, predictions, ("detect", "segment")).metrics["segment/AP"]

@@ -65,10 +65,13 @@ def _fits_mask(area: float, sides: tuple[float, float] | None, mask_px: float | 
 def exceeded_limits(objects: Objects, tasks: tuple[str, ...]) -> list[str]:
     """Return the tasks, out of those of an image, for which a class has more objects than COCO compares detections.
 
-    Even perfect detections cannot reach an AP of 1 there. Crowd regions, and objects without labelled keypoints, do not count.
+    Even perfect detections cannot reach an AP of 1 there. Crowd regions do not count, nor objects without labelled keypoints or without
+    known masks.
     """
     compared = ~objects.crowd
-    labels = {task: objects.labels[compared] for task in ("detect", "segment")}
+    labels = {"detect": objects.labels[compared]}
+    if objects.masks is not None:
+        labels["segment"] = objects.labels[compared & [mask is not None for mask in objects.masks]]
     if objects.keypoints is not None:
         labels["pose"] = objects.labels[compared & (objects.keypoints[..., 2] > 0).any(axis=-1)]
     return [task for task in tasks if task in labels and np.bincount(labels[task]).max(initial=0) > MAX_DETECTIONS[task]]

@@ -94,8 +94,8 @@ def _annotation(objects: Objects, index: int, width: int, height: int) -> dict[s
         "area": _area(objects, index, width, height),
         "iscrowd": int(objects.crowd[index]),
     }
-    if objects.masks is not None:
-        annotation["segmentation"] = {"size": [height, width], "counts": objects.masks[index].decode("ascii")}
+    if mask := objects.masks and objects.masks[index]:
+        annotation["segmentation"] = {"size": [height, width], "counts": mask.decode("ascii")}
     if objects.keypoints is not None:
         # COCO compares neither unknown keypoints (visibility -1) nor unlabelled ones (0).
         keypoints = np.maximum(objects.keypoints[index], (-np.inf, -np.inf, 0))
@@ -110,7 +110,8 @@ def _area(objects: Objects, index: int, width: int, height: int) -> float:
     if area > 0:
         return area
     x1, y1, x2, y2 = objects.boxes_xyxy[index].tolist()
-    return object_area(None, (x2 - x1, y2 - y1), None if objects.masks is None else rle.mask_area(objects.masks[index], width, height))
+    mask = objects.masks and objects.masks[index]
+    return object_area(None, (x2 - x1, y2 - y1), rle.mask_area(mask, width, height) if mask else None)
 
 
 def make_result_rows(image_id: int, detections: ImageDetections, width: int, height: int, iou_type: IouType = "bbox") -> list[ResultRow]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from yolor_ray.class_names import keypoint_flags
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.data.shards.records import Record
 from yolor_ray.evaluate import coco
@@ -86,9 +87,10 @@ def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Coll
 
 
 def _measure_coco(dataset: Dataset, images: Sequence[_Image], task: str) -> tuple[coco.CocoResult, list[coco.ResultRow]]:
-    """Compare by COCO's rules; in a union, an image is compared in the classes that its own dataset names."""
+    """Compare by COCO's rules: keypoints in the classes that have some, and an image of a union in the classes of its own dataset."""
     iou_type, classes = coco.IOU_TYPES[task], dataset.classes
-    known = [dataset.classes_of(member) for member in range(max(len(dataset.members), 1))]
+    compared = keypoint_flags(dataset).any(axis=1) if task == "pose" else np.ones(len(classes), np.bool_)
+    known = [dataset.classes_of(member) & compared for member in range(max(len(dataset.members), 1))]
     rows = [
         row
         for image in images

@@ -30,15 +30,22 @@ class ImageDetections:
     masks: tuple[bytes, ...] | None = None
     """D compressed COCO run-length strings (`counts`; size = height, width of the image)."""
     keypoints: np.ndarray | None = None
-    """(D, J, 3) float64: x, y, which may lie outside the image, and confidence 0 to 1."""
+    """(D, J, 3) float64: x, y, which may lie outside the image, and confidence 0 to 1; 0 for keypoints that the class does not have."""
     embeddings: np.ndarray | None = None
     """(D, E) float32 of length 1."""
     image_labels: np.ndarray | None = None
     """(M,) float64: probabilities."""
 
 
-def to_image_detections(detections: Detections, letterbox: Letterbox, *, masks: bool = True) -> ImageDetections:
-    """Map detections to the image that lies at `letterbox` in the network's input; False for `masks` makes no masks."""
+def to_image_detections(detections: Detections, letterbox: Letterbox, keypoint_flags: np.ndarray, *, masks: bool = True) -> ImageDetections:
+    """Map detections to the displayed image.
+
+    Args:
+        detections: in pixels of the network's input.
+        letterbox: position of the image in the network's input.
+        keypoint_flags: (K, J) bool: the keypoints that each class has; the others get the confidence 0.
+        masks: False makes no masks.
+    """
     boxes_xyxy = letterbox.to_image(detections.boxes_xyxy.double().numpy())
     embeddings, image_labels = detections.embeddings, detections.image_labels
     return ImageDetections(
@@ -46,7 +53,7 @@ def to_image_detections(detections: Detections, letterbox: Letterbox, *, masks: 
         confidences=detections.confidences.double().numpy(),
         labels=detections.labels.numpy(),
         masks=tuple(_masks(detections, boxes_xyxy, letterbox)) if masks and detections.coefficients is not None else None,
-        keypoints=None if detections.keypoints is None else _keypoints(detections.keypoints.double().numpy(), letterbox),
+        keypoints=None if detections.keypoints is None else _keypoints(detections, letterbox, keypoint_flags),
         embeddings=None if embeddings is None else embeddings.float().numpy(),
         image_labels=None if image_labels is None else image_labels.double().numpy(),
     )
@@ -67,9 +74,12 @@ def _input_transform(letterbox: Letterbox) -> tuple[np.ndarray, np.ndarray]:
     return (corners[2:] - corners[:2]) / size, corners[:2]
 
 
-def _keypoints(keypoints: np.ndarray, letterbox: Letterbox) -> np.ndarray:
+def _keypoints(detections: Detections, letterbox: Letterbox, flags: np.ndarray) -> np.ndarray:
+    assert detections.keypoints is not None
+    keypoints = detections.keypoints.double().numpy()
     factor, offset = _input_transform(letterbox)
-    return np.concatenate([(keypoints[..., :2] - offset) / factor, keypoints[..., 2:]], axis=-1)
+    confidences = keypoints[..., 2] * flags[detections.labels.numpy()]
+    return np.concatenate([(keypoints[..., :2] - offset) / factor, confidences[..., None]], axis=-1)
 
 
 def _masks(detections: Detections, boxes_xyxy: np.ndarray, letterbox: Letterbox) -> Iterator[bytes]:

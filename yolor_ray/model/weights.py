@@ -4,18 +4,20 @@ Nothing is ever unpickled. The configuration holds everything needed to build th
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from yolor_ray.class_names import unusable_name
+from yolor_ray.class_names import class_keypoints_problem, complete_class_keypoints, keypoint_flags, keypoint_indices, unusable_name
 from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.config.dotted import coerce
 from yolor_ray.errors import ConfigError, WeightsError, check
@@ -85,13 +87,29 @@ class WeightsInfo:
     image_classes: tuple[str, ...] = ()
     """Names of the image labels, in the order of the network's outputs."""
     keypoint_names: tuple[str, ...] = ()
-    """Names of an object's keypoints, in the order of the network's outputs."""
+    """Names of the keypoints of all classes together, in the order of the network's outputs."""
+    class_keypoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the keypoints of each object class that has some; left out, every class has all `keypoint_names`."""
     tasks: tuple[str, ...] = ("detect",)
     """Tasks of the network; set by reading."""
     fused: bool = False
     """True if batch norm and implicit vectors are folded; set by reading."""
     thresholds: dict[str, float] = field(default_factory=dict)
     """Confidence threshold with the best F1 score on the validation set, by class name; absent for classes not found there."""
+
+    def __post_init__(self) -> None:
+        """Give every class all keypoints where `class_keypoints` is left out."""
+        object.__setattr__(self, "class_keypoints", complete_class_keypoints(self.class_keypoints, self.classes, self.keypoint_names))
+
+    @functools.cached_property
+    def keypoint_indices(self) -> tuple[np.ndarray, ...]:
+        """For each class, the indices of its keypoints among the network's outputs, int64, in the order of the class."""
+        return keypoint_indices(self)
+
+    @functools.cached_property
+    def keypoint_flags(self) -> np.ndarray:
+        """(K, J) bool: the keypoints that each class has."""
+        return keypoint_flags(self)
 
 
 def weights_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
@@ -104,6 +122,7 @@ def weights_files(network: Yolor, info: WeightsInfo) -> dict[str, bytes]:
         "classes": list(info.classes),
         "image_classes": list(info.image_classes),
         "keypoint_names": list(info.keypoint_names),
+        "class_keypoints": {name: list(keypoints) for name, keypoints in info.class_keypoints.items()},
         "image_px": info.image_px,
         "metrics": info.metrics,
         "thresholds": info.thresholds,
@@ -152,6 +171,7 @@ def load_weights(url: str) -> tuple[Yolor, WeightsInfo]:
         version=hashlib.sha256(files[TENSORS_FILE]).hexdigest()[:12],
         image_classes=tuple(config["image_classes"]),
         keypoint_names=tuple(config["keypoint_names"]),
+        class_keypoints={name: tuple(keypoints) for name, keypoints in config["class_keypoints"].items()},
         tasks=network.config.tasks,
         fused=config["fused"],
     )
@@ -168,7 +188,7 @@ def _read_config(url: str, data: bytes) -> dict[str, Any]:
     if format_and_version != (FORMAT, VERSION):
         raise WeightsError(f"{config_url}: found format and version {format_and_version!r}, expected {(FORMAT, VERSION)!r}")
     # Weights of older versions do not have these keys.
-    config = {"image_classes": [], "keypoint_names": [], "thresholds": {}, **config}
+    config = {"image_classes": [], "keypoint_names": [], "class_keypoints": {}, "thresholds": {}, **config}
     missing = {"name", "classes", "image_px", "metrics", "fused", "network"} - config.keys()
     if missing:
         raise WeightsError(f"{config_url}: keys {sorted(missing)} are missing")
@@ -178,6 +198,8 @@ def _read_config(url: str, data: bytes) -> dict[str, Any]:
     unknown = sorted(config["thresholds"].keys() - set(config["classes"]))
     if unknown:
         raise WeightsError(f"{config_url}: thresholds: found {unknown[0]!r}, expected names among classes")
+    if problem := class_keypoints_problem(config["class_keypoints"], config["classes"], config["keypoint_names"]):
+        raise WeightsError(f"{config_url}: class_keypoints: found {problem}")
     return config
 
 

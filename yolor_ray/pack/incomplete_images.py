@@ -9,8 +9,6 @@ from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations
 
 OBJECT_TASKS = frozenset({"detect", "segment", "pose", "embed"})
 """Tasks that need all objects of an image."""
-KEYPOINT_CODES = frozenset({"bad_keypoints"})
-"""Codes of objects whose keypoints alone cannot be read."""
 
 
 def withdraw_tasks(annotations: Annotations, object_codes: Collection[str]) -> Annotations:
@@ -24,7 +22,7 @@ def withdraw_tasks(annotations: Annotations, object_codes: Collection[str]) -> A
     """
     faults_by_image: dict[str, list[Fault]] = defaultdict(list)
     for fault in annotations.faults:
-        if fault.image and fault.code in {*object_codes, *KEYPOINT_CODES}:
+        if fault.image and fault.code in object_codes:
             faults_by_image[fault.image].append(fault)
     # A dataset without any object is refused as a whole, with the cause.
     is_unsure = annotations.unplaced_objects > 0 and any(image.objects for image in annotations.images)
@@ -32,7 +30,7 @@ def withdraw_tasks(annotations: Annotations, object_codes: Collection[str]) -> A
     faults = []
     for image in annotations.images:
         causes = faults_by_image[image.name]
-        withdrawn = _withdrawn_tasks(causes) or (OBJECT_TASKS if is_unsure and not image.objects else set())
+        withdrawn = OBJECT_TASKS if causes or (is_unsure and not image.objects) else frozenset()
         kept = replace(image, tasks=tuple(task for task in image.tasks if task not in withdrawn))
         if kept.tasks != image.tasks:
             codes = ", ".join(f"{code} {count}" for code, count in count_by_code(causes).items())
@@ -42,12 +40,6 @@ def withdraw_tasks(annotations: Annotations, object_codes: Collection[str]) -> A
         if kept.tasks or not image.tasks:
             images.append(kept)
     return replace(annotations, images=tuple(images), faults=(*annotations.faults, *faults))
-
-
-def _withdrawn_tasks(faults: Collection[Fault]) -> Collection[str]:
-    """Return the tasks that the faults of an image withdraw."""
-    codes = {fault.code for fault in faults}
-    return {"pose"} if codes and codes <= KEYPOINT_CODES else OBJECT_TASKS if codes else set()
 
 
 def _consequence(image: AnnotatedImage, kept: AnnotatedImage) -> str:

@@ -6,10 +6,10 @@ one row group.
 
 import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from yolor_ray.class_names import unusable_name
+from yolor_ray.class_names import keypoint_flags, unusable_name
 from yolor_ray.config import PackCocoConfig, PackConfig, PackCropsConfig, PackScenesConfig, PackVocConfig, PackYoloConfig
 from yolor_ray.config.pack import PackLabelsConfig
 from yolor_ray.data.synthetic import scenes
@@ -39,6 +39,7 @@ class PackPlan:
     classes: tuple[str, ...]
     image_classes: tuple[str, ...] = ()
     keypoint_names: tuple[str, ...] = ()
+    class_keypoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
     """Faults of the annotations; faults of images are found while building."""
     strict: bool = False
@@ -78,7 +79,8 @@ def plan_scenes(config: PackScenesConfig) -> PackPlan:
     starts = range(0, config.count, SCENES_PER_SHARD)
     sources = [SceneSource(start, min(start + SCENES_PER_SHARD, config.count), config.seed, config.size_px) for start in starts]
     tasks = tuple(ShardTask(index, source, output) for index, source in enumerate(sources))
-    return PackPlan(output, tasks, scenes.CLASSES, scenes.IMAGE_CLASSES, scenes.KEYPOINT_NAMES, strict=config.strict)
+    names = scenes.CLASSES, scenes.IMAGE_CLASSES, scenes.KEYPOINT_NAMES, scenes.CLASS_KEYPOINTS
+    return PackPlan(output, tasks, *names, strict=config.strict)
 
 
 def _read_annotations(config: PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConfig, folder: ImageFolder) -> Annotations:
@@ -115,16 +117,17 @@ def divide(config: PackConfig, folder: ImageFolder, annotations: Annotations) ->
         DataError: a name has a control character.
     """
     output = absolute(config.output)
-    for field in ("classes", "image_classes", "keypoint_names"):
-        if (name := unusable_name(getattr(annotations, field))) is not None:
-            raise DataError(f"{folder.url}: found {name!r} among {field.replace('_', ' ')}, expected names without control characters")
+    for kind in ("classes", "image_classes", "keypoint_names"):
+        if (name := unusable_name(getattr(annotations, kind))) is not None:
+            raise DataError(f"{folder.url}: found {name!r} among {kind.replace('_', ' ')}, expected names without control characters")
     ordered = sorted(annotations.images, key=lambda image: hashlib.sha256(image.name.encode()).digest())
+    flags = tuple(map(tuple, keypoint_flags(annotations).tolist()))
     tasks = []
     for index, images in enumerate(_groups_of_size(ordered, folder, config.shard_mb * 1e6)):
         files = tuple(folder.files[image.name] for image in images)
-        source = AnnotatedSource(folder.url, images, files, len(annotations.keypoint_names), annotations.has_identities)
+        source = AnnotatedSource(folder.url, images, files, flags, annotations.has_identities)
         tasks.append(ShardTask(index, source, output))
-    names = annotations.classes, annotations.image_classes, annotations.keypoint_names
+    names = annotations.classes, annotations.image_classes, annotations.keypoint_names, annotations.class_keypoints
     return PackPlan(output, tuple(tasks), *names, annotations.faults, config.strict)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from yolor_ray.class_names import digested_names
 from yolor_ray.cluster.connect import as_completed, start_ray
 from yolor_ray.config import (
     PackAutoConfig,
@@ -217,12 +218,13 @@ def _describe(plan: PackPlan, results: Sequence[ShardResult], faults: Sequence[F
         classes=plan.classes,
         image_classes=plan.image_classes,
         keypoint_names=plan.keypoint_names,
+        class_keypoints=plan.class_keypoints,
         tasks=tuple(sorted({task for result in results for task in result.tasks})),
         images=sum(shard.rows for shard in shards),
         boxes=boxes.total(),
         boxes_per_class={name: boxes[label] for label, name in enumerate(plan.classes)},
         shards=shards,
-        digest=dataset_digest(shards, plan.classes, plan.image_classes, plan.keypoint_names),
+        digest=dataset_digest(shards, *digested_names(plan)),
         faults=count_by_code(faults),
         crowds=sum(result.crowds for result in results),
     )

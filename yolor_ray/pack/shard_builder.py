@@ -43,8 +43,8 @@ class AnnotatedSource:
     images: tuple[AnnotatedImage, ...]
     files: tuple[ImageFile, ...]
     """Image files as they were listed, in the order of `images`."""
-    keypoint_count: int
-    """Keypoints per object of the dataset."""
+    keypoint_flags: tuple[tuple[bool, ...], ...]
+    """The keypoints of the dataset that each of its classes has."""
     has_identities: bool
     """The dataset has identities."""
 
@@ -63,7 +63,7 @@ class AnnotatedSource:
             except ImageError as error:
                 faults.append(Fault("broken_image", f"{error.code}: {error}; image left out", url))
                 continue
-            objects, image_faults = normalize_objects(image, header, self.keypoint_count, self.has_identities)
+            objects, image_faults = normalize_objects(image, header, self.keypoint_flags, self.has_identities)
             faults += image_faults
             if objects is not None:
                 labels = np.array(image.image_labels, np.int64)

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from yolor_ray.config import PackAutoConfig
 from yolor_ray.data.shards.hold_out import content_fraction
+from yolor_ray.data.shards.union import unite_class_keypoints, unite_names
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import absolute, join
 from yolor_ray.pack.annotations.image_folder import ImageFolder, read_files
-from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations, drop_duplicates
+from yolor_ray.pack.annotations.schema import AnnotatedImage, Annotations, drop_duplicates, spread_keypoints
 from yolor_ray.pack.layouts.layout import SPLITS, Source
 from yolor_ray.pack.layouts.recognise import recognise
 from yolor_ray.pack.layouts.tree import lowest_common_folder
@@ -57,31 +58,41 @@ def _read(source: Source) -> Split:
 def _align(members: list[Annotations], by_name: bool) -> list[Annotations]:
     """Return annotations with the same classes: those of the first in their order, then further ones; or all in alphabetical order.
 
-    Raises:
-        DataError: members have different lists of keypoints.
+    Keypoints are united by name, for each class.
     """
-    keypoints = {member.keypoint_names for member in members} - {()}
-    if len(keypoints) > 1:
-        raise DataError(f"found {len(keypoints)} lists of keypoints in the splits ({keypoints}), expected the same list in all splits")
     names = dict.fromkeys(name for member in members for name in member.classes)
     classes = tuple(sorted(names) if by_name else names)
     image_classes = tuple(sorted({name for member in members for name in member.image_classes}))
     for missing in {tuple(name for name in classes if name not in member.classes) for member in members} - {()}:
         logger.warning("event=classes_differ missing='%s' reason='annotations of a part of the images lack these classes'", missing)
-    return [_relabel(member, classes, image_classes, next(iter(keypoints), ())) for member in members]
+    keypoint_names = unite_names(member.keypoint_names for member in members)
+    for differing in {member.keypoint_names for member in members} - {(), keypoint_names}:
+        logger.warning(
+            "event=keypoints_differ found='%s' all='%s' reason='annotations of a part of the images lack some of the keypoints'",
+            *(", ".join(differing), ", ".join(keypoint_names)),
+        )
+    class_keypoints = unite_class_keypoints(classes, [member.class_keypoints for member in members])
+    united = Annotations(classes, (), (), image_classes, keypoint_names, class_keypoints=class_keypoints)
+    return [_relabel(member, united) for member in members]
 
 
-def _relabel(member: Annotations, classes: tuple[str, ...], image_classes: tuple[str, ...], keypoint_names: tuple[str, ...]) -> Annotations:
-    labels = [classes.index(name) for name in member.classes]
-    image_labels = [image_classes.index(name) for name in member.image_classes]
+def _relabel(member: Annotations, united: Annotations) -> Annotations:
+    """Return the images and faults of a member in the names of `united`."""
+    labels, image_labels, keypoints = (
+        [getattr(united, field).index(name) for name in getattr(member, field)] for field in ("classes", "image_classes", "keypoint_names")
+    )
 
     def relabel(image: AnnotatedImage) -> AnnotatedImage:
-        objects = tuple(replace(obj, label=labels[obj.label]) for obj in image.objects)
+        objects = tuple(
+            replace(obj, label=labels[obj.label], keypoints=spread_keypoints(obj.keypoints, keypoints, len(united.keypoint_names)))
+            for obj in image.objects
+        )
         return replace(image, objects=objects, image_labels=tuple(sorted(image_labels[label] for label in image.image_labels)))
 
-    unchanged = member.classes == classes and member.image_classes == image_classes
+    fields = "classes", "image_classes", "keypoint_names"
+    unchanged = all(getattr(member, field) == getattr(united, field) for field in fields)
     images = member.images if unchanged else tuple(map(relabel, member.images))
-    return replace(member, classes=classes, image_classes=image_classes, keypoint_names=keypoint_names, images=images)
+    return replace(united, images=images, faults=member.faults, unplaced_objects=member.unplaced_objects)
 
 
 def _unite(parts: list[Split]) -> Split:

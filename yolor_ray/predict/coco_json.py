@@ -39,8 +39,8 @@ def _encoded(content: dict[str, Any]) -> bytes:
 
 def _categories(info: WeightsInfo) -> Iterator[dict[str, Any]]:
     for label, name in enumerate(info.classes):
-        keypoints = {"keypoints": list(info.keypoint_names), "skeleton": []} if "pose" in info.tasks else {}
-        yield {"id": label + 1, "name": name, "supercategory": "", **keypoints}
+        own = info.class_keypoints.get(name) if "pose" in info.tasks else None
+        yield {"id": label + 1, "name": name, "supercategory": "", **({"keypoints": list(own), "skeleton": []} if own else {})}
 
 
 def _annotations(row: dict[str, Any], info: WeightsInfo) -> Iterator[dict[str, Any]]:
@@ -58,7 +58,7 @@ def _annotations(row: dict[str, Any], info: WeightsInfo) -> Iterator[dict[str, A
             area, polygons = mask_polygons(row["masks"][index].encode("ascii"), row["height"])
             # A mask without a pixel leaves the annotation a box.
             annotation |= {"segmentation": polygons, "area": area} if polygons else {}
-        if "keypoints" in row:
+        if "keypoints" in row and row["keypoints"][index]:
             annotation |= _keypoints(row["keypoints"][index])
         yield annotation
 

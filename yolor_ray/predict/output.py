@@ -61,6 +61,7 @@ def settings_of(config: PredictConfig, info: WeightsInfo) -> dict[str, Any]:
         "weights": {"name": info.name, "version": info.version, "classes": list(info.classes), "tasks": list(info.tasks)},
         "image_classes": list(info.image_classes),
         "keypoint_names": list(info.keypoint_names),
+        "class_keypoints": {name: list(keypoints) for name, keypoints in info.class_keypoints.items()},
         "images_url": absolute(config.images),
         **{name: getattr(config, name) for name in FIXED_SETTINGS},
     }

@@ -1,6 +1,6 @@
 """Write and read the Parquet files of predictions: one row per image.
 
-Legend: D detections, J keypoints, E numbers of an embedding.
+Legend: D detections, J keypoints of a detection's class, E numbers of an embedding.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def to_parquet(images: Sequence[PredictedImage], info: WeightsInfo) -> pa.Buffer
 def _row(image: PredictedImage, info: WeightsInfo) -> dict[str, Any]:
     found = image.detections
     labels = () if found.image_labels is None else zip(info.image_classes, found.image_labels.tolist(), strict=True)
-    keypoints = np.zeros((0, 0)) if found.keypoints is None else found.keypoints.reshape(len(found.keypoints), -1)
+    keypoints = () if found.keypoints is None else zip(found.keypoints, found.labels, strict=True)
     return {
         "name": image.name,
         "width": image.width,
@@ -61,7 +61,7 @@ def _row(image: PredictedImage, info: WeightsInfo) -> dict[str, Any]:
         "confidences": found.confidences.tolist(),
         "boxes_xyxy": found.boxes_xyxy.tolist(),
         "masks": [mask.decode("ascii") for mask in found.masks or ()],
-        "keypoints": keypoints.tolist(),
+        "keypoints": [points[info.keypoint_indices[label]].ravel().tolist() for points, label in keypoints],
         "embeddings": [] if found.embeddings is None else found.embeddings.tolist(),
         "image_labels": list(labels),
     }
@@ -85,11 +85,14 @@ def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> list[dict
 def detections_of(row: dict[str, Any], info: WeightsInfo) -> ImageDetections:
     """Return the detections of a row of `from_parquet`."""
     count = len(row["classes"])
-    has_keypoints, has_masks = "keypoints" in row, "masks" in row
+    labels = np.array([info.classes.index(name) for name in row["classes"]], np.int64)
+    keypoints = np.zeros((count, len(info.keypoint_names), 3))
+    for points, label, numbers in zip(keypoints, labels, row.get("keypoints", ()), strict=False):
+        points[info.keypoint_indices[label]] = np.reshape(numbers, (-1, 3))
     return ImageDetections(
         boxes_xyxy=np.array(row["boxes_xyxy"], np.float64).reshape(-1, 4),
         confidences=np.array(row["confidences"], np.float64),
-        labels=np.array([info.classes.index(name) for name in row["classes"]], np.int64),
-        masks=tuple(mask.encode("ascii") for mask in row["masks"]) if has_masks else None,
-        keypoints=np.array(row["keypoints"], np.float64).reshape(count, -1, 3) if has_keypoints and count else None,
+        labels=labels,
+        masks=tuple(mask.encode("ascii") for mask in row["masks"]) if "masks" in row else None,
+        keypoints=keypoints if "keypoints" in row else None,
     )

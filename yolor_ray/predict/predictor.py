@@ -146,7 +146,7 @@ class Predictor:
         pixels = torch.from_numpy(np.stack([view.pixels for _, view in batch]))
         batch_detections = detect_within_memory(self._predict, pixels, self._device, **limits)
         for (image, view), input_detections in zip(batch, batch_detections, strict=True):
-            detections = to_image_detections(input_detections, view.letterbox)
+            detections = to_image_detections(input_detections, view.letterbox, self.info.keypoint_flags)
             # A box in the grey bars of the letterbox has no area inside the image.
             inside = np.all(detections.boxes_xyxy[:, 2:] > detections.boxes_xyxy[:, :2], axis=1)
             detections = select_detections(detections, inside)

@@ -32,12 +32,13 @@ def detections_json(info: WeightsInfo, detections: Detections, letterbox: Letter
     masks = options.masks and detections.coefficients is not None
     if masks:
         _check_mask_pixels(letterbox.to_image(detections.boxes_xyxy.numpy()))
-    located = to_image_detections(detections, letterbox, masks=masks)
+    located = to_image_detections(detections, letterbox, info.keypoint_flags, masks=masks)
     objects = _boxes(info, located)
     if located.masks is not None:
         _add(objects, "mask", [_mask(counts, letterbox) for counts in located.masks])
     if options.keypoints and located.keypoints is not None:
-        _add(objects, "keypoints", [_keypoints(info, points) for points in located.keypoints.tolist()])
+        points = zip(located.labels.tolist(), located.keypoints.tolist(), strict=True)
+        _add(objects, "keypoints", [_keypoints(info, label, points_of_one) for label, points_of_one in points])
     if options.embeddings and located.embeddings is not None:
         _add(objects, "embedding", [base64.b64encode(numbers.tobytes()).decode() for numbers in located.embeddings.astype("<f4")])
     if options.labels and located.image_labels is not None:
@@ -52,6 +53,7 @@ def model_json(info: WeightsInfo) -> Json:
         card["image_classes"] = list(info.image_classes)
     if "pose" in info.tasks:
         card["keypoint_names"] = list(info.keypoint_names)
+        card["class_keypoints"] = {name: list(keypoints) for name, keypoints in info.class_keypoints.items()}
     if "embed" in info.tasks:
         card["embedding_numbers"] = EMBEDDING
     return {**card, "image_px": info.image_px, "fused": info.fused, "metrics": info.metrics, "thresholds": info.thresholds}
@@ -90,11 +92,10 @@ def _mask(counts: bytes, letterbox: Letterbox) -> Json:
     return {"rle": {"size": [letterbox.height, letterbox.width], "counts": counts.decode("ascii")}, "polygons": polygons, "area": area}
 
 
-def _keypoints(info: WeightsInfo, points: list[list[float]]) -> list[Json]:
-    return [
-        {"name": name, "x": round(x, 2), "y": round(y, 2), "confidence": round(confidence, 5)}
-        for name, (x, y, confidence) in zip(info.keypoint_names, points, strict=True)
-    ]
+def _keypoints(info: WeightsInfo, label: int, points: list[list[float]]) -> list[Json]:
+    """Return the keypoints of the class, out of those of all classes."""
+    own = [(info.keypoint_names[index], *points[index]) for index in info.keypoint_indices[label]]
+    return [{"name": name, "x": round(x, 2), "y": round(y, 2), "confidence": round(confidence, 5)} for name, x, y, confidence in own]
 
 
 def _labels(info: WeightsInfo, probabilities: np.ndarray) -> list[Json]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from yolor_ray.class_names import keypoint_flags
 from yolor_ray.data.shards.dataset import RowGroup
 from yolor_ray.evaluate.examples import select_examples
 from yolor_ray.evaluate.metrics import EvalResult, best_thresholds, fitness, measure
@@ -59,7 +60,7 @@ def _predict(network: Yolor, losses: ValidationLoss, context: TrainContext, grou
         raw = network(to_input(torch.from_numpy(images.images), device))
         losses.add(raw, images)
         selected = select(network.decode(raw), confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
-        detections.update(locate_detections(images, selected))
+        detections.update(locate_detections(images, selected, keypoint_flags(context.val)))
     return detections
 
 
@@ -79,6 +80,7 @@ def save_if_best(context: TrainContext, attempt: int, learner: Learner, progress
         thresholds=best_thresholds(validation.result.boxes),
         image_classes=dataset.image_classes if "classify" in tasks else (),
         keypoint_names=dataset.keypoint_names if "pose" in tasks else (),
+        class_keypoints=dataset.class_keypoints if "pose" in tasks else {},
     )
     save_weights(storage.join(run, folder), learner.average.network, info)
     # The previous best weights stay until a checkpoint names the new ones: a run that is killed now resumes from a checkpoint that

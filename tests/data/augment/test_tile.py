@@ -64,6 +64,16 @@ def test_a_map_has_the_size_of_the_tile(image_px):
         assert (columns.min() + 1 > x1) and (columns.max() < x2) and (rows.min() + 1 > y1) and (rows.max() < y2)
 
 
+def test_an_unknown_mask_is_not_in_the_map_and_the_others_keep_their_numbers():
+    masks = (RECORD.objects.masks[0], None, *RECORD.objects.masks[2:])
+    annotations = make_tile(replace(RECORD, objects=replace(RECORD.objects, masks=masks)), 64, EVERYTHING).annotations
+    expected = make_tile(RECORD, 64, EVERYTHING).annotations
+    assert annotations.has_mask.tolist() == [index != 1 for index in range(len(masks))] and expected.has_mask.all()
+    known = (expected.instances != 2) & (expected.instances > 0)
+    assert np.array_equal(annotations.instances[known], expected.instances[known])
+    assert 2 in expected.instances and 2 not in annotations.instances
+
+
 def test_keypoints_are_scaled_with_the_image_and_keep_their_visibility():
     annotations = make_tile(RECORD, 96, EVERYTHING).annotations
     assert annotations.keypoints.dtype == np.float32

@@ -15,6 +15,7 @@ from yolor_ray.data.augment.instance_map import instance_map
 from yolor_ray.data.augment.label_spec import BOXES_ONLY, LabelSpec
 from yolor_ray.data.augment.labels import SampleLabels
 from yolor_ray.data.images.decode import decode
+from yolor_ray.data.rle import encode_runs
 from yolor_ray.data.shards.records import Record
 from yolor_ray.errors import ImageError
 
@@ -79,12 +80,14 @@ def tile_size(record: Record, image_px: int) -> tuple[int, int]:
 
 
 def _instances(record: Record, single: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mask flags of single objects, and the instance map of their masks."""
+    """Return the mask flags of single objects, and the instance map of their masks; unknown masks are not in the map."""
     count = int(single.sum())
     if "segment" not in record.tasks or record.objects.masks is None or not count:
         return np.zeros(count, np.bool_), np.zeros(size[::-1], np.uint16)
     masks = [mask for mask, is_single in zip(record.objects.masks, single.tolist(), strict=True) if is_single]
-    return np.ones(count, np.bool_), instance_map(masks, record.width, record.height, size)
+    empty = encode_runs([record.width * record.height], record.width, record.height)
+    instances = instance_map([mask or empty for mask in masks], record.width, record.height, size)
+    return np.array([mask is not None for mask in masks], np.bool_), instances
 
 
 def _keypoints(record: Record, keypoint_count: int, scale: float) -> np.ndarray:

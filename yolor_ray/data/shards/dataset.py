@@ -8,14 +8,15 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from yolor_ray.class_names import complete_class_keypoints
 from yolor_ray.data.shards import shard_file
 from yolor_ray.data.shards.arrow import SCHEMA, to_records, to_table
 from yolor_ray.data.shards.parquet_layout import Footer
@@ -68,7 +69,7 @@ class Dataset:
     image_classes: tuple[str, ...]
     """Names of the image-level classes, by label."""
     keypoint_names: tuple[str, ...]
-    """Names of the J keypoints per object."""
+    """Names of the J keypoints of all classes together."""
     tasks: tuple[str, ...]
     """Tasks that the dataset is annotated for: some of detect, classify, embed, segment, pose."""
     images: int
@@ -87,6 +88,12 @@ class Dataset:
     """Number of objects that are crowd regions; None where `dataset.json` is older than the count."""
     members: tuple["Dataset", ...] = ()
     """The datasets of a union, whose shards follow each other; empty for a single dataset."""
+    class_keypoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the keypoints of each object class that has some; left out, every class has all `keypoint_names`."""
+
+    def __post_init__(self) -> None:
+        """Give every class all keypoints where `class_keypoints` is left out."""
+        object.__setattr__(self, "class_keypoints", complete_class_keypoints(self.class_keypoints, self.classes, self.keypoint_names))
 
     @functools.cached_property
     def shards_by_name(self) -> dict[str, Shard]:
@@ -139,7 +146,7 @@ def _indices(names: Sequence[str], union: Sequence[str]) -> np.ndarray:
     return np.array([union.index(name) for name in names], np.int64)
 
 
-def dataset_digest(shards: Iterable[Shard], *names: Collection[str]) -> str:
+def dataset_digest(shards: Iterable[Shard], *names: Collection[Any]) -> str:
     """Return the hex digest of a dataset, over its shards' hashes and its lists of names."""
     content = [[shard.sha256 for shard in shards], *(list(group) for group in names)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -167,15 +174,17 @@ def open_dataset(url: str) -> Dataset:
 
 
 def _dataset_from_json(url: str, content: dict[str, Any]) -> Dataset:
+    check_names_and_counts(content)
     shards = tuple(map(shard_from_json, content["shards"]))
     lists = {name: tuple(content[name]) for name in ("classes", "image_classes", "keypoint_names", "tasks")}
     values = {name: content[name] for name in ("images", "boxes", "boxes_per_class", "digest", "faults")}
     fields: dict[str, Any] = {**lists, **values}
-    dataset = Dataset(url=url, shards=shards, **fields, crowds=content.get("crowds"))
+    # Manifests of older versions have no keypoints by class: every class has all.
+    class_keypoints = {name: tuple(keypoints) for name, keypoints in content.get("class_keypoints", {}).items()}
+    dataset = Dataset(url=url, shards=shards, **fields, crowds=content.get("crowds"), class_keypoints=class_keypoints)
     rows = sum(sum(shard.row_groups) for shard in shards)
     if rows != dataset.images:
         raise ValueError(f"{rows} rows in the shards, {dataset.images} images")
-    check_names_and_counts(content)
     # Manifests of version 0.2 have no hash of themselves.
     found = _content_sha256(content)
     if content.get(HASH_KEY, found) != found:

@@ -20,10 +20,10 @@ class Objects:
     """(N,) bool: a region of many objects; ignored in training and by COCO scoring."""
     areas: np.ndarray
     """(N,) float32: px²; area of the mask, or of the box where the object has no mask."""
-    masks: tuple[bytes, ...] | None = None
-    """N compressed COCO run-length strings (`counts`; size = height, width of the image)."""
+    masks: tuple[bytes | None, ...] | None = None
+    """N compressed COCO run-length strings (`counts`; size = height, width of the image); None for an object whose mask is unknown."""
     keypoints: np.ndarray | None = None
-    """(N, J, 3) float32: x, y in pixels and visibility 0 unlabelled, 1 hidden, 2 visible."""
+    """(N, J, 3) float32: x, y in pixels and visibility 0 unlabelled, 1 hidden, 2 visible, -1 none of the class's keypoints."""
     identities: np.ndarray | None = None
     """(N,) int64: equal numbers are the same individual; -1 unknown."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from yolor_ray.class_names import digested_names
 from yolor_ray.data.shards.dataset import (
     MANIFEST,
     Dataset,
@@ -116,7 +117,7 @@ class _Copy:
             boxes=self._boxes.total(),
             boxes_per_class={name: self._boxes[label] for label, name in enumerate(source.classes)},
             shards=shards,
-            digest=dataset_digest(shards, source.classes, source.image_classes, source.keypoint_names),
+            digest=dataset_digest(shards, *digested_names(source)),
             faults={},
             crowds=self._crowds,
         )

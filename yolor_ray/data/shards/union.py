@@ -5,11 +5,11 @@ Names are united in the order of their first appearance. The tables of the membe
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from yolor_ray.class_names import ClassNames
+from yolor_ray.class_names import ClassNames, have_all_keypoints
 from yolor_ray.data.shards.dataset import Dataset, open_dataset
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import absolute
@@ -37,7 +37,7 @@ def open_datasets(urls: str) -> Dataset:
 def unite(members: Sequence[Dataset]) -> Dataset:
     """Unite datasets; the records of the union are numbered consecutively, in the order of the members."""
     digests = "\n".join(member.digest for member in members)
-    classes = _unite_names(member.classes for member in members)
+    classes = unite_names(member.classes for member in members)
     boxes: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     for member in members:
@@ -46,8 +46,8 @@ def unite(members: Sequence[Dataset]) -> Dataset:
     return Dataset(
         url=",".join(member.url for member in members),
         classes=classes,
-        image_classes=_unite_names(member.image_classes for member in members),
-        keypoint_names=_unite_names(member.keypoint_names for member in members),
+        image_classes=unite_names(member.image_classes for member in members),
+        keypoint_names=unite_names(member.keypoint_names for member in members),
         tasks=tuple(sorted({task for member in members for task in member.tasks})),
         images=sum(member.images for member in members),
         boxes=sum(member.boxes for member in members),
@@ -57,7 +57,14 @@ def unite(members: Sequence[Dataset]) -> Dataset:
         faults=dict(sorted(faults.items())),
         crowds=None if any(member.crowds is None for member in members) else sum(member.crowds or 0 for member in members),
         members=tuple(members),
+        class_keypoints=unite_class_keypoints(classes, [member.class_keypoints for member in members]),
     )
+
+
+def unite_class_keypoints(classes: Iterable[str], mappings: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, tuple[str, ...]]:
+    """Return the keypoints of each of `classes` that has some in any of the mappings, in the order of their first appearance."""
+    united = {name: unite_names(mapping.get(name, ()) for mapping in mappings) for name in classes}
+    return {name: keypoints for name, keypoints in united.items() if keypoints}
 
 
 def relabel_to(dataset: Dataset, names: ClassNames) -> Dataset:
@@ -74,12 +81,30 @@ def relabel_to(dataset: Dataset, names: ClassNames) -> Dataset:
         if unknown:
             expected = f"expected some of {', '.join(target)}"
             raise DataError(f"{dataset.url}: found {field.replace('_', ' ')} {', '.join(unknown)}, {expected}")
-    if all(getattr(dataset, field) == target for field, target in targets.items()):
+    fields: dict[str, Any] = targets
+    if names.keypoint_names:
+        _check_class_keypoints(dataset, names)
+        fields |= {"class_keypoints": dict(names.class_keypoints)}
+    if all(getattr(dataset, field) == target for field, target in fields.items()):
         return dataset
     boxes = {name: dataset.boxes_per_class.get(name, 0) for name in names.classes}
-    fields: dict[str, Any] = targets
     return replace(dataset, **fields, boxes_per_class=boxes, members=dataset.members or (dataset,))
 
 
-def _unite_names(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
+def _check_class_keypoints(dataset: Dataset, names: ClassNames) -> None:
+    """Raise DataError for a class with keypoints that the class lacks in `names`.
+
+    Where every class has all keypoints, as in YOLO's datasets and those of older versions, nobody said which class has which.
+    """
+    for name, keypoints in dataset.class_keypoints.items():
+        expected = names.class_keypoints.get(name, ())
+        unknown = [keypoint for keypoint in keypoints if keypoint not in expected]
+        if unknown and not have_all_keypoints(dataset):
+            raise DataError(
+                f"{dataset.url}: found keypoints {', '.join(unknown)} of {name}, expected some of {', '.join(expected) or 'none'}"
+            )
+
+
+def unite_names(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """Return the names of all lists, each once, in the order of their first appearance."""
     return tuple(dict.fromkeys(name for names in lists for name in names))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from yolor_ray.class_names import ClassNames, unusable_name
+from yolor_ray.class_names import ClassNames, class_keypoints_problem, unusable_name
 from yolor_ray.config.network import TASKS
 from yolor_ray.data import rle
 from yolor_ray.data.images.decode import MAX_PIXELS
@@ -30,6 +30,8 @@ def check_names_and_counts(content: dict[str, Any]) -> None:
     for field in ("classes", "image_classes", "keypoint_names"):
         if (name := unusable_name(content[field])) is not None:
             raise ValueError(f"{field} with {name!r}")
+    if problem := class_keypoints_problem(content.get("class_keypoints", {}), content["classes"], content["keypoint_names"]):
+        raise ValueError(f"class_keypoints with {problem}")
     if not set(content["tasks"]) <= set(TASKS):
         raise ValueError(f"tasks {content['tasks']}")
     boxes, boxes_per_class = content["boxes"], content["boxes_per_class"]
@@ -89,11 +91,12 @@ def _check_others(
         _check_keypoints(columns["keypoints"], lengths["keypoints"], keypoints)
     if "masks" in columns and width is not None and height is not None:
         masks, rows = columns["masks"].flatten(), _rows(lengths["masks"])
-        if masks.null_count:
-            raise DataError("masks: found an absent mask among those of an image, expected one for each object")
-        if len(masks):
+        known = masks.is_valid().to_numpy(zero_copy_only=False)
+        if known.any():
             pixels = width.astype(np.int64)[rows] * height[rows]
-            _refuse(~rle.are_valid(masks.to_pylist(), pixels), "masks", masks, lengths["masks"], "run lengths over all pixels of the image")
+            wrong = np.zeros(len(masks), np.bool_)
+            wrong[known] = ~rle.are_valid(masks.drop_null().to_pylist(), pixels[known])
+            _refuse(wrong, "masks", masks, lengths["masks"], "run lengths over all pixels of the image")
 
 
 def _numbers(column: pa.Array) -> np.ndarray:

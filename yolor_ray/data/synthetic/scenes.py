@@ -15,10 +15,11 @@ from yolor_ray.data.shards.records import Objects, Record
 from yolor_ray.data.synthetic import paint, shapes
 from yolor_ray.data.synthetic.shapes import KEYPOINT_NAMES, Outline, Pose
 
-__all__ = ["CLASSES", "IDENTITIES", "IMAGE_CLASSES", "KEYPOINT_NAMES", "scene"]
+__all__ = ["CLASSES", "CLASS_KEYPOINTS", "IDENTITIES", "IMAGE_CLASSES", "KEYPOINT_NAMES", "scene"]
 
 CLASSES = tuple(shapes.SHAPES)
 IMAGE_CLASSES = tuple(paint.GAIN)
+CLASS_KEYPOINTS = {"person": KEYPOINT_NAMES}
 IDENTITIES = 48
 """Individuals of one seed; individual i is always of class i modulo the number of classes."""
 MIN_VISIBLE_SHARE = 0.35
@@ -121,9 +122,10 @@ def _bounds(visible: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _keypoints(toy: _Toy, size_px: int) -> np.ndarray:
-    """Return (J, 3) keypoints: visibility 2 visible, 1 hidden by an object in front, 0 outside the image or for other classes."""
+    """Return (J, 3) keypoints: visibility 2 visible, 1 hidden by an object in front, 0 outside the image, -1 for classes without."""
     points = np.zeros((len(KEYPOINT_NAMES), 3))
-    if toy.class_name != "person":
+    if toy.class_name not in CLASS_KEYPOINTS:
+        points[:, 2] = -1
         return points
     for point, (x, y) in zip(points, shapes.keypoints(toy.pose), strict=True):
         if 0 <= x < size_px and 0 <= y < size_px:

@@ -30,7 +30,8 @@ OUTPUTS = {
     "embeddings": "(B, P, E) float32 of length 1",
     "coefficients": "(B, P, C) float32, which times the prototypes are logits of a mask, to be cut to its box",
     "prototypes": "(B, C, H/4, W/4) float32",
-    "keypoints": "(B, P, J, 3) float32: x, y in pixels of the input, and the probability of being there to be seen",
+    "keypoints": "(B, P, J, 3) float32: x, y in pixels of the input, and the probability of being there to be seen; "
+    "class_keypoints says which of them belong to a class",
 }
 """Shape and meaning of each output of a graph; outputs of tasks that a network has not learned are absent."""
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
@@ -71,6 +72,7 @@ def graph_config(network: Yolor, info: WeightsInfo) -> dict[str, Any]:
         "classes": list(info.classes),
         "image_classes": list(info.image_classes),
         "keypoint_names": list(info.keypoint_names),
+        "class_keypoints": {name: list(keypoints) for name, keypoints in info.class_keypoints.items()},
         "image_px": info.image_px,
         "stride": stride,
         "input": f"{INPUT} (B, 3, H, W) float32 RGB 0..1, any B, H and W any multiples of {stride}; trained for H = W = {info.image_px}, "

@@ -3,6 +3,8 @@
 `frame` finds the frame in which the boxes were drawn.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from yolor_ray.data import rle
@@ -11,21 +13,21 @@ from yolor_ray.data.images.header import ImageHeader
 from yolor_ray.data.shards.records import Objects
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.frame import ROUNDING_PX, Frame, find_frame
-from yolor_ray.pack.annotations.masks import MaskError, box_mask, encode_segmentation, orient_mask
+from yolor_ray.pack.annotations.masks import MaskError, encode_segmentation, orient_mask
 from yolor_ray.pack.annotations.schema import AnnotatedImage, AnnotatedObject, scale_fractions
 
 Box = tuple[float, float, float, float]
 
 
 def normalize_objects(
-    image: AnnotatedImage, header: ImageHeader, keypoint_count: int = 0, has_identities: bool = False
+    image: AnnotatedImage, header: ImageHeader, keypoint_flags: Sequence[Sequence[bool]] = (), has_identities: bool = False
 ) -> tuple[Objects | None, list[Fault]]:
     """Return the objects of an image in pixels of the displayed image, and the faults that were repaired or left out.
 
     Args:
         image: the annotations.
         header: header of the image file.
-        keypoint_count: J, keypoints per object of the dataset.
+        keypoint_flags: (K, J): the keypoints of the dataset that each of its classes has; empty without keypoints.
         has_identities: the dataset has identities.
 
     Returns:
@@ -42,14 +44,14 @@ def normalize_objects(
         kept += [(obj, box)] if box else []
     objects = [obj for obj, _ in kept]
     boxes = np.array([box for _, box in kept], np.float32).reshape(-1, 4)
-    masks, mask_faults = _masks(image, kept, frame, header)
+    masks, mask_faults = _masks(image, objects, frame)
     normalized = Objects(
         boxes_xyxy=boxes,
         labels=np.array([obj.label for obj in objects], np.int64),
         crowd=np.array([obj.crowd for obj in objects], np.bool_),
         areas=_areas(objects, boxes, masks, header),
         masks=masks,
-        keypoints=_keypoints(objects, frame, keypoint_count) if keypoint_count else None,
+        keypoints=_keypoints(objects, frame, keypoint_flags) if any(map(len, keypoint_flags)) else None,
         identities=np.array([obj.identity for obj in objects], np.int64) if has_identities else None,
     )
     return normalized, faults + mask_faults
@@ -80,15 +82,13 @@ def _turn(points: np.ndarray, frame: Frame) -> np.ndarray:
     return np.stack(turned, axis=-1)
 
 
-def _masks(
-    image: AnnotatedImage, kept: list[tuple[AnnotatedObject, Box]], frame: Frame, header: ImageHeader
-) -> tuple[tuple[bytes, ...] | None, list[Fault]]:
-    """Return one mask per object, or None if no object has a mask; an object without a mask beside others with masks gets its box."""
-    if all(obj.mask is None for obj, _ in kept):
+def _masks(image: AnnotatedImage, objects: list[AnnotatedObject], frame: Frame) -> tuple[tuple[bytes | None, ...] | None, list[Fault]]:
+    """Return the mask of each object, None where it is missing or cannot be read; None alone if no object has a mask."""
+    if all(obj.mask is None for obj in objects):
         return None, []
-    masks: list[bytes] = []
+    masks: list[bytes | None] = []
     faults = []
-    for obj, box in kept:
+    for obj in objects:
         try:
             if obj.mask is None:
                 raise MaskError("found no segmentation, expected one as for other objects of the image")
@@ -98,24 +98,26 @@ def _masks(
             masks.append(orient_mask(mask.counts, frame.width, frame.height, frame.orientation) if turned else mask.counts)
         except MaskError as error:
             code = "missing_mask" if obj.mask is None else "bad_mask"
-            faults.append(image.fault(code, f"{error}; its box serves as mask", obj))
-            masks.append(box_mask(box, header.width, header.height))
-    return tuple(masks), faults
+            faults.append(image.fault(code, f"{error}; the mask is unknown", obj))
+            masks.append(None)
+    return tuple(masks) if any(masks) else None, faults
 
 
-def _areas(objects: list[AnnotatedObject], boxes: np.ndarray, masks: tuple[bytes, ...] | None, header: ImageHeader) -> np.ndarray:
+def _areas(objects: list[AnnotatedObject], boxes: np.ndarray, masks: tuple[bytes | None, ...] | None, header: ImageHeader) -> np.ndarray:
     """Return the annotated areas (N,), px²; where one is missing or not plausible, the area of the mask or of the box (N, 4)."""
     areas = []
     for index, (obj, (width, height)) in enumerate(zip(objects, (boxes[:, 2:] - boxes[:, :2]).tolist(), strict=True)):
-        # The box that serves as mask in the place of a missing one does not contradict the annotated area.
-        mask_px = None if masks is None or obj.mask is None else rle.mask_area(masks[index], header.width, header.height)
+        mask = masks[index] if masks else None
+        mask_px = None if mask is None else rle.mask_area(mask, header.width, header.height)
         areas.append(object_area(obj.area, (width, height), mask_px))
     return np.array(areas, np.float32)
 
 
-def _keypoints(objects: list[AnnotatedObject], frame: Frame, count: int) -> np.ndarray:
-    flat = [obj.keypoints or (0.0,) * (3 * count) for obj in objects]
-    keypoints = np.array(flat, np.float32).reshape(-1, count, 3)
+def _keypoints(objects: list[AnnotatedObject], frame: Frame, flags: Sequence[Sequence[bool]]) -> np.ndarray:
+    # Of an object without keypoints, those of its class are unlabelled, and the others are unknown.
+    empty = [tuple(value for flag in row for value in (0.0, 0.0, 0.0 if flag else -1.0)) for row in flags]
+    flat = [obj.keypoints or empty[obj.label] for obj in objects]
+    keypoints = np.array(flat, np.float32).reshape(-1, len(flags[0]), 3)
     annotated = keypoints[..., 2:] > 0
     keypoints[..., :2] = np.where(annotated, _turn(keypoints[..., :2], frame), keypoints[..., :2])
     return keypoints

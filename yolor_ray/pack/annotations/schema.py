@@ -1,9 +1,11 @@
 """Annotations as their files state them, before the images are opened and the boxes normalised."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from yolor_ray.class_names import complete_class_keypoints
 from yolor_ray.pack.annotations.faults import Fault
 
 NO_BOX = (math.nan, math.nan, math.nan, math.nan)
@@ -29,7 +31,7 @@ class AnnotatedObject:
     mask: Any = None
     """COCO segmentation: polygons, or a run-length dict with `size` and `counts`."""
     keypoints: tuple[float, ...] | None = None
-    """x, y, visibility per keypoint."""
+    """x, y, visibility of each keypoint of the dataset; visibility -1 for keypoints that the class does not have."""
     identity: int = -1
     """Number of the individual; -1 unknown."""
 
@@ -79,9 +81,15 @@ class Annotations:
     image_classes: tuple[str, ...] = ()
     """Image-level classes, by label."""
     keypoint_names: tuple[str, ...] = ()
-    """Keypoints of every object, in order."""
+    """Keypoints of all classes together, in the order of the keypoints of an object."""
     unplaced_objects: int = 0
     """Objects that name no image, so that any image without objects may be theirs."""
+    class_keypoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Keypoints of each class that has some; left out, every class has all `keypoint_names`."""
+
+    def __post_init__(self) -> None:
+        """Give every class all keypoints where `class_keypoints` is left out."""
+        object.__setattr__(self, "class_keypoints", complete_class_keypoints(self.class_keypoints, self.classes, self.keypoint_names))
 
     @property
     def has_identities(self) -> bool:
@@ -105,6 +113,16 @@ def _scale(obj: AnnotatedObject, width: int, height: int) -> AnnotatedObject:
         mask=obj.mask and [[value * scales[index % 2] for index, value in enumerate(polygon)] for polygon in obj.mask],
         keypoints=obj.keypoints and tuple(value * scales[index % 3] for index, value in enumerate(obj.keypoints)),
     )
+
+
+def spread_keypoints(keypoints: tuple[float, ...] | None, indices: Sequence[int], count: int) -> tuple[float, ...] | None:
+    """Move keypoints of 3 numbers each to their `indices` among `count` keypoints; the others are unknown, with visibility -1."""
+    if keypoints is None or list(indices) == list(range(count)):
+        return keypoints
+    points = [(0.0, 0.0, -1.0)] * count
+    for index, point in zip(indices, zip(*[iter(keypoints)] * 3, strict=True), strict=True):
+        points[index] = point
+    return tuple(value for point in points for value in point)
 
 
 def add_labels_of_objects(annotations: Annotations) -> Annotations:

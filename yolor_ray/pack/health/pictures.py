@@ -103,10 +103,12 @@ def _draw_masks(canvas: np.ndarray, record: Record, numbers: np.ndarray, boxes: 
     ends = np.tile(canvas.shape[1::-1], 2)
     edges = np.clip(np.concatenate((np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])), axis=1), 0, ends).astype(int)
     for number, (x1, y1, x2, y2) in zip(numbers, edges, strict=True):
+        if (mask := masks[number]) is None:
+            continue
         columns = (view[0] + (np.arange(x1, x2) + 0.5) / scale).astype(np.int64).clip(max=record.width - 1)
         rows = (view[1] + (np.arange(y1, y2) + 0.5) / scale).astype(np.int64).clip(max=record.height - 1)
         # Only the shown pixels are looked up among the runs: whole masks of large photos would take seconds.
-        runs = np.searchsorted(np.cumsum(decode_runs(masks[number])), columns * record.height + rows[:, None], side="right")
+        runs = np.searchsorted(np.cumsum(decode_runs(mask)), columns * record.height + rows[:, None], side="right")
         inside = runs % 2 == 1
         part = canvas[y1:y2, x1:x2]
         tint = MASK_OPACITY * np.array(rgb(int(record.objects.labels[number])))

@@ -34,7 +34,10 @@ class ModelCard(Model):
     classes: list[str]
     tasks: list[str] = Field(description="Tasks that the network has learned: detect, classify, embed, segment, pose.")
     image_classes: list[str] | SkipJsonSchema[None] = _optional("Labels of whole images; absent without the task classify.")
-    keypoint_names: list[str] | SkipJsonSchema[None] = _optional("Keypoints of each object; absent without the task pose.")
+    keypoint_names: list[str] | SkipJsonSchema[None] = _optional("Keypoints of all classes together; absent without the task pose.")
+    class_keypoints: dict[str, list[str]] | SkipJsonSchema[None] = _optional(
+        "Keypoints of each class that has some; absent without the task pose."
+    )
     embedding_numbers: int | SkipJsonSchema[None] = _optional("Numbers of an embedding; absent without the task embed.")
     image_px: int = Field(description="Side of the network's square input.")
     fused: bool = Field(description="Whether batch norm and implicit vectors are folded away.")
@@ -88,7 +91,9 @@ class Detection(BaseModel):
     class_id: int
     confidence: float
     mask: Mask | SkipJsonSchema[None] = _optional("Absent without the task segment, or with masks=false.")
-    keypoints: list[Keypoint] | SkipJsonSchema[None] = _optional("All of them; absent without the task pose, or with keypoints=false.")
+    keypoints: list[Keypoint] | SkipJsonSchema[None] = _optional(
+        "All those of the class, so the list may be empty; absent without the task pose, or with keypoints=false."
+    )
     embedding: str | SkipJsonSchema[None] = _optional(
         "Base64 of little-endian float32 numbers, a unit vector: the dot product of two embeddings is the cosine of their angle, "
         "high for views of one individual. Absent without the task embed, or with embeddings=false."

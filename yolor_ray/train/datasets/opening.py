@@ -52,8 +52,13 @@ def open_datasets(config: TrainConfig) -> tuple[Dataset, Dataset]:
     tasks = config.network.tasks
     # Names of tasks that the network lacks may differ.
     image_classes = train_set.image_classes if "classify" in tasks else ()
-    keypoint_names = train_set.keypoint_names if "pose" in tasks else ()
-    names = WeightsInfo("", train_set.classes, config.data.image_px, image_classes=image_classes, keypoint_names=keypoint_names)
+    keypoint_names, class_keypoints = (train_set.keypoint_names, train_set.class_keypoints) if "pose" in tasks else ((), {})
+    names = WeightsInfo(
+        *("", train_set.classes, config.data.image_px),
+        image_classes=image_classes,
+        keypoint_names=keypoint_names,
+        class_keypoints=class_keypoints,
+    )
     val_set = union.relabel_to(val_set, names)
     _check_tasks(config, train_set)
     return train_set, val_set

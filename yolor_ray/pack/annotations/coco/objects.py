@@ -1,22 +1,31 @@
 """Read the annotations of a COCO file as objects of its images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from yolor_ray.data.coco_rules import is_crowd
 from yolor_ray.pack.annotations.coco.images import CocoImages, number_or_unknown
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.masks import is_empty, segmentation_bounds
-from yolor_ray.pack.annotations.schema import NO_BOX, AnnotatedImage, AnnotatedObject
+from yolor_ray.pack.annotations.schema import NO_BOX, AnnotatedImage, AnnotatedObject, spread_keypoints
 from yolor_ray.pack.annotations.values import id_value, is_number
 
 Box = tuple[float, float, float, float]
 
 
-def read_objects(
-    entries: list, file: str, images: CocoImages, labels: Mapping[float | str, int], keypoint_count: int
-) -> Iterator[tuple[str, AnnotatedObject] | Fault]:
+class Categories(NamedTuple):
+    """Categories of a COCO file."""
+
+    labels: Mapping[float | str, int]
+    """Label by category id."""
+    keypoint_indices: Sequence[Sequence[int]]
+    """By label, the index of each keypoint of the class among the keypoints of all classes."""
+    keypoint_count: int
+    """Keypoints of all classes together."""
+
+
+def read_objects(entries: list, file: str, images: CocoImages, categories: Categories) -> Iterator[tuple[str, AnnotatedObject] | Fault]:
     """Yield (name of the image file, object) or a fault for each entry; the faults of an object that is kept come before it.
 
     Annotations of images that are left out are passed over: the image has a fault already. The `id` of an annotation has no meaning.
@@ -32,7 +41,7 @@ def read_objects(
             message = f"found image_id {entry.get('image_id')!r}, expected the id of an image in the file; object left out"
             yield Fault("unknown_image", message, file, pointer=pointer)
         elif (name := images.names[key]) is not None:
-            for item in _read_object(entry, images.by_name[name][1], pointer, labels, keypoint_count):
+            for item in _read_object(entry, images.by_name[name][1], pointer, categories):
                 yield item if isinstance(item, Fault) else (name, item)
 
 
@@ -43,14 +52,12 @@ def count_unplaced(entries: list, images: CocoImages) -> int:
     return sum(key is None or isinstance(key, str) not in kinds for key in keys)
 
 
-def _read_object(
-    entry: dict[str, Any], image: AnnotatedImage, pointer: str, labels: Mapping[float | str, int], keypoint_count: int
-) -> Iterator[AnnotatedObject | Fault]:
+def _read_object(entry: dict[str, Any], image: AnnotatedImage, pointer: str, categories: Categories) -> Iterator[AnnotatedObject | Fault]:
     """Yield the faults of an entry, and the object unless it cannot be used."""
     located = AnnotatedObject(_corners(entry.get("bbox")), 0, pointer=pointer)
     category = id_value(entry.get("category_id"))
-    if category is None or category not in labels:
-        found = f"found category_id {entry.get('category_id')!r}, expected one of {', '.join(map(str, labels))}"
+    if category is None or category not in categories.labels:
+        found = f"found category_id {entry.get('category_id')!r}, expected one of {', '.join(map(str, categories.labels))}"
         yield image.fault("unknown_class", f"{found}; object left out", located)
         return
     box, error = _box(entry, image)
@@ -59,17 +66,19 @@ def _read_object(
         yield image.fault(code, f"{message}; {'object left out' if box is None else 'the extent of its mask serves as box'}", located)
     if box is None:
         return
-    keypoints, problem = _keypoints(entry.get("keypoints"), keypoint_count)
+    label = categories.labels[category]
+    indices = categories.keypoint_indices[label]
+    keypoints, problem = _keypoints(entry.get("keypoints"), len(indices))
     if problem:
         yield image.fault("bad_keypoints", f"found {problem}; keypoints left out", replace(located, pointer=f"{pointer}/keypoints"))
     yield AnnotatedObject(
         box=box,
-        label=labels[category],
+        label=label,
         pointer=pointer,
         crowd=is_crowd(entry.get("iscrowd")),
         area=entry["area"] if is_number(entry.get("area")) and entry["area"] > 0 else None,
         mask=None if is_empty(entry.get("segmentation")) else entry["segmentation"],
-        keypoints=keypoints,
+        keypoints=spread_keypoints(keypoints, indices, categories.keypoint_count),
         identity=number_or_unknown(entry.get("identity")),
     )
 
@@ -111,8 +120,11 @@ def _box_error(bbox: Any) -> tuple[str, str] | None:
 
 def _keypoints(values: Any, count: int) -> tuple[tuple[float, ...] | None, str]:
     """Return x, y, visibility of each keypoint, or None, and the problem if a list is there that cannot be used."""
-    if not count or not values:
+    if not values:
         return None, ""
+    if not count:
+        labelled = isinstance(values, list) and any(is_number(visibility) and visibility > 0 for visibility in values[2::3])
+        return None, "keypoints of a category without names of keypoints" if labelled else ""
     numbers = _numbers(values, 3 * count)
     if numbers is None:
         return None, f"no {3 * count} numbers"

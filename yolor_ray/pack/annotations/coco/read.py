@@ -7,13 +7,14 @@ which need not be contiguous. An image without annotations is a background; `coc
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from yolor_ray.data.shards.union import unite_names
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import read_bytes
 from yolor_ray.pack.annotations.coco.images import read_images
-from yolor_ray.pack.annotations.coco.objects import count_unplaced, read_objects
+from yolor_ray.pack.annotations.coco.objects import Categories, count_unplaced, read_objects
 from yolor_ray.pack.annotations.coco_tasks import assign_tasks
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.pack.annotations.image_folder import ImageFolder
@@ -32,26 +33,30 @@ def read_coco(folder: ImageFolder, file: str, image_classes: Sequence[str] = ())
         image_classes: image-level class names by label; empty collects and sorts those in the file.
     """
     content = _load(file)
-    categories = _categories(content, file)
-    labels = {category: label for label, category in enumerate(categories)}
-    keypoints = _keypoint_names(content["categories"], file)
+    names = _categories(content, file)
+    class_keypoints = _class_keypoints(content["categories"], names.values(), file)
+    keypoints = unite_names(class_keypoints.values())
+    indices = [[keypoints.index(keypoint) for keypoint in class_keypoints.get(name, ())] for name in names.values()]
+    categories = Categories({category: label for label, category in enumerate(names)}, indices, len(keypoints))
     images = read_images(content["images"], folder, file, image_classes)
     faults = list(images.faults)
     objects: dict[str, list[AnnotatedObject]] = defaultdict(list)
-    for item in read_objects(content["annotations"], file, images, labels, len(keypoints)):
+    for item in read_objects(content["annotations"], file, images, categories):
         if isinstance(item, Fault):
             faults.append(item)
         else:
             objects[item[0]].append(item[1])
     pairs = [(entry, replace(image, objects=tuple(objects[image.name]))) for entry, image in images.by_name.values()]
-    annotated, task_faults = assign_tasks(pairs, classify=bool(images.classes))
+    pose_labels = {label for label, own in enumerate(indices) if own}
+    annotated, task_faults = assign_tasks(pairs, bool(images.classes), pose_labels)
     return Annotations(
-        tuple(categories.values()),
+        tuple(names.values()),
         tuple(annotated),
         (*faults, *task_faults),
         images.classes,
         keypoints,
         count_unplaced(content["annotations"], images),
+        class_keypoints,
     )
 
 
@@ -100,11 +105,16 @@ def _unused_supercategories(content: dict[str, list], names: dict[float | str, s
     return unused
 
 
-def _keypoint_names(entries: list, file: str) -> tuple[str, ...]:
-    given = [entry["keypoints"] for entry in entries if entry.get("keypoints")]
-    lists = {tuple(map(str, names)) for names in given if isinstance(names, list)}
-    if odd := next((names for names in given if not isinstance(names, list)), None):
-        raise DataError(f"{file}#/categories: found keypoints {odd!r}, expected a list of names")
-    if len(lists) > 1:
-        raise DataError(f"{file}#/categories: found {len(lists)} different lists of keypoints, expected one for all categories")
-    return next(iter(lists), ())
+def _class_keypoints(entries: list, classes: Iterable[str], file: str) -> dict[str, tuple[str, ...]]:
+    """Return the names of the keypoints of each class whose category lists some."""
+    given = {entry["name"]: (index, entry["keypoints"]) for index, entry in enumerate(entries) if entry.get("keypoints")}
+    class_keypoints = {}
+    for name in classes:
+        index, keypoints = given.get(name, (0, []))
+        if not isinstance(keypoints, list):
+            raise DataError(f"{file}#/categories/{index}: found keypoints {keypoints!r}, expected a list of names")
+        if len(set(map(str, keypoints))) < len(keypoints):
+            raise DataError(f"{file}#/categories/{index}: found keypoints {keypoints!r}, expected each name once")
+        if keypoints:
+            class_keypoints[name] = tuple(map(str, keypoints))
+    return class_keypoints

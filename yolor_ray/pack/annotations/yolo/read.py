@@ -53,7 +53,8 @@ def read_yolo(folder: ImageFolder, annotations: str, names: str, ignored: Collec
             images.append(replace(image, objects=tuple(item for item in items if isinstance(item, AnnotatedObject))))
     if not keypoints:
         faults += _layout_faults([(image, rows_by_image[image.name]) for image in images], layout)
-    annotated, _ = assign_tasks([({}, image) for image in _leave_out_partial_masks(images, annotations)], classify=False)
+    pairs: list[tuple[dict, AnnotatedImage]] = [({}, image) for image in _leave_out_partial_masks(images, annotations)]
+    annotated, _ = assign_tasks(pairs, classify=False, pose_labels=range(len(classes)) if keypoints else ())
     return Annotations(classes, tuple(annotated), tuple(faults), keypoint_names=keypoints.names if keypoints else ())
 
 

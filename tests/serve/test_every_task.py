@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import served
 from PIL import Image
 from pycocotools import mask as run_length
 
+from http_server import served
 from red_engine import ALL_TASKS, IMAGE_CLASSES, KEYPOINTS, RECTANGLE, RedEngine, encode_image
 from yolor_ray.data.images.letterbox import Letterbox
 from yolor_ray.inference.detect import Detections

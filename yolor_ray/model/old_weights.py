@@ -5,6 +5,7 @@
   head has in this version changes nothing at first.
 """
 
+import logging
 import math
 import re
 from dataclasses import replace
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from yolor_ray.config import NetworkConfig
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 
@@ -25,11 +28,15 @@ NORM_VECTORS, COUNTER = ("weight", "bias", "running_mean", "running_var"), "num_
 def convert_old_weights(config: NetworkConfig, tensors: Tensors) -> tuple[NetworkConfig, Tensors]:
     """Return the configuration and the tensors of this version; tensors of other shapes than those of version 0.2 stay as they are."""
     tensors = dict(tensors)
-    for level in [match[1] for match in map(OLD_NORM.fullmatch, list(tensors)) if match]:
+    levels = [match[1] for match in map(OLD_NORM.fullmatch, list(tensors)) if match]
+    if levels:
+        logger.info("event=old_weights_converted reason='the batch norm of embed now stands before its prediction convolution'")
+    for level in levels:
         _move_norm(level, config, tensors)
     gates = [match[1] for match in map(GATE.fullmatch, list(tensors)) if match]
     if config.implicit.align != "project" or not gates:
         return config, tensors
+    logger.info("event=old_weights_converted reason='align project is now a projection; the weights get align multiply, with equal factors'")
     for name in gates:
         _replace_gate(name, tensors)
     return replace(config, implicit=replace(config.implicit, align="multiply")), tensors

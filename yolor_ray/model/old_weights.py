@@ -36,7 +36,9 @@ def convert_old_weights(config: NetworkConfig, tensors: Tensors) -> tuple[Networ
     gates = [match[1] for match in map(GATE.fullmatch, list(tensors)) if match]
     if config.implicit.align != "project" or not gates:
         return config, tensors
-    logger.info("event=old_weights_converted reason='align project is now a projection; the weights get align multiply, with equal factors'")
+    logger.info(
+        "event=old_weights_converted reason='align project is now a projection; the weights get align multiply, with equal factors'"
+    )
     for name in gates:
         _replace_gate(name, tensors)
     return replace(config, implicit=replace(config.implicit, align="multiply")), tensors

@@ -87,11 +87,9 @@ def transfer_weights(network: Yolor, names: ClassNames, source: Yolor, source_na
     of_anchors, of_classes = _match_outputs(network, classes, source_classes)
     differing_priors = _differing_priors(network.config.implicit, source.config.implicit)
     excluded = (*differing_priors, *_differing_outputs(names, source_names))
-    tensors, source_tensors = network.state_dict(), source.state_dict()
-    projections = _projections(network) if ALIGN_MODULE in differing_priors else {}
-    if ALIGN_MODULE in differing_priors:
-        tensors = _without_projections(tensors, projections)
-        source_tensors = _without_projections(source_tensors, _projections(source))
+    projections, source_projections = (_projections(n) if ALIGN_MODULE in differing_priors else {} for n in (network, source))
+    tensors = _without_projections(network.state_dict(), projections)
+    source_tensors = _without_projections(source.state_dict(), source_projections)
     source_tensors = {name: tensor for name, tensor in source_tensors.items() if not any(text in name for text in excluded)}
     rows, source_rows = (network.config.anchors_per_level * (BOX_OUTPUTS + len(class_names)) for class_names in (classes, source_classes))
     copied_share: dict[str, float] = {}

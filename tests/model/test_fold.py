@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from yolor_ray.model.fold import fold_after, fold_concat_before, fold_scale_before, fold_shift_before
+from yolor_ray.model.fold import fold_after, fold_concat_before, fold_projection_before, fold_scale_before, fold_shift_before
 
 EXACT = 1e-12
 
@@ -96,6 +96,17 @@ def test_constant_channels_before_the_features_fold_into_the_convolution_exactly
     for g, features in zip(prior.chunk(groups), case.x.chunk(groups, dim=1), strict=True):
         channels += [per_channel(g).expand(len(features), -1, *features.shape[2:]), features]
     assert_exact(fold_concat_before(wider, prior)(case.x), wider(torch.cat(channels, dim=1)))
+
+
+@given(cases(), st.integers(1, 5))
+@torch.no_grad()
+def test_a_projection_before_a_convolution_folds_into_it_exactly_including_the_border(case, channels):
+    """Each group of a grouped convolution sees a projection of its own features."""
+    groups = case.conv.groups
+    z = case.constant(case.conv.in_channels // groups * channels).view(-1, channels)
+    x = torch.randn(2, groups * channels, *case.x.shape[2:], generator=case.generator, dtype=torch.float64)
+    projected = torch.cat([torch.einsum("rc,bchw->brhw", z, features) for features in x.chunk(groups, dim=1)], dim=1)
+    assert_exact(fold_projection_before(case.conv, z)(x), case.conv(projected))
 
 
 @given(cases(), st.permutations(["norm", "add", "multiply", "add", "multiply"]), st.integers(0, 5))

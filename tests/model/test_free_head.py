@@ -9,7 +9,7 @@ from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.config.variants import VARIANTS
 from yolor_ray.errors import ConfigError
 from yolor_ray.model.fuse import fuse, is_fused
-from yolor_ray.model.implicit import Implicit
+from yolor_ray.model.implicit import IMPLICIT_MODULES
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.transfer import load_trainable, transfer_weights
 from yolor_ray.model.weights import WeightsInfo, load_weights, save_weights
@@ -21,7 +21,7 @@ BINS = replace(FREE, distance_bins=16)
 HEADS = pytest.mark.parametrize("free", [FREE, BINS], ids=["distances", "distributions"])
 TASKS = replace(FREE, tasks=("detect", "classify", "embed", "segment", "pose"))
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-FORMS = {name: variant.implicit for name, variant in VARIANTS.items() if variant.implicit.align_per == "level"}
+FORMS = {name: variant.implicit for name, variant in VARIANTS.items() if not variant.implicit.needs_anchors}
 
 
 def names(classes: tuple[str, ...]) -> WeightsInfo:
@@ -92,7 +92,7 @@ def test_every_form_of_implicit_knowledge_folds_exactly(implicit, free):
     config = replace(free, tasks=TASKS.tasks, implicit=implicit)
     network = make_network(config)
     fused = fuse(network)
-    assert is_fused(fused) and not any(isinstance(module, Implicit) for module in fused.modules())
+    assert is_fused(fused) and not any(isinstance(module, IMPLICIT_MODULES) for module in fused.modules())
     outputs, expected = fused.decode(fused(IMAGES.double())), network.decode(network(IMAGES.double()))
     for name, tensor in expected.items():
         torch.testing.assert_close(outputs[name], tensor, rtol=1e-5, atol=1e-4)
@@ -111,11 +111,18 @@ def test_refinement_of_sizes_refines_the_distances_alone():
     assert names == {"head.boxes.0.refine.z", "head.boxes.1.refine.z"}
 
 
-def test_alignment_per_anchor_is_refused_without_anchors():
-    with pytest.raises(
-        ConfigError, match=r"network\.implicit\.align_per: found 'anchor', expected level, as network\.head free has no anchors"
-    ):
-        replace(FREE, implicit=ImplicitConfig(align_per="anchor"))
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"align_per": "anchor"}, r"align_per: found 'anchor', expected level, as network\.head free has no anchors"),
+        ({"refine_what": "centre"}, r"refine_what: found 'centre', expected all or size, as network\.head free predicts the distances"),
+        ({"refine": "add_multiply"}, r"refine: found 'add_multiply', expected none, add or multiply, as network\.head free predicts"),
+    ],
+)
+def test_forms_that_need_anchors_are_refused_without_anchors(form, message):
+    assert ImplicitConfig(**form).needs_anchors
+    with pytest.raises(ConfigError, match=rf"network\.implicit\.{message}"):
+        replace(FREE, implicit=ImplicitConfig(**form))
 
 
 @HEADS

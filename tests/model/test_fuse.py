@@ -13,7 +13,7 @@ from yolor_ray.config import ImplicitConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.config.presets import PRESETS
 from yolor_ray.model.fuse import fuse, is_fused
-from yolor_ray.model.implicit import Implicit
+from yolor_ray.model.implicit import IMPLICIT_MODULES
 from yolor_ray.model.network import Yolor
 
 SETTINGS = [
@@ -41,7 +41,7 @@ def test_fusing_changes_no_prediction(make_network, settings):
 def test_a_fused_network_has_no_norm_and_no_implicit_vector(make_network, settings):
     network = make_network(**settings)
     fused = fuse(network)
-    assert not any(isinstance(m, nn.BatchNorm2d | Implicit) for m in fused.modules())
+    assert not any(isinstance(m, (nn.BatchNorm2d, *IMPLICIT_MODULES)) for m in fused.modules())
     assert is_fused(fused)
     assert not is_fused(network)
     assert not any(name.endswith((".z", ".phi", "running_mean", "num_batches_tracked")) for name in fused.state_dict())
@@ -82,10 +82,13 @@ ALIGNS = [
     *itertools.product(("add", "multiply", "concat"), ("pyramid",), ("network", "factors"), ("level",)),
     *itertools.product(("add", "multiply", "concat"), ("prediction",), ("vector",), ("anchor",)),
 ]
-REFINES = list(itertools.product(("add", "multiply"), ("vector", "network", "factors"), ("all", "size")))
+REFINES = [
+    *itertools.product(("add", "multiply"), ("vector", "network", "factors"), ("all", "centre", "size")),
+    *itertools.product(("add_multiply",), ("vector", "network", "factors"), ("all",)),
+]
 IMPLICITS = [
     ImplicitConfig(align=a, align_at=at, align_by=by, align_per=per, refine=r, refine_by=rby, refine_what=what)
-    for (a, at, by, per), (r, rby, what) in zip(ALIGNS, itertools.cycle(REFINES), strict=False)
+    for (a, at, by, per), (r, rby, what) in zip(itertools.islice(itertools.cycle(ALIGNS), len(REFINES)), REFINES, strict=True)
 ]
 every_form = pytest.mark.parametrize("implicit", IMPLICITS, ids=lambda i: f"{i.align}-{i.align_at}-{i.align_by}-{i.align_per}-{i.refine}")
 

@@ -8,7 +8,9 @@ from torch import nn
 
 from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.errors import ConfigError
-from yolor_ray.model.implicit import Implicit
+from yolor_ray.model.heads.classify import ClassifyHead
+from yolor_ray.model.heads.prediction_level import OutputCounts
+from yolor_ray.model.implicit import Implicit, Projection, principal_directions, project_weight, unproject_weight
 from yolor_ray.model.network import Yolor
 
 PLAIN = ImplicitConfig(align="none", refine="none")
@@ -20,9 +22,11 @@ FORMS = [
         {"refine": refine, "refine_by": model, "refine_what": outputs}
         for refine in ("add", "multiply")
         for model in ("vector", "network", "factors")
-        for outputs in ("all", "size")
+        for outputs in ("all", "centre", "size")
     ),
+    *({"refine": "add_multiply", "refine_by": model} for model in ("vector", "network", "factors")),
 ]
+NEUTRAL_FORMS = [form for form in FORMS if form.get("align") != "project"]
 forms = pytest.mark.parametrize("form", FORMS, ids=["-".join(form.values()) for form in FORMS])
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 24), depths=(1, 1, 1), levels=2, neck_depth=1)
 ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0], [60.0, 32.0], [40.0, 80.0]]])
@@ -62,16 +66,21 @@ def without_priors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @forms
 def test_implicit_knowledge_does_not_change_the_initial_explicit_weights(form):
-    plain, network = (without_priors(make_tiny_network(implicit).state_dict()) for implicit in (PLAIN, replace(PLAIN, **form)))
+    network_of_form = make_tiny_network(replace(PLAIN, **form)).state_dict()
+    plain, network = without_priors(make_tiny_network(PLAIN).state_dict()), without_priors(network_of_form)
     assert plain.keys() == network.keys()
     for name, tensor in plain.items():
+        if form.get("align") == "project" and network[name].shape != tensor.shape:
+            z = network_of_form[name.replace("predict.weight", "align.z").replace("conv.conv.weight", "pyramid.z")]
+            assert torch.equal(network[name], project_weight(tensor, z)), name
+            continue
         # The convolution after a concatenated prior has the prior's weights first, then those of the plain convolution.
         wider = network[name].shape != tensor.shape
         assert not wider or (form.get("align") == "concat" and name.split(".", 3)[3] in ("predict.weight", "conv.conv.weight"))
         assert torch.equal(tensor, network[name][:, -tensor.shape[1] :] if wider else network[name]), name
 
 
-@forms
+@pytest.mark.parametrize("form", NEUTRAL_FORMS, ids=["-".join(form.values()) for form in NEUTRAL_FORMS])
 @torch.inference_mode()
 def test_fresh_implicit_knowledge_changes_outputs_only_slightly(plain, form):
     network, image = with_implicit(plain, replace(PLAIN, **form)), torch.rand(2, 3, 64, 64)
@@ -79,13 +88,13 @@ def test_fresh_implicit_knowledge_changes_outputs_only_slightly(plain, form):
         assert 1e-5 < (output - expected).abs().mean() / expected.std() < 0.05
 
 
-@pytest.mark.parametrize("operator", ["add", "multiply", "concat", "project"])
+@pytest.mark.parametrize("operator", ["add", "multiply", "concat"])
 @pytest.mark.parametrize("model", ["vector", "network", "factors"])
 def test_a_fresh_prior_of_any_model_is_neutral(operator, model):
     """The released layers for equations 7 and 8 start at a gain of 0 ± 0.58 under multiplication."""
     torch.manual_seed(0)
     g = Implicit(operator, 500, model=model, std=0.02).constant().detach()
-    neutral = 1.0 if operator in ("multiply", "project") else 0.0
+    neutral = 1.0 if operator == "multiply" else 0.0
     assert g.shape == (500,)
     assert g.mean().item() == pytest.approx(neutral, abs=0.01)
     assert (g - neutral).abs().max() < 0.1
@@ -108,7 +117,6 @@ def test_priors_have_the_shapes_of_their_equations():
     assert shapes("add", "vector") == {"z": (8,)}
     assert shapes("multiply", "network") == {"z": (16,), "phi": (8, 16)}
     assert shapes("concat", "factors") == {"z": (2, 8), "phi": (2,)}
-    assert shapes("project", "vector") == {"z": (16,), "phi": (8, 16)}
 
 
 def test_constants_equal_their_equations():
@@ -116,8 +124,6 @@ def test_constants_equal_their_equations():
     network, factors = (Implicit("add", 6, model=model, std=1.0) for model in ("network", "factors"))
     torch.testing.assert_close(network.constant(), torch.einsum("cn,n->c", network.phi, network.z))
     torch.testing.assert_close(factors.constant(), torch.einsum("nc,n->c", factors.z, factors.phi))
-    project = Implicit("project", 6, std=1.0)
-    torch.testing.assert_close(project.constant(), torch.stack([2 * torch.sigmoid(p @ project.z) for p in project.phi]))
 
 
 def test_operators_join_features_and_constants():
@@ -131,6 +137,44 @@ def test_operators_join_features_and_constants():
         nn.init.zeros_(implicit.z)
         implicit.z.data += torch.tensor([3.0, 5.0])
         assert torch.equal(implicit(x), expected)
+    both = Implicit("add_multiply", 2, std=0.0, added_channels=[1])
+    assert both.constant().tolist() == [1.0, 0.0], "neutral: the first channel is multiplied, the second has a summand"
+    both.z.data += torch.tensor([2.0, 5.0])
+    assert torch.equal(both(x), torch.stack((3 * x[:, 0], x[:, 1] + 5), dim=1))
+
+
+def test_a_projection_gives_inner_products_of_half_as_many_channels():
+    torch.manual_seed(0)
+    x, directions = torch.randn(2, 6, 3, 5), torch.randn(3, 6)
+    projection = Projection(directions)
+    torch.testing.assert_close(projection(x), torch.einsum("rc,bchw->brhw", directions, x))
+    for level in make_tiny_network(replace(PLAIN, align="project")).head.levels:
+        assert level.align.z.shape == (level.conv.conv.out_channels // 2, level.conv.conv.out_channels)
+        assert level.predict.in_channels == len(level.align.z)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_principal_directions_keep_the_most_of_a_convolution(kernel):
+    """The best approximation of rank R, by the theorem of Eckart and Young; oracle: the singular value decomposition."""
+    torch.manual_seed(0)
+    weight = torch.randn(5, 8, kernel, kernel).double()
+    for count in (2, 5):
+        z = principal_directions(weight, count)
+        torch.testing.assert_close(z @ z.T, torch.eye(count).double())
+        rest = (unproject_weight(project_weight(weight, z), z) - weight).square().sum()
+        values = torch.linalg.svdvals(weight.permute(0, 2, 3, 1).reshape(-1, 8))
+        torch.testing.assert_close(rest, values[count:].square().sum())
+
+
+@torch.inference_mode()
+def test_a_fresh_projection_is_neutral_before_a_convolution_with_fewer_outputs_than_dimensions():
+    torch.manual_seed(0)
+    plain, projected = (ClassifyHead(replace(TINY), OutputCounts(3, image_classes=4)).eval() for _ in range(2))
+    projected.load_state_dict(plain.state_dict())
+    for level in projected.levels:
+        level.add_implicit(replace(PLAIN, align="project"))
+    features = [torch.randn(2, channels, 4, 4) for channels in (8, 12)]
+    torch.testing.assert_close(projected(features), plain(features))
 
 
 @torch.inference_mode()
@@ -156,6 +200,28 @@ def test_refining_sizes_does_not_change_the_other_outputs(plain):
         assert torch.equal(output[..., [0, 1, 4, 5, 6, 7]], expected[..., [0, 1, 4, 5, 6, 7]])
 
 
+@torch.inference_mode()
+def test_refining_centres_does_not_change_the_other_outputs(plain):
+    """Section 3.3: addition refines the offset of a centre."""
+    refined, image = with_implicit(plain, replace(PLAIN, refine="add", refine_what="centre")), torch.rand(1, 3, 64, 64)
+    for level in refined.head.levels:
+        assert level.refine.z.numel() == 2 * 3
+        level.refine.z.fill_(3.0)
+    for expected, output in zip(plain(image)["detect"], refined(image)["detect"], strict=True):
+        torch.testing.assert_close(output[..., :2], expected[..., :2] + 3)
+        assert torch.equal(output[..., 2:], expected[..., 2:])
+
+
+@torch.inference_mode()
+def test_add_multiply_adds_to_centres_and_multiplies_all_other_outputs(plain):
+    refined, image = with_implicit(plain, replace(PLAIN, refine="add_multiply")), torch.rand(1, 3, 64, 64)
+    for level in refined.head.levels:
+        level.refine.z.fill_(3.0)
+    for expected, output in zip(plain(image)["detect"], refined(image)["detect"], strict=True):
+        torch.testing.assert_close(output[..., :2], expected[..., :2] + 3)
+        torch.testing.assert_close(output[..., 2:], 3 * expected[..., 2:])
+
+
 @forms
 def test_every_prior_gets_a_gradient(form):
     network = make_tiny_network(replace(PLAIN, **form)).train()
@@ -173,6 +239,10 @@ def test_every_prior_gets_a_gradient(form):
         ({"align_per": "anchor", "align_at": "pyramid"}, r"network.implicit.align_at: found 'pyramid', expected prediction"),
         ({"align_per": "anchor", "align_by": "factors"}, r"network.implicit.align_by: found 'factors', expected vector"),
         ({"align_per": "anchor", "align": "none"}, r"network.implicit.align: found 'none', expected add, multiply or concat"),
+        (
+            {"refine": "add_multiply", "refine_what": "size"},
+            r"network.implicit.refine_what: found 'size', expected all, as .* add_multiply",
+        ),
         ({"std": -0.1}, r"network.implicit.std: found -0.1, expected 0 or more"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.fuse import fuse
+from yolor_ray.model.implicit import principal_directions, project_weight, unproject_weight
 from yolor_ray.model.transfer import load_trainable, transfer_weights
 from yolor_ray.model.weights import WeightsInfo, save_weights
 
@@ -84,6 +85,46 @@ def test_another_form_of_implicit_knowledge_starts_fresh_beside_the_explicit_wei
     for level, source_level, width in zip(network.head.levels, source.head.levels, features, strict=True):
         assert torch.equal(level.predict.weight[:, width:], source_level.predict.weight), "the features come after the prior"
     assert torch.equal(network.backbone.stem[1].conv.weight, source.backbone.stem[1].conv.weight)
+
+
+@pytest.mark.parametrize("place", ["prediction", "pyramid"])
+def test_a_projection_takes_over_the_principal_directions_of_other_weights(make_network, place):
+    plain, projected = ImplicitConfig(align="none"), ImplicitConfig(align="project", align_at=place)
+    source, network = make_network(seed=1, implicit=plain), make_network(seed=2, implicit=projected)
+    report = transfer_weights(network, class_names(ANIMALS), source, class_names(ANIMALS))
+    assert (report.partial, report.fresh) == ((), ())
+    for level, source_level in zip(network.head.levels, source.head.levels, strict=True):
+        z, weight, expected = (
+            (level.align.z, level.predict.weight, source_level.predict.weight)
+            if place == "prediction"
+            else (level.pyramid.z, level.conv.conv.weight, source_level.conv.conv.weight)
+        )
+        best = principal_directions(expected, len(z))
+        torch.testing.assert_close(unproject_weight(weight, z), unproject_weight(project_weight(expected, best), best))
+
+
+def test_weights_behind_a_projection_are_multiplied_out_for_a_network_without_it(make_network):
+    source, network = (
+        make_network(seed=1, implicit=ImplicitConfig(align="project")),
+        make_network(seed=2, implicit=ImplicitConfig(align="none")),
+    )
+    report = transfer_weights(network, class_names(ANIMALS), source, class_names(ANIMALS))
+    assert (report.partial, report.fresh) == ((), ())
+    image = torch.rand(1, 3, 64, 64)
+    network.head.anchors.copy_(source.head.anchors)
+    with torch.inference_mode():
+        for output, expected in zip(network(image)["detect"], source(image)["detect"], strict=True):
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_projection_with_other_classes_keeps_the_fresh_rows(make_network):
+    source, network = (
+        make_network(seed=1, implicit=ImplicitConfig(align="none")),
+        make_network(seed=2, implicit=ImplicitConfig(align="project")),
+    )
+    report = transfer_weights(network, class_names(("cat", "horse", "cow")), source, class_names(ANIMALS))
+    outputs = {f"head.levels.{level}.{tensor}" for level in (0, 1) for tensor in ("predict.weight", "predict.bias", "refine.z", "align.z")}
+    assert set(report.partial) == outputs
 
 
 @pytest.mark.parametrize("form", [{"align": "multiply"}, {"refine": "add"}, {"refine_what": "size"}, {"align_per": "anchor"}])

@@ -33,20 +33,20 @@ def forest_plot(aps, **fields):
 
 
 def test_a_difference_beyond_noise_has_its_own_colour():
-    beyond = forest_plot({"baseline": EQUAL, "fa-add-pyramid": [0.31, 0.31]})
-    within = forest_plot({"baseline": EQUAL, "fa-add-pyramid": [0.31, 0.28]})
+    beyond = forest_plot({"baseline": EQUAL, "fa-multiply-pyramid": [0.31, 0.31]})
+    within = forest_plot({"baseline": EQUAL, "fa-multiply-pyramid": [0.31, 0.28]})
     assert count_pixels(beyond, BEYOND_NOISE) and not count_pixels(within, BEYOND_NOISE)
     # Edges of letters have the same grey, but few pixels.
     assert count_pixels(within, WITHIN_NOISE) > count_pixels(beyond, WITHIN_NOISE) + 500
 
 
 def test_one_seed_is_never_drawn_as_beyond_noise():
-    png = forest_plot({"baseline": [0.30], "fa-add-pyramid": [0.40]})
+    png = forest_plot({"baseline": [0.30], "fa-multiply-pyramid": [0.40]})
     assert not count_pixels(png, BEYOND_NOISE)
 
 
 def test_the_papers_difference_is_drawn_for_variants_of_the_paper():
-    in_paper, not_in_paper = (forest_plot({"baseline": EQUAL, name: [0.31, 0.31]}) for name in ("fa-add", "fa-add-pyramid"))
+    in_paper, not_in_paper = (forest_plot({"baseline": EQUAL, name: [0.31, 0.31]}) for name in ("fa-add", "fa-multiply-pyramid"))
     assert count_pixels(in_paper, PAPER) and not count_pixels(not_in_paper, PAPER)
 
 
@@ -78,7 +78,7 @@ def test_the_forest_plot_accepts_differences_without_numbers():
 def test_priors_have_a_panel_for_each_variant_and_role():
     narrow, wide = (pixels(priors_png(make_study_with_priors([name]))).shape[:2] for name in ("pr-add", "fa-add-pr-multiply"))
     assert wide[1] >= narrow[1] + 300
-    seven = ["pr-add", "pr-multiply", "fa-add", "fa-multiply", "fa-concat", "fa-add-pyramid", "fa-multiply-anchor"]
+    seven = ["pr-add", "pr-multiply", "fa-add", "fa-multiply", "fa-concat", "fa-multiply-pyramid", "fa-multiply-anchor"]
     # Seven panels are three rows of three panels.
     assert pixels(priors_png(make_study_with_priors(seven))).shape[0] > 3 * 300
 

@@ -15,6 +15,7 @@ from yolor_ray.config.presets import PLAIN
 from yolor_ray.config.study import AblationConfig
 from yolor_ray.config.variants import BASELINE, VARIANTS
 from yolor_ray.errors import ConfigError, NonFiniteLossError
+from yolor_ray.model.implicit import project_weight
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights, save_weights
 from yolor_ray.study.ablation.costs import measure_costs, read_priors
@@ -69,6 +70,8 @@ def test_all_variants_start_with_equal_shared_weights_and_see_the_same_images(co
         for name, tensor in baseline.items():
             # The first input channels of a convolution after a concatenated prior are the prior's.
             shared = weights[name][:, -tensor.shape[1] :] if tensor.dim() == 4 else weights[name]
+            if spec.variant == "fa-project" and name.endswith("predict.weight"):
+                tensor = project_weight(tensor, weights[name.replace("predict.weight", "align.z")])
             assert torch.equal(shared, tensor), (spec.variant, name)
 
 
@@ -155,6 +158,18 @@ def test_priors_have_their_role_level_and_shape(weights):
     assert [(p.role, p.values.shape) for p in concat] == [("align", (16,))] * 3
 
 
+def test_priors_of_two_operators_are_two_and_a_projection_has_a_length_for_each_channel():
+    network = Yolor(replace(TINY, implicit=VARIANTS["pr-add-multiply"].implicit), len(CLASSES), torch.ones(3, 3, 2))
+    priors = read_priors(network)
+    assert [(p.level, p.operator) for p in priors] == [(level, operator) for level in range(3) for operator in ("add", "multiply")]
+    added, multiplied = (np.isfinite(p.values) for p in priors[:2])
+    assert added[:, :2].all() and not added[:, 2:].any() and np.array_equal(multiplied, ~added)
+    network = Yolor(replace(TINY, implicit=VARIANTS["fa-project"].implicit), len(CLASSES), torch.ones(3, 3, 2))
+    lengths = [p.values for p in read_priors(network) if p.operator == "project"]
+    assert [values.shape for values in lengths] == [(16,)] * 3
+    assert all(np.square(values).sum() == pytest.approx(8) for values in lengths), "8 vectors of length 1"
+
+
 def test_priors_of_a_head_without_anchors_are_those_of_both_branches():
     implicit = VARIANTS["pr-multiply-size"].implicit
     network = Yolor(replace(TINY, head="free", implicit=implicit), len(CLASSES))
@@ -165,10 +180,11 @@ def test_priors_of_a_head_without_anchors_are_those_of_both_branches():
     assert [(p.role, p.values.shape) for p in aligned] == [("align", (8 + 64,))] * 3
 
 
-def test_variants_per_anchor_are_left_out_or_refused_without_anchors(config):
+def test_variants_that_need_anchors_are_left_out_or_refused_without_anchors(config):
     free = replace(config, network=replace(config.network, head="free"))
     names = [spec.variant for spec in make_specs(AblationConfig(train=free, seeds=1), "/studies/study")]
-    assert names == [name for name in VARIANTS if name != "fa-multiply-anchor"]
+    need_anchors = {"fa-multiply-anchor", "pr-add-centre", "pr-add-multiply"}
+    assert names == [name for name in VARIANTS if name not in need_anchors]
     with pytest.raises(ConfigError, match="variants: found 'fa-multiply-anchor', expected a variant without anchors"):
         AblationConfig(train=free, variants=("fa-add", "fa-multiply-anchor"))
 

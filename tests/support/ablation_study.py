@@ -5,7 +5,7 @@ import numpy as np
 from yolor_ray.config.variants import BASELINE, VARIANTS
 from yolor_ray.study.results import METRICS, Cost, Failure, Prior, Study, TrialResult
 
-NEUTRAL = {"add": 0, "concat": 0, "multiply": 1, "project": 1}
+NEUTRAL = {"add": 0, "concat": 0, "multiply": 1, "project": 0.7}
 
 
 def make_trial(variant, seed, ap, setting="", priors=(), **metrics):
@@ -43,8 +43,12 @@ def make_priors(variant, classes, seed, levels=3, channels=8, anchors=3):
             priors.append(Prior("align", level, implicit.align, values))
         if implicit.refine != "none":
             means = np.concatenate(([0, 0, 0.1, 0.2, 2.6], np.linspace(-0.5, -1.6, classes)))
-            values = NEUTRAL[implicit.refine] + means + 0.05 * rng.standard_normal((anchors, 5 + classes))
-            priors.append(Prior("refine", level, implicit.refine, values))
+            values = means + 0.05 * rng.standard_normal((anchors, 5 + classes))
+            unknown = {"add": slice(2, None), "multiply": slice(0, 2)}
+            for operator in implicit.refine.split("_"):
+                of_operator = NEUTRAL[operator] + values
+                of_operator[:, unknown[operator] if "_" in implicit.refine else slice(0)] = np.nan
+                priors.append(Prior("refine", level, operator, of_operator))
     return priors
 
 

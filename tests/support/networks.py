@@ -8,7 +8,7 @@ from hypothesis import settings
 from torch import nn
 
 from yolor_ray.config import NetworkConfig
-from yolor_ray.model.implicit import Implicit
+from yolor_ray.model.implicit import Implicit, Projection
 from yolor_ray.model.network import Yolor
 
 settings.register_profile("steady", deadline=None, database=None, derandomize=True)
@@ -42,5 +42,7 @@ def _randomize(module: nn.Module) -> None:
         nn.init.normal_(module.bias, std=0.5)
         nn.init.normal_(module.running_mean, std=0.5)
         nn.init.uniform_(module.running_var, 0.3, 2.0)
+    elif isinstance(module, Projection):
+        nn.init.normal_(module.z)
     elif isinstance(module, Implicit):
         nn.init.normal_(module.z, mean=1.0, std=2.0)

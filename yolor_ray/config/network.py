@@ -16,23 +16,24 @@ Precision = Literal["float32", "bfloat16"]
 class ImplicitConfig:
     """Implicit knowledge of each task on each level: learned constants that are folded away (YOLOR sections 3 to 5).
 
-    The defaults are those of the published networks (+FA and xPR by vectors). No choice changes the predictions at step 0.
+    The defaults are those of the published networks (+FA and xPR by vectors). At step 0 no choice changes the predictions, except `project`
+    before a convolution with more outputs than the projection has channels.
     """
 
     align: Literal["none", "add", "multiply", "concat", "project"] = "add"
-    """Feature alignment: shift, scale, extend or select the features; `project` gates each channel by an inner product."""
+    """Feature alignment: shift, scale, extend or reduce the features; `project` replaces the C features by C/2 inner products."""
     align_at: Literal["prediction", "pyramid"] = "prediction"
-    """Place of the alignment: before the prediction convolution, or on the neck's map before the head's 3x3."""
+    """Place of the alignment: before the prediction convolution, or on the neck's map before the head's 3x3, for multiply and project."""
     align_by: Literal["vector", "network", "factors"] = "vector"
     """Model of the alignment's constants: g = z (eq 6), g = W z (eq 7), or g = Z'c (eq 8)."""
     align_per: Literal["level", "anchor"] = "level"
     """One alignment per level, or one for each anchor's outputs (the paper's FA*)."""
-    refine: Literal["none", "add", "multiply"] = "multiply"
-    """Prediction refinement: shift or scale the outputs."""
+    refine: Literal["none", "add", "multiply", "add_multiply"] = "multiply"
+    """Prediction refinement: shift or scale the outputs; `add_multiply` shifts the centres of boxes and scales all other outputs."""
     refine_by: Literal["vector", "network", "factors"] = "vector"
     """Model of the refinement's constants, as in align_by."""
-    refine_what: Literal["all", "size"] = "all"
-    """Outputs that are refined: all, or box width and height only (the paper's PR*)."""
+    refine_what: Literal["all", "centre", "size"] = "all"
+    """Outputs of detection that are refined: all, x and y of boxes, or box width and height (the paper's PR*)."""
     std: float = 0.02
     """Standard deviation of fresh priors, 0 or more."""
 
@@ -41,11 +42,23 @@ class ImplicitConfig:
         name = "network.implicit"
         check(self.std >= 0, f"{name}.std", self.std, "0 or more")
         check(self.align != "project" or self.align_by == "vector", f"{name}.align_by", self.align_by, "vector: project has its own model")
+        both = self.refine == "add_multiply" and self.refine_what != "all"
+        check(
+            not both,
+            f"{name}.refine_what",
+            self.refine_what,
+            "all, as network.implicit.refine add_multiply has an operator for each output",
+        )
         per_anchor = self.align_per == "anchor"
         check(not per_anchor or self.align_at == "prediction", f"{name}.align_at", self.align_at, "prediction, as alignment is per anchor")
         check(not per_anchor or self.align_by == "vector", f"{name}.align_by", self.align_by, "vector, as alignment is per anchor")
         aligns_per_anchor = self.align in ("add", "multiply", "concat")
         check(not per_anchor or aligns_per_anchor, f"{name}.align", self.align, "add, multiply or concat, as alignment is per anchor")
+
+    @property
+    def needs_anchors(self) -> bool:
+        """True for forms that the head without anchors lacks: it has no outputs for each anchor and none for the centre of a box."""
+        return self.align_per == "anchor" or self.refine == "add_multiply" or self.refine_what == "centre"
 
 
 @dataclass(frozen=True)
@@ -105,8 +118,22 @@ class NetworkConfig:
         valid = len(set(self.tasks)) == len(self.tasks) and set(self.tasks) <= set(TASKS)
         check(valid and "detect" in self.tasks, "network.tasks", self.tasks, f"detect, and each of {', '.join(TASKS[1:])} at most once")
 
-        per_anchor = self.head == "free" and self.implicit.align_per == "anchor"
-        check(not per_anchor, "network.implicit.align_per", "anchor", "level, as network.head free has no anchors")
+        if self.head == "free":
+            self._check_without_anchors()
+
+    def _check_without_anchors(self) -> None:
+        implicit, name = self.implicit, "network.implicit"
+        check(implicit.align_per != "anchor", f"{name}.align_per", "anchor", "level, as network.head free has no anchors")
+        expected = "{}, as network.head free predicts the distances of a box's sides and no centre"
+        check(implicit.refine != "add_multiply", f"{name}.refine", "add_multiply", expected.format("none, add or multiply"))
+        check(implicit.refine_what != "centre", f"{name}.refine_what", "centre", expected.format("all or size"))
+
+    def check_trainable(self) -> None:
+        """Raise ConfigError for implicit knowledge that training cannot learn; weights of version 0.2 may have it."""
+        implicit = self.implicit
+        is_removed = implicit.align in ("add", "concat") and implicit.align_at == "pyramid"
+        expected = f"prediction, as the batch norm behind the head's 3x3 takes out the constant of align {implicit.align}"
+        check(not is_removed, "network.implicit.align_at", implicit.align_at, expected)
 
     @property
     def predictions_per_cell(self) -> int:

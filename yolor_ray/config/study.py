@@ -51,11 +51,11 @@ class AblationConfig:
                 check(self._has_head_of(name), "variants", name, f"a variant without anchors, as network.head is {self.train.network.head}")
 
     def _has_head_of(self, variant: str) -> bool:
-        return self.train.network.head == "anchors" or VARIANTS[variant].implicit.align_per == "level"
+        return self.train.network.head == "anchors" or not VARIANTS[variant].implicit.needs_anchors
 
     @property
     def variants_with_baseline(self) -> tuple[str, ...]:
-        """The variants to train, the baseline first; a head without anchors has no variants per anchor."""
+        """The variants to train, the baseline first; a head without anchors has no variants that need anchors."""
         return (BASELINE, *(name for name in self.variants if name != BASELINE and self._has_head_of(name)))
 
 

@@ -274,5 +274,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check combinations of settings."""
         self.network.check_image_px(self.data.image_px, "data.image_px")
+        self.network.check_trainable()
         workers = self.cluster.worker_range[1]
         check(self.optim.batch >= max(workers, 1), "optim.batch", self.optim.batch, f"at least one image for each of {workers} workers")

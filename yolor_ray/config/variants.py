@@ -40,7 +40,7 @@ VARIANTS = {
     "fa-multiply": Variant("×FA", _alignment(align="multiply"), "×iFA"),
     "fa-concat": Variant("⊕FA", _alignment(align="concat"), "⊕iFA"),
     "fa-project": Variant("⟨⟩FA", _alignment(align="project")),
-    "fa-add-pyramid": Variant("+FA on the pyramid", _alignment(align_at="pyramid")),
+    "fa-multiply-pyramid": Variant("×FA on the pyramid", _alignment(align="multiply", align_at="pyramid")),
     "fa-multiply-anchor": Variant("×FA*", _alignment(align="multiply", align_per="anchor"), "×iFA*"),
     "fa-add-network": Variant("+FA, NN", _alignment(align_by="network"), "+wiFA"),
     "fa-add-factors": Variant("+FA, MF", _alignment(align_by="factors"), "+icFA"),
@@ -48,6 +48,8 @@ VARIANTS = {
     "pr-add": Variant("+PR", _refinement(refine="add"), "+iPR"),
     "pr-multiply": Variant("×PR", _refinement(), "×iPR"),
     "pr-multiply-size": Variant("×PR*", _refinement(refine_what="size"), "×iPR*"),
+    "pr-add-centre": Variant("+PR, centres", _refinement(refine="add", refine_what="centre")),
+    "pr-add-multiply": Variant("+×PR", _refinement(refine="add_multiply")),
     "fa-add-pr-multiply": Variant("+FA ×PR", ImplicitConfig()),
 }
 """Every variant by name, the baseline first. The initial standard deviation of priors is 0.02 unless the title has another."""

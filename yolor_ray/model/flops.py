@@ -20,7 +20,7 @@ def count_flops(network: Yolor, image_px: int) -> int:
 
     def count_changed(module: nn.Module, _: object, output: Tensor) -> None:
         nonlocal changed_numbers
-        # A concatenated prior changes no number; its cost is the wider convolution after it.
+        # A concatenated prior changes no number; its cost is the wider convolution after it. A projection is a convolution.
         changed_numbers += 0 if isinstance(module, Implicit) and module.operator == "concat" else output.numel()
 
     for module in network.modules():

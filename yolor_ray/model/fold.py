@@ -3,6 +3,7 @@
 After the convolution: y -> s y + t, as in batch norm and implicit vectors, gives W' = s W and b' = s b + t (paper equation 10
 for s = 1). Before the convolution: x -> m x gives W' = W m (equation 9), and x -> x + a adds the response of W to the constant a.
 Zero padding contains no a, so the response of a padded convolution is a map instead of one number per channel.
+x -> Z x gives W' = W Z.
 Folds are computed in float64 and stored in the convolution's dtype.
 Legend: B images, I O channels in and out, H W cells, N channels of a constant.
 """
@@ -13,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from yolor_ray.model.implicit import unproject_weight
 
 
 class BorderConv(nn.Module):
@@ -56,6 +59,11 @@ def fold_concat_before(conv: nn.Conv2d, prior: Float[Tensor, "N"]) -> nn.Conv2d 
     prior_weight, feature_weight = conv.weight.double().split((prior_channels, conv.weight.shape[1] - prior_channels), dim=1)
     taps = (prior_weight * _expand_to_outputs(conv, prior)[:, :, None, None]).sum(dim=1)
     return _add_taps(conv, feature_weight, taps)
+
+
+def fold_projection_before(conv: nn.Conv2d, z: Float[Tensor, "_ I"]) -> nn.Conv2d:
+    """Return a convolution equal to conv(Z x); projected zero padding stays zero, so the border is exact too."""
+    return _copy_with_weights(conv, unproject_weight(conv.weight.double(), z), None if conv.bias is None else conv.bias.double())
 
 
 def _expand_to_outputs(conv: nn.Conv2d, constant: Tensor) -> Float[Tensor, "O _"]:

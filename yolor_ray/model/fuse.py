@@ -9,15 +9,22 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from yolor_ray.model.fold import BorderConv, fold_after, fold_concat_before, fold_scale_before, fold_shift_before
+from yolor_ray.model.fold import (
+    BorderConv,
+    fold_after,
+    fold_concat_before,
+    fold_projection_before,
+    fold_scale_before,
+    fold_shift_before,
+)
 from yolor_ray.model.heads.embed import EmbedHead
 from yolor_ray.model.heads.prediction_level import PredictionLevel
-from yolor_ray.model.implicit import Implicit
+from yolor_ray.model.implicit import IMPLICIT_MODULES, Implicit, Projection
 from yolor_ray.model.layers import Conv, CspBlock, Merge, NeckBlock, SppCsp
 from yolor_ray.model.network import Yolor
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-FOLDABLE_MODULES = (*NORMS, Implicit)
+FOLDABLE_MODULES = (*NORMS, *IMPLICIT_MODULES)
 """Module classes that a fused network does not contain."""
 
 
@@ -71,6 +78,8 @@ def _fuse_joint_norm(merge: Merge, main: nn.Module) -> nn.Module:
 
 def _fold_implicit_before(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d | BorderConv:
     """Return a module equal to implicit knowledge followed by the convolution."""
+    if isinstance(implicit, Projection):
+        return fold_projection_before(conv, implicit.z)
     if not isinstance(implicit, Implicit):
         return conv
     g = implicit.constant()
@@ -81,29 +90,30 @@ def _fold_implicit_before(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d | B
 
 def _fold_implicit_after(conv: nn.Conv2d, implicit: nn.Module) -> nn.Conv2d:
     """Return a convolution equal to the convolution followed by implicit knowledge."""
-    if not isinstance(implicit, Implicit):
-        return conv
-    g = implicit.constant()
-    if implicit.operator == "add":
-        return fold_after(conv, torch.ones_like(g), g)
-    return fold_after(conv, g, torch.zeros_like(g))
+    return fold_after(conv, *implicit.scale_and_shift()) if isinstance(implicit, Implicit) else conv
 
 
 def _fuse_level(level: PredictionLevel) -> None:
     """Fold the norm and the implicit knowledge of a prediction level; the norm of `level.conv` is folded already.
 
-    A norm is folded before the prior in front of the same convolution, because a `BorderConv` takes no further fold.
+    A norm after a convolution is folded before the prior in front of that convolution, because a `BorderConv` takes no further fold.
     """
     assert isinstance(level.conv.conv, nn.Conv2d) and isinstance(level.predict, nn.Conv2d)
     level.conv.conv = _fold_implicit_before(level.conv.conv, level.pyramid)
-    if isinstance(level.norm, NORMS):
-        level.predict, level.norm = fold_after(level.predict, *_norm_affine(level.norm)), nn.Identity()
     aligned = _fold_implicit_before(level.predict, level.align)
-    assert isinstance(aligned, nn.Conv2d), "a 1x1 convolution has no border"
-    level.predict = _fold_implicit_after(aligned, level.refine)
+    if isinstance(level.centre, NORMS):
+        # Each group sees all features.
+        scale, shift = (constant.repeat(level.predict.groups) for constant in _norm_affine(level.centre))
+        aligned = fold_scale_before(_without_border(fold_shift_before(_without_border(aligned), shift)), scale)
+    level.predict = _fold_implicit_after(_without_border(aligned), level.refine)
     # All groups see the same features now, so an ungrouped convolution with the same weights is equal.
     level.predict.in_channels, level.predict.groups = level.predict.weight.shape[1], 1
-    level.pyramid, level.align, level.refine = nn.Identity(), nn.Identity(), nn.Identity()
+    level.pyramid, level.centre, level.align, level.refine = (nn.Identity() for _ in range(4))
+
+
+def _without_border(conv: nn.Conv2d | BorderConv) -> nn.Conv2d:
+    assert isinstance(conv, nn.Conv2d), "a 1x1 convolution has no border"
+    return conv
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from yolor_ray.class_names import ClassNames
 from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.errors import WeightsError
 from yolor_ray.model.fuse import is_fused
+from yolor_ray.model.implicit import Projection, principal_directions, project_weight, unproject_weight
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import PROXIES_TENSOR, WeightsInfo, load_weights
 
@@ -22,6 +23,10 @@ BOX_OUTPUTS = 5
 ANCHORS_TENSOR = "head.anchors"
 OUTPUT_TENSORS = (".predict.weight", ".predict.bias", ".refine.z")
 """Name endings of the tensors of a detection level that have one row per output."""
+ALIGN_MODULE = ".align."
+"""Part of the names of the tensors of an alignment before the prediction."""
+WEIGHT_BEHIND = {"align": ".predict.weight", "pyramid": ".conv.conv.weight"}
+"""Name ending of the weights of the convolution behind each place of an alignment."""
 ANCHOR_BRANCH, CLASS_BRANCH = "head.levels.", "head.scores."
 """Prefixes of the tensors of the branches with outputs for classes: of a head with anchors, and of a head without."""
 IGNORED_SETTINGS = ("implicit", "tasks", "head", "distance_bins")
@@ -76,15 +81,19 @@ def transfer_weights(network: Yolor, names: ClassNames, source: Yolor, source_na
 
     Outputs are matched by meaning: boxes and objectness always, classes by name, image labels and keypoints if all names are
     equal, identities never. Implicit knowledge is copied if it has the same form in both networks, because a learned summand is
-    meaningless as a factor.
+    meaningless as a factor. A projection of one network only is multiplied out: the weights behind it are those of all features.
     """
     classes, source_classes = names.classes, source_names.classes
     of_anchors, of_classes = _match_outputs(network, classes, source_classes)
-    excluded = (*_differing_priors(network.config.implicit, source.config.implicit), *_differing_outputs(names, source_names))
-    source_tensors = {name: tensor for name, tensor in source.state_dict().items() if not any(text in name for text in excluded)}
+    differing_priors = _differing_priors(network.config.implicit, source.config.implicit)
+    excluded = (*differing_priors, *_differing_outputs(names, source_names))
+    projections, source_projections = (_projections(n) if ALIGN_MODULE in differing_priors else {} for n in (network, source))
+    tensors = _without_projections(network.state_dict(), projections)
+    source_tensors = _without_projections(source.state_dict(), source_projections)
+    source_tensors = {name: tensor for name, tensor in source_tensors.items() if not any(text in name for text in excluded)}
     rows, source_rows = (network.config.anchors_per_level * (BOX_OUTPUTS + len(class_names)) for class_names in (classes, source_classes))
     copied_share: dict[str, float] = {}
-    for name, tensor in network.state_dict().items():
+    for name, tensor in tensors.items():
         if name == ANCHORS_TENSOR:
             continue
         source_tensor = source_tensors.get(name)
@@ -97,6 +106,10 @@ def transfer_weights(network: Yolor, names: ClassNames, source: Yolor, source_na
             copied_share[name] = _copy_outputs(tensor, source_tensor, of_anchors)
         else:
             copied_share[name] = _copy_tensor(tensor, source_tensor)
+    for z_name, weight_name in projections.items():
+        copied_share[z_name] = copied_share[weight_name]
+        if copied_share[z_name]:
+            _project_weight(network, z_name, weight_name, tensors[weight_name])
     return TransferReport(
         copied=sum(share == 1 for share in copied_share.values()),
         partial=tuple(name for name, share in copied_share.items() if 0 < share < 1),
@@ -116,7 +129,7 @@ def _differing_outputs(names: ClassNames, source_names: ClassNames) -> tuple[str
 def _differing_priors(implicit: ImplicitConfig, source_implicit: ImplicitConfig) -> tuple[str, ...]:
     """Return parts of the names of priors that have another form in the two networks."""
     settings_of = {
-        (".pyramid.", ".align."): ("align", "align_at", "align_by", "align_per"),
+        (".pyramid.", ALIGN_MODULE): ("align", "align_at", "align_by", "align_per"),
         (".refine.",): ("refine", "refine_by", "refine_what"),
     }
     return tuple(
@@ -125,6 +138,25 @@ def _differing_priors(implicit: ImplicitConfig, source_implicit: ImplicitConfig)
         if any(getattr(implicit, setting) != getattr(source_implicit, setting) for setting in settings)
         for module in modules
     )
+
+
+def _projections(network: Yolor) -> dict[str, str]:
+    """Return the names of the vectors of each projection, with the name of the weights of the convolution behind it."""
+    names = [name for name, module in network.named_modules() if isinstance(module, Projection)]
+    return {f"{name}.z": name.rpartition(".")[0] + WEIGHT_BEHIND[name.rpartition(".")[2]] for name in names}
+
+
+def _without_projections(tensors: dict[str, Tensor], projections: dict[str, str]) -> dict[str, Tensor]:
+    """Return the tensors of a network in which each projection is multiplied into the weights behind it."""
+    multiplied = {weight_name: unproject_weight(tensors[weight_name], tensors[z_name]) for z_name, weight_name in projections.items()}
+    return {name: multiplied.get(name, tensor) for name, tensor in tensors.items() if name not in projections}
+
+
+def _project_weight(network: Yolor, z_name: str, weight_name: str, weight: Tensor) -> None:
+    """Set a projection to the principal directions of the weights of all features, and the weights behind it to their projection."""
+    tensors = network.state_dict()
+    tensors[z_name].copy_(principal_directions(weight, len(tensors[z_name])))
+    tensors[weight_name].copy_(project_weight(weight, tensors[z_name]))
 
 
 def _match_outputs(network: Yolor, classes: Sequence[str], source_classes: Sequence[str]) -> tuple[Rows, Rows]:

@@ -25,6 +25,7 @@ from yolor_ray.io import manifest, storage
 from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, TENSORS_FILE, weights_folder
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
+from yolor_ray.model.old_weights import convert_old_weights
 
 __all__ = [
     "CONFIG_FILE",
@@ -245,6 +246,7 @@ def _build_network(url: str, config: dict[str, Any], tensors: dict[str, torch.Te
     try:
         network_config = parse_network_config(config["network"])
         _check_size(network_config, tensors)
+        network_config, tensors = convert_old_weights(network_config, tensors)
         # First without numbers: a configuration must not make room for more than the tensors hold.
         with torch.device("meta"):
             expected = build()

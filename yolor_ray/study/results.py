@@ -20,10 +20,10 @@ class Prior:
     level: int
     """Prediction level; 0 is the finest."""
     operator: str
-    """add and concat start around 0, multiply and project around 1."""
+    """add and concat start around 0, multiply around 1."""
     values: np.ndarray
-    """(channels,) for align; (A, F) for refine: x, y, width, height, objectness with anchors, or left, top, right, bottom without anchors,
-    then the classes."""
+    """(channels,) for align, under project the length of the part of z that acts on each channel; (A, F) for refine: x, y, width, height,
+    objectness with anchors, or left, top, right, bottom without anchors, then the classes. NaN where another operator acts."""
 
 
 @dataclass(frozen=True)

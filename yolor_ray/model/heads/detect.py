@@ -16,8 +16,8 @@ from yolor_ray.model.heads.prediction_level import PredictionLevel, cell_coordin
 
 OBJECTS_PER_IMAGE_PRIOR = 8
 """Expected objects in a 640 px image before training."""
-SIZE_OUTPUTS = (2, 3)
-"""Positions of width and height in the outputs of an anchor: x, y, w, h, objectness, classes."""
+BOX_OUTPUTS = {"centre": (0, 1), "size": (2, 3)}
+"""Positions of centre and size in the outputs of an anchor: x, y, w, h, objectness, classes."""
 
 
 class DetectHead(DetectionHead):
@@ -43,10 +43,13 @@ class DetectHead(DetectionHead):
         return (self.levels,)
 
     def add_implicit(self, implicit: ImplicitConfig) -> None:
-        """Add fresh implicit knowledge to every level; with `refine_what` "size" only widths and heights are refined (PR*)."""
-        sizes = [anchor * (5 + self.classes) + output for anchor in range(self._anchors) for output in SIZE_OUTPUTS]
+        """Add fresh implicit knowledge to every level; `refine_what` "size" refines widths and heights alone (PR*)."""
+        outputs = {
+            what: [anchor * (5 + self.classes) + output for anchor in range(self._anchors) for output in of_anchor]
+            for what, of_anchor in BOX_OUTPUTS.items()
+        }
         for level in self.levels:
-            level.add_implicit(implicit, sizes if implicit.refine_what == "size" else None)  # type: ignore[operator]
+            level.add_implicit(implicit, outputs.get(implicit.refine_what), outputs["centre"])  # type: ignore[operator]
 
     @torch.no_grad()
     def _add_bias_prior(self, predict: nn.Conv2d, stride: int) -> None:

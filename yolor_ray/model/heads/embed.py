@@ -25,7 +25,7 @@ class EmbedHead(nn.Module):
         super().__init__()
         self._anchors = config.predictions_per_cell
         # A component common to all embeddings carries no information and leaves hardly any angle between embeddings.
-        self.levels = make_anchor_levels(config, EMBEDDING, normed=True)
+        self.levels = make_anchor_levels(config, EMBEDDING, centred=True)
         self.proxies = nn.Parameter(torch.randn(counts.identities, EMBEDDING) / EMBEDDING**0.5) if counts.identities else None
 
     def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B A _ _ E"]]:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from yolor_ray.config import ImplicitConfig, NetworkConfig
-from yolor_ray.model.implicit import Implicit
+from yolor_ray.model.implicit import Implicit, Projection, principal_directions, project_weight
 from yolor_ray.model.layers import NORM_MOMENTUM, Conv, conv_settings
 
 MIN_WIDTH = 64
@@ -36,11 +36,11 @@ class PredictionLevel(nn.Module):
     """Prediction on one feature map: 3x3 -> feature alignment (FA) -> 1x1 -> prediction refinement (PR), as in the YOLOR networks.
 
     Implicit knowledge may stand before the 3x3 (`pyramid`), before the 1x1 (`align`) and after the 1x1 (`refine`). A place without
-    implicit knowledge holds an identity.
+    implicit knowledge holds an identity. No batch norm follows the 1x1: in training a batch norm takes out every constant before it.
     """
 
     def __init__(
-        self, c_in: int, width: int, outputs: int, config: NetworkConfig, *, anchors: int = 1, pooled: bool = False, normed: bool = False
+        self, c_in: int, width: int, outputs: int, config: NetworkConfig, *, anchors: int = 1, pooled: bool = False, centred: bool = False
     ) -> None:
         """Build a level without implicit knowledge.
 
@@ -51,32 +51,51 @@ class PredictionLevel(nn.Module):
             config: the network's configuration.
             anchors: anchors that share the outputs.
             pooled: predict once for the whole map instead of per cell.
-            normed: remove the component common to all predictions by batch norm.
+            centred: remove the component common to all features of the 3x3 by batch norm, before feature alignment.
         """
         super().__init__()
         self._groups = anchors if config.implicit.align_per == "anchor" else 1
         self._c_in, self._width, self._pooled = c_in, width, pooled
         self.pyramid: nn.Module = nn.Identity()
         self.conv = Conv(c_in, width, 3, settings=conv_settings(config))
+        self.centre: nn.Module = nn.BatchNorm2d(width, eps=config.norm_eps, momentum=NORM_MOMENTUM) if centred else nn.Identity()
         self.align: nn.Module = nn.Identity()
         self.predict = nn.Conv2d(width * self._groups, outputs, 1, groups=self._groups)
-        self.norm: nn.Module = nn.BatchNorm2d(outputs, eps=config.norm_eps, momentum=NORM_MOMENTUM) if normed else nn.Identity()
         self.refine: nn.Module = nn.Identity()
 
-    def add_implicit(self, implicit: ImplicitConfig, refined_outputs: Sequence[int] | None = None) -> None:
-        """Add fresh implicit knowledge; `refined_outputs` are the positions of the outputs to refine, None for all."""
-        if implicit.align != "none":
-            on_pyramid = implicit.align_at == "pyramid"
-            channels = self._c_in if on_pyramid else self._width
-            align = Implicit(implicit.align, channels, model=implicit.align_by, std=implicit.std, groups=self._groups)
-            self.pyramid, self.align = (align, self.align) if on_pyramid else (self.pyramid, align)
-        if implicit.align == "concat" and on_pyramid:
-            self.conv.conv = _widen_for_prior(self.conv.conv)
-        elif implicit.align == "concat":
-            self.predict = _widen_for_prior(self.predict)
+    def add_implicit(
+        self, implicit: ImplicitConfig, refined_outputs: Sequence[int] | None = None, added_outputs: Sequence[int] = ()
+    ) -> None:
+        """Add fresh implicit knowledge.
+
+        Args:
+            implicit: forms of the implicit knowledge.
+            refined_outputs: positions of the outputs to refine, None for all.
+            added_outputs: positions of the outputs that the refinement `add_multiply` adds to.
+        """
+        if implicit.align != "none" and implicit.align_at == "pyramid":
+            assert isinstance(self.conv.conv, nn.Conv2d)
+            self.pyramid, self.conv.conv = self._make_alignment(implicit, self._c_in, self.conv.conv)
+        elif implicit.align != "none":
+            self.align, self.predict = self._make_alignment(implicit, self._width, self.predict)
         if implicit.refine != "none":
-            outputs = self.predict.out_channels
-            self.refine = Implicit(implicit.refine, outputs, model=implicit.refine_by, std=implicit.std, channel_indices=refined_outputs)
+            self.refine = Implicit(
+                implicit.refine,
+                self.predict.out_channels,
+                model=implicit.refine_by,
+                std=implicit.std,
+                channel_indices=refined_outputs,
+                added_channels=added_outputs,
+            )
+
+    def _make_alignment(self, implicit: ImplicitConfig, channels: int, conv: nn.Conv2d) -> tuple[nn.Module, nn.Conv2d]:
+        """Return an alignment of features with `channels` channels, and the convolution behind it with inputs for the aligned features."""
+        assert implicit.align != "none"
+        if implicit.align == "project":
+            projection = Projection(principal_directions(conv.weight, channels // 2))
+            return projection, _narrow_for_projection(conv, projection)
+        align = Implicit(implicit.align, channels, model=implicit.align_by, std=implicit.std, groups=self._groups)
+        return align, _widen_for_prior(conv) if implicit.align == "concat" else conv
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ _ _"]:
         """Return the raw outputs, anchor-major: (B, A·F, H, W), or (B, A·F, 1, 1) if pooled."""
@@ -84,19 +103,33 @@ class PredictionLevel(nn.Module):
         if self._pooled:
             # The mean alone hides small objects, the maximum alone sees a single cell.
             x = (x.mean(dim=(2, 3), keepdim=True) + x.amax(dim=(2, 3), keepdim=True)) / 2
-        return self.refine(self.norm(self.predict(self.align(x))))
+        return self.refine(self.predict(self.align(self.centre(x))))
+
+
+def _with_inputs(conv: nn.Conv2d, inputs: int) -> nn.Conv2d:
+    """Return a convolution with another number of input channels, fresh weights and the biases of `conv`."""
+    assert isinstance(conv.padding, tuple)
+    kernel, stride, padding, has_bias = conv.kernel_size[0], conv.stride[0], conv.padding[0], conv.bias is not None
+    other = nn.Conv2d(inputs, conv.out_channels, kernel, stride, padding, groups=conv.groups, bias=has_bias)
+    if conv.bias is not None and other.bias is not None:
+        other.bias.copy_(conv.bias)
+    return other
 
 
 @torch.no_grad()
-def _widen_for_prior(conv: nn.Module) -> nn.Conv2d:
+def _widen_for_prior(conv: nn.Conv2d) -> nn.Conv2d:
     """Return the convolution with twice the inputs: in each group a prior, then the features with the weights of `conv`."""
-    assert isinstance(conv, nn.Conv2d) and isinstance(conv.padding, tuple)
-    kernel, stride, padding, has_bias = conv.kernel_size[0], conv.stride[0], conv.padding[0], conv.bias is not None
-    wider = nn.Conv2d(2 * conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups, bias=has_bias)
+    wider = _with_inputs(conv, 2 * conv.in_channels)
     wider.weight[:, conv.weight.shape[1] :] = conv.weight
-    if conv.bias is not None and wider.bias is not None:
-        wider.bias.copy_(conv.bias)
     return wider
+
+
+@torch.no_grad()
+def _narrow_for_projection(conv: nn.Conv2d, projection: Projection) -> nn.Conv2d:
+    """Return the convolution with the projected features as inputs."""
+    narrower = _with_inputs(conv, len(projection.z))
+    narrower.weight.copy_(project_weight(conv.weight, projection.z))
+    return narrower
 
 
 def neck_channels(config: NetworkConfig) -> list[int]:
@@ -104,11 +137,11 @@ def neck_channels(config: NetworkConfig) -> list[int]:
     return [width // 2 for width in config.widths[-config.levels :]]
 
 
-def make_anchor_levels(config: NetworkConfig, numbers: int, *, normed: bool = False) -> nn.ModuleList:
+def make_anchor_levels(config: NetworkConfig, numbers: int, *, centred: bool = False) -> nn.ModuleList:
     """Return one prediction level per feature map of the neck, with `numbers` outputs per anchor."""
     anchors = config.predictions_per_cell
     return nn.ModuleList(
-        PredictionLevel(c, max(c, MIN_WIDTH), anchors * numbers, config, anchors=anchors, normed=normed) for c in neck_channels(config)
+        PredictionLevel(c, max(c, MIN_WIDTH), anchors * numbers, config, anchors=anchors, centred=centred) for c in neck_channels(config)
     )
 
 

@@ -2,16 +2,19 @@
 
 import copy
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from yolor_ray.inference import detect
 from yolor_ray.inference.runtimes.torch_runtime import torch_predictor
 from yolor_ray.inference.timing import median, time_interleaved
 from yolor_ray.model.flops import count_flops
 from yolor_ray.model.fuse import fuse
-from yolor_ray.model.implicit import NEUTRAL, Implicit
+from yolor_ray.model.heads.prediction_level import PredictionLevel
+from yolor_ray.model.implicit import IMPLICIT_MODULES, NEUTRAL, Implicit, Projection
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights
 from yolor_ray.report.provenance import available_cores, machine
@@ -87,16 +90,29 @@ def read_priors(network: Yolor) -> tuple[Prior, ...]:
     """Return the learned constants of an unfused network, level by level."""
     priors = []
     for number, branches in enumerate(zip(*network.head.branches, strict=True)):
-        aligned = [module for level in branches for module in (level.pyramid, level.align) if isinstance(module, Implicit)]
+        aligned = [module for level in branches for module in (level.pyramid, level.align) if isinstance(module, IMPLICIT_MODULES)]
         if aligned:
-            priors.append(Prior("align", number, aligned[0].operator, torch.cat([module.constant() for module in aligned]).numpy()))
-        refined = [level.refine for level in branches if isinstance(level.refine, Implicit)]
-        if refined:
-            neutral = NEUTRAL[refined[0].operator]
-            constants = [
-                level.refine.constant() if isinstance(level.refine, Implicit) else torch.full((level.predict.out_channels,), neutral)
-                for level in branches
-            ]
-            values = torch.cat(constants).view(network.config.predictions_per_cell, -1).numpy()
-            priors.append(Prior("refine", number, refined[0].operator, values))
+            values = torch.cat([_channel_values(module) for module in aligned]).numpy()
+            priors.append(Prior("align", number, aligned[0].operator, values))
+        priors += _read_refinement(number, branches, network.config.predictions_per_cell)
     return tuple(priors)
+
+
+def _channel_values(module: Implicit | Projection) -> Tensor:
+    """Return the constant of each channel; of a projection, the length of the part of z that acts on the channel."""
+    return module.z.norm(dim=0) if isinstance(module, Projection) else module.constant()
+
+
+def _read_refinement(number: int, branches: Sequence[PredictionLevel], predictions_per_cell: int) -> list[Prior]:
+    """Return the priors on the outputs of a level: one prior for each operator, NaN at the outputs of the other operator."""
+    refined = [level.refine for level in branches if isinstance(level.refine, Implicit)]
+    if not refined:
+        return []
+    operator, added = refined[0].operator, refined[0].added
+    constants = [
+        level.refine.constant() if isinstance(level.refine, Implicit) else torch.full((level.predict.out_channels,), NEUTRAL[operator])
+        for level in branches
+    ]
+    values, unknown = torch.cat(constants), torch.tensor(math.nan)
+    parts = {operator: values} if added is None else {"add": values.where(added, unknown), "multiply": values.where(~added, unknown)}
+    return [Prior("refine", number, name, part.view(predictions_per_cell, -1).numpy()) for name, part in parts.items()]

@@ -18,8 +18,8 @@ from yolor_ray.study.results import Study
 
 OUTPUTS = {"anchors": ("x", "y", "w", "h", "objectness"), "free": ("left", "top", "right", "bottom")}
 """Outputs before the classes by detection head; each distance of the head `free` may have several bins."""
-NEUTRAL = {"add": 0.0, "concat": 0.0, "multiply": 1.0, "project": 1.0}
-"""Value at which each operator changes nothing."""
+NEUTRAL = {"add": 0.0, "concat": 0.0, "multiply": 1.0}
+"""Value at which an operator changes nothing; a projection has none."""
 MAX_NAMED_CLASSES = 12
 """A larger number of classes is drawn as one curve."""
 MAX_NAME_LENGTH = 16
@@ -38,7 +38,7 @@ class _Panel:
 
     title: str
     role: str
-    neutral: float
+    neutral: float | None
     levels: dict[int, list[np.ndarray]]
     """For each level the values of each seed."""
 
@@ -64,18 +64,21 @@ def priors_png(study: Study) -> bytes | None:
 
 
 def _panels(study: Study, variant: str, role: str) -> list[_Panel]:
-    """Return the panel of a variant's priors in a role, or no panel without priors."""
+    """Return a panel for each operator of a variant's priors in a role, or no panel without priors."""
     priors = [prior for trial in select_trials(study, study.settings[0], variant) for prior in trial.priors if prior.role == role]
-    if not priors:
-        return []
-    levels = {level: [p.values for p in priors if p.level == level] for level in sorted({p.level for p in priors})}
-    operator = priors[0].operator
-    return [_Panel(f"{VARIANTS[variant].title}: {ROLE_TITLES[role]}, {operator}", role, NEUTRAL[operator], levels)]
+    panels = []
+    for operator in dict.fromkeys(prior.operator for prior in priors):
+        levels: dict[int, list[np.ndarray]] = {}
+        for prior in sorted((p for p in priors if p.operator == operator), key=lambda p: p.level):
+            levels.setdefault(prior.level, []).append(prior.values)
+        panels.append(_Panel(f"{VARIANTS[variant].title}: {ROLE_TITLES[role]}, {operator}", role, NEUTRAL.get(operator), levels))
+    return panels
 
 
 def _draw_panel(axes: Axes, panel: _Panel, classes: Sequence[str]) -> None:
     style_axes(axes, panel.title, "")
-    axes.axhline(panel.neutral, color=INK, linewidth=1, linestyle="--")
+    if panel.neutral is not None:
+        axes.axhline(panel.neutral, color=INK, linewidth=1, linestyle="--")
     axes.ticklabel_format(axis="y", useOffset=False)
     if panel.role == "align":
         _draw_features(axes, panel.levels)

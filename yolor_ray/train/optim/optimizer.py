@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from yolor_ray.config import OptimConfig
-from yolor_ray.model.implicit import Implicit
+from yolor_ray.model.implicit import IMPLICIT_MODULES
 
 REFERENCE_IMAGES = 64
 """Images per update of the published learning rates and decay: an update counts as so many, for any batch."""
@@ -25,7 +25,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
                 continue
             if name == "bias":
                 biases.append(parameter)
-            elif isinstance(module, (*NORMS, Implicit)):
+            elif isinstance(module, (*NORMS, *IMPLICIT_MODULES)):
                 scales.append(parameter)
             else:
                 weights.append(parameter)

@@ -11,7 +11,7 @@ from soak_usage import common_slope, role_of
 pytestmark = pytest.mark.chaos
 
 
-def process(level: float, per_hour: float, samples: int = 60, noise: float = 1.0, seed: int = 0) -> np.ndarray:
+def process(level: float, per_hour: float, samples: int = 300, noise: float = 1.0, seed: int = 0) -> np.ndarray:
     seconds = np.arange(samples) * 10.0
     return np.stack([seconds, level + per_hour * seconds / 3600 + np.random.default_rng(seed).normal(0, noise, samples)], axis=1)
 
@@ -20,17 +20,19 @@ def test_growth_is_found_and_its_interval_holds_it() -> None:
     slope = common_slope([process(200, 60, seed=0), process(150, 60, seed=1)])
     assert slope is not None and slope.low < 60 < slope.high
     assert not slope.is_flat
+    too_short = common_slope([process(200, 60, samples=100)])
+    assert too_short is not None and too_short.is_flat
 
 
 def test_processes_that_replace_each_other_at_other_levels_are_flat() -> None:
     later = process(300, 0, seed=1)
-    later[:, 0] += 600
+    later[:, 0] += 3000
     slope = common_slope([process(100, 0), later])
     assert slope is not None and slope.is_flat and slope.low < 0 < slope.high
 
 
 def test_samples_that_resemble_their_neighbours_widen_the_interval() -> None:
-    apart, alike = process(100, 0, 300), process(100, 0, 300)
+    apart, alike = process(100, 0), process(100, 0)
     alike[:, 1] = 100 + np.cumsum(alike[:, 1] - 100)
     alike[:, 1] *= apart[:, 1].std() / alike[:, 1].std()
     widths = [slope.high - slope.low for rows in (apart, alike) if (slope := common_slope([rows]))]

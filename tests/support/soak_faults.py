@@ -35,6 +35,7 @@ WHOLE = {"replica": 2, "Serve controller": 1, "proxy": 1, "HAProxy": 1}
 """Fewest processes of the service while the service is whole; proxies are those of the head, which gets the requests."""
 PROXIES = ("proxy", "HAProxy")
 RECOVERY_TIMEOUT_S = 240.0
+FAULT_STEP_TIMEOUT_S = 900.0
 RUN_TIMEOUT_S = 3600
 S3_DOWN_S = (2.0, 10.0)
 CPUS_PER_REPLICA = 0.1
@@ -89,7 +90,7 @@ class Trainer:
 
     def wait_until_killable(self) -> None:
         """Wait until a run trains after a complete checkpoint of FAULT_STEP."""
-        wait_until(lambda: self.error is not None or self._is_killable(), "a run past its fault step", RECOVERY_TIMEOUT_S)
+        wait_until(lambda: self.error is not None or self._is_killable(), "a run past its fault step", FAULT_STEP_TIMEOUT_S)
         if self.error:
             raise self.error
 

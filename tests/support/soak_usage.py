@@ -38,13 +38,16 @@ MIN_SAMPLES = 6
 MAX_CORRELATION = 0.95
 FLAT_SHARE = 0.05
 """Growth per hour that counts as flat, as a share of the level."""
+JUDGED_S = 1500.0
+"""Shortest time that says anything about growth (s): runs, replicas and caches begin in a soak of ten minutes."""
 
 
 @dataclass(frozen=True)
 class Slope:
     """Mean of a number, and its change per hour with the limits of the 95 % interval."""
 
-    samples: int
+    seconds: float
+    """Time from the first sample to the last one."""
     mean: float
     per_hour: float
     low: float
@@ -52,8 +55,8 @@ class Slope:
 
     @property
     def is_flat(self) -> bool:
-        """Return False if even the lower limit is more growth than FLAT_SHARE."""
-        return self.low <= FLAT_SHARE * abs(self.mean)
+        """Return False if even the lower limit is more growth than FLAT_SHARE; a time under JUDGED_S shows no growth."""
+        return self.seconds < JUDGED_S or self.low <= FLAT_SHARE * abs(self.mean)
 
     def __str__(self) -> str:
         return f"{self.mean:.1f}: {self.per_hour:+.2f} [{self.low:+.2f}, {self.high:+.2f}]{'' if self.is_flat else ' GROWS'}"
@@ -79,7 +82,8 @@ def common_slope(series: Sequence[np.ndarray]) -> Slope | None:
     freedom = max(independent - len(series) - 1, 1.0)
     error = float(np.sqrt(total / spread / max(len(seconds) - len(series) - 1, 1) * (1 + correlation) / (1 - correlation)))
     half = float(stats.t.ppf(0.975, freedom)) * error
-    return Slope(len(seconds), mean, slope * 3600, (slope - half) * 3600, (slope + half) * 3600)
+    times = np.concatenate([rows[:, 0] for rows in series])
+    return Slope(float(np.ptp(times)), mean, slope * 3600, (slope - half) * 3600, (slope + half) * 3600)
 
 
 def role_of(command_line: str) -> str:

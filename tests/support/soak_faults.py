@@ -34,7 +34,7 @@ LIMITS_S = {
 WHOLE = {"replica": 2, "Serve controller": 1, "proxy": 1, "HAProxy": 1}
 """Fewest processes of the service while the service is whole; proxies are those of the head, which gets the requests."""
 PROXIES = ("proxy", "HAProxy")
-RECOVERY_TIMEOUT_S = 240.0
+RECOVERY_TIMEOUT_S = 600.0
 FAULT_STEP_TIMEOUT_S = 900.0
 RUN_TIMEOUT_S = 3600
 S3_DOWN_S = (2.0, 10.0)

@@ -1,8 +1,9 @@
-# Four words: setup, check, test, bench; and demo, and chaos, which takes root and over an hour. Each sets up what it needs.
+# Four words: setup, check, test, bench; and demo, and chaos and soak, which take root and over an hour each. Each sets up what it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+MINUTES ?= 60
 
-.PHONY: setup demo check test bench chaos
+.PHONY: setup demo check test bench chaos soak
 
 setup: .venv/ready
 
@@ -33,3 +34,6 @@ bench: setup
 
 chaos: setup
 	$(BIN)/python -m pytest -m chaos
+
+soak: setup
+	SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -m soak -o log_cli=true -o log_cli_level=INFO

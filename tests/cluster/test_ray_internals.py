@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib.util
-import inspect
 import os
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 import uvicorn
 from ray.core.generated import gcs_service_pb2
 
@@ -45,9 +43,12 @@ def test_ray_still_has_the_rpc_that_needs_a_token():
     assert method in gcs_service_pb2.DESCRIPTOR.services_by_name[service].methods_by_name
 
 
-def test_ray_init_still_takes_the_address_to_listen_on():
-    [argument] = ray_internals.LOOPBACK
-    assert f'kwargs.pop("{argument}"' in inspect.getsource(inspect.unwrap(ray.init)), "look for the public interface: node_ip_address"
+def test_a_local_ray_listens_on_loopback_alone(ray_cluster):
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    connections = [connection for process in processes for connection in process.net_connections("inet")]
+    addresses = {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+    assert "127.0.0.1" in addresses
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, "look for the public interface: an address to listen on of ray.init"
 
 
 def test_rays_http_server_still_takes_the_protocol_that_the_callback_of_its_proxy_sets(monkeypatch):
@@ -73,8 +74,8 @@ def test_processes_of_a_local_ray_get_no_signal_of_the_group_and_end_with_their_
     program = (
         "import os, sys, time\n"
         "from ray._private.services import start_ray_process\n"
-        "from yolor_ray.cluster.ray_internals import ray_in_own_sessions\n"
-        "with ray_in_own_sessions():\n"
+        "from yolor_ray.cluster.ray_internals import local_ray\n"
+        "with local_ray():\n"
         "    process = start_ray_process(['sleep', '60'], 'test', fate_share=True).process\n"
         "print(process.pid, flush=True)\n"
         "time.sleep(60)\n"

@@ -18,9 +18,17 @@ RAY, PYTHON = str(BIN / "ray"), str(BIN / "python")
 PORT = 6379
 START_TIMEOUT_S = 90
 OBJECT_STORE_BYTES = 100 << 20
-# Ray starts a worker process for each CPU in advance: too many processes for four hosts on two cores.
-SLOW_START = {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0", "OMP_NUM_THREADS": "1"}
-HEALTH_CHECK = re.compile(r"^export (RAY_health_check_\w+)=(\d+)$", re.MULTILINE)
+BUSY_MACHINE = {
+    # Ray starts a worker process for each CPU in advance: too many processes for four hosts on two cores.
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "OMP_NUM_THREADS": "1",
+    # By default workers have niceness 15: beside any other program of the machine they stand still, and limits of time are broken.
+    "RAY_worker_niceness": "0",
+    # By default Ray kills a proxy of Serve that takes over 5 s to start.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
+NODE_SETTING = re.compile(r"^export (RAY_health_check_\w+|RAY_SERVE_ENABLE_HA_PROXY)=(\d+)$", re.MULTILINE)
 WORKER = "RayTrainWorker"
 """Part of the command line of every training worker."""
 NODE_CPUS = 2
@@ -28,10 +36,10 @@ CPUS_PER_WORKER = 1.5
 """Logical CPUs of a worker: one worker fits on a node, and none on the head with its single CPU."""
 
 
-def node_health_checks() -> dict[str, str]:
-    """Return the health-check settings of the project's cluster files, which decide how soon Ray takes a silent node for dead."""
-    settings = dict(HEALTH_CHECK.findall((ROOT / "clusters/node.env").read_text()))
-    assert settings, "clusters/node.env sets no RAY_health_check_*"
+def node_settings() -> dict[str, str]:
+    """Return settings of the project's cluster files: health checks decide how soon Ray takes a silent node for dead."""
+    settings = dict(NODE_SETTING.findall((ROOT / "clusters/node.env").read_text()))
+    assert len(settings) == 4, f"clusters/node.env sets only {settings}"
     return settings
 
 
@@ -42,7 +50,8 @@ class Lab:
         self.net, self.s3, self.folder = net, s3, folder
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "AWS_ENDPOINT_URL": s3.endpoint}
-        self.environment = {**inherited, **access, **node_health_checks(), **SLOW_START, "PATH": f"{BIN}:{os.environ['PATH']}"}
+        settings = {**access, **node_settings(), **BUSY_MACHINE}
+        self.environment = {**inherited, **settings, "PATH": f"{BIN}:{os.environ['PATH']}"}
         self.nodes: dict[str, Host] = {}
         self._faulty_nodes: set[str] = set()
         self._jobs: list[Process] = []
@@ -69,15 +78,16 @@ class Lab:
         alive = "{node['NodeManagerAddress'] for node in ray.nodes() if node['Alive']}"
         self._run_script(f"while {alive} != {expected}: time.sleep(0.2)")
 
-    def _run_script(self, script: str) -> str:
-        """Run lines of Python on the head as a driver of the cluster, and return the last word of their output."""
-        start = "import logging, ray, time\nray.init(logging_level=logging.ERROR, log_to_driver=False)\n"
-        return self._run_command([PYTHON, "-c", start + script])
-
-    def _run_command(self, command: list[str]) -> str:
+    def run_on_head(self, command: list[str]) -> str:
+        """Run a command on the head as a driver of the cluster, and return the last word of its output."""
         process = self.head.start(command, self.driver_environment, self.folder / "commands.log")
         assert process.wait(START_TIMEOUT_S) == 0, process.output
         return (process.output.split() or [""])[-1]
+
+    def _run_script(self, script: str) -> str:
+        """Run lines of Python on the head as a driver of the cluster, and return the last word of their output."""
+        start = "import logging, ray, time\nray.init(logging_level=logging.ERROR, log_to_driver=False)\n"
+        return self.run_on_head([PYTHON, "-c", start + script])
 
     @property
     def driver_environment(self) -> Mapping[str, str]:
@@ -118,7 +128,7 @@ class Lab:
         is_node = f"node['Alive'] and node['NodeManagerAddress'] == {self.nodes[name].address!r}"
         node_id = self._run_script(f"print(*(node['NodeID'] for node in ray.nodes() if {is_node}))")
         reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the machine is taken back"]
-        self._run_command([RAY, "drain-node", "--node-id", node_id, *reason, "--deadline-remaining-seconds", str(notice_s)])
+        self.run_on_head([RAY, "drain-node", "--node-id", node_id, *reason, "--deadline-remaining-seconds", str(notice_s)])
 
     def repair(self) -> None:
         """End all jobs and faults, and replace the nodes that had a fault."""

@@ -10,7 +10,7 @@ import ray
 
 from yolor_ray.cluster.access import check_access
 from yolor_ray.cluster.environment import MALLOC_SETTINGS, REDACTION_HOOK, local_ray_settings
-from yolor_ray.cluster.ray_internals import JOB_CONFIG, LOOPBACK, VISIBLE_DEVICES_OVERRIDE, ray_in_own_sessions
+from yolor_ray.cluster.ray_internals import JOB_CONFIG, VISIBLE_DEVICES_OVERRIDE, local_ray
 from yolor_ray.errors import UserError
 
 WORKER_ENVIRONMENT = {
@@ -53,8 +53,8 @@ def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: b
     # Ray warns about the coming default for workers without a GPU until the first variable is set.
     for name, value in {VISIBLE_DEVICES_OVERRIDE: "0", **local_ray_settings()}.items():
         os.environ.setdefault(name, value)
-    with ray_in_own_sessions():
-        ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **LOOPBACK, **options)
+    with local_ray():
+        ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **options)
 
 
 def _environment() -> dict[str, str]:

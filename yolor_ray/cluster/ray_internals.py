@@ -76,9 +76,6 @@ PRIVATE_NAMES = {
 
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """GCS RPC that any authenticated client, and no other, can call. Awaited: a public check of a cluster's authentication."""
-LOOPBACK: dict[str, Any] = {"_node_ip_address": "127.0.0.1"}
-"""Arguments of `ray.init` that make a local Ray listen on loopback alone; by default Ray listens on the machine's first address for
-everyone. Awaited: a public `node_ip_address` of `ray.init`."""
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PRINT_PATCH = "RAY_TRAIN_ENABLE_PRINT_PATCH"
@@ -129,20 +126,25 @@ def __getattr__(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def ray_in_own_sessions() -> Iterator[None]:
-    """Let `ray.init` start each process of a local Ray in a session of its own, so that signals to this process's group do not reach it.
+def local_ray() -> Iterator[None]:
+    """Let `ray.init` start the processes of a local Ray in sessions of their own, and let them listen on loopback alone.
 
-    A terminal, `timeout` and many process managers signal the whole group: Ray would end before this process has written a
-    checkpoint. Ray's processes still end with this process, because Linux kills them with their parent. Awaited: an option of
-    `ray.init` that separates Ray's processes.
+    A terminal, `timeout` and many process managers signal the whole group of this process: Ray would end before this process has
+    written a checkpoint. Ray's processes still end with this process, because Linux kills them with their parent. Awaited: an option
+    of `ray.init` that separates Ray's processes.
+
+    On Linux, Ray listens on all interfaces, and replaces a `_node_ip_address` of 127.0.0.1 by the machine's address. With the constant
+    that Ray sets on macOS and Windows, it takes 127.0.0.1 and listens there alone. Awaited: a public address to listen on of `ray.init`.
     """
     services: Any = importlib.import_module("ray._private.services")
-    popen = services.ConsolePopen
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    popen, joins_clusters = services.ConsolePopen, constants.ENABLE_RAY_CLUSTER
     services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        services.ConsolePopen = popen
+        services.ConsolePopen, constants.ENABLE_RAY_CLUSTER = popen, joins_clusters
 
 
 def has_haproxy() -> bool:

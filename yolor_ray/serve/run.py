@@ -81,8 +81,8 @@ def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
         import ray
         from ray import serve
 
-        with ray_internals.ray_in_own_sessions():
-            ray.init("local", include_dashboard=False, log_to_driver=False, runtime_env=REDACTION_HOOK, **ray_internals.LOOPBACK)
+        with ray_internals.local_ray():
+            ray.init("local", include_dashboard=False, log_to_driver=False, runtime_env=REDACTION_HOOK)
         _stop_on_signals()
         try:
             _check_resources(settings, ray.cluster_resources())  # type: ignore[no-untyped-call]

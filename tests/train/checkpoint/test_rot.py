@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from damages import DAMAGES, cut, flip
-from hostile_readers import checkpoint_files, learner
+from hostile_readers import checkpoint_files, learner, weights
 from yolor_ray.errors import IntegrityError, WeightsError
 from yolor_ray.io import manifest, storage
 from yolor_ray.train.checkpoint.checkpoint import (
@@ -38,12 +38,15 @@ def damage_checkpoint(run: str, name: str, file: str = TENSORS_FILE) -> None:
     flip(0.5)(Path(run, CHECKPOINTS, name, file))
 
 
+def resume_run(run: str) -> Progress:
+    return resume(run, learner(), Progress("digest", seen=np.zeros(3, bool)), DistContext(0, 1, torch.device("cpu")))
+
+
 def taken(run: str, caplog: pytest.LogCaptureFixture) -> str:
     """Return the name of the checkpoint that a run resumes from, by the log of those that it does not take."""
     names = sorted(storage.list_names(storage.join(run, CHECKPOINTS)), key=lambda name: name.partition("-")[::-1])
     caplog.clear()
-    progress = resume(run, learner(), Progress("digest", seen=np.zeros(3, bool)), DistContext(0, 1, torch.device("cpu")))
-    assert progress.epoch == 1
+    assert resume_run(run).epoch == 1
     return next(name for name in reversed(names) if name not in caplog.text)
 
 
@@ -91,6 +94,25 @@ def test_a_damaged_state_does_not_stop_the_next_attempt_and_deletes_no_best_weig
     damage(tmp_path / CHECKPOINTS / "000000007-0001" / STATE_FILE)
     prune_checkpoints(run, 2)
     assert storage.list_names(storage.join(run, "best")) == ["000001-0001", "000002-0001"], "the whole checkpoint names the first"
+
+
+@pytest.mark.parametrize("damage", [flip(0.5), cut(0.5), Path.unlink], ids=["bit", "half", "missing"])
+@pytest.mark.parametrize("file", ["config.json", "weights.safetensors", manifest.MANIFEST])
+def test_damaged_best_weights_are_found_when_a_run_resumes(file: str, damage: Callable, tmp_path: Path) -> None:
+    run, best = make_run(tmp_path, "000000003-0001"), tmp_path / "best/000001-0001"
+    manifest.publish(str(best), weights())
+    assert resume_run(run).best == "best/000001-0001"
+    damage(best / file)
+    with pytest.raises(
+        IntegrityError, match=f"best/000001-0001: the best weights so far are damaged: .*{file}.*; restore the file, or delete"
+    ):
+        resume_run(run)
+
+
+def test_a_run_whose_best_weights_were_deleted_goes_on_and_says_so(tmp_path: Path, caplog) -> None:
+    progress = resume_run(make_run(tmp_path, "000000003-0001"))
+    assert (progress.epoch, progress.best, progress.best_fitness) == (1, "", Progress("").best_fitness)
+    assert "event=best_weights_gone url=" in caplog.text
 
 
 def test_a_checkpoint_of_other_tensors_is_refused_by_name(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from yolor_ray.config.renamed import current_metrics
 from yolor_ray.data.loading import epoch_ledger
-from yolor_ray.errors import IntegrityError, StorageError, WeightsError
+from yolor_ray.errors import IntegrityError, NotFoundError, StorageError, WeightsError
 from yolor_ray.io import manifest, storage
 from yolor_ray.train.checkpoint.content import parse_state, parse_tensors
 from yolor_ray.train.distributed import DistContext
@@ -198,10 +198,12 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
 
     Raises:
         WeightsError: the checkpoint belongs to another network or training set.
-        IntegrityError: all complete checkpoints are damaged.
+        IntegrityError: all complete checkpoints are damaged, or the best weights that the checkpoint names.
 
     """
     newest = _read_newest(run) if dist_context.is_rank_zero else None
+    if newest:
+        _check_best_weights(run, newest[1].state)
     url = dist_context.gather(newest[0] if newest else "")[0]
     if not url:
         return progress
@@ -233,6 +235,22 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
     fields = {field.name: state[field.name] for field in dataclasses.fields(Progress)}
     fields |= {"seen": seen, "rows": [current_metrics(row) for row in state["rows"]]}
     return Progress(**fields)
+
+
+def _check_best_weights(run: str, state: dict[str, Any]) -> None:
+    """Verify the best weights of a checkpoint, which are read again only at the end of the run; without their folder there are none."""
+    best = storage.join(run, state["best"])
+    if not state["best"]:
+        return
+    if not storage.list_names(best):
+        logger.warning("event=best_weights_gone url=%s next='the best of the following validations is published'", best)
+        state |= {"best": "", "best_fitness": Progress.best_fitness}
+        return
+    try:
+        manifest.read_published(best)
+    except (IntegrityError, NotFoundError) as error:
+        advice = "restore the file, or delete the folder to publish the best weights of the following validations instead"
+        raise IntegrityError(f"{best}: the best weights so far are damaged: {error}; {advice}") from error
 
 
 @torch.no_grad()

@@ -35,6 +35,13 @@ REASON_LENGTH = 200
 """Characters of a restart reason."""
 COLLECTIVE_TIMEOUT = re.compile("timed? ?out", re.IGNORECASE)
 """Text of the errors of Gloo and NCCL after COLLECTIVE_TIMEOUT_S."""
+MEMORY_MONITOR = re.compile("Memory on the node|memory usage threshold", re.IGNORECASE)
+"""Text of Ray about a worker that Ray killed because the memory of its node was full."""
+PROCESS_ENDED = re.compile("OOM killer")
+"""Text of Ray about a worker whose process ended without a word, as after SIGKILL by the kernel."""
+MEMORY_ADVICE = (
+    "give the node more memory, or fewer workers (a larger --cluster.cpus_per_worker), or choose a smaller --optim.batch or --data.image_px"
+)
 
 RunAttemptFn = Callable[[TrainContext, int, Any], Any]
 """Runs one attempt with a context, a number of workers and a stop-signal actor, and returns the result of rank 0."""
@@ -60,8 +67,8 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, stop_sig
             restart_reason, scale_ups = ray.get(stop_actor.reason.remote()), scale_ups + monitor.scales_up
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             package_error, checkpoints = _package_error(error), complete_checkpoints(context.run)
-            hung = _describe_hung_worker(error, context.run, stop_actor)
-            restart_reason = hung or _failure_reason(error)
+            known = _describe_hung_worker(error, context.run, stop_actor) or _describe_killed_worker(error, stop_actor)
+            restart_reason = known or _failure_reason(error)
             if package_error and not (checkpoints and _is_transient(package_error)):
                 raise package_error from error
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
@@ -70,7 +77,7 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, stop_sig
                 continue
             failures = 1 if checkpoints != checkpoints_before else failures + 1
             if failures > cluster.max_failures:
-                summary = f"{failures} failures in a row without a new checkpoint, the last: {hung or error}"
+                summary = f"{failures} failures in a row without a new checkpoint, the last: {known or error}"
                 raise (package_error or TrainingError(summary)) from error
             logger.warning(
                 "event=attempt_failed failures=%d max_failures=%d workers=%d reason='%s'",
@@ -115,11 +122,30 @@ def _describe_hung_worker(error: Exception, run: str, stop_actor: Any) -> str:
     fault = f"did not answer for {float(os.environ[HUNG_WORKER_TIMEOUT]):.0f} s"
     if not ranks and any(isinstance(cause, RuntimeError) and COLLECTIVE_TIMEOUT.search(str(cause)) for cause in _worker_errors(error)):
         ranks, fault = sorted(nodes.keys() - failures.keys()), f"kept the other workers waiting for {COLLECTIVE_TIMEOUT_S} s"
-    if not ranks:
-        return ""
+    return f"{_name_workers(ranks, nodes)} {fault} after step {last_step(run)}" if ranks else ""
+
+
+def _describe_killed_worker(error: Exception, stop_actor: Any) -> str:
+    """Return rank and node of a worker that ended for want of memory, and the advice, empty if the attempt failed otherwise.
+
+    The kernel leaves no reason where it kills a process: that reason is one of several.
+    """
+    texts = {
+        rank: str(getattr(failure, "health_check_failure", failure)) for rank, failure in getattr(error, "worker_failures", {}).items()
+    }
+    for pattern, fault in (
+        (MEMORY_MONITOR, "was killed by Ray because the memory of its node was full"),
+        (PROCESS_ENDED, "ended without a word: killed by hand, or by the kernel for want of memory (`dmesg` says so), or crashed"),
+    ):
+        if ranks := [rank for rank, text in texts.items() if pattern.search(text)]:
+            return f"{_name_workers(ranks, ray.get(stop_actor.nodes.remote()))} {fault}: {MEMORY_ADVICE}"
+    return ""
+
+
+def _name_workers(ranks: list[int], nodes: dict[int, str]) -> str:
+    """Return ranks with the addresses of their nodes; `nodes` has the id of each rank's node."""
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-    workers = " or ".join(f"rank {rank} on node {addresses.get(nodes.get(rank), 'unknown')}" for rank in ranks)
-    return f"{workers} {fault} after step {last_step(run)}"
+    return " or ".join(f"rank {rank} on node {addresses.get(nodes.get(rank, ''), 'unknown')}" for rank in ranks)
 
 
 def _failure_reason(error: Exception) -> str:

@@ -1,0 +1,141 @@
+"""Memory, files and threads of a cluster's processes over time, and the slopes of these numbers with their intervals."""
+
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from scipy import stats
+
+from hosts import Host
+
+ROLES = {
+    "training driver": "jobs/train.py",
+    "training controller": "ray::TrainController",
+    "training worker": "ray::RayTrainWorker",
+    "replica": "ray::ServeReplica",
+    "Serve controller": "ray::ServeController",
+    "proxy": "ray::HAProxyManager",
+    "HAProxy": "bin/haproxy",
+    "raylet": "raylet/raylet",
+    "GCS": "gcs/gcs_server",
+    "dashboard": "dashboard/dashboard.py",
+    "dashboard agent": "ray::DashboardAgent",
+    "runtime environment agent": "ray::RuntimeEnvAgent",
+}
+"""Part of the command line of each role's processes."""
+MEASURES = ("memory, MB", "files", "threads")
+PERIOD_S = 10.0
+WARM_UP_S = 90.0
+"""First seconds of a process, which loads modules and fills caches, without an influence on slopes."""
+MIN_SAMPLES = 6
+"""Fewest samples of a process after its warm-up."""
+MAX_CORRELATION = 0.95
+FLAT_SHARE = 0.05
+"""Growth per hour that counts as flat, as a share of the level."""
+JUDGED_S = 1500.0
+"""Shortest time that says anything about growth (s): runs, replicas and caches begin in a soak of ten minutes."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Mean of a number, and its change per hour with the limits of the 95 % interval."""
+
+    seconds: float
+    """Time from the first sample to the last one."""
+    mean: float
+    per_hour: float
+    low: float
+    high: float
+
+    @property
+    def is_flat(self) -> bool:
+        """Return False if even the lower limit is more growth than FLAT_SHARE; a time under JUDGED_S shows no growth."""
+        return self.seconds < JUDGED_S or self.low <= FLAT_SHARE * abs(self.mean)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}: {self.per_hour:+.2f} [{self.low:+.2f}, {self.high:+.2f}]{'' if self.is_flat else ' GROWS'}"
+
+
+def common_slope(series: Sequence[np.ndarray]) -> Slope | None:
+    """Return the slope that series of (seconds, value) rows, (N, 2) each, have in common; None without enough samples.
+
+    Each series has a level of its own: a process that replaces a killed one begins anew. Samples that follow each other resemble each
+    other, so that the interval is widened by the correlation of neighbours.
+    """
+    series = [rows for rows in series if len(rows) >= MIN_SAMPLES]
+    if not series:
+        return None
+    seconds, values = (np.concatenate([rows[:, column] - rows[:, column].mean() for rows in series]) for column in (0, 1))
+    spread, mean = float((seconds**2).sum()), float(np.concatenate([rows[:, 1] for rows in series]).mean())
+    slope = float((seconds * values).sum()) / spread
+    errors = [rows[:, 1] - rows[:, 1].mean() - slope * (rows[:, 0] - rows[:, 0].mean()) for rows in series]
+    total = sum(float((error**2).sum()) for error in errors)
+    neighbours = sum(float((error[1:] * error[:-1]).sum()) for error in errors)
+    correlation = min(max(neighbours / total, 0.0), MAX_CORRELATION) if total > 0 else 0.0
+    independent = len(seconds) * (1 - correlation) / (1 + correlation)
+    freedom = max(independent - len(series) - 1, 1.0)
+    error = float(np.sqrt(total / spread / max(len(seconds) - len(series) - 1, 1) * (1 + correlation) / (1 - correlation)))
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    times = np.concatenate([rows[:, 0] for rows in series])
+    return Slope(float(np.ptp(times)), mean, slope * 3600, (slope - half) * 3600, (slope + half) * 3600)
+
+
+def role_of(command_line: str) -> str:
+    """Return the role of a process; empty for others."""
+    return next((role for role, words in ROLES.items() if re.search(words, command_line)), "")
+
+
+def processes(hosts: Sequence[Host]) -> Iterator[tuple[str, psutil.Process]]:
+    """Yield role and process of the processes of hosts that have a role."""
+    namespaces = {Path(f"/proc/{host.init_pid}/ns/pid").readlink() for host in hosts}
+    for process in psutil.process_iter():
+        try:
+            if Path(f"/proc/{process.pid}/ns/pid").readlink() in namespaces and (role := role_of(" ".join(process.cmdline()))):
+                yield role, process
+        except (OSError, psutil.Error):
+            continue
+
+
+class Usage:
+    """Thread that measures the processes of hosts every PERIOD_S, `with Usage(hosts) as usage:`."""
+
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        self._hosts = hosts
+        self._samples: dict[tuple[str, psutil.Process], list[tuple[float, ...]]] = defaultdict(list)
+        self.counts: list[tuple[float, float]] = []
+        """Time and number of the hosts' processes that have a role."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll)
+
+    def __enter__(self) -> "Usage":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        while not self._stop.wait(PERIOD_S):
+            found = list(processes(self._hosts))
+            self.counts.append((time.monotonic(), len(found)))
+            for role, process in found:
+                try:
+                    if time.time() - process.create_time() < WARM_UP_S:
+                        continue
+                    memory_mb = process.memory_full_info().uss / 1e6
+                    row = (time.monotonic(), memory_mb, process.num_fds(), process.num_threads())
+                except (OSError, psutil.Error):
+                    continue
+                self._samples[role, process].append(row)
+
+    def slope(self, role: str, measure: int) -> Slope | None:
+        """Return the slope of a measure, by its number in MEASURES, over the processes of a role."""
+        series = [np.array(rows) for (found, _), rows in self._samples.items() if found == role]
+        return common_slope([rows[:, [0, 1 + measure]] for rows in series])

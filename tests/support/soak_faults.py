@@ -25,8 +25,8 @@ LIMITS_S = {
     "training driver": 0.0,
     "replica": 3.0,
     "Serve controller": 0.0,
-    "proxy": 30.0,
-    "HAProxy": 30.0,
+    "proxy": 60.0,
+    "HAProxy": 60.0,
     "S3": 0.0,
     "redeploy": 0.0,
 }

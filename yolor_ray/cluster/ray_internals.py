@@ -90,6 +90,7 @@ PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 VISIBLE_DEVICES_OVERRIDE = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 HTTP_PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MIN_DRAINING_PERIOD = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+PROXY_CHECK_PERIOD = "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"
 PROXY_START_TIMEOUT = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 HAPROXY_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 HAPROXY_CONFIG = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
@@ -110,6 +111,7 @@ PRIVATE_VARIABLES = {
     VISIBLE_DEVICES_OVERRIDE: PrivateVariable("ray._private.accelerators.accelerator", "the announced default, 0"),
     HTTP_PROXY_CALLBACK: PrivateVariable(SERVE_CONSTANTS, "the HTTP protocol of uvicorn, or middlewares, in serve.config.HTTPOptions"),
     MIN_DRAINING_PERIOD: PrivateVariable(SERVE_CONSTANTS, "a documented draining period in serve.config.HTTPOptions"),
+    PROXY_CHECK_PERIOD: PrivateVariable(SERVE_CONSTANTS, "a documented period of a proxy's health checks in serve.config.HTTPOptions"),
     PROXY_START_TIMEOUT: PrivateVariable(SERVE_CONSTANTS, "a documented time for the start of a proxy in serve.config.HTTPOptions"),
     HAPROXY_BINARY: PrivateVariable(SERVE_CONSTANTS, "a documented path of HAProxy's program in ray.serve"),
     HAPROXY_CONFIG: PrivateVariable(SERVE_CONSTANTS, "files of HAProxy in the session folder of Ray"),

@@ -52,6 +52,19 @@ def test_the_resources_of_a_lost_attempt_are_waited_for_until_they_settle(cluste
     assert capacity.SETTLE_S < cluster.now < capacity.SETTLE_S + 2
 
 
+@pytest.mark.parametrize(
+    ("total", "reason"), [("abc", "other jobs hold the resources"), ("a", "the nodes have too few resources")], ids=["busy", "small"]
+)
+def test_a_wait_is_explained_soon(cluster, caplog, total: str, reason: str) -> None:
+    cluster.total = nodes(*total)
+    cluster.events[12.0] = lambda: cluster.free.update(nodes(*"abc"))
+    cluster.events[11.0] = lambda: cluster.total.update(nodes(*"abc"))
+    assert capacity.wait_for_capacity(WORKERS, never_stop) == 3
+    [line] = [record.getMessage() for record in caplog.records]
+    expected = f"event=waiting_for_nodes schedulable=0 min_workers=2 per_worker='1 GPU' reason='{reason}' waited_s="
+    assert line.startswith(expected) and float(line.removeprefix(expected).split()[0]) < 10
+
+
 def test_a_draining_node_has_no_capacity(cluster) -> None:
     cluster.free = cluster.total = nodes(*"abc")
     cluster.draining = {"a": {}}
@@ -78,7 +91,7 @@ def test_the_autoscaler_is_asked_for_the_largest_number_beside_resources_in_use_
     cluster.limits, cluster.total, cluster.free = {"GPU": 8.0}, nodes(*"abc"), nodes("a")
     cluster.events[70.0] = lambda: cluster.free.update(nodes("b", "c"))
     assert capacity.wait_for_capacity(WORKERS, never_stop) == 3
-    assert cluster.requests == [4 + 2] * 3
+    assert cluster.requests == [4 + 2] * 4
     capacity.clear_resource_request()
     assert cluster.requests[-1] == 0
 

@@ -14,6 +14,7 @@ from ray.core.generated import gcs_service_pb2
 
 from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.ray_internals import PRIVATE_NAMES, PRIVATE_VARIABLES
+from yolor_ray.errors import UserError
 from yolor_ray.serve.http.upgrade import UpgradeIgnoringProtocol
 from yolor_ray.serve.run import PROXY_ENVIRONMENT
 
@@ -49,6 +50,14 @@ def test_a_local_ray_listens_on_loopback_alone(ray_cluster):
     addresses = {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
     assert "127.0.0.1" in addresses
     assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, "look for the public interface: an address to listen on of ray.init"
+
+
+def test_a_ray_that_does_not_start_in_time_is_a_short_message():
+    assert ray_internals.START_TIMEOUT in Path(importlib.util.find_spec("ray._private.node").origin).read_text()
+    with pytest.raises(UserError, match=r"after 30 s, at a load of \d+ on \d+ cores"), ray_internals.local_ray():
+        raise Exception(f"{ray_internals.START_TIMEOUT}. This could happen because some of the raylet failed to startup")
+    with pytest.raises(OSError, match="another"), ray_internals.local_ray():
+        raise OSError("another")
 
 
 def test_rays_http_server_still_takes_the_protocol_that_the_callback_of_its_proxy_sets(monkeypatch):

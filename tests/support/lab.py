@@ -28,7 +28,7 @@ BUSY_MACHINE = {
     # By default Ray kills a proxy of Serve that takes over 5 s to start.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
-NODE_SETTING = re.compile(r"^export (RAY_health_check_\w+|RAY_SERVE_ENABLE_HA_PROXY)=(\d+)$", re.MULTILINE)
+NODE_SETTING = re.compile(r"^export (RAY_health_check_\w+|RAY_SERVE_\w+)=(\d+)$", re.MULTILINE)
 WORKER = "RayTrainWorker"
 """Part of the command line of every training worker."""
 NODE_CPUS = 2
@@ -39,7 +39,7 @@ CPUS_PER_WORKER = 1.5
 def node_settings() -> dict[str, str]:
     """Return settings of the project's cluster files: health checks decide how soon Ray takes a silent node for dead."""
     settings = dict(NODE_SETTING.findall((ROOT / "clusters/node.env").read_text()))
-    assert len(settings) == 4, f"clusters/node.env sets only {settings}"
+    assert len(settings) == 5, f"clusters/node.env sets only {settings}"
     return settings
 
 

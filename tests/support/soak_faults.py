@@ -25,8 +25,8 @@ LIMITS_S = {
     "training driver": 0.0,
     "replica": 3.0,
     "Serve controller": 0.0,
-    "proxy": 30.0,
-    "HAProxy": 30.0,
+    "proxy": 60.0,
+    "HAProxy": 60.0,
     "S3": 0.0,
     "redeploy": 0.0,
 }
@@ -93,6 +93,11 @@ class Trainer:
         wait_until(lambda: self.error is not None or self._is_killable(), "a run past its fault step", FAULT_STEP_TIMEOUT_S)
         if self.error:
             raise self.error
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """Return the name of the present run and the number of its attempts."""
+        return self.run.name, len(self.run.attempts())
 
     def _is_killable(self) -> bool:
         workers = [process for role, process in processes(list(self._lab.nodes.values())) if role == "training worker"]
@@ -175,6 +180,7 @@ class Faults:
     def _cause(self, kind: str) -> None:
         if kind.startswith("training"):
             self.trainer.wait_until_killable()
+            before = self.trainer.position
         fault = Fault(kind, time.monotonic())
         self.caused.append(fault)
         logger.info("event=fault kind='%s'", kind)
@@ -187,9 +193,10 @@ class Faults:
             self.s3_server.start()
         elif kind == "training driver":
             self.trainer.kill_driver()
-            self.trainer.wait_until_killable()
         else:
             self._kill_one(kind)
+        if kind.startswith("training"):
+            self._wait(lambda: self.trainer.position != before, "the next attempt")
         self._wait(self.service.is_whole, f"the service is whole after {kind}")
         fault.recovered_s = time.monotonic() - fault.at
         logger.info("event=recovered kind='%s' seconds=%.1f", kind, fault.recovered_s)
@@ -198,8 +205,6 @@ class Faults:
         victim = self.random.choice(self.service.find(kind))
         os.kill(victim.pid, signal.SIGKILL)
         self._wait(lambda: not victim.is_running(), f"the end of {kind}")
-        if kind == "training worker":
-            self.trainer.wait_until_killable()
 
     def _wait(self, condition: Callable[[], bool], description: str) -> None:
         wait_until(condition, description, RECOVERY_TIMEOUT_S)

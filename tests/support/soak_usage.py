@@ -31,7 +31,7 @@ ROLES = {
 """Part of the command line of each role's processes."""
 MEASURES = ("memory, MB", "files", "threads")
 PERIOD_S = 10.0
-WARM_UP_S = 90.0
+WARM_UP_S = 180.0
 """First seconds of a process, which loads modules and fills caches, without an influence on slopes."""
 MIN_SAMPLES = 6
 """Fewest samples of a process after its warm-up."""

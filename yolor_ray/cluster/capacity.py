@@ -26,6 +26,7 @@ SETTLE_S = 8.0
 CAPACITY_TIMEOUT_S = 1800.0
 """Longest wait for the fewest workers before a run gives up (s)."""
 LOG_EVERY_S = 30.0
+"""Time between two lines about a wait, of which the first comes after SETTLE_S (s)."""
 POLL_S = 0.5
 
 
@@ -74,7 +75,8 @@ def wait_for_capacity(cluster: WorkersConfig, stop_signal: StopSignal) -> int:
 
     """
     min_workers, max_workers = cluster.worker_range
-    started_at = logged_at = time.monotonic()
+    started_at = time.monotonic()
+    logged_at = started_at + SETTLE_S - LOG_EVERY_S
     _request_nodes(cluster)
     while not stop_signal():
         schedulable, waited_s = schedulable_workers(cluster), time.monotonic() - started_at
@@ -88,10 +90,21 @@ def wait_for_capacity(cluster: WorkersConfig, stop_signal: StopSignal) -> int:
             )
         if time.monotonic() - logged_at > LOG_EVERY_S:
             logged_at = time.monotonic()
-            logger.warning("event=waiting_for_nodes schedulable=%d min_workers=%d waited_s=%.0f", schedulable, min_workers, waited_s)
+            _log_wait(cluster, schedulable, waited_s)
             _request_nodes(cluster)
         time.sleep(POLL_S)
     return 0
+
+
+def _log_wait(cluster: WorkersConfig, schedulable: int, waited_s: float) -> None:
+    """Log the resources that a run waits for, and whether other jobs hold them or nodes are missing."""
+    min_workers = cluster.worker_range[0]
+    [(resource, amount)] = worker_resources(cluster).items()
+    reason = "other jobs hold the resources" if _total_workers(cluster) >= min_workers else "the nodes have too few resources"
+    logger.warning(
+        "event=waiting_for_nodes schedulable=%d min_workers=%d per_worker='%g %s' reason='%s' waited_s=%.0f gives_up_after_s=%.0f",
+        *(schedulable, min_workers, amount, resource, reason, waited_s, CAPACITY_TIMEOUT_S),
+    )
 
 
 def check_capacity(cluster: WorkersConfig, *, resumes: bool) -> None:

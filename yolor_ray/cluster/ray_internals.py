@@ -8,9 +8,12 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import os
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
+
+from yolor_ray.errors import UserError
 
 
 class PrivateName(NamedTuple):
@@ -77,6 +80,9 @@ PRIVATE_NAMES = {
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """GCS RPC that any authenticated client, and no other, can call. Awaited: a public check of a cluster's authentication."""
 
+START_TIMEOUT = "The current node timed out during startup"
+"""Text of the exception of `ray.init` on a machine that is too busy."""
+
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PRINT_PATCH = "RAY_TRAIN_ENABLE_PRINT_PATCH"
 HUNG_WORKER_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
@@ -84,6 +90,7 @@ PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 VISIBLE_DEVICES_OVERRIDE = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 HTTP_PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MIN_DRAINING_PERIOD = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+PROXY_CHECK_PERIOD = "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"
 PROXY_START_TIMEOUT = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 HAPROXY_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 HAPROXY_CONFIG = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
@@ -104,6 +111,7 @@ PRIVATE_VARIABLES = {
     VISIBLE_DEVICES_OVERRIDE: PrivateVariable("ray._private.accelerators.accelerator", "the announced default, 0"),
     HTTP_PROXY_CALLBACK: PrivateVariable(SERVE_CONSTANTS, "the HTTP protocol of uvicorn, or middlewares, in serve.config.HTTPOptions"),
     MIN_DRAINING_PERIOD: PrivateVariable(SERVE_CONSTANTS, "a documented draining period in serve.config.HTTPOptions"),
+    PROXY_CHECK_PERIOD: PrivateVariable(SERVE_CONSTANTS, "a documented period of a proxy's health checks in serve.config.HTTPOptions"),
     PROXY_START_TIMEOUT: PrivateVariable(SERVE_CONSTANTS, "a documented time for the start of a proxy in serve.config.HTTPOptions"),
     HAPROXY_BINARY: PrivateVariable(SERVE_CONSTANTS, "a documented path of HAProxy's program in ray.serve"),
     HAPROXY_CONFIG: PrivateVariable(SERVE_CONSTANTS, "files of HAProxy in the session folder of Ray"),
@@ -135,6 +143,10 @@ def local_ray() -> Iterator[None]:
 
     On Linux, Ray listens on all interfaces, and replaces a `_node_ip_address` of 127.0.0.1 by the machine's address. With the constant
     that Ray sets on macOS and Windows, it takes 127.0.0.1 and listens there alone. Awaited: a public address to listen on of `ray.init`.
+
+    Raises:
+        UserError: Ray's processes did not start within the 30 s that Ray allows them. Awaited: a setting for that time.
+
     """
     services: Any = importlib.import_module("ray._private.services")
     constants: Any = importlib.import_module("ray._private.ray_constants")
@@ -143,6 +155,11 @@ def local_ray() -> Iterator[None]:
     constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
+    except Exception as error:
+        if START_TIMEOUT not in str(error):
+            raise
+        found = f"found no answer of Ray's processes after 30 s, at a load of {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
+        raise UserError(f"ray: {found}, expected one: give the same command again when this machine is less busy") from error
     finally:
         services.ConsolePopen, constants.ENABLE_RAY_CLUSTER = popen, joins_clusters
 

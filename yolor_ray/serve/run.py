@@ -175,6 +175,8 @@ def _ray_environment(folder: Path) -> dict[str, str]:
     variables[ray_internals.MIN_DRAINING_PERIOD] = "1"
     # By default Ray kills a proxy that takes over 5 s to start, and on a busy machine the service then never starts.
     variables[ray_internals.PROXY_START_TIMEOUT] = "60"
+    # A killed proxy is found by the third check that fails; by default the checks are 10 s apart.
+    variables[ray_internals.PROXY_CHECK_PERIOD] = "2"
     if variables["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
         variables |= _haproxy_environment(folder)
     return _without_those_set(variables)

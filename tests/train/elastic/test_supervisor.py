@@ -219,6 +219,17 @@ def test_the_restart_reason_of_a_lost_worker_is_its_rank_and_node_and_the_cause(
     assert attempts[1][1].startswith(expected)
 
 
+def test_a_controller_that_ray_killed_for_memory_is_a_failure_like_others(tmp_path: Path, capacities: list[int], monkeypatch) -> None:
+    def died(answer: object) -> object:
+        raise ray.exceptions.OutOfMemoryError("the actor of the stop signal was killed, too")
+
+    monkeypatch.setattr(supervisor.ray, "get", died)
+    killed = ray.exceptions.OutOfMemoryError("9 worker(s) were killed. Memory on the node was 14GB used / 23GB limit")
+    attempts, run_attempt = simulate_attempts(tmp_path, killed, TrainOutcome.DONE)
+    assert supervisor.run_with_restarts(make_context(tmp_path), run_attempt, never_stop) is TrainOutcome.DONE
+    assert attempts[1][1].startswith("Ray killed the controller of the workers because the memory of its node was full: give the node")
+
+
 def test_sigterm_ends_the_run_after_its_attempt(tmp_path: Path, capacities: list[int]) -> None:
     _, run_attempt = simulate_attempts(tmp_path, TrainOutcome.STOPPED)
     assert supervisor.run_with_restarts(make_context(tmp_path), run_attempt, lambda: "SIGTERM") is TrainOutcome.STOPPED

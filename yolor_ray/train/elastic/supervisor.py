@@ -65,7 +65,7 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, stop_sig
             if outcome is not TrainOutcome.STOPPED or stop_signal():
                 return outcome
             restart_reason, scale_ups = ray.get(stop_actor.reason.remote()), scale_ups + monitor.scales_up
-        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             package_error, checkpoints = _package_error(error), complete_checkpoints(context.run)
             known = _describe_hung_worker(error, context.run, stop_actor) or _describe_killed_worker(error, stop_actor)
             restart_reason = known or _failure_reason(error)
@@ -117,7 +117,7 @@ def _describe_hung_worker(error: Exception, run: str, stop_actor: Any) -> str:
     The process of a hung worker answers no health check. If its training function alone hangs, the other workers fail after
     COLLECTIVE_TIMEOUT_S, and the hung one is among those that did not fail.
     """
-    failures, nodes = getattr(error, "worker_failures", {}), ray.get(stop_actor.nodes.remote())
+    failures, nodes = getattr(error, "worker_failures", {}), _worker_nodes(stop_actor)
     ranks = [rank for rank, failure in failures.items() if isinstance(failure, WorkerHealthCheckTimeoutError)]
     fault = f"did not answer for {float(os.environ[HUNG_WORKER_TIMEOUT]):.0f} s"
     if not ranks and any(isinstance(cause, RuntimeError) and COLLECTIVE_TIMEOUT.search(str(cause)) for cause in _worker_errors(error)):
@@ -133,13 +133,23 @@ def _describe_killed_worker(error: Exception, stop_actor: Any) -> str:
     texts = {
         rank: str(getattr(failure, "health_check_failure", failure)) for rank, failure in getattr(error, "worker_failures", {}).items()
     }
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return f"Ray killed the controller of the workers because the memory of its node was full: {MEMORY_ADVICE}"
     for pattern, fault in (
         (MEMORY_MONITOR, "was killed by Ray because the memory of its node was full"),
         (PROCESS_ENDED, "ended without a word: killed by hand, or by the kernel for want of memory (`dmesg` says so), or crashed"),
     ):
         if ranks := [rank for rank, text in texts.items() if pattern.search(text)]:
-            return f"{_name_workers(ranks, ray.get(stop_actor.nodes.remote()))} {fault}: {MEMORY_ADVICE}"
+            return f"{_name_workers(ranks, _worker_nodes(stop_actor))} {fault}: {MEMORY_ADVICE}"
     return ""
+
+
+def _worker_nodes(stop_actor: Any) -> dict[int, str]:
+    """Return the id of each rank's node; empty if the actor that knows them has died, too."""
+    try:
+        return ray.get(stop_actor.nodes.remote())
+    except ray.exceptions.RayError:
+        return {}
 
 
 def _name_workers(ranks: list[int], nodes: dict[int, str]) -> str:

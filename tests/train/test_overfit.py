@@ -51,9 +51,9 @@ def metrics(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         data=DataConfig(train=url, val=url, image_px=SIDE, allow_shared_images=True),
         augment=AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0),
         loss=loss,
-        optim=OptimConfig(epochs=300, batch=8, nominal_batch=8, lr=lr, final_lr_ratio=0.05, warmup_epochs=10),
+        optim=OptimConfig(epochs=360, batch=8, nominal_batch=8, lr=lr, final_lr_ratio=0.05, warmup_epochs=10),
         cluster=ClusterConfig(compute_threads=1),
-        run=RunConfig(storage=str(folder / "runs"), validate_epochs=75, checkpoint_epochs=1000),
+        run=RunConfig(storage=str(folder / "runs"), validate_epochs=90, checkpoint_epochs=1000),
     )
     threads = torch.get_num_threads()
     result = train(config)["metrics"]

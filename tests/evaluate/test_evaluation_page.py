@@ -72,6 +72,12 @@ def test_a_page_without_a_detection_is_made(dataset):
     assert "Worst images" in page and "Best images" not in page
 
 
+def test_a_page_of_images_without_annotated_boxes_is_made(dataset, monkeypatch):
+    monkeypatch.setattr("yolor_ray.evaluate.page.page.read_images", lambda *_: [])
+    page = report_page(dataset, files_of(dataset), Subject("Evaluation", {})).decode()
+    assert "nan" not in page.lower().replace("annotations", "") and "Worst images" not in page
+
+
 def test_names_cannot_add_markup_to_the_page(dataset):
     hostile = "<script>alert(1)</script>"
     named = replace(dataset, classes=(hostile, *dataset.classes[1:]))

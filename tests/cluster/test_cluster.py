@@ -88,7 +88,8 @@ def start_head(tmp_path, monkeypatch) -> Iterator[Callable[[str], str]]:
     servers = []
 
     def start(auth_mode: str) -> str:
-        host = ray.util.get_node_ip_address()
+        # Not ray.util.get_node_ip_address: in a process with a local Ray that is 127.0.0.1, which other processes replace.
+        host = services.node_ip_address_from_perspective()
         with socket.socket() as unused:
             unused.bind((host, 0))
             address = f"{host}:{unused.getsockname()[1]}"

@@ -100,7 +100,9 @@ def ray_cluster(_s3_environment: dict[str, str]) -> Iterator[dict[str, str]]:
     from yolor_ray.cluster.connect import start_ray
 
     start_ray(cpus=4, dashboard=True)
-    yield {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
+    # A local Ray listens on loopback alone. By default Ray replaces 127.0.0.1 in RAY_ADDRESS by the machine's address.
+    joining = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    yield {**os.environ, **joining, "RAY_AUTH_MODE": "token"}
     ray.shutdown()
 
 

@@ -29,15 +29,14 @@ from yolor_ray.data.coco_rules import warn_of_limit
 from yolor_ray.data.shards.dataset import MANIFEST, Dataset, RowGroup, dataset_digest, open_dataset, write_dataset
 from yolor_ray.errors import CheckFailed, DataError
 from yolor_ray.io.storage import absolute, delete, exists, join, list_names, write_bytes
-from yolor_ray.pack.annotations.faults import Fault, count_by_code, describe_faults
+from yolor_ray.pack.annotations.faults import Fault, count_by_code
 from yolor_ray.pack.health.fault_checks import FAULTS_FILE
 from yolor_ray.pack.health.report import PAGE, HealthReport, is_current, make_report, report_files
 from yolor_ray.pack.health.scan import Scan, join_scans, scan_row_groups, shares
 from yolor_ray.pack.plan import PackPlan, plan_annotated, plan_scenes
+from yolor_ray.pack.refusals import MAX_SHOWN_FAULTS, check_dataset, check_plan
 from yolor_ray.pack.shard_builder import PROGRESS_DIR, AnnotatedSource, ShardResult, ShardTask, build_shard
 from yolor_ray.pack.splits import plan_splits
-
-MAX_SHOWN_FAULTS = 5
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +134,7 @@ def pack_scenes(url: str, count: int, seed: int, size_px: int = 320, parallel: b
 def _pack_splits(config: PackAutoConfig) -> dict:
     plans = plan_splits(config)
     for plan in plans.values():
-        _check_plan(plan)
+        check_plan(plan)
     splits = {split: _build_dataset(plan) for split, plan in plans.items()}
     urls = {split: result["output"] for split, result in splits.items()}
     datasets = {split: open_dataset(url) for split, url in urls.items()}
@@ -161,7 +160,7 @@ def _pack_splits(config: PackAutoConfig) -> dict:
 
 def _build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
     """Build the shards of a plan and write `dataset.json`; a finished dataset at the output must have the same content."""
-    _check_plan(plan)
+    check_plan(plan)
     finished = open_dataset(plan.output) if exists(join(plan.output, MANIFEST)) else None
     results = sorted(_build_shards(plan, parallel, write=finished is None), key=lambda result: result.index)
     faults = [*plan.faults, *(fault for result in results for fault in result.faults), *_duplicate_images(results, plan)]
@@ -169,7 +168,7 @@ def _build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
     if finished is None:
         _publish(plan, dataset, faults)
     else:
-        _check(plan, dataset, faults)
+        check_dataset(plan, dataset, faults)
         if finished.digest != dataset.digest:
             found = f"found a finished dataset of {finished.images} images with digest {finished.digest[:12]}"
             raise DataError(f"{plan.output}: {found}, expected {dataset.digest[:12]}, no dataset, or another output")
@@ -233,43 +232,13 @@ def _describe(plan: PackPlan, results: Sequence[ShardResult], faults: Sequence[F
 def _publish(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
     """Write the faults and `dataset.json`; a refused dataset leaves nothing at the output."""
     try:
-        _check(plan, dataset, faults)
+        check_dataset(plan, dataset, faults)
     except DataError:
         _clear(plan.output, keep=())
         raise
     _clear(plan.output, keep=[shard.name for shard in dataset.shards])
     write_bytes(join(plan.output, FAULTS_FILE), "".join(json.dumps(asdict(fault)) + "\n" for fault in faults).encode())
     write_dataset(dataset)
-
-
-def _check_plan(plan: PackPlan) -> None:
-    """Refuse a dataset that is refused whatever its images are, before any image is opened."""
-    if plan.strict and plan.faults:
-        raise _strict_error(plan.faults)
-    images = plan.annotated_images
-    if plan.lost_objects and not any(image.objects for image in images) and any("detect" in image.tasks for image in images):
-        raise _lost_error(plan, len(images), plan.faults)
-
-
-def _check(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
-    if plan.strict and faults:
-        raise _strict_error(faults)
-    if dataset.images == 0:
-        raise DataError(f"{plan.output}: found no usable image, expected at least one; {describe_faults(faults)}")
-    objects_were_there = plan.lost_objects or any(image.objects for image in plan.annotated_images)
-    if dataset.boxes == 0 and "detect" in dataset.tasks and objects_were_there:
-        raise _lost_error(plan, dataset.images, faults)
-
-
-def _lost_error(plan: PackPlan, images: int, faults: Sequence[Fault]) -> DataError:
-    found = f"found {images} images and no usable object, because all objects were left out"
-    return DataError(f"{plan.output}: {found}; expected at least one; {describe_faults(faults)}")
-
-
-def _strict_error(faults: Sequence[Fault]) -> DataError:
-    shown = "\n".join(f"  {fault}" for fault in faults[:MAX_SHOWN_FAULTS])
-    more = f"\n  … and {len(faults) - MAX_SHOWN_FAULTS} more" if len(faults) > MAX_SHOWN_FAULTS else ""
-    return DataError(f"found {len(faults)} faults, expected none with --strict; nothing was packed:\n{shown}{more}")
 
 
 def _clear(output: str, keep: Sequence[str]) -> None:

@@ -9,12 +9,13 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
-from scipy import sparse
+from scipy import sparse, stats
 
 from yolor_ray.evaluate import coco
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Metrics of boxes that are resampled, in the order of every axis M."""
+CONFIDENCE = 0.95
 RESAMPLES_PER_CHUNK = 256
 """Bounds the memory, and keeps small datasets in the processor's cache."""
 RECALLS = np.linspace(0, 1, 101)
@@ -27,6 +28,12 @@ IOU75_INDEX = 5
 def draw_resamples(images: int, count: int, seed: int) -> np.ndarray:
     """Return the count of each image in each of `count` resamples with replacement, (R, I); every row sums to `images`."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=count)
+
+
+def half_width(values: np.ndarray) -> float:
+    """Return half the width of the 95 % interval of a number from its values on resamples, (R,); NaN of fewer than two finite values."""
+    finite = values[np.isfinite(values)]
+    return float(stats.norm.ppf((1 + CONFIDENCE) / 2) * finite.std(ddof=1)) if len(finite) > 1 else np.nan
 
 
 def resampled_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights: np.ndarray) -> np.ndarray:

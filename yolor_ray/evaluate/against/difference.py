@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
-from yolor_ray.evaluate.against.bootstrap import METRICS, draw_resamples, mean_of_classes, resampled_class_metrics
+from yolor_ray.evaluate.against.bootstrap import METRICS, draw_resamples, half_width, mean_of_classes, resampled_class_metrics
 from yolor_ray.evaluate.detections import to_parquet
 from yolor_ray.evaluate.diagnosis.comparison import Comparison, ImageBoxes, compare_all, read_images
 from yolor_ray.evaluate.diagnosis.findings import rank_images
@@ -25,7 +24,6 @@ from yolor_ray.evaluate.predict import read_truth
 
 RESAMPLES = 1000
 SEED = 0
-CONFIDENCE = 0.95
 BOXES_OF_BOTH = 2_000_000
 """Most detections of a comparison with the full number of resamples; more detections have fewer resamples."""
 
@@ -122,31 +120,24 @@ def differences(truth: dict[str, Any], result: EvalResult, other: EvalResult) ->
     weights = draw_resamples(len(truth["images"]), count, SEED)
     resampled, others = (resampled_class_metrics(truth, item.rows, weights) for item in (result, other))
     total = mean_of_classes(resampled) - mean_of_classes(others)
-    spreads = {name: _spread(total[:, m]) for m, name in enumerate(METRICS)}
+    halves = {name: half_width(total[:, m]) for m, name in enumerate(METRICS)}
     metrics = {
-        name: _difference(result.metrics[name], other.metrics[name], spreads.get(name, np.nan))
+        name: _difference(result.metrics[name], other.metrics[name], halves.get(name, np.nan))
         for name in result.metrics
         if name in other.metrics
     }
     # Classes stand in the order of their category ids.
     per_class = resampled[:, 0] - others[:, 0]
     classes = {
-        name: _difference(score.AP, other.boxes.classes[name].AP, _spread(per_class[k]))
+        name: _difference(score.AP, other.boxes.classes[name].AP, half_width(per_class[k]))
         for k, (name, score) in enumerate(result.boxes.classes.items())
     }
     return metrics, classes
 
 
-def _difference(value: float, other: float, spread: float) -> Difference:
+def _difference(value: float, other: float, half: float) -> Difference:
     value, other = coco.value_or(value, np.nan), coco.value_or(other, np.nan)
-    half_width = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * spread
-    return Difference(value, other, value - other - half_width, value - other + half_width)
-
-
-def _spread(values: np.ndarray) -> float:
-    """Return the standard deviation of the finite values; NaN of fewer than two."""
-    finite = values[np.isfinite(values)]
-    return float(finite.std(ddof=1)) if len(finite) > 1 else np.nan
+    return Difference(value, other, value - other - half, value - other + half)
 
 
 def changed_images(images: Sequence[tuple[ImageBoxes, Comparison]], others: Sequence[tuple[ImageBoxes, Comparison]]) -> list[ChangedImage]:

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from yolor_ray import __version__
 from yolor_ray.data.shards.dataset import Dataset
-from yolor_ray.evaluate.against.bootstrap import METRICS, draw_resamples, resampled_metrics
+from yolor_ray.evaluate.against.bootstrap import METRICS, draw_resamples, half_width, resampled_metrics
 from yolor_ray.evaluate.detections import DETECTIONS_FILE, from_parquet
 from yolor_ray.evaluate.predict import read_truth
 from yolor_ray.report import markdown
@@ -17,7 +16,6 @@ from yolor_ray.train.context import TrainContext
 
 RESAMPLES = 100
 SEED = 0
-CONFIDENCE = 0.95
 
 
 def model_card(context: TrainContext, report: Mapping[str, bytes], config: Mapping[str, Any]) -> bytes:
@@ -56,9 +54,7 @@ def _intervals(dataset: Dataset, detections: bytes) -> dict[str, float]:
     if not truth["images"]:
         return {}
     resampled = resampled_metrics(truth, from_parquet(detections), draw_resamples(len(truth["images"]), RESAMPLES, SEED))
-    factor = stats.norm.ppf((1 + CONFIDENCE) / 2)
-    spreads = [values[np.isfinite(values)] for values in resampled.T]
-    return {name: factor * values.std(ddof=1) if len(values) > 1 else np.nan for name, values in zip(METRICS, spreads, strict=True)}
+    return {name: half_width(values) for name, values in zip(METRICS, resampled.T, strict=True)}
 
 
 def _accuracy_table(numbers: Mapping[str, Any], intervals: Mapping[str, float]) -> str:

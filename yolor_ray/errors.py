@@ -12,7 +12,8 @@ YolorError
 ├── TrainingError          training cannot continue; jobs exit with status 1
 │   ├── NonFiniteLossError the loss stayed NaN or infinite
 │   ├── LedgerError        an epoch took a record twice or left one out: a bug of this package
-│   └── SupersededError    another job continues the same run
+│   ├── SupersededError    another job continues the same run
+│   └── LoaderError        the process that prepares batches ended
 ├── CheckFailed            a check found what it was told to fail on; carries the result; jobs print it and exit with status 1
 └── Preempted              training stopped after a stop signal, with a checkpoint; jobs exit with status 143,
                             after Ctrl-C with 130
@@ -81,6 +82,10 @@ class LedgerError(TrainingError):
 
 class SupersededError(TrainingError):
     """Another job continues the same run."""
+
+
+class LoaderError(TrainingError):
+    """The process that prepares the batches of a worker ended, for example because the memory of its node was full."""
 
 
 class CheckFailed(YolorError):

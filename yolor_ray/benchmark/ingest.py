@@ -22,8 +22,9 @@ from torch import Tensor
 
 from yolor_ray.config import TrainConfig
 from yolor_ray.config.benchmark import IngestConfig
+from yolor_ray.data.loading.batch import Batch
 from yolor_ray.data.loading.epoch_plan import plan_steps
-from yolor_ray.data.loading.loader import Batch, Loader
+from yolor_ray.data.loading.loader_process import LoaderProcess
 from yolor_ray.inference.timing import spread
 from yolor_ray.io import storage
 from yolor_ray.report.provenance import machine
@@ -125,7 +126,7 @@ class WorkerTimer:
     context: TrainContext
     dist_context: DistContext
     learner: Learner
-    loader: Loader
+    loader: LoaderProcess
     max_batches: int
     """Most batches per measurement; 0 for the whole epoch."""
     epochs: int = 0

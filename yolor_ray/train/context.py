@@ -14,8 +14,10 @@ from yolor_ray.boxes import cxcywh_from_xyxy
 from yolor_ray.cluster.stop_signal import StopSignal, never_stop
 from yolor_ray.config import TrainConfig
 from yolor_ray.data.augment.label_spec import LabelSpec
+from yolor_ray.data.loading.batch import Batch
 from yolor_ray.data.loading.epoch_plan import Window, epoch_windows
-from yolor_ray.data.loading.loader import Batch, Loader, Source, records_per_window
+from yolor_ray.data.loading.loader import Source, records_per_window
+from yolor_ray.data.loading.loader_process import LoaderProcess
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.distributed import DistContext
@@ -96,10 +98,10 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
     return Learner(network, config, schedule, dist_context.wrap(network), teacher, class_weights=class_weights)
 
 
-def make_loader(context: TrainContext) -> Loader:
+def make_loader(context: TrainContext) -> LoaderProcess:
     """Build the loader of a worker's batches."""
     config = context.config
-    return Loader(
+    return LoaderProcess(
         context.source,
         image_px=config.data.image_px,
         augment=config.augment,

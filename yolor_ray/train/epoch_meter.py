@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from yolor_ray.data.loading.loader import Batch
+from yolor_ray.data.loading.batch import Batch
 
 
 def _peak_memory_gb() -> float:

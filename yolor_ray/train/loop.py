@@ -15,7 +15,7 @@ import torch
 
 from yolor_ray.data.loading.epoch_ledger import Ledger
 from yolor_ray.data.loading.epoch_plan import plan_steps
-from yolor_ray.data.loading.loader import Loader
+from yolor_ray.data.loading.loader_process import LoaderProcess
 from yolor_ray.errors import ConfigError, StorageError
 from yolor_ray.io import storage
 from yolor_ray.train.checkpoint.async_writer import AsyncCheckpointer
@@ -70,7 +70,7 @@ class _Worker:
     context: TrainContext
     dist_context: DistContext
     learner: Learner
-    loader: Loader
+    loader: LoaderProcess
     progress: Progress
     comparison: SpeedComparison
     rank_zero: RankZeroState | None
@@ -125,12 +125,13 @@ def _start_worker(context: TrainContext, dist_context: DistContext, stack: ExitS
     attempt = None
     if dist_context.is_rank_zero:
         attempt = stack.enter_context(RunAttempt(context.run, dist_context.world_size, context.restart_reason))
+    # The process of the loader starts while the network is built.
+    loader = make_loader(context)
+    stack.callback(loader.close)
     learner = make_learner(context, dist_context)
     progress = resume(context.run, learner, Progress(context.train.digest, seen=np.zeros(context.train.images, bool)), dist_context)
     if learner.step == 0 and context.pretrained:
         load_pretrained(context.pretrained, learner, context.train)
-    loader = make_loader(context)
-    stack.callback(loader.close)
     rank_zero = None
     if attempt:
         checkpointer = AsyncCheckpointer(context.run, context.config.run, attempt, step=learner.step, epoch=progress.epoch)

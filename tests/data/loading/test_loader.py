@@ -11,8 +11,9 @@ import pytest
 from yolor_ray.config import AugmentConfig
 from yolor_ray.data.augment.tile import make_tile
 from yolor_ray.data.loading import loader as loader_module
+from yolor_ray.data.loading.batch import Batch
 from yolor_ray.data.loading.epoch_plan import Step, Window, epoch_windows, plan_steps
-from yolor_ray.data.loading.loader import Batch, Loader, records_per_window
+from yolor_ray.data.loading.loader import Loader, records_per_window
 from yolor_ray.data.shards.arrow import to_table
 from yolor_ray.data.shards.dataset import RowGroup
 from yolor_ray.data.shards.records import Record

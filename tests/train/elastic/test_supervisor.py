@@ -19,7 +19,7 @@ from yolor_ray.cluster.ray_internals import (
 )
 from yolor_ray.cluster.stop_signal import never_stop
 from yolor_ray.config import ClusterConfig, TrainConfig
-from yolor_ray.errors import DataError, IntegrityError, StorageError, TrainingError
+from yolor_ray.errors import DataError, IntegrityError, LoaderError, StorageError, TrainingError
 from yolor_ray.io import manifest
 from yolor_ray.train.context import TrainContext
 from yolor_ray.train.elastic import supervisor
@@ -147,14 +147,15 @@ def test_a_user_error_ends_the_run_at_once_and_unwrapped(tmp_path: Path, capacit
     assert len(attempts) == 1
 
 
-def test_unreachable_storage_is_retried_only_after_a_first_checkpoint(tmp_path: Path, capacities: list[int]) -> None:
-    unreachable = worker_error(StorageError("s3://b/x: cannot write it"))
-    _, run_attempt = simulate_attempts(tmp_path, unreachable)
-    with pytest.raises(StorageError, match="s3://b/x"):
+@pytest.mark.parametrize("error", [StorageError("s3://b/x: cannot write it"), LoaderError("the process ended by SIGKILL")])
+def test_an_error_that_may_pass_is_retried_only_after_a_first_checkpoint(tmp_path: Path, capacities: list[int], error: Exception) -> None:
+    failure = worker_error(error)
+    _, run_attempt = simulate_attempts(tmp_path, failure)
+    with pytest.raises(type(error), match=str(error)):
         supervisor.run_with_restarts(make_context(tmp_path), run_attempt, never_stop)
-    attempts, run_attempt = simulate_attempts(tmp_path, 1, unreachable, TrainOutcome.DONE)
+    attempts, run_attempt = simulate_attempts(tmp_path, 1, failure, TrainOutcome.DONE)
     assert supervisor.run_with_restarts(make_context(tmp_path, max_failures=2), run_attempt, never_stop) is TrainOutcome.DONE
-    assert attempts[2][1] == "s3://b/x: cannot write it"
+    assert attempts[2][1] == str(error)
 
 
 def test_unreachable_storage_ends_a_run_after_the_last_restart(tmp_path: Path, capacities: list[int]) -> None:

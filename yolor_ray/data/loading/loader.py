@@ -2,7 +2,7 @@
 
 Encoded bytes come in whole row groups from a `Source`. Decoded tiles are cached while they fit, so that mosaics cost no second
 decode. A sample depends on seed, record and the epoch of its dataset alone, not on the thread that makes it.
-Legend: B images, S side of the square network input in pixels, N boxes, K classes, J keypoints per object, M labels of the whole image.
+Legend: B images, S side of the square network input in pixels.
 """
 
 from collections import deque
@@ -16,9 +16,10 @@ import pyarrow as pa
 from yolor_ray.config import AugmentConfig
 from yolor_ray.data.augment.keypoint_flip import flipped_keypoint_order
 from yolor_ray.data.augment.label_spec import BOXES_ONLY, LabelSpec
-from yolor_ray.data.augment.labels import SampleLabels, concatenate_labels
+from yolor_ray.data.augment.labels import SampleLabels
 from yolor_ray.data.augment.tile import Tile, TileCache, make_tile
 from yolor_ray.data.augment.transforms import training_sample
+from yolor_ray.data.loading.batch import Batch, make_batch
 from yolor_ray.data.loading.epoch_plan import Step, Window
 from yolor_ray.data.shards.dataset import RowGroup, to_records
 from yolor_ray.data.shards.records import Record
@@ -27,44 +28,13 @@ TILE_CACHE_BYTES = 512 * 2**20
 """Memory budget of each worker's decoded tiles."""
 BATCHES_AHEAD = 2
 """Batches in preparation while the consumer holds one."""
+BUFFERS = BATCHES_AHEAD + 2
+"""Batches whose images are in memory: those ahead, the consumer's, and the one before."""
 
 Records = dict[int, tuple[Record, int]]
 """Records by number, each with the index of its dataset in a union."""
 Source = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
 """Yields the tables of row groups, in the order of the groups passed in."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One batch of training images with their annotations; None for annotations outside the label spec.
-
-    `images` is overwritten when the consumer takes the second batch after this one.
-    """
-
-    images: np.ndarray
-    """(B, S, S, 3) uint8 RGB."""
-    positions: np.ndarray
-    """(N,) int64: index in the batch of each box's image."""
-    labels: np.ndarray
-    """(N,) int64: classes of the objects."""
-    boxes_xyxy: np.ndarray
-    """(N, 4) float32, pixels of the network input."""
-    boxes_known: np.ndarray
-    """(B,) bool: True if every object of the image has a box here; False if there may be other objects."""
-    classes_known: np.ndarray | None = None
-    """(B, K) bool: classes whose objects are annotated in the image; None for all classes."""
-    members: np.ndarray | None = None
-    """(B,) int64: index of each image's dataset in a union; None if all images are of one dataset."""
-    keypoints: np.ndarray | None = None
-    """(N, J, 3) float32: x, y in pixels of the network input; visibility -1 not annotated, 0 unlabelled, 1 hidden, 2 visible."""
-    identities: np.ndarray | None = None
-    """(N,) int64: index of the individual in `LabelSpec.identities`, -1 unknown."""
-    has_mask: np.ndarray | None = None
-    """(N,) bool: True if `instances` shows the object; False if the object's pixels are unknown."""
-    instances: np.ndarray | None = None
-    """(B, S, S) int32 instance maps: 1 + index of the object in `boxes_xyxy`, 0 none."""
-    image_labels: np.ndarray | None = None
-    """(B, M) float32: 1 yes, 0 no, NaN unknown."""
 
 
 def records_per_window(image_px: int, label_spec: LabelSpec = BOXES_ONLY) -> int:
@@ -81,39 +51,6 @@ class _PendingBatch:
     def batch(self) -> Batch:
         """Wait for the samples and concatenate their annotations."""
         return make_batch(self.images, [sample.result() for sample in self.samples])
-
-
-def make_batch(images: np.ndarray, annotations: Sequence[SampleLabels]) -> Batch:
-    """Return the batch of images (B, S, S, 3) and the annotations of each."""
-    counts = [len(sample.labels) for sample in annotations]
-    members = np.array([sample.member for sample in annotations], np.int64)
-    return Batch(
-        images,
-        positions=np.repeat(np.arange(len(counts)), counts),
-        labels=np.concatenate([sample.labels for sample in annotations]),
-        boxes_xyxy=np.concatenate([sample.boxes_xyxy for sample in annotations]).astype(np.float32),
-        boxes_known=np.array([sample.boxes_known for sample in annotations], np.bool_),
-        classes_known=_stack([sample.classes_known for sample in annotations]),
-        members=members if len(np.unique(members)) > 1 else None,
-        keypoints=concatenate_labels([sample.keypoints for sample in annotations]),
-        identities=concatenate_labels([sample.identities for sample in annotations]),
-        has_mask=concatenate_labels([sample.has_mask for sample in annotations]),
-        instances=_batch_instances([sample.instances for sample in annotations], counts),
-        image_labels=_stack([sample.image_labels for sample in annotations]),
-    )
-
-
-def _stack(arrays: list[np.ndarray | None]) -> np.ndarray | None:
-    return concatenate_labels([None if array is None else array[None] for array in arrays])
-
-
-def _batch_instances(maps: list[np.ndarray | None], counts: list[int]) -> np.ndarray | None:
-    """Renumber the samples' instance maps by the objects' indices in the batch."""
-    stacked = _stack(maps)
-    if stacked is None:
-        return None
-    earlier = np.cumsum([0, *counts[:-1]], dtype=np.int32)
-    return np.where(stacked > 0, stacked + earlier[:, None, None], np.int32(0))
 
 
 class Loader:
@@ -140,12 +77,21 @@ class Loader:
         self._sample_threads.shutdown(cancel_futures=True)
         self._read_thread.shutdown(cancel_futures=True)
 
-    def epoch(self, windows: Sequence[Window], steps: Sequence[Step], *, mosaic_closed: bool = False) -> Iterator[Batch]:
-        """Yield the batches of `steps` in order; without mosaic and mixup if `mosaic_closed`."""
+    def epoch(
+        self, windows: Sequence[Window], steps: Sequence[Step], *, mosaic_closed: bool = False, buffers: Sequence[np.ndarray] = ()
+    ) -> Iterator[Batch]:
+        """Yield the batches of `steps` in order.
+
+        Args:
+            windows: windows of the epoch.
+            steps: steps of this worker.
+            mosaic_closed: augment without mosaic and mixup.
+            buffers: arrays (largest B, S, S, 3) uint8 for the images of the batches, taken in turns; empty for `BUFFERS` new ones.
+        """
         augment = replace(self._augment, mosaic=0.0, mixup=0.0) if mosaic_closed else self._augment
         windows_of_step = self._read_ahead(windows, steps)
-        largest = max((len(step.records) for step in steps), default=0)
-        buffers = [np.empty((largest, self._image_px, self._image_px, 3), np.uint8) for _ in range(BATCHES_AHEAD + 2)]
+        shape = (max((len(step.records) for step in steps), default=0), self._image_px, self._image_px, 3)
+        buffers = buffers or [np.empty(shape, np.uint8) for _ in range(BUFFERS)]
         pending: deque[_PendingBatch] = deque()
         for number, step in enumerate(steps):
             loaded = windows_of_step(number)

@@ -18,7 +18,7 @@ import ray.train
 from yolor_ray.cluster.capacity import POLL_S, wait_for_capacity
 from yolor_ray.cluster.ray_internals import HUNG_WORKER_TIMEOUT, WorkerGroupStartupTimeoutError, WorkerHealthCheckTimeoutError
 from yolor_ray.cluster.stop_signal import StopSignal
-from yolor_ray.errors import IntegrityError, StorageError, TrainingError, UserError
+from yolor_ray.errors import IntegrityError, LoaderError, StorageError, TrainingError, UserError
 from yolor_ray.io.redact import redact
 from yolor_ray.train.checkpoint.attempts import last_step
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints
@@ -107,8 +107,8 @@ def _package_error(error: Exception) -> UserError | TrainingError | None:
 
 
 def _is_transient(error: UserError | TrainingError) -> bool:
-    """Return True if a restart may succeed: storage was full or out of reach, and its content was not damaged."""
-    return isinstance(error, StorageError) and not isinstance(error, IntegrityError)
+    """Return True if a restart may succeed: a process was killed, or storage was full or out of reach, and its content was not damaged."""
+    return isinstance(error, StorageError | LoaderError) and not isinstance(error, IntegrityError)
 
 
 def _describe_hung_worker(error: Exception, run: str, stop_actor: Any) -> str:
@@ -160,6 +160,8 @@ def _name_workers(ranks: list[int], nodes: dict[int, str]) -> str:
 
 def _failure_reason(error: Exception) -> str:
     """Return the cause of a failed attempt in one line of at most REASON_LENGTH characters."""
-    cause = next((cause for cause in _worker_errors(error) if isinstance(cause, ray.exceptions.RayActorError | StorageError)), error)
+    cause = next(
+        (cause for cause in _worker_errors(error) if isinstance(cause, ray.exceptions.RayActorError | StorageError | LoaderError)), error
+    )
     lines = [line.strip() for line in redact(str(cause)).splitlines() if line.strip()]
     return " ".join(lines)[:REASON_LENGTH].replace("'", "")

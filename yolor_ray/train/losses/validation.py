@@ -11,7 +11,7 @@ from torch import Tensor
 from yolor_ray.config import LossConfig
 from yolor_ray.data.augment.label_spec import LabelSpec
 from yolor_ray.data.augment.letterboxed import letterboxed_annotations
-from yolor_ray.data.loading.loader import Batch, make_batch
+from yolor_ray.data.loading.batch import Batch, make_batch
 from yolor_ray.inference.dataset_images import ImageBatch
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.context import make_targets

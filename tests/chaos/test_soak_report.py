@@ -31,6 +31,13 @@ def test_processes_that_replace_each_other_at_other_levels_are_flat() -> None:
     assert slope is not None and slope.is_flat and slope.low < 0 < slope.high
 
 
+def test_short_processes_that_follow_each_other_are_not_judged_by_their_start() -> None:
+    starts = [process(300, 600, samples=30, seed=seed) + np.array((seed * 600, 0)) for seed in range(6)]
+    slope = common_slope(starts)
+    assert slope is not None and slope.low > 500
+    assert slope.is_flat and str(slope).endswith("(at most 5 min, not judged)")
+
+
 def test_samples_that_resemble_their_neighbours_widen_the_interval() -> None:
     apart, alike = process(100, 0), process(100, 0)
     alike[:, 1] = 100 + np.cumsum(alike[:, 1] - 100)

@@ -27,6 +27,8 @@ BUSY_MACHINE = {
     "RAY_worker_niceness": "0",
     # By default Ray kills a proxy of Serve that takes over 5 s to start.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # The GCS keeps 3 kB of each of the last 100,000 tasks, and a request is a task. With a lower bound, an hour shows what else grows.
+    "RAY_task_events_max_num_task_in_gcs": "1000",
 }
 NODE_SETTING = re.compile(r"^export (RAY_health_check_\w+|RAY_SERVE_\w+)=(\d+)$", re.MULTILINE)
 WORKER = "RayTrainWorker"

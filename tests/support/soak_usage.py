@@ -39,7 +39,7 @@ MAX_CORRELATION = 0.95
 FLAT_SHARE = 0.05
 """Growth per hour that counts as flat, as a share of the level."""
 JUDGED_S = 1500.0
-"""Shortest time that says anything about growth (s): runs, replicas and caches begin in a soak of ten minutes."""
+"""Shortest life of a process, after its warm-up, that says anything about growth (s): runs, replicas and caches begin in the first minutes."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Slope:
     """Mean of a number, and its change per hour with the limits of the 95 % interval."""
 
     seconds: float
-    """Time from the first sample to the last one."""
+    """Time from the first sample to the last one of the process that was measured longest."""
     mean: float
     per_hour: float
     low: float
@@ -59,7 +59,8 @@ class Slope:
         return self.seconds < JUDGED_S or self.low <= FLAT_SHARE * abs(self.mean)
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f}: {self.per_hour:+.2f} [{self.low:+.2f}, {self.high:+.2f}]{'' if self.is_flat else ' GROWS'}"
+        judgement = f" (at most {self.seconds / 60:.0f} min, not judged)" if self.seconds < JUDGED_S else "" if self.is_flat else " GROWS"
+        return f"{self.mean:.1f}: {self.per_hour:+.2f} [{self.low:+.2f}, {self.high:+.2f}]{judgement}"
 
 
 def common_slope(series: Sequence[np.ndarray]) -> Slope | None:
@@ -82,8 +83,8 @@ def common_slope(series: Sequence[np.ndarray]) -> Slope | None:
     freedom = max(independent - len(series) - 1, 1.0)
     error = float(np.sqrt(total / spread / max(len(seconds) - len(series) - 1, 1) * (1 + correlation) / (1 - correlation)))
     half = float(stats.t.ppf(0.975, freedom)) * error
-    times = np.concatenate([rows[:, 0] for rows in series])
-    return Slope(float(np.ptp(times)), mean, slope * 3600, (slope - half) * 3600, (slope + half) * 3600)
+    longest_s = max(float(np.ptp(rows[:, 0])) for rows in series)
+    return Slope(longest_s, mean, slope * 3600, (slope - half) * 3600, (slope + half) * 3600)
 
 
 def role_of(command_line: str) -> str:

@@ -39,7 +39,7 @@ MAX_CORRELATION = 0.95
 FLAT_SHARE = 0.05
 """Growth per hour that counts as flat, as a share of the level."""
 JUDGED_S = 1500.0
-"""Shortest life of a process, after its warm-up, that says anything about growth (s): runs, replicas and caches begin in the first minutes."""
+"""Shortest life of a process, after its warm-up, that says anything about growth (s): caches fill in the first minutes."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class DataConfig:
     image_px: int = 640
     """Side of the square network input, pixels; a multiple of the coarsest stride."""
     decode_threads: int = 1
-    """Threads beside each worker that decode and augment images, 1 or more."""
+    """Threads that decode and augment images, in a process beside each worker, 1 or more."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

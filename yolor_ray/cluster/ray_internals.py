@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -135,11 +136,12 @@ def __getattr__(name: str) -> Any:
 
 @contextlib.contextmanager
 def local_ray() -> Iterator[None]:
-    """Let `ray.init` start the processes of a local Ray in sessions of their own, and let them listen on loopback alone.
+    """Let `ray.init` start the processes of a local Ray away from the signals to this process, and let them listen on loopback alone.
 
-    A terminal, `timeout` and many process managers signal the whole group of this process: Ray would end before this process has
-    written a checkpoint. Ray's processes still end with this process, because Linux kills them with their parent. Awaited: an option
-    of `ray.init` that separates Ray's processes.
+    A terminal and `timeout` signal the whole group of this process, and systemd every process of its service: Ray would end before this
+    process has written a checkpoint. So Ray's processes, and the workers that they start, have sessions of their own and block SIGTERM,
+    as Ray itself blocks SIGINT in them. They still end with this process, because Linux kills them with their parent. Awaited: an
+    option of `ray.init` that separates Ray's processes.
 
     On Linux, Ray listens on all interfaces, and replaces a `_node_ip_address` of 127.0.0.1 by the machine's address. With the constant
     that Ray sets on macOS and Windows, it takes 127.0.0.1 and listens there alone. Awaited: a public address to listen on of `ray.init`.
@@ -151,7 +153,7 @@ def local_ray() -> Iterator[None]:
     services: Any = importlib.import_module("ray._private.services")
     constants: Any = importlib.import_module("ray._private.ray_constants")
     popen, joins_clusters = services.ConsolePopen, constants.ENABLE_RAY_CLUSTER
-    services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    services.ConsolePopen = functools.partial(_start_away_from_signals, popen)
     constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
@@ -162,6 +164,15 @@ def local_ray() -> Iterator[None]:
         raise UserError(f"ray: {found}, expected one: give the same command again when this machine is less busy") from error
     finally:
         services.ConsolePopen, constants.ENABLE_RAY_CLUSTER = popen, joins_clusters
+
+
+def _start_away_from_signals(popen: Any, *arguments: Any, **options: Any) -> Any:
+    """Start a process that gets no signals of this process's group and no SIGTERM; a process inherits the signals that are blocked."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return popen(*arguments, **options, start_new_session=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def has_haproxy() -> bool:

@@ -33,12 +33,13 @@ STABLE_CAPACITY_S = 10.0
 
 
 class StopSignalActor:
-    """Nodes of an attempt's workers, and the reason to stop the attempt; an actor on the driver's node."""
+    """Nodes of an attempt's workers, or the stopped trials of a study, and the reason to stop; an actor on the driver's node."""
 
     def __init__(self) -> None:
         self._nodes: dict[int, str] = {}
         self._reason = ""
         self._stopped = asyncio.Event()
+        self._stopped_trials: set[str] = set()
 
     def join(self, rank: int, node: str) -> None:
         """Add the id of a worker's node."""
@@ -48,23 +49,31 @@ class StopSignalActor:
         """Return the id of each worker's node by rank."""
         return self._nodes
 
+    def add_stopped_trial(self, name: str) -> None:
+        """Add a trial that has stopped after a checkpoint."""
+        self._stopped_trials.add(name)
+
+    def stopped_trials(self) -> set[str]:
+        """Return the names of the trials that have stopped after a checkpoint."""
+        return self._stopped_trials
+
     def stop(self, reason: str) -> None:
-        """Request the end of the attempt; the first reason counts."""
+        """Request the end of the attempt or the study; the first reason counts."""
         self._reason = self._reason or reason
         self._stopped.set()
 
     async def wait(self) -> str:
-        """Wait for the request to end the attempt, and return its reason."""
+        """Wait for the request to end the attempt or the study, and return its reason."""
         await self._stopped.wait()
         return self._reason
 
     def reason(self) -> str:
-        """Return the reason to stop the attempt; empty while the attempt may continue."""
+        """Return the reason to stop; empty while the attempt or the study may continue."""
         return self._reason
 
 
 def start_stop_signal_actor() -> Any:
-    """Start the actor of one attempt on this node and return its handle.
+    """Start the actor of one attempt, or of one study, on this node and return its handle.
 
     Ray restarts the actor, and repeats calls, if its process is killed, for example for memory: without the actor, no signal would arrive.
     """
@@ -74,7 +83,7 @@ def start_stop_signal_actor() -> Any:
 
 
 class RemoteStopSignal:
-    """Stop signal of rank 0: the answer of the stop-signal actor, read without waiting for the actor."""
+    """Stop signal of rank 0 or of a trial: the answer of the stop-signal actor, read without waiting for the actor."""
 
     def __init__(self, stop_actor: Any) -> None:
         self._stop_actor, self._reason = stop_actor, ""

@@ -144,7 +144,8 @@ def local_ray() -> Iterator[None]:
     option of `ray.init` that separates Ray's processes.
 
     On Linux, Ray listens on all interfaces, and replaces a `_node_ip_address` of 127.0.0.1 by the machine's address. With the constant
-    that Ray sets on macOS and Windows, it takes 127.0.0.1 and listens there alone. Awaited: a public address to listen on of `ray.init`.
+    that Ray sets on macOS and Windows, it takes 127.0.0.1 and listens there alone. Its workers inherit the variable of that constant, so
+    that they find it there. Awaited: a public address to listen on of `ray.init`.
 
     Raises:
         UserError: Ray's processes did not start within the 30 s that Ray allows them. Awaited: a setting for that time.
@@ -153,8 +154,10 @@ def local_ray() -> Iterator[None]:
     services: Any = importlib.import_module("ray._private.services")
     constants: Any = importlib.import_module("ray._private.ray_constants")
     popen, joins_clusters = services.ConsolePopen, constants.ENABLE_RAY_CLUSTER
+    variable = constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    value = os.environ.get(variable)
     services.ConsolePopen = functools.partial(_start_away_from_signals, popen)
-    constants.ENABLE_RAY_CLUSTER = False
+    constants.ENABLE_RAY_CLUSTER, os.environ[variable] = False, "0"
     try:
         yield
     except Exception as error:
@@ -164,6 +167,8 @@ def local_ray() -> Iterator[None]:
         raise UserError(f"ray: {found}, expected one: give the same command again when this machine is less busy") from error
     finally:
         services.ConsolePopen, constants.ENABLE_RAY_CLUSTER = popen, joins_clusters
+        os.environ.pop(variable)
+        os.environ.update({} if value is None else {variable: value})
 
 
 def _start_away_from_signals(popen: Any, *arguments: Any, **options: Any) -> Any:

@@ -128,10 +128,7 @@ def run_trials(
 
     """
     cluster = trial_cluster(plan.cluster)
-    schedulable = _schedulable_trials(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    concurrent = min(schedulable, plan.max_concurrent_trials or schedulable, plan.count)
-    resources = _process_resources(cluster)
-    logger.info("event=trials_planned count=%d concurrent=%d schedulable=%d resources='%s'", plan.count, concurrent, schedulable, resources)
+    resources, concurrent = _process_resources(cluster), _concurrent_trials(plan, cluster)
     tune_config = tune.TuneConfig(
         num_samples=samples,
         max_concurrent_trials=concurrent,
@@ -219,6 +216,15 @@ def _train(config: TrainConfig, source: Source | None, stop_actor: Any) -> dict[
         except CapacityError as error:
             # The other trials may take hours, and then there is capacity.
             logger.warning("event=trial_waits trial=%s reason='%s'", config.run.name, error)
+
+
+def _concurrent_trials(plan: TrialPlan, cluster: ClusterConfig) -> int:
+    """Return the number of trials at a time, and log it."""
+    schedulable = _schedulable_trials(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    concurrent = min(schedulable, plan.max_concurrent_trials or schedulable, plan.count)
+    resources = _process_resources(cluster)
+    logger.info("event=trials_planned count=%d concurrent=%d schedulable=%d resources='%s'", plan.count, concurrent, schedulable, resources)
+    return concurrent
 
 
 def _process_resources(cluster: ClusterConfig) -> dict[str, float]:

@@ -62,8 +62,7 @@ def train(
     Args:
         config: settings of the run.
         source: encoded row groups of the training set, if the caller holds them already.
-        report: called with the metrics of each validation before the last, when this process trains; after a restart, earlier
-            validations are reported again.
+        report: called with the metrics of each validation before the last, when this process trains; again after a restart.
         callbacks: receive the same reports when workers of a cluster train.
         stop_signal: one more reason to stop, beside SIGTERM, SIGINT and SIGHUP.
 

@@ -12,6 +12,7 @@ YolorError
 ├── TrainingError          training cannot continue; jobs exit with status 1
 │   ├── NonFiniteLossError the loss stayed NaN or infinite
 │   ├── LedgerError        an epoch took a record twice or left one out: a bug of this package
+│   ├── CapacityError      the cluster had no capacity for the fewest workers for too long
 │   ├── SupersededError    another job continues the same run
 │   └── LoaderError        the process that prepares batches ended
 ├── CheckFailed            a check found what it was told to fail on; carries the result; jobs print it and exit with status 1
@@ -78,6 +79,10 @@ class NonFiniteLossError(TrainingError):
 
 class LedgerError(TrainingError):
     """An epoch took a record twice or left one out: a bug of this package, never a mistake of the user."""
+
+
+class CapacityError(TrainingError):
+    """The cluster had no capacity for the fewest workers for too long."""
 
 
 class SupersededError(TrainingError):

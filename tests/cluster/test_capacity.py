@@ -7,7 +7,7 @@ import pytest
 from yolor_ray.cluster import capacity
 from yolor_ray.cluster.stop_signal import never_stop
 from yolor_ray.config import ClusterConfig
-from yolor_ray.errors import ConfigError, TrainingError
+from yolor_ray.errors import CapacityError, ConfigError
 
 WORKERS = ClusterConfig(workers="2-4", gpu=True)
 
@@ -78,7 +78,7 @@ def test_the_wait_for_the_fewest_workers_ends_after_half_an_hour(cluster) -> Non
     assert 100 <= cluster.now < 101
     cluster.total.pop("b")
     message = r"found capacity for 1 workers for 1800 s, expected 2; the same command resumes the run"
-    with pytest.raises(TrainingError, match=message):
+    with pytest.raises(CapacityError, match=message):
         capacity.wait_for_capacity(WORKERS, never_stop)
 
 
@@ -103,3 +103,20 @@ def test_a_cluster_that_is_too_small_is_refused_except_to_a_run_that_had_workers
     capacity.check_capacity(WORKERS, resumes=True)
     cluster.limits = {"GPU": 4.0}
     capacity.check_capacity(WORKERS, resumes=False)
+
+
+@pytest.mark.parametrize(("demand", "reason"), [(1, "other jobs hold the resources"), (9, "the nodes have too few resources")])
+def test_tasks_that_have_to_wait_for_resources_are_logged_and_then_start(cluster, caplog, demand: int, reason: str) -> None:
+    cluster.total, cluster.free = {"a": {"CPU": 2}, "b": {"CPU": 2}}, {"a": {"CPU": 0.5}, "b": {"CPU": 0.5}}
+    cluster.events[45.0] = lambda: cluster.free.update(b={"CPU": float(demand)})
+    capacity.wait_for_resources({"CPU": demand, "GPU": 0}, "pack")
+    assert 45 <= cluster.now < 46
+    expected = f"event=waiting_for_nodes purpose='pack' needs='{demand} CPU' reason='{reason}' waited_s="
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2 and all(line.startswith(expected) for line in lines), "after 8 s, and then every 30 s"
+
+
+def test_tasks_do_not_wait_where_an_autoscaler_starts_nodes_for_them(cluster) -> None:
+    cluster.limits = {"CPU": 8.0}
+    capacity.wait_for_resources({"CPU": 1}, "pack")
+    assert cluster.now == 0

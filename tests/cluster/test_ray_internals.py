@@ -79,18 +79,23 @@ def test_rays_http_server_still_takes_the_protocol_that_the_callback_of_its_prox
     assert asyncio.run(start_and_stop()) is UpgradeIgnoringProtocol, PRIVATE_VARIABLES[ray_internals.HTTP_PROXY_CALLBACK].awaited
 
 
-def test_processes_of_a_local_ray_get_no_signal_of_the_group_and_end_with_their_parent(tmp_path):
+def test_processes_of_a_local_ray_get_no_signal_to_their_parent_and_end_with_it(tmp_path):
+    """A terminal signals the parent's group, and systemd sends SIGTERM to every process of a service."""
     program = (
-        "import os, sys, time\n"
+        "import os, signal, sys, time\n"
         "from ray._private.services import start_ray_process\n"
         "from yolor_ray.cluster.ray_internals import local_ray\n"
         "with local_ray():\n"
         "    process = start_ray_process(['sleep', '60'], 'test', fate_share=True).process\n"
+        "assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()), 'the parent itself gets SIGTERM'\n"
         "print(process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
+        child.terminate()
+        with pytest.raises(psutil.TimeoutExpired):
+            child.wait(0.5)
         session = os.getsid(child.pid)
         parent.kill()
     assert session == child.pid

@@ -5,7 +5,6 @@ Jobs join one cluster, which saves the start of Ray; the disturbed job starts it
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -103,8 +102,9 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     worker.kill()
     wait_for(lambda: has_a_checkpoint_of_its_second_attempt(run), job)
     started = psutil.Process(job.pid).children(recursive=True)
-    # To the whole process group, as `timeout` does: not to the job alone.
-    os.killpg(job.pid, signal.SIGTERM)
+    # To every process, as systemd does: not to the job alone, nor to its process group as `timeout` does.
+    for process in [*started, psutil.Process(job.pid)]:
+        process.terminate()
     assert job.wait(60) == 143, output.read_text()[-3000:]
     assert psutil.wait_procs(started, timeout=10)[1] == []
     assert f"preempted: {run}: SIGTERM ended training; the same command resumes from the newest checkpoint" in output.read_text()

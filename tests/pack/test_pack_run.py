@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from yolor_ray.config import PackScenesConfig, PackYoloConfig
 from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.errors import ConfigError, DataError
 from yolor_ray.io import storage
-from yolor_ray.pack import plan, shard_builder
+from yolor_ray.pack import plan, run, shard_builder
 from yolor_ray.pack.run import pack, pack_scenes
+from yolor_ray.pack.shard_builder import ShardResult
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "pack.py"
 
@@ -45,6 +47,31 @@ def test_another_finished_dataset_at_the_output_is_never_overwritten(yolo_set, t
         pack(config)
     assert open_dataset(config.output).digest == digest
     assert len(all_records(config.output)) == 12
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same images", "other images"])
+def test_two_jobs_that_pack_to_one_output_at_once_leave_the_first_finished_dataset(yolo_set, tmp_path, monkeypatch, same):
+    """The second job would delete the shards of the first, or publish a dataset whose shards the first one deleted."""
+    output = str(tmp_path / "out")
+    first = pack(PackYoloConfig(**yolo_set(), output=str(tmp_path / "expected")))
+    config, build = PackYoloConfig(**yolo_set(), output=output), run._build_shards
+    slow = config if same else PackScenesConfig(output=output, count=12, seed=3)
+
+    def build_while_another_job_packs(*arguments: object, **options: object) -> Iterator[ShardResult]:
+        results = list(build(*arguments, **options))
+        monkeypatch.setattr(run, "_build_shards", build)
+        pack(config)
+        yield from results
+
+    monkeypatch.setattr(run, "_build_shards", build_while_another_job_packs)
+    if same:
+        assert pack(slow) | {"output": "", "health": ""} == first | {"output": "", "health": ""}
+    else:
+        with pytest.raises(DataError, match=r"found a finished dataset of 12 images with digest .*expected .*another output"):
+            pack(slow)
+    assert len(all_records(output)) == 12
+    expected = {file.name for file in (tmp_path / "expected").iterdir()}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == expected, "no shard of the other job stays"
 
 
 @pytest.mark.parametrize("fault", ["label", "image"])

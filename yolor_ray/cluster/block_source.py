@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, ExecutionOptions
 
+from yolor_ray.cluster.capacity import wait_for_resources
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards.dataset import Dataset, RowGroup, read_row_group
 
@@ -83,5 +84,6 @@ def cluster_source(dataset: Dataset) -> Source:
     logger.info("event=ingest mode=%s dataset_mb=%.1f limit_mb=%.1f", mode, size / 1e6, limit / 1e6)
     if size > limit:
         return StreamedSource(dataset)
+    wait_for_resources({"CPU": READ_CPUS}, "read the training set")
     blocks = _stream(dataset, dataset.row_groups).materialize().to_arrow_refs()
     return ObjectStoreSource(dataset, dict(zip(dataset.row_groups, blocks, strict=True)))

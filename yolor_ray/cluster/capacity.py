@@ -15,7 +15,7 @@ from yolor_ray.cluster.ray_internals import (
 )
 from yolor_ray.cluster.stop_signal import StopSignal
 from yolor_ray.config import WorkersConfig
-from yolor_ray.errors import ConfigError, TrainingError
+from yolor_ray.errors import CapacityError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ CAPACITY_TIMEOUT_S = 1800.0
 LOG_EVERY_S = 30.0
 """Time between two lines about a wait, of which the first comes after SETTLE_S (s)."""
 POLL_S = 0.5
+BUSY, SMALL = "other jobs hold the resources", "the nodes have too few resources"
+"""Reasons of a wait."""
 
 
 def worker_resources(cluster: WorkersConfig) -> dict[str, float]:
@@ -71,7 +73,7 @@ def wait_for_capacity(cluster: WorkersConfig, stop_signal: StopSignal) -> int:
     While waiting, the function requests nodes from the autoscaler.
 
     Raises:
-        TrainingError: the fewest workers did not fit for CAPACITY_TIMEOUT_S.
+        CapacityError: the fewest workers did not fit for CAPACITY_TIMEOUT_S.
 
     """
     min_workers, max_workers = cluster.worker_range
@@ -84,7 +86,7 @@ def wait_for_capacity(cluster: WorkersConfig, stop_signal: StopSignal) -> int:
         if schedulable >= expected or (schedulable >= min_workers and waited_s > SETTLE_S):
             return min(schedulable, max_workers)
         if waited_s > CAPACITY_TIMEOUT_S:
-            raise TrainingError(
+            raise CapacityError(
                 f"cluster.workers: found capacity for {schedulable} workers for {waited_s:.0f} s, expected {min_workers}; "
                 "the same command resumes the run"
             )
@@ -100,11 +102,39 @@ def _log_wait(cluster: WorkersConfig, schedulable: int, waited_s: float) -> None
     """Log the resources that a run waits for, and whether other jobs hold them or nodes are missing."""
     min_workers = cluster.worker_range[0]
     [(resource, amount)] = worker_resources(cluster).items()
-    reason = "other jobs hold the resources" if _total_workers(cluster) >= min_workers else "the nodes have too few resources"
+    reason = BUSY if _total_workers(cluster) >= min_workers else SMALL
     logger.warning(
         "event=waiting_for_nodes schedulable=%d min_workers=%d per_worker='%g %s' reason='%s' waited_s=%.0f gives_up_after_s=%.0f",
         *(schedulable, min_workers, amount, resource, reason, waited_s, CAPACITY_TIMEOUT_S),
     )
+
+
+def wait_for_resources(demand: Mapping[str, float], purpose: str) -> None:
+    """Wait until one node has these logical resources free, and log the wait; on a cluster with an autoscaler, return at once.
+
+    Ray would let tasks wait without a word. `purpose` names them in the log.
+    """
+    started_at = time.monotonic()
+    logged_at = started_at + SETTLE_S - LOG_EVERY_S
+    while not _has_autoscaler() and not is_free(demand):
+        if time.monotonic() - logged_at > LOG_EVERY_S:
+            logged_at = time.monotonic()
+            needed = " ".join(f"{amount:g} {name}" for name, amount in demand.items() if amount)
+            reason = BUSY if _fits(total_resources_per_node(), demand) else SMALL
+            logger.warning(
+                "event=waiting_for_nodes purpose='%s' needs='%s' reason='%s' waited_s=%.0f",
+                *(purpose, needed, reason, time.monotonic() - started_at),
+            )
+        time.sleep(POLL_S)
+
+
+def is_free(demand: Mapping[str, float]) -> bool:
+    """Return True if one node has these logical resources free."""
+    return _fits(available_resources_per_node(), demand)
+
+
+def _fits(resources_by_node: Mapping[str, Mapping[str, float]], demand: Mapping[str, float]) -> bool:
+    return any(count_fitting(resources, demand) for resources in resources_by_node.values())
 
 
 def check_capacity(cluster: WorkersConfig, *, resumes: bool) -> None:

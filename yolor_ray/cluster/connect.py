@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from yolor_ray.cluster.access import check_access
-from yolor_ray.cluster.environment import MALLOC_SETTINGS, REDACTION_HOOK, local_ray_settings
+from yolor_ray.cluster.environment import MALLOC_SETTINGS, WORKER_HOOK, local_ray_settings
 from yolor_ray.cluster.ray_internals import JOB_CONFIG, VISIBLE_DEVICES_OVERRIDE, local_ray
 from yolor_ray.errors import UserError
 
@@ -43,7 +43,7 @@ def start_ray(log_to_driver: bool = False, cpus: int | None = None, dashboard: b
     options: dict[str, Any] = {
         "log_to_driver": log_to_driver,
         "logging_level": logging.WARNING,
-        "runtime_env": {"env_vars": _environment(), **REDACTION_HOOK},
+        "runtime_env": {"env_vars": _environment(), **WORKER_HOOK},
     }
     address = os.environ.get("RAY_ADDRESS", "local")
     if address not in ("", "local"):

@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -135,14 +136,16 @@ def __getattr__(name: str) -> Any:
 
 @contextlib.contextmanager
 def local_ray() -> Iterator[None]:
-    """Let `ray.init` start the processes of a local Ray in sessions of their own, and let them listen on loopback alone.
+    """Let `ray.init` start the processes of a local Ray away from the signals to this process, and let them listen on loopback alone.
 
-    A terminal, `timeout` and many process managers signal the whole group of this process: Ray would end before this process has
-    written a checkpoint. Ray's processes still end with this process, because Linux kills them with their parent. Awaited: an option
-    of `ray.init` that separates Ray's processes.
+    A terminal and `timeout` signal the whole group of this process, and systemd every process of its service: Ray would end before this
+    process has written a checkpoint. So Ray's processes, and the workers that they start, have sessions of their own and block SIGTERM,
+    as Ray itself blocks SIGINT in them. They still end with this process, because Linux kills them with their parent. Awaited: an
+    option of `ray.init` that separates Ray's processes.
 
     On Linux, Ray listens on all interfaces, and replaces a `_node_ip_address` of 127.0.0.1 by the machine's address. With the constant
-    that Ray sets on macOS and Windows, it takes 127.0.0.1 and listens there alone. Awaited: a public address to listen on of `ray.init`.
+    that Ray sets on macOS and Windows, it takes 127.0.0.1 and listens there alone. Its workers inherit the variable of that constant, so
+    that they find it there. Awaited: a public address to listen on of `ray.init`.
 
     Raises:
         UserError: Ray's processes did not start within the 30 s that Ray allows them. Awaited: a setting for that time.
@@ -151,8 +154,10 @@ def local_ray() -> Iterator[None]:
     services: Any = importlib.import_module("ray._private.services")
     constants: Any = importlib.import_module("ray._private.ray_constants")
     popen, joins_clusters = services.ConsolePopen, constants.ENABLE_RAY_CLUSTER
-    services.ConsolePopen = functools.partial(popen, start_new_session=True)
-    constants.ENABLE_RAY_CLUSTER = False
+    variable = constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    value = os.environ.get(variable)
+    services.ConsolePopen = functools.partial(_start_away_from_signals, popen)
+    constants.ENABLE_RAY_CLUSTER, os.environ[variable] = False, "0"
     try:
         yield
     except Exception as error:
@@ -162,6 +167,17 @@ def local_ray() -> Iterator[None]:
         raise UserError(f"ray: {found}, expected one: give the same command again when this machine is less busy") from error
     finally:
         services.ConsolePopen, constants.ENABLE_RAY_CLUSTER = popen, joins_clusters
+        os.environ.pop(variable)
+        os.environ.update({} if value is None else {variable: value})
+
+
+def _start_away_from_signals(popen: Any, *arguments: Any, **options: Any) -> Any:
+    """Start a process that gets no signals of this process's group and no SIGTERM; a process inherits the signals that are blocked."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return popen(*arguments, **options, start_new_session=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def has_haproxy() -> bool:

@@ -24,13 +24,14 @@ def never_stop() -> str:
 class ProcessStopSignal:
     """Stop signal that a signal of `SIGNALS` sets while the block runs in the main thread; a second one ends the process at once."""
 
-    def __init__(self) -> None:
-        self._received = ""
+    def __init__(self, other: StopSignal = never_stop) -> None:
+        """Prepare for signals to this process; `other` is one more stop signal."""
+        self._received, self._other = "", other
         self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> str:
-        """Return the name of the first signal; empty while training may continue."""
-        return self._received
+        """Return the name of the first signal, or else the reason of the other stop signal; empty while training may continue."""
+        return self._received or self._other()
 
     def __enter__(self) -> "ProcessStopSignal":
         """Install the handlers; outside of the main thread, where Python allows no handlers, do nothing.

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from yolor_ray import __version__
+from yolor_ray.cluster.capacity import wait_for_resources
 from yolor_ray.cluster.connect import as_completed, start_ray
 from yolor_ray.config import EvaluateConfig
 from yolor_ray.config.network import Precision
@@ -152,6 +153,7 @@ def _predict_share(config: EvaluateConfig, dataset: Dataset, groups: Sequence[Ro
 def _predict_on_workers(config: EvaluateConfig, dataset: Dataset) -> Iterator[dict[int, ImageDetections]]:
     """Yield the detections of each Ray task by image id, in the order of completion."""
     start_ray(allow_unauthenticated=True)
+    wait_for_resources({"CPU": 1, "GPU": int(config.gpu)}, "evaluate")
     # Workers may have another working directory.
     config = replace(config, weights=absolute_weights(config.weights))
     task: Any = ray.remote(num_cpus=1, num_gpus=int(config.gpu), max_retries=3)(_predict_share)

@@ -15,6 +15,7 @@ import ray
 from tqdm import tqdm
 
 from yolor_ray.class_names import digested_names
+from yolor_ray.cluster.capacity import wait_for_resources
 from yolor_ray.cluster.connect import as_completed, start_ray
 from yolor_ray.config import (
     PackAutoConfig,
@@ -113,6 +114,7 @@ def _scan(dataset: Dataset) -> Scan:
     if len(tasks) == 1:
         return scan_row_groups(dataset, tasks[0])
     start_ray(allow_unauthenticated=True)
+    wait_for_resources({"CPU": 1}, "check")
     scan: Any = ray.remote(num_cpus=1, max_retries=3)(_scan_share)
     scans: dict[int, Scan] = {}
     with tqdm(total=dataset.images, desc="checking", unit="image", mininterval=1) as bar:
@@ -161,10 +163,13 @@ def _pack_splits(config: PackAutoConfig) -> dict:
 def _build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
     """Build the shards of a plan and write `dataset.json`; a finished dataset at the output must have the same content."""
     check_plan(plan)
-    finished = open_dataset(plan.output) if exists(join(plan.output, MANIFEST)) else None
+    finished = _finished_dataset(plan.output)
     results = sorted(_build_shards(plan, parallel, write=finished is None), key=lambda result: result.index)
     faults = [*plan.faults, *(fault for result in results for fault in result.faults), *_duplicate_images(results, plan)]
     dataset = _describe(plan, results, faults)
+    if finished is None and (finished := _finished_dataset(plan.output)):
+        # Another job has finished a dataset here since.
+        _clear(plan.output, keep=[shard.name for shard in finished.shards])
     if finished is None:
         _publish(plan, dataset, faults)
     else:
@@ -178,6 +183,10 @@ def _build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
     return {**result, "crowds": dataset.crowds} if dataset.crowds else result
 
 
+def _finished_dataset(url: str) -> Dataset | None:
+    return open_dataset(url) if exists(join(url, MANIFEST)) else None
+
+
 def _build_shards(plan: PackPlan, parallel: bool, write: bool) -> Iterator[ShardResult]:
     """Yield the results of shards as they complete, with a progress bar; a single shard is not worth starting Ray for."""
     tasks = plan.shard_tasks
@@ -189,6 +198,7 @@ def _build_shards(plan: PackPlan, parallel: bool, write: bool) -> Iterator[Shard
 
 def _by_ray(tasks: Iterable[ShardTask], write: bool) -> Iterator[ShardResult]:
     start_ray(allow_unauthenticated=True)
+    wait_for_resources({"CPU": 1}, "pack")
     build: Any = ray.remote(num_cpus=1, max_retries=3)(build_shard)
     return as_completed([build.remote(task, write) for task in tasks])
 

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from yolor_ray.cluster.capacity import check_capacity, worker_resources
+from yolor_ray.cluster.capacity import check_capacity, wait_for_resources, worker_resources
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.config import PredictConfig
 from yolor_ray.errors import ConfigError, UserError
@@ -168,6 +168,8 @@ def _predict_by_ray(config: PredictConfig, tasks: Sequence[Task]) -> Iterator[Pa
     cluster = config.cluster
     start_ray(allow_unauthenticated=cluster.allow_unauthenticated)
     check_capacity(cluster, resumes=False)
+    wait_for_resources(worker_resources(cluster), "predict")
+    wait_for_resources({"CPU": READ_CPUS}, "read images")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from yolor_ray import config
 from yolor_ray.cluster import ray_internals
-from yolor_ray.cluster.environment import REDACTION_HOOK, local_ray_settings
+from yolor_ray.cluster.environment import WORKER_HOOK, local_ray_settings
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest
 from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, absolute_weights, weights_folder
@@ -82,7 +82,7 @@ def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
         from ray import serve
 
         with ray_internals.local_ray():
-            ray.init("local", include_dashboard=False, log_to_driver=False, runtime_env=REDACTION_HOOK)
+            ray.init("local", include_dashboard=False, log_to_driver=False, runtime_env=WORKER_HOOK)
         _stop_on_signals()
         try:
             _check_resources(settings, ray.cluster_resources())  # type: ignore[no-untyped-call]
@@ -101,7 +101,7 @@ def _serve_in_cluster(settings: config.ServeConfig, url: str) -> NoReturn:
     from yolor_ray.cluster.access import check_access
 
     check_access(os.environ["RAY_ADDRESS"], allow_unauthenticated=True)
-    ray.init(runtime_env={**REDACTION_HOOK, "env_vars": _without_those_set(PROXY_ENVIRONMENT)})
+    ray.init(runtime_env={**WORKER_HOOK, "env_vars": _without_those_set(PROXY_ENVIRONMENT)})
     _stop_on_signals()
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})

@@ -10,9 +10,9 @@ import contextlib
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,14 +24,26 @@ from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.block_source import StreamedSource, cluster_source
 from yolor_ray.cluster.capacity import READER_CPUS, count_fitting, worker_resources
 from yolor_ray.cluster.connect import start_ray
+from yolor_ray.cluster.stop_signal import ProcessStopSignal
 from yolor_ray.config import ClusterConfig, TrainConfig
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards.dataset import Dataset
-from yolor_ray.errors import ConfigError, LedgerError, NonFiniteLossError, StorageError, SupersededError, UserError
+from yolor_ray.errors import (
+    CapacityError,
+    ConfigError,
+    LedgerError,
+    NonFiniteLossError,
+    Preempted,
+    StorageError,
+    SupersededError,
+    UserError,
+)
 from yolor_ray.io import manifest, storage
 from yolor_ray.io.weights_url import WEIGHTS_FOLDER
+from yolor_ray.study.trial_events import StudyStopper, TrialLogger
 from yolor_ray.study.trial_log import STOPPED_FILE, TrialLog, TrialOutcome, run_url
 from yolor_ray.train.checkpoint.checkpoint import CHECKPOINTS
+from yolor_ray.train.elastic.monitor import RemoteStopSignal, start_stop_signal_actor
 from yolor_ray.train.run import train
 from yolor_ray.train.run_log import read_metrics
 
@@ -108,40 +120,45 @@ def run_trials(
     scheduler: TrialScheduler | None = None,
     searcher: tune.search.Searcher | None = None,
 ) -> list[TrialOutcome]:
-    """Train all trials of the search space and return their outcomes; a trial that keeps failing does not stop the others."""
+    """Train all trials of the search space and return their outcomes; a trial that keeps failing does not stop the others.
+
+    Raises:
+        Preempted: SIGTERM, SIGINT or SIGHUP stopped the study; each trial that ran wrote a checkpoint.
+        SupersededError: another job continues the study.
+
+    """
     cluster = trial_cluster(plan.cluster)
-    schedulable = _schedulable_trials(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    concurrent = min(schedulable, plan.max_concurrent_trials or schedulable, plan.count)
-    resources = _process_resources(cluster)
-    logger.info("event=trials_planned count=%d concurrent=%d schedulable=%d resources='%s'", plan.count, concurrent, schedulable, resources)
-    trainable = tune.with_parameters(_trial, plan=plan, source=source)
-    trial_log = TrialLog(plan.count, concurrent)
-    with tempfile.TemporaryDirectory(prefix="yolor-tune-") as folder:
-        tune.Tuner(
-            tune.with_resources(trainable, resources),
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                num_samples=samples,
-                max_concurrent_trials=concurrent,
-                scheduler=scheduler,
-                search_alg=searcher,
-                trial_name_creator=lambda trial: plan.config_of(trial.config).run.name,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-                # A process takes seconds to start; the process of a trial without workers can train the next trial.
-                reuse_actors=cluster.worker_range[1] == 0,
-            ),
-            run_config=tune.RunConfig(
-                name="study",
-                storage_path=folder,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=plan.cluster.max_failures),
-                callbacks=[TrialLogger(plan, trial_log)],
-            ),
-        ).fit()
-    return trial_log.outcomes
+    resources, concurrent = _process_resources(cluster), _concurrent_trials(plan, cluster)
+    tune_config = tune.TuneConfig(
+        num_samples=samples,
+        max_concurrent_trials=concurrent,
+        scheduler=scheduler,
+        search_alg=searcher,
+        trial_name_creator=lambda trial: plan.config_of(trial.config).run.name,
+        trial_dirname_creator=lambda trial: trial.trial_id,
+        # A process takes seconds to start; the process of a trial without workers can train the next trial.
+        reuse_actors=cluster.worker_range[1] == 0,
+    )
+    stop_actor = start_stop_signal_actor()
+    trial_logger = TrialLogger(plan.config_of, TrialLog(plan.count, concurrent), concurrent, resources)
+    trainable = tune.with_resources(tune.with_parameters(_trial, plan=plan, source=source, stop_actor=stop_actor), resources)
+    with tempfile.TemporaryDirectory(prefix="yolor-tune-") as folder, ProcessStopSignal() as stop_signal:
+        stopper = StudyStopper(stop_signal, stop_actor, trial_logger)
+        run_config = tune.RunConfig(
+            name="study",
+            storage_path=folder,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=plan.cluster.max_failures),
+            callbacks=[trial_logger],
+            stop=stopper,
+        )
+        tune.Tuner(trainable, param_space=space, tune_config=tune_config, run_config=run_config).fit()
+    ray.kill(stop_actor)
+    stopper.raise_if_stopped()
+    return trial_logger.outcomes
 
 
-def _trial(values: dict[str, Any], *, plan: TrialPlan, source: Source | None) -> None:
+def _trial(values: dict[str, Any], *, plan: TrialPlan, source: Source | None, stop_actor: Any) -> None:
     """Train one trial in its own process, and report each validation to Tune."""
     config = plan.config_of(values)
     run = run_url(config)
@@ -155,10 +172,17 @@ def _trial(values: dict[str, Any], *, plan: TrialPlan, source: Source | None) ->
         return
     try:
         with _warnings_only():
-            metrics = _train(config, source)
+            metrics = _train(config, source, stop_actor)
     except StorageError:
         raise
-    except (UserError, NonFiniteLossError, LedgerError, SupersededError) as error:
+    except Preempted:
+        ray.get(stop_actor.add_stopped_trial.remote(config.run.name))
+        # Tune would count a return or an error as the end of the trial. Tune ends this process when all trials have stopped.
+        threading.Event().wait()
+    except SupersededError as error:
+        tune.report({"superseded": str(error), "epoch": 0, "AP": FAILED_AP})
+        return
+    except (UserError, NonFiniteLossError, LedgerError) as error:
         # A retry would fail in the same way. Tune expects metrics from failed trials too.
         tune.report({"reason": f"{type(error).__name__}: {error}", "epoch": 0, "AP": FAILED_AP})
         return
@@ -179,11 +203,28 @@ def _warnings_only() -> Iterator[None]:
         package.setLevel(level)
 
 
-def _train(config: TrainConfig, source: Source | None) -> dict[str, float]:
-    """Train and return the metrics of the weights."""
-    if config.cluster.worker_range[1] > 0:
-        return train(config, source=source, callbacks=[TuneReportCallback()])["metrics"]
-    return train(config, source=source, report=tune.report)["metrics"]
+def _train(config: TrainConfig, source: Source | None, stop_actor: Any) -> dict[str, float]:
+    """Train and return the metrics of the weights; raise Preempted after a checkpoint when the study stops."""
+    if reason := ray.get(stop_actor.reason.remote()):
+        raise Preempted(f"{run_url(config)}: not started", reason)
+    stop_signal = RemoteStopSignal(stop_actor)
+    if config.cluster.worker_range[1] == 0:
+        return train(config, source=source, report=tune.report, stop_signal=stop_signal)["metrics"]
+    while True:
+        try:
+            return train(config, source=source, callbacks=[TuneReportCallback()], stop_signal=stop_signal)["metrics"]
+        except CapacityError as error:
+            # The other trials may take hours, and then there is capacity.
+            logger.warning("event=trial_waits trial=%s reason='%s'", config.run.name, error)
+
+
+def _concurrent_trials(plan: TrialPlan, cluster: ClusterConfig) -> int:
+    """Return the number of trials at a time, and log it."""
+    schedulable = _schedulable_trials(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    concurrent = min(schedulable, plan.max_concurrent_trials or schedulable, plan.count)
+    resources = _process_resources(cluster)
+    logger.info("event=trials_planned count=%d concurrent=%d schedulable=%d resources='%s'", plan.count, concurrent, schedulable, resources)
+    return concurrent
 
 
 def _process_resources(cluster: ClusterConfig) -> dict[str, float]:
@@ -212,37 +253,3 @@ def _schedulable_trials(cluster: ClusterConfig, nodes: Sequence[Mapping[str, flo
         available = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ConfigError(f"cluster: found nodes of {available}, expected {needed} for one trial")
     return trials
-
-
-class TrialLogger(tune.Callback):
-    """Forwards Tune's events to the log of the trials."""
-
-    def __init__(self, plan: TrialPlan, trial_log: TrialLog) -> None:
-        self._plan, self._log = plan, trial_log
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Log the start of a trial."""
-        self._log.record_start(trial.trial_id, str(trial))
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Log a failed attempt that Tune retries."""
-        self._log.record_retry(str(trial), _last_error_line(trial))
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Log a trial that Tune gave up."""
-        self._record_end(trial, _last_error_line(trial))
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Log a trial that ended: finished, stopped by the scheduler, or failed with a reported reason."""
-        self._record_end(trial, (trial.last_result or {}).get("reason", ""))
-
-    def _record_end(self, trial: Any, reason: str) -> None:
-        outcome = TrialOutcome(dict(trial.config), dict(trial.last_result or {}), reason)
-        self._log.record_end(trial.trial_id, self._plan.config_of(trial.config), outcome)
-
-
-def _last_error_line(trial: Any) -> str:
-    """Return the last line of the newest error that Ray stored for a trial."""
-    text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "Ray gave no reason"

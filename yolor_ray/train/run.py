@@ -12,7 +12,7 @@ import numpy as np
 import ray.train
 
 from yolor_ray.cluster.block_source import direct_source
-from yolor_ray.cluster.stop_signal import ProcessStopSignal
+from yolor_ray.cluster.stop_signal import ProcessStopSignal, StopSignal, never_stop
 from yolor_ray.config import TrainConfig
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards.dataset import Dataset, read_row_group
@@ -53,6 +53,7 @@ def train(
     source: Source | None = None,
     report: Report | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
+    stop_signal: StopSignal = never_stop,
 ) -> dict[str, Any]:
     """Train a run, or resume the run of that storage and name, and return `run`, `weights` and `metrics`.
 
@@ -61,12 +62,12 @@ def train(
     Args:
         config: settings of the run.
         source: encoded row groups of the training set, if the caller holds them already.
-        report: called with the metrics of each validation before the last, when this process trains; after a restart, earlier
-            validations are reported again.
+        report: called with the metrics of each validation before the last, when this process trains; again after a restart.
         callbacks: receive the same reports when workers of a cluster train.
+        stop_signal: one more reason to stop, beside SIGTERM, SIGINT and SIGHUP.
 
     Raises:
-        Preempted: SIGTERM, SIGINT or SIGHUP stopped training after a checkpoint.
+        Preempted: a stop signal stopped training after a checkpoint.
 
     """
     run = storage.absolute(storage.join(config.run.storage, config.run.name))
@@ -79,7 +80,7 @@ def train(
             # A resumed run has compared the images when it started.
             if not complete_checkpoints(run):
                 refuse_shared_images(config, context.train, context.val)
-            _train(context, source, report, callbacks)
+            _train(context, source, report, callbacks, ProcessStopSignal(stop_signal))
             publish_run_page(context)
             _publish_best(context)
     _, info = load_weights(weights)
@@ -88,9 +89,14 @@ def train(
     return {"run": run, "weights": weights, "metrics": info.metrics}
 
 
-def _train(context: TrainContext, source: Source | None, report: Report | None, callbacks: Sequence[ray.train.UserCallback]) -> None:
+def _train(
+    context: TrainContext,
+    source: Source | None,
+    report: Report | None,
+    callbacks: Sequence[ray.train.UserCallback],
+    stop_signal: ProcessStopSignal,
+) -> None:
     """Train to the end in this process or on workers; raise Preempted after a stop signal."""
-    stop_signal = ProcessStopSignal()
     if context.config.cluster.worker_range[1] == 0:
         context = dataclasses.replace(context, source=source or context.source)
         outcome = run_in_process(context, report=report, stop_signal=stop_signal)

@@ -1,6 +1,9 @@
 """Capacity for more workers on a simulated cluster: the time at which an attempt stops to scale up."""
 
-from collections.abc import Callable
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +12,7 @@ import ray
 from yolor_ray.cluster.stop_signal import never_stop
 from yolor_ray.config import ClusterConfig
 from yolor_ray.train.elastic import monitor
-from yolor_ray.train.elastic.monitor import ClusterMonitor, RemoteStopSignal
+from yolor_ray.train.elastic.monitor import ClusterMonitor, RemoteStopSignal, StopSignalActor
 
 
 @pytest.fixture
@@ -51,14 +54,49 @@ def test_each_scale_up_doubles_the_delay_before_the_next(reason_at: Callable[[fl
     assert reason_at(delay_s, 2) == "capacity for 4 workers"
 
 
-def test_a_stop_signal_arrives_while_a_worker_computes(monkeypatch) -> None:
-    answers = ["", "", "SIGTERM"]
-    monkeypatch.setattr(monitor.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(monitor.ray, "get", lambda answer: answer)
-    stop_signal = RemoteStopSignal(SimpleNamespace(reason=SimpleNamespace(remote=lambda: answers.pop(0))))
-    stop_signal()
-    stop_signal._thread.join(5)
-    assert stop_signal() == "SIGTERM" and answers == []
+class LocalActor:
+    """A stop-signal actor in a thread of this process: methods have `remote`, and `get` waits for the answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._actor = StopSignalActor()
+        monkeypatch.setattr(monitor.ray, "get", lambda answer: answer.result(5))
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        async def call(*arguments: object) -> object:
+            answer = getattr(self._actor, name)(*arguments)
+            return await answer if asyncio.iscoroutine(answer) else answer
+
+        return SimpleNamespace(remote=lambda *arguments: asyncio.run_coroutine_threadsafe(call(*arguments), self._loop))
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture
+def stop_actor(monkeypatch) -> Iterator[LocalActor]:
+    actor = LocalActor(monkeypatch)
+    yield actor
+    actor.close()
+
+
+def test_a_stop_signal_reaches_rank_0_in_far_less_than_the_3_s_of_ray_job_stop(monkeypatch, stop_actor: LocalActor) -> None:
+    """Also while rank 0 computes, and while the monitor waits for its next look at the cluster."""
+    received = [""]
+    monkeypatch.setattr(monitor, "draining_nodes", set)
+    monkeypatch.setattr(monitor, "schedulable_workers", lambda cluster: 0)
+    remote_signal = RemoteStopSignal(stop_actor)
+    with ClusterMonitor(stop_actor, ClusterConfig(workers="2"), 2, lambda: received[0], 0):
+        assert remote_signal() == ""
+        time.sleep(0.3)
+        assert remote_signal() == ""
+        received[0], started_at = "SIGTERM", time.monotonic()
+        remote_signal._thread.join(5)
+    assert remote_signal() == "SIGTERM" and time.monotonic() - started_at < 0.8
 
 
 def test_a_worker_without_a_driver_polls_no_more(monkeypatch, caplog) -> None:
@@ -66,7 +104,7 @@ def test_a_worker_without_a_driver_polls_no_more(monkeypatch, caplog) -> None:
         raise ray.exceptions.ActorDiedError()
 
     monkeypatch.setattr(monitor.ray, "get", fail)
-    stop_signal = RemoteStopSignal(SimpleNamespace(reason=SimpleNamespace(remote=lambda: None)))
+    stop_signal = RemoteStopSignal(SimpleNamespace(wait=SimpleNamespace(remote=lambda: None)))
     stop_signal()
     stop_signal._thread.join(5)
     assert not stop_signal._thread.is_alive() and "event=stop_signal_unreachable" in caplog.text

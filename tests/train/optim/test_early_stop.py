@@ -91,7 +91,9 @@ def test_a_run_that_ends_early_is_finished_and_publishes_its_best_epoch(folder: 
     assert train(config) == result
     trial_reports: list[dict] = []
     monkeypatch.setattr(trials.tune, "report", trial_reports.append)
-    trials._trial({}, plan=trials.TrialPlan(lambda _: config, config.cluster, 1), source=None)
+    monkeypatch.setattr(trials.ray, "get", lambda answer: answer)
+    stop_actor = SimpleNamespace(reason=SimpleNamespace(remote=lambda: ""), wait=SimpleNamespace(remote=lambda: ""))
+    trials._trial({}, plan=trials.TrialPlan(lambda _: config, config.cluster, 1), source=None, stop_actor=stop_actor)
     assert (trial_reports[-1]["epoch"], trial_reports[-1]["AP"]) == (6, 0.3), "for a search, the trial is finished and was not stopped"
 
 

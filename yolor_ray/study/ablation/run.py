@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from yolor_ray.cluster.capacity import wait_for_resources
 from yolor_ray.cluster.connect import as_completed
 from yolor_ray.config import TrainConfig
 from yolor_ray.config.dotted import replace_fields
@@ -148,6 +149,7 @@ def _measure_trials(finished: Sequence[TrialSpec], val_set: Dataset) -> list[Tri
     """Return the results of finished trials, with metrics on resampled validation images; each trial is one Ray task."""
     truth = ray.put(read_truth(val_set))
     # Ray would wait without end for memory that no node has.
+    wait_for_resources({"CPU": 1}, "measure the trials")
     memory = min(val_set.images * MAX_DETECTIONS * DETECTION_BYTES, max(int(node["Resources"].get("memory", 0)) for node in ray.nodes()))
     measure: Any = ray.remote(num_cpus=1, memory=memory, max_retries=3)(_measure_trial)
     results = dict(as_completed([measure.remote(index, spec, truth) for index, spec in enumerate(finished)]))
@@ -187,6 +189,7 @@ def _measure_costs(finished: Sequence[TrialSpec], train: TrainConfig) -> tuple[d
     weights = {spec.variant: storage.join(spec.run, WEIGHTS_FOLDER) for spec in reversed(finished)}
     if BASELINE not in weights:
         return {}, "not measured"
+    wait_for_resources({"CPU": 1, "GPU": int(train.cluster.gpu)}, "measure the costs")
     task: Any = ray.remote(num_cpus=1, num_gpus=int(train.cluster.gpu))(measure_costs)
     try:
         return next(as_completed([task.remote(weights, BASELINE, train.cluster.gpu)]))

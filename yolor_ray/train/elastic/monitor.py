@@ -1,12 +1,13 @@
 """Monitor the cluster from the driver; request checkpoint-and-stop when a node drains or more workers fit.
 
-The driver sends the request to an actor on its own node, and rank 0 polls that actor once a second.
+The driver sends the request to an actor on its own node, which answers rank 0 as soon as the request is there. `ray job stop` kills a job
+3 s after its signal, by default.
 """
 
+import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -19,7 +20,10 @@ from yolor_ray.config import ClusterConfig
 
 logger = logging.getLogger(__name__)
 
+SIGNAL_POLL_S = 0.1
+"""Time between two looks at the stop signal (s)."""
 POLL_S = 1.0
+"""Time between two looks at the cluster (s)."""
 SCALE_UP_DELAY_S = 30.0
 """Minimum attempt duration before scaling up (s); batches nodes that join together."""
 MAX_DELAY_DOUBLINGS = 4
@@ -29,11 +33,13 @@ STABLE_CAPACITY_S = 10.0
 
 
 class StopSignalActor:
-    """Nodes of an attempt's workers, and the reason to stop the attempt; an actor on the driver's node."""
+    """Nodes of an attempt's workers, or the stopped trials of a study, and the reason to stop; an actor on the driver's node."""
 
     def __init__(self) -> None:
         self._nodes: dict[int, str] = {}
         self._reason = ""
+        self._stopped = asyncio.Event()
+        self._stopped_trials: set[str] = set()
 
     def join(self, rank: int, node: str) -> None:
         """Add the id of a worker's node."""
@@ -43,23 +49,41 @@ class StopSignalActor:
         """Return the id of each worker's node by rank."""
         return self._nodes
 
+    def add_stopped_trial(self, name: str) -> None:
+        """Add a trial that has stopped after a checkpoint."""
+        self._stopped_trials.add(name)
+
+    def stopped_trials(self) -> set[str]:
+        """Return the names of the trials that have stopped after a checkpoint."""
+        return self._stopped_trials
+
     def stop(self, reason: str) -> None:
-        """Request the end of the attempt; the first reason counts."""
+        """Request the end of the attempt or the study; the first reason counts."""
         self._reason = self._reason or reason
+        self._stopped.set()
+
+    async def wait(self) -> str:
+        """Wait for the request to end the attempt or the study, and return its reason."""
+        await self._stopped.wait()
+        return self._reason
 
     def reason(self) -> str:
-        """Return the reason to stop the attempt; empty while the attempt may continue."""
+        """Return the reason to stop; empty while the attempt or the study may continue."""
         return self._reason
 
 
 def start_stop_signal_actor() -> Any:
-    """Start the actor of one attempt on this node and return its handle."""
+    """Start the actor of one attempt, or of one study, on this node and return its handle.
+
+    Ray restarts the actor, and repeats calls, if its process is killed, for example for memory: without the actor, no signal would arrive.
+    """
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(StopSignalActor).options(scheduling_strategy=this_node).remote()
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(StopSignalActor)
+    return actor.options(scheduling_strategy=this_node).remote()
 
 
 class RemoteStopSignal:
-    """Stop signal of rank 0: the last answer of the stop-signal actor, read without waiting for the actor."""
+    """Stop signal of rank 0 or of a trial: the answer of the stop-signal actor, read without waiting for the actor."""
 
     def __init__(self, stop_actor: Any) -> None:
         self._stop_actor, self._reason = stop_actor, ""
@@ -67,21 +91,18 @@ class RemoteStopSignal:
 
     def __call__(self) -> str:
         """Return the reason to stop training; empty while training may continue."""
-        # A thread polls the actor, because the next call may come after an update of many seconds.
+        # A thread waits for the actor, because the next call may come after an update of many seconds.
         if self._thread is None:
-            self._thread = threading.Thread(target=self._poll, name="yolor-stop-signal", daemon=True)
+            self._thread = threading.Thread(target=self._wait, name="yolor-stop-signal", daemon=True)
             self._thread.start()
         return self._reason
 
-    def _poll(self) -> None:
-        while not self._reason:
-            try:
-                self._reason = ray.get(self._stop_actor.reason.remote())
-            except ray.exceptions.RayError as error:
-                # The actor died with the driver, and Ray is about to end this worker, too.
-                logger.warning("event=stop_signal_unreachable error='%s'", error)
-                return
-            time.sleep(POLL_S)
+    def _wait(self) -> None:
+        try:
+            self._reason = ray.get(self._stop_actor.wait.remote())
+        except ray.exceptions.RayError as error:
+            # The actor died with the driver, and Ray is about to end this worker, too.
+            logger.warning("event=stop_signal_unreachable error='%s'", error)
 
 
 class ClusterMonitor:
@@ -109,10 +130,13 @@ class ClusterMonitor:
         self._thread.join()
 
     def _poll(self) -> None:
-        sources: tuple[Callable[[], str], ...] = (self._stop_signal, self._drain_reason, self._scale_up_reason)
-        while not self._stop.wait(POLL_S):
+        looked_at = 0.0
+        while not self._stop.wait(SIGNAL_POLL_S):
             try:
-                reason = next((reason for source in sources if (reason := source())), "")
+                reason = self._stop_signal()
+                if not reason and time.monotonic() - looked_at >= POLL_S:
+                    looked_at = time.monotonic()
+                    reason = self._drain_reason() or self._scale_up_reason()
                 if reason:
                     ray.get(self._stop_actor.stop.remote(reason))
                     logger.info("event=stop_requested reason='%s'", reason)

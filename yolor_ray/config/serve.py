@@ -28,6 +28,8 @@ class ServedRange:
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", re.IGNORECASE)
 """Origin of a web page."""
+NAME = re.compile(r"[A-Za-z0-9._-]+")
+PREFIX = re.compile(r"/|(/[A-Za-z0-9._-]+)+")
 SERVED_RANGES = {"confidence": ServedRange(0, 1), "iou": ServedRange(0, 1, above_low=True), "max_detections": ServedRange(1, 1000)}
 """Ranges of the limits of a detection, by parameter; the settings, the HTTP parameters and OpenAPI take the ranges from here."""
 
@@ -63,6 +65,19 @@ class ServeConfig:
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8000
     """TCP port, 1 to 65535."""
+    name: str = "yolor_ray"
+    """Name of the application; services with different names and prefixes run beside each other on one cluster."""
+    prefix: str = "/"
+    """Start of all paths of the service, such as `/cars`."""
+    api_keys: str = ""
+    """URL of a file with the hashed keys of clients; the file is read again every 5 s. Empty = anyone who reaches the port may use the
+    service."""
+    open_metrics: bool = False
+    """Answer `/metrics` without a key."""
+    tls_cert: str = ""
+    """PEM file with the certificate of the service and those of its issuers; with `tls_key`, the service speaks HTTPS."""
+    tls_key: str = ""
+    """PEM file with the certificate's private key, without a password."""
     confidence: Confidence = "best"
     """Lowest confidence of a returned box, 0 to 1; `best` takes that of the weights for each class, or else 0.25. A request may set
     another."""
@@ -111,6 +126,9 @@ class ServeConfig:
         for origin in self.cors_origins:
             check(origin == "*" or ORIGIN.fullmatch(origin) is not None, "cors_origins", origin, "* or SCHEME://HOST[:PORT] without a path")
         check(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
+        check(NAME.fullmatch(self.name) is not None, "name", self.name, "letters, digits, . _ and -")
+        check(PREFIX.fullmatch(self.prefix) is not None, "prefix", self.prefix, "/ or /NAME, of letters, digits, . _ and -")
+        check(bool(self.tls_cert) == bool(self.tls_key), "tls_cert", self.tls_cert or "none", "a file together with tls_key, or neither")
         check_limits(self.confidence, self.iou, self.max_detections)
         check(1 <= self.min_replicas <= self.max_replicas, "min_replicas", self.min_replicas, f"1 to max_replicas, {self.max_replicas}")
         for name in ("compute_threads", "decode_threads", "max_batch"):

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from starlette.requests import Request
 
 from yolor_ray import config
+from yolor_ray.data.images.header import read_header
 from yolor_ray.serve.batcher import Batcher
 from yolor_ray.serve.engine import DetectOptions, Engine, PreparedImage, TimedDetections
+from yolor_ray.serve.http.api_keys import ApiKeys
 from yolor_ray.serve.http.body import image_bytes, read_body
 from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.metrics import ServiceMetrics
@@ -32,6 +34,9 @@ class Service:
         self.metrics = metrics
         self.info = engine.info
         self.engine_name, self.precision = engine.name, engine.precision
+        self.keys = ApiKeys(settings.api_keys) if settings.api_keys else None
+        if self.keys:
+            self.keys.keep_fresh()
         self._engine = engine
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         # A pool of their own, so that responses do not wait behind the decoding of new requests.
@@ -73,7 +78,7 @@ class Service:
         body = await read_body(request, int(self.settings.max_body_mb * 1e6), 0.9 * self.settings.request_timeout_s)
         received = time.perf_counter()
         loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._decoders, self._prepare, request.headers.get("content-type", ""), body)
+        prepared = await loop.run_in_executor(self._decoders, self._prepare, request, body)
         decoded = time.perf_counter()
         result = await self._batcher.submit((prepared, options))
         detected = time.perf_counter()
@@ -97,8 +102,14 @@ class Service:
             "timing_ms": {stage: round(seconds * 1e3, 3) for stage, seconds in stages_s.items()},
         }
 
-    def _prepare(self, content_type: str, body: bytes) -> PreparedImage:
-        return self._engine.prepare(image_bytes(content_type, body))
+    def _prepare(self, request: Request, body: bytes) -> PreparedImage:
+        data = image_bytes(request.headers.get("content-type", ""), body)
+        if self.keys is not None:
+            header = read_header(data)
+            # An image over the limit is refused without decoding.
+            if header.width * header.height <= self.settings.max_megapixels * 1e6:
+                self.keys.charge_pixels(request.state.api_key, header.width * header.height)
+        return self._engine.prepare(data)
 
     def _detect_batch(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
         self.metrics.observe("yolor_batch_images", len(images))

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -80,12 +80,25 @@ BODY = {
         },
     },
 }
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {code: {"model": ErrorBody} for code in (400, 408, 413, 415, 422, 429, 500, 504)}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorBody} for code in (400, 401, 403, 408, 413, 415, 422, 429, 500, 504)
+}
+
+
+def require_key(request: Request) -> None:
+    """Admit a request by its API key, where the service has keys; raises ApiError."""
+    service: Service = request.app.state.service
+    is_open = service.settings.open_metrics and request.url.path.endswith("/metrics")
+    if service.keys is not None and not is_open:
+        request.state.api_key = service.keys.admit(request)
+
 
 router = APIRouter()
+KEYED = [Depends(require_key)]
+"""Dependencies of the routes that need a key. Probes and pages need none."""
 
 
-@router.post("/v1/detect", response_model=Answer, responses=ERROR_RESPONSES, openapi_extra={"requestBody": BODY})
+@router.post("/v1/detect", dependencies=KEYED, response_model=Answer, responses=ERROR_RESPONSES, openapi_extra={"requestBody": BODY})
 async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> Response:
     """Detect objects in one image, with all tasks of the network: raw bytes (fastest), multipart `file`, or JSON with base64."""
     service: Service = request.app.state.service
@@ -93,7 +106,7 @@ async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> 
     return JSONResponse({"request_id": errors.request_id(request), **fields})
 
 
-@router.get("/v1/model", response_model=ModelCard)
+@router.get("/v1/model", dependencies=KEYED, response_model=ModelCard)
 async def model(request: Request) -> Response:
     """Return the description of the served weights."""
     service: Service = request.app.state.service
@@ -121,7 +134,7 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", dependencies=KEYED, response_class=Response)
 async def metrics(request: Request) -> Response:
     """Return this replica's metrics in Prometheus text format; with several replicas scrape Ray's own metrics ports."""
     text, content_type = request.app.state.service.metrics.text()

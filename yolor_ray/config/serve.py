@@ -117,7 +117,10 @@ class ServeConfig:
     """Largest image, million pixels, checked before decoding."""
     request_timeout_s: float = 30.0
     """Longest time for one request, seconds; the body must arrive within nine tenths of that time."""
-
+    access_log: str = ""
+    """File of each node to which its replicas append one JSON line per request; `/dev/stdout` is Ray's log of the replica. Empty = none."""
+    access_log_rate: float = 1.0
+    """Share of the requests in the access log, over 0, up to 1; those with status 500 and above are always there."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may read the answers in a browser, such as `https://app.example`; `*` = all. Empty = none."""
 
@@ -128,6 +131,8 @@ class ServeConfig:
         check(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
         check(NAME.fullmatch(self.name) is not None, "name", self.name, "letters, digits, . _ and -")
         check(PREFIX.fullmatch(self.prefix) is not None, "prefix", self.prefix, "/ or /NAME, of letters, digits, . _ and -")
+        check("://" not in self.access_log, "access_log", self.access_log, "a path, not a URL: a log is appended to")
+        check(0 < self.access_log_rate <= 1, "access_log_rate", self.access_log_rate, "over 0, up to 1")
         check(bool(self.tls_cert) == bool(self.tls_key), "tls_cert", self.tls_cert or "none", "a file together with tls_key, or neither")
         check_limits(self.confidence, self.iou, self.max_detections)
         check(1 <= self.min_replicas <= self.max_replicas, "min_replicas", self.min_replicas, f"1 to max_replicas, {self.max_replicas}")

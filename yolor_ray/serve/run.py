@@ -24,7 +24,7 @@ from yolor_ray.io import manifest, storage
 from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, absolute_weights, weights_folder
 from yolor_ray.serve import local, shared
 
-FILES = ("api_keys", "tls_cert", "tls_key")
+FILES = ("api_keys", "tls_cert", "tls_key", "access_log")
 """Settings that name a file."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

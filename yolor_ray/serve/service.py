@@ -5,7 +5,7 @@ All resources that a replica holds for requests are bounded: requests in progres
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -67,11 +67,15 @@ class Service:
         limit = self.settings.max_queued + self.settings.max_batch
         if self._in_progress >= limit:
             raise ApiError("overloaded", f"{limit} requests are in progress already; try again later", {"Retry-After": str(RETRY_AFTER_S)})
-        self._in_progress += 1
+        self._count_in_progress(1)
         try:
             yield
         finally:
-            self._in_progress -= 1
+            self._count_in_progress(-1)
+
+    def _count_in_progress(self, more: int) -> None:
+        self._in_progress += more
+        self.metrics.set("yolor_in_flight", self._in_progress)
 
     async def _detect(self, request: Request, options: DetectOptions, started: float) -> Json:
         # A stalled body is the client's fault and has an error code of its own, hence a timeout a little before the request's.
@@ -80,6 +84,7 @@ class Service:
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._decoders, self._prepare, request, body)
         decoded = time.perf_counter()
+        self.metrics.set("yolor_queue_depth", self._batcher.waiting + 1)
         result = await self._batcher.submit((prepared, options))
         detected = time.perf_counter()
         letterbox = prepared.letterbox
@@ -92,15 +97,23 @@ class Service:
         }
         if len(self.info.tasks) > 1:
             stages_s["answer"] = time.perf_counter() - detected
-        for stage, seconds in stages_s.items():
-            self.metrics.observe("yolor_stage_seconds", seconds, stage=stage)
-        self.metrics.observe("yolor_detections", len(fields["detections"]))
-        return {
+        self._observe(stages_s, fields["detections"])
+        answer = {
             "model": {"name": self.info.name, "version": self.info.version},
             "image": {"width": letterbox.width, "height": letterbox.height},
             **fields,
             "timing_ms": {stage: round(seconds * 1e3, 3) for stage, seconds in stages_s.items()},
         }
+        logged = {name: answer[name] for name in ("image", "timing_ms")}
+        request.state.facts = {"body_bytes": len(body), "detections": len(fields["detections"]), **logged}
+        return answer
+
+    def _observe(self, stages_s: Mapping[str, float], detections: Sequence[Json]) -> None:
+        for stage, seconds in stages_s.items():
+            self.metrics.observe("yolor_stage_seconds", seconds, stage=stage)
+        self.metrics.observe("yolor_detections", len(detections))
+        for detection in detections:
+            self.metrics.observe("yolor_confidence", detection["confidence"])
 
     def _prepare(self, request: Request, body: bytes) -> PreparedImage:
         data = image_bytes(request.headers.get("content-type", ""), body)
@@ -113,6 +126,8 @@ class Service:
 
     def _detect_batch(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
         self.metrics.observe("yolor_batch_images", len(images))
+        self.metrics.observe("yolor_batch_fill", len(images) / self.settings.max_batch)
+        self.metrics.set("yolor_queue_depth", self._batcher.waiting)
         self._failed_batches += 1
         results = self._engine.detect(images)
         self._failed_batches = 0

@@ -3,15 +3,11 @@
 The pages and the API description load nothing from the internet.
 """
 
-import re
-import time
-import uuid
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,11 +17,11 @@ from yolor_ray import config
 from yolor_ray.config.serve import FALLBACK_CONFIDENCE, SERVED_RANGES
 from yolor_ray.serve.engine import DetectOptions
 from yolor_ray.serve.http import errors
+from yolor_ray.serve.http.request_log import AccessLog, RequestLogMiddleware
 from yolor_ray.serve.http.schemas import Answer, ErrorBody, ModelCard
 from yolor_ray.serve.response import model_json
 from yolor_ray.serve.service import Service
 
-VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 
 
@@ -164,7 +160,8 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     app.state.service = service
     app.include_router(router)
     errors.install_handlers(app, {name: _in_words(name) for name in DetectParams.model_fields})
-    app.add_middleware(RequestIdMiddleware, service=service, echo=echo_request_id)
+    log = AccessLog(service.settings) if service.settings.access_log else None
+    app.add_middleware(RequestLogMiddleware, service=service, echo=echo_request_id, log=log)
     app.add_middleware(HeadMiddleware)
     if service.settings.cors_origins:
         exposed = ["X-Request-ID", "Retry-After"]
@@ -189,45 +186,6 @@ class HeadMiddleware:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         await self._app({**scope, "method": "GET"}, receive, send_without_body)
-
-
-class RequestIdMiddleware:
-    """Middleware for request ids and for the count of responses by route and status."""
-
-    def __init__(self, app: ASGIApp, service: Service, echo: bool) -> None:
-        self._app, self._service, self._echo = app, service, echo
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request to the application."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        client_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = client_id if VALID_REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = time.perf_counter()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Content-Type-Options"] = "nosniff"
-                if self._echo:
-                    headers["X-Request-ID"] = request_id
-                self._count(scope, message["status"], time.perf_counter() - started)
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_id)
-        except Exception:
-            # The framework answers 500 outside of this middleware.
-            self._count(scope, 500, time.perf_counter() - started)
-            raise
-
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route's template and not the path: clients can invent paths, and each path would be a new time series.
-        route = getattr(scope.get("route"), "path", "other")
-        self._service.metrics.count("yolor_requests", route=route, status=str(status))
-        self._service.metrics.observe("yolor_request_seconds", seconds, route=route)
 
 
 def _html(name: str) -> Response:

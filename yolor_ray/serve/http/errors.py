@@ -82,6 +82,7 @@ def install_handlers(app: FastAPI, allowed: Mapping[str, str]) -> None:
 
 
 def _answer(request: Request, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    request.state.error_code = code
     body = {"code": code, "message": message, "request_id": request_id(request)}
     return JSONResponse(body, STATUS[code], headers={"Cache-Control": "no-store", **(headers or {})})
 

@@ -30,8 +30,14 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", re.IGNORECASE)
 """Origin of a web page."""
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 PREFIX = re.compile(r"/|(/[A-Za-z0-9._-]+)+")
-SERVED_RANGES = {"confidence": ServedRange(0, 1), "iou": ServedRange(0, 1, above_low=True), "max_detections": ServedRange(1, 1000)}
-"""Ranges of the limits of a detection, by parameter; the settings, the HTTP parameters and OpenAPI take the ranges from here."""
+SERVED_RANGES = {
+    "confidence": ServedRange(0, 1),
+    "iou": ServedRange(0, 1, above_low=True),
+    "max_detections": ServedRange(1, 1000),
+    "tile": ServedRange(64, 65_536),
+    "overlap": ServedRange(0, 0.5),
+}
+"""Ranges of the options of a detection, by parameter; the settings, the HTTP parameters and OpenAPI take the ranges from here."""
 
 
 Confidence = float | Literal["best"]
@@ -115,6 +121,8 @@ class ServeConfig:
     """Largest request body as transmitted, MB."""
     max_megapixels: float = 50.0
     """Largest image, million pixels, checked before decoding."""
+    max_decoded_megapixels: float = 100.0
+    """Pixels, in million, of all images that a replica decodes or cuts into tiles at a time; further images wait."""
     request_timeout_s: float = 30.0
     """Longest time for one request, seconds; the body must arrive within nine tenths of that time."""
     access_log: str = ""
@@ -140,5 +148,7 @@ class ServeConfig:
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("gpus_per_replica", "cpus_per_replica", "batch_wait_ms", "max_queued"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        expected = f"max_megapixels, {self.max_megapixels:g}, or more"
+        check(self.max_decoded_megapixels >= self.max_megapixels, "max_decoded_megapixels", self.max_decoded_megapixels, expected)
         for name in ("target_ongoing_requests", "max_body_mb", "max_megapixels", "request_timeout_s"):
             check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")

@@ -45,6 +45,10 @@ class DetectParams(BaseModel):
     keypoints: bool = Field(True, description="Whether to answer the keypoints of each object.")
     labels: bool = Field(True, description="Whether to answer the labels of the whole image.")
     embeddings: bool = Field(True, description="Whether to answer the embedding of each object.")
+    tile: Annotated[int, _limit("tile")] | None = Field(
+        None, description="Side of the tiles, in pixels of the image, that a larger image is cut into; absent = the image as a whole."
+    )
+    overlap: Annotated[float, _limit("overlap")] = Field(0.2, description="Share of a tile that its neighbour covers too.")
 
     def options(self, settings: config.ServeConfig) -> DetectOptions:
         """Return the options of the request, with the service's settings for absent parameters."""
@@ -52,14 +56,14 @@ class DetectParams(BaseModel):
 
 
 def _default_limits(settings: config.ServeConfig) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in SERVED_RANGES}
+    return {name: getattr(settings, name) for name in ("confidence", "iou", "max_detections")}
 
 
 def _in_words(name: str) -> str:
     """Return the allowed values of a query parameter, as error messages write them."""
     if name not in SERVED_RANGES:
         return "true or false"
-    number = "a whole number" if name == "max_detections" else "a number"
+    number = "a whole number" if name in ("max_detections", "tile") else "a number"
     limit = SERVED_RANGES[name]
     words = f"{number} {'' if limit.above_low else 'from '}{limit}"
     return f"{words}, or best" if name == "confidence" else words

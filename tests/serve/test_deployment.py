@@ -38,7 +38,7 @@ def test_the_cluster_file_builds_the_same_application_as_the_flags():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"weights": "w", "max_bach": 8}, "found max_bach, expected only batch_wait_ms"),
+        ({"weights": "w", "max_bach": 8}, "found max_bach, expected only access_log"),
         ({"weights": "w", "port": 8000}, "found port"),
         ({}, "weights: found"),
         ({"weights": "w", "max_batch": "many"}, "max_batch: found 'many'"),

@@ -75,6 +75,7 @@ def test_a_probe_whose_answer_has_begun_gets_it_whole(short_probes):
     ("path", "answer"),
     [
         ("/other", RAY_404),
+        ("/-/healthz", RAY_404),
         ("/readyz", PlainTextResponse("no such page", 404)),
         ("/readyz", JSONResponse({"code": "not_found"}, 404)),
         ("/readyz", PlainTextResponse(NO_ROUTE, 200)),

@@ -18,6 +18,8 @@ from yolor_ray.serve.http.upgrade import ignore_upgrades
 PROBES = ("/readyz", "/healthz")
 ROUTES = (*PROBES, "/v1/detect", "/v1/model")
 """Ends of the paths that this package serves; other 404 answers of the proxy are for applications of others."""
+RAY_ROUTES = "/-/"
+"""Start of the paths that the proxy answers by itself."""
 PROBE_TIMEOUT_S = 2.0
 """Longest wait of a probe for a replica."""
 
@@ -35,7 +37,7 @@ class NotReadyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request to the proxy."""
-        if scope["type"] != "http" or not scope["path"].endswith(ROUTES):
+        if scope["type"] != "http" or not scope["path"].endswith(ROUTES) or scope["path"].startswith(RAY_ROUTES):
             await self._app(scope, receive, send)
             return
         answer = _Answer(send)

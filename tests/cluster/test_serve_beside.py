@@ -1,17 +1,23 @@
 """The job `serve` on a cluster whose Ray Serve runs another application: refused, or beside it and gone without a trace."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import requests
-from ray import serve
+
+with warnings.catch_warnings():
+    # Ray 2.60 uses a spelling that Pydantic 2 deprecates, once, while it is imported.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from ray import serve
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "serve.py"
-# Ray Serve 2.60 uses a spelling that Pydantic 2 deprecates, once, while it is imported.
+# Ray Serve has deprecated settings of its own, and leaves sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
@@ -24,8 +30,6 @@ class Other:
 @pytest.fixture(scope="module")
 def other(ray_cluster):
     """Run an application at `/`, and return the port of Ray Serve."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -108,7 +108,8 @@ def test_an_unusable_image_is_refused_before_it_is_decoded(client, body, expecte
         ("iou=inf", "iou: found 'inf', expected a number over 0, up to 1"),
         (
             "conf=0.5",
-            "'conf': unknown parameter, expected one of confidence, iou, max_detections, masks, keypoints, labels, embeddings, tile, overlap",
+            "'conf': unknown parameter, expected one of confidence, iou, max_detections, masks, keypoints, labels, embeddings, "
+            "tile, overlap",
         ),
         ("masks=maybe", "masks: found 'maybe', expected true or false"),
     ],

@@ -20,7 +20,7 @@ from yolor_ray import config
 from yolor_ray.cluster import access, connect
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest
-from yolor_ray.serve import run
+from yolor_ray.serve import local, run
 
 TOKEN = secrets.token_hex(32)
 # Ray Serve 2.60 uses a spelling that Pydantic 2 deprecates, once, while it is imported.
@@ -57,7 +57,7 @@ def test_variables_of_a_submitted_job_take_precedence(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "prepare", [connect.start_ray, lambda: os.environ.update(run._ray_environment(Path("/tmp")))], ids=["job", "serve"]
+    "prepare", [connect.start_ray, lambda: os.environ.update(local.ray_environment(Path("/tmp")))], ids=["job", "serve"]
 )
 def test_ray_starts_with_dockers_64_mb_of_shared_memory_on_a_large_machine(prepare, monkeypatch):
     monkeypatch.setattr(os, "environ", {"RAY_SERVE_ENABLE_HA_PROXY": "0"})

@@ -16,7 +16,7 @@ from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.ray_internals import PRIVATE_NAMES, PRIVATE_VARIABLES
 from yolor_ray.errors import UserError
 from yolor_ray.serve.http.upgrade import UpgradeIgnoringProtocol
-from yolor_ray.serve.run import PROXY_ENVIRONMENT
+from yolor_ray.serve.local import PROXY_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 # Ray Serve 2.60 uses a spelling that Pydantic 2 deprecates, once, while it is imported.

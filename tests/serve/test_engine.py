@@ -15,14 +15,21 @@ from yolor_ray.errors import ImageError
 from yolor_ray.inference import detect as detect_module
 from yolor_ray.inference.detect import PREDICTION_OUTPUTS, Detections, detect, predict
 from yolor_ray.inference.engine_choice import RunnableModel
+from yolor_ray.inference.views import Tiling, View, open_image
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, load_weights, save_weights
-from yolor_ray.serve.engine import DetectOptions, LocalEngine, PreparedImage, TimedDetections
+from yolor_ray.serve.engine import DetectOptions, LocalEngine, TimedDetections
 
 SIDE = 96
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
 ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]], [[50, 90], [90, 50], [90, 90]]])
 OPTIONS = DetectOptions(0.01, 0.5, 20)
+
+
+def view_of(data):
+    """Return the view of an image as a whole."""
+    [view] = open_image(data, SIDE, Tiling()).views
+    return view
 
 
 def random_weights(url, tasks, varied=False, thresholds=None):
@@ -79,7 +86,7 @@ def test_boxes_are_those_of_the_unfused_network_inside_the_image(engine, weights
     data, out = png_images()[0], np.empty((SIDE, SIDE, 3), np.uint8)
     position = letterbox(decode(data), 200, 120, out)
     [expected] = predict(network, torch.from_numpy(out)[None], confidence=0.01, iou=0.5, max_detections=20)
-    [result] = engine.detect([(engine.prepare(data), OPTIONS)])
+    [result] = engine.detect([(view_of(data), OPTIONS)])
     boxes = position.to_image(expected.boxes_xyxy.numpy())
     inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     assert inside.sum() > 5
@@ -87,13 +94,13 @@ def test_boxes_are_those_of_the_unfused_network_inside_the_image(engine, weights
 
 
 def test_an_image_has_the_same_result_in_a_batch_and_alone(engine):
-    images = [(engine.prepare(data), OPTIONS) for data in png_images()]
+    images = [(view_of(data), OPTIONS) for data in png_images()]
     for result, image in zip(engine.detect(images), images, strict=True):
         assert_same(result, engine.detect([image])[0])
 
 
 def test_requests_with_different_options_do_not_affect_each_other_in_a_batch(engine):
-    prepared = engine.prepare(png_images()[0])
+    prepared = view_of(png_images()[0])
     requests = [OPTIONS, DetectOptions(0.3, 0.5, 20), DetectOptions(0.01, 0.5, 3), DetectOptions(0.01, 0.9, 20), DetectOptions(1.0, 0.2, 1)]
     together = engine.detect([(prepared, options) for options in requests])
     for result, options in zip(together, requests, strict=True):
@@ -107,7 +114,7 @@ def test_requests_with_different_options_do_not_affect_each_other_in_a_batch(eng
 def test_the_best_confidence_of_each_class_limits_its_boxes(tmp_path):
     url = random_weights(str(tmp_path), ("detect",), varied=True, thresholds={"a": 0.283, "b": 0.16})
     engine = LocalEngine(serve_settings(weights=url, max_batch=2, engine="torch"))
-    prepared = engine.prepare(png_images()[0])
+    prepared = view_of(png_images()[0])
     [every] = engine.detect([(prepared, DetectOptions(0.001, 0.5, 1000))])
     least = torch.tensor([0.283, 0.16, 0.25])[every.detections.labels]
     expected = replace(every, detections=_rows(every.detections, every.detections.confidences > least))
@@ -125,21 +132,21 @@ def _rows(detections, rows):
 
 def test_every_box_lies_in_the_image_and_has_an_area(engine):
     for size in [(200, 120), (3, 200), (200, 3)]:
-        prepared = engine.prepare(encode_image(draw_image(size, (0, 0, 2, 2)), "PNG"))
+        prepared = view_of(encode_image(draw_image(size, (0, 0, 2, 2)), "PNG"))
         [result] = engine.detect([(prepared, DetectOptions(0.001, 0.9, 300))])
         boxes_xyxy = prepared.letterbox.to_image(result.detections.boxes_xyxy.numpy())
         assert (boxes_xyxy[:, :2] >= 0).all() and (boxes_xyxy[:, 2:] <= size).all()
         assert (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all()
 
 
-def test_an_image_over_the_limit_is_refused_before_decoding(engine):
+def test_an_image_over_the_limit_is_refused_before_decoding():
     with pytest.raises(ImageError, match="1001000") as caught:
-        engine.prepare(encode_image(draw_image((1001, 1000)), "PNG"))
+        open_image(encode_image(draw_image((1001, 1000)), "PNG"), SIDE, Tiling(), max_pixels=10**6)
     assert caught.value.code == "image_too_large"
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_halved(engine, monkeypatch):
-    images = [(engine.prepare(data), OPTIONS) for data in png_images()]
+    images = [(view_of(data), OPTIONS) for data in png_images()]
     expected, sizes = engine.detect(images), []
 
     def detect_one_image(predictor, batch, *arguments, **limits):
@@ -169,7 +176,7 @@ def test_the_limits_select_the_same_predictions_for_every_task(weights):
     engine = LocalEngine(
         serve_settings(weights=weights, engine="torch"), lambda *_, **__: RunnableModel("fake", lambda _: outputs, "float32", 1, 0.0)
     )
-    prepared = engine.prepare(png_images()[0])
+    prepared = view_of(png_images()[0])
     for options, kept in ((OPTIONS, [0, 2, 3]), (DetectOptions(0.65, 0.5, 20), [0, 2]), (DetectOptions(0.01, 0.5, 1), [0])):
         [result] = engine.detect([(prepared, options)])
         assert result.detections.labels.tolist() == [[0, 1, 2, 0][number] for number in kept]
@@ -184,7 +191,7 @@ def test_the_fused_network_predicts_every_task_as_the_unfused_one(tmp_path):
     engine = LocalEngine(serve_settings(weights=str(tmp_path), engine="torch"))
     noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     [expected] = predict(network, torch.from_numpy(noise)[None], confidence=0.01, iou=0.5, max_detections=20)
-    [result] = engine.detect([(PreparedImage(noise, Letterbox(1.0, 0, 0, SIDE, SIDE)), OPTIONS)])
+    [result] = engine.detect([(View(noise, Letterbox(1.0, 0, 0, SIDE, SIDE)), OPTIONS)])
     assert not info.fused and engine.info.tasks == TASKS
     boxes_xyxy = expected.boxes_xyxy.clamp(0, SIDE)
     inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(1)
@@ -194,7 +201,7 @@ def test_the_fused_network_predicts_every_task_as_the_unfused_one(tmp_path):
 
 
 def test_a_network_without_other_tasks_returns_boxes_alone(engine):
-    [result] = engine.detect([(engine.prepare(png_images()[0]), OPTIONS)])
+    [result] = engine.detect([(view_of(png_images()[0]), OPTIONS)])
     outputs = {field.name for field in fields(Detections) if getattr(result.detections, field.name) is not None}
     assert outputs == {"boxes_xyxy", "confidences", "labels"}
 
@@ -205,7 +212,7 @@ def test_other_engines_return_the_same_for_batches_of_any_size(name, engine, wei
     pytest.importorskip("onnx")
     other = LocalEngine(serve_settings(weights=weights, engine=name))
     assert (other.name, engine.name) == (name, "torch")
-    images = [(engine.prepare(data), OPTIONS) for data in png_images()]
+    images = [(view_of(data), OPTIONS) for data in png_images()]
     for batch in (images[:1], images):
         for result, desired in zip(other.detect(batch), engine.detect(batch), strict=True):
             assert len(result.detections.labels) == 20
@@ -221,6 +228,6 @@ def test_the_engine_runs_the_model_chosen_for_the_settings(weights):
 
     engine = LocalEngine(serve_settings(weights=weights, engine="fastest", precision="bfloat16"), choose)
     assert calls == [(SIDE, {"engine": "fastest", "precision": "bfloat16"})]
-    [result] = engine.detect([(engine.prepare(png_images()[3]), DetectOptions(0.5, 0.5, 5))])
+    [result] = engine.detect([(view_of(png_images()[3]), DetectOptions(0.5, 0.5, 5))])
     assert (engine.name, engine.precision, result.detections.labels.tolist()) == ("chosen", "bfloat16", [1])
     np.testing.assert_allclose(result.detections.boxes_xyxy, [[8, 8, 48, 48]])

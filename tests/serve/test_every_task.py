@@ -15,12 +15,13 @@ from http_server import served
 from red_engine import ALL_TASKS, IMAGE_CLASSES, KEYPOINTS, RECTANGLE, RedEngine, encode_image
 from yolor_ray.data.images.letterbox import Letterbox
 from yolor_ray.inference.detect import Detections
+from yolor_ray.inference.views import OpenImage, View
 from yolor_ray.model.weights import WeightsInfo
 from yolor_ray.serve import response
 from yolor_ray.serve.engine import DetectOptions
 from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.http.schemas import Detection
-from yolor_ray.serve.response import detections_json, model_json
+from yolor_ray.serve.response import detections_json, locate, model_json
 
 JPEG = encode_image()
 FIELDS = {"masks": "mask", "keypoints": "keypoints", "embeddings": "embedding"}
@@ -126,6 +127,13 @@ def test_openapi_declares_optional_fields_as_absent_and_never_null(client):
             assert "bsent" in schemas[schema]["properties"][name]["description"]
 
 
+def answered(info, found, options):
+    """Return the fields of the answer about detections in an image of LETTERBOX."""
+    image = OpenImage(LETTERBOX.width, LETTERBOX.height, iter(()), 1)
+    located = locate(info, image, [(View(np.zeros((640, 640, 3), np.uint8), LETTERBOX), found)], options)
+    return detections_json(info, located, image, options)
+
+
 INFO = WeightsInfo("many", ("thing",), 640, tasks=("detect", "segment"))
 LETTERBOX = Letterbox(0.5, 0, 0, 1280, 1280)
 
@@ -146,7 +154,7 @@ def test_a_detection_lists_the_keypoints_of_its_class_in_the_order_of_the_class(
     info = WeightsInfo("flies", ("fly", "cell"), 640, tasks=("detect", "pose"), **keypoints)
     points = torch.tensor([[[1, 2, 0.5], [3, 4, 0.75]]]).repeat(2, 1, 1)
     found = Detections(torch.tensor([[0.0, 0, 9, 9]] * 2), torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), keypoints=points)
-    fly, cell = detections_json(info, found, LETTERBOX, DetectOptions(0.1, 0.5, 9))["detections"]
+    fly, cell = answered(info, found, DetectOptions(0.1, 0.5, 9))["detections"]
     assert fly["keypoints"] == [
         {"name": "tail", "x": 6, "y": 8, "confidence": 0.75},
         {"name": "head", "x": 2, "y": 4, "confidence": 0.5},
@@ -158,14 +166,14 @@ def test_a_detection_lists_the_keypoints_of_its_class_in_the_order_of_the_class(
 
 def test_without_masks_no_mask_is_computed():
     broken = dataclasses.replace(many_objects(3), prototypes=None)
-    boxes = detections_json(INFO, broken, LETTERBOX, DetectOptions(0.1, 0.5, 9, masks=False))["detections"]
+    boxes = answered(INFO, broken, DetectOptions(0.1, 0.5, 9, masks=False))["detections"]
     assert [list(detection) for detection in boxes] == [["box", "class", "class_id", "confidence"]] * 3
     with pytest.raises(AssertionError):
-        detections_json(INFO, broken, LETTERBOX, DetectOptions(0.1, 0.5, 9))
+        answered(INFO, broken, DetectOptions(0.1, 0.5, 9))
 
 
 def test_masks_of_300_objects_take_under_half_a_megabyte():
-    body = detections_json(INFO, many_objects(300), LETTERBOX, DetectOptions(0.1, 0.5, 300))
+    body = answered(INFO, many_objects(300), DetectOptions(0.1, 0.5, 300))
     assert sum(detection["mask"]["area"] > 0 for detection in body["detections"]) > 290
     assert len(json.dumps(body["detections"], separators=(",", ":"))) < 500_000
 
@@ -173,6 +181,6 @@ def test_masks_of_300_objects_take_under_half_a_megabyte():
 def test_a_request_for_too_many_mask_pixels_is_refused_with_advice(monkeypatch):
     monkeypatch.setattr(response, "MAX_MASK_PIXELS", 10_000)
     with pytest.raises(ApiError, match=r"found 300 objects whose boxes have \d+ pixels, expected at most 10000 for masks") as caught:
-        detections_json(INFO, many_objects(300), LETTERBOX, DetectOptions(0.1, 0.5, 300))
+        answered(INFO, many_objects(300), DetectOptions(0.1, 0.5, 300))
     assert caught.value.code == "masks_too_large" and "(masks=false)" in str(caught.value)
-    assert len(detections_json(INFO, many_objects(300), LETTERBOX, DetectOptions(0.1, 0.5, 300, masks=False))["detections"]) == 300
+    assert len(answered(INFO, many_objects(300), DetectOptions(0.1, 0.5, 300, masks=False))["detections"]) == 300

@@ -106,7 +106,11 @@ def test_an_unusable_image_is_refused_before_it_is_decoded(client, body, expecte
         ("max_detections=1.5", "max_detections: found '1.5', expected a whole number from 1 to 1000"),
         ("iou=0", "iou: found '0', expected a number over 0, up to 1"),
         ("iou=inf", "iou: found 'inf', expected a number over 0, up to 1"),
-        ("conf=0.5", "'conf': unknown parameter, expected one of confidence, iou, max_detections, masks, keypoints, labels, embeddings"),
+        (
+            "conf=0.5",
+            "'conf': unknown parameter, expected one of confidence, iou, max_detections, masks, keypoints, labels, embeddings, "
+            "tile, overlap",
+        ),
         ("masks=maybe", "masks: found 'maybe', expected true or false"),
     ],
 )

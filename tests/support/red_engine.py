@@ -9,12 +9,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from yolor_ray import config
-from yolor_ray.data.images.decode import decode
-from yolor_ray.data.images.header import read_header
-from yolor_ray.data.images.letterbox import letterbox
 from yolor_ray.inference.detect import Detections, least_confidences
 from yolor_ray.model.weights import WeightsInfo
-from yolor_ray.serve.engine import PreparedImage, TimedDetections
+from yolor_ray.serve.engine import TimedDetections
 
 SIDE = 160
 RECTANGLE = (20, 30, 100, 90)
@@ -38,21 +35,16 @@ class RedEngine:
         self.gate.set()
         self.failure = None
 
-    def prepare(self, data):
-        header = read_header(data)
-        out = np.empty((SIDE, SIDE, 3), np.uint8)
-        return PreparedImage(out, letterbox(decode(data, fit_px=SIDE, max_pixels=10**6), header.width, header.height, out))
-
     def detect(self, images):
         self.batches.append([options for _, options in images])
         assert self.gate.wait(20)
         if self.failure:
             raise self.failure
-        return [self._detect(prepared, options) for prepared, options in images]
+        return [self._detect(view, options) for view, options in images]
 
-    def _detect(self, prepared, options):
+    def _detect(self, view, options):
         started = time.perf_counter()
-        red = (prepared.pixels[..., 0] > 180) & (prepared.pixels[..., 1:].max(axis=2) < 90)
+        red = (view.pixels[..., 0] > 180) & (view.pixels[..., 1:].max(axis=2) < 90)
         rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
         found = len(rows) and np.ravel(least_confidences(options.confidence, self.info))[0] <= 0.9
         box = [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]] if found else np.zeros((0, 4))

@@ -71,6 +71,9 @@ PRIVATE_NAMES = {
     "HAPROXY_CONFIG_TEMPLATE": PrivateName(
         "ray.serve._private.haproxy_templates", "HAPROXY_CONFIG_TEMPLATE", "the address of HAProxy's statistics in serve.config.HTTPOptions"
     ),
+    "get_serve_client": PrivateName(
+        "ray.serve.context", "_get_global_client", "the HTTP options and route prefixes of a running Serve in ray.serve.status()"
+    ),
     # The last three serve the tests of clusters/ alone.
     "prepare_config": PrivateName("ray.autoscaler._private.util", "prepare_config", "a command that checks the file of `ray up`"),
     "validate_config": PrivateName("ray.autoscaler._private.util", "validate_config", "a command that checks the file of `ray up`"),
@@ -84,6 +87,9 @@ CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 START_TIMEOUT = "The current node timed out during startup"
 """Text of the exception of `ray.init` on a machine that is too busy."""
 
+NO_ROUTE = "Ping http://.../-/routes for available routes."
+"""Text of the answer 404 of Ray Serve's proxies to a path of no application. Awaited: 503 while an application starts."""
+
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PRINT_PATCH = "RAY_TRAIN_ENABLE_PRINT_PATCH"
 HUNG_WORKER_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
@@ -93,6 +99,7 @@ HTTP_PROXY_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MIN_DRAINING_PERIOD = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 PROXY_CHECK_PERIOD = "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"
 PROXY_START_TIMEOUT = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+USES_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 HAPROXY_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 HAPROXY_CONFIG = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
 HAPROXY_SOCKET = "RAY_SERVE_HAPROXY_SOCKET_PATH"

@@ -28,8 +28,16 @@ class ServedRange:
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", re.IGNORECASE)
 """Origin of a web page."""
-SERVED_RANGES = {"confidence": ServedRange(0, 1), "iou": ServedRange(0, 1, above_low=True), "max_detections": ServedRange(1, 1000)}
-"""Ranges of the limits of a detection, by parameter; the settings, the HTTP parameters and OpenAPI take the ranges from here."""
+NAME = re.compile(r"[A-Za-z0-9._-]+")
+PREFIX = re.compile(r"/|(/[A-Za-z0-9._-]+)+")
+SERVED_RANGES = {
+    "confidence": ServedRange(0, 1),
+    "iou": ServedRange(0, 1, above_low=True),
+    "max_detections": ServedRange(1, 1000),
+    "tile": ServedRange(64, 65_536),
+    "overlap": ServedRange(0, 0.5),
+}
+"""Ranges of the options of a detection, by parameter; the settings, the HTTP parameters and OpenAPI take the ranges from here."""
 
 
 Confidence = float | Literal["best"]
@@ -63,6 +71,19 @@ class ServeConfig:
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8000
     """TCP port, 1 to 65535."""
+    name: str = "yolor_ray"
+    """Name of the application; services with different names and prefixes run beside each other on one cluster."""
+    prefix: str = "/"
+    """Start of all paths of the service, such as `/cars`."""
+    api_keys: str = ""
+    """URL of a file with the hashed keys of clients; the file is read again every 5 s. Empty = anyone who reaches the port may use the
+    service."""
+    open_metrics: bool = False
+    """Answer `/metrics` without a key."""
+    tls_cert: str = ""
+    """PEM file with the certificate of the service and those of its issuers; with `tls_key`, the service speaks HTTPS."""
+    tls_key: str = ""
+    """PEM file with the certificate's private key, without a password."""
     confidence: Confidence = "best"
     """Lowest confidence of a returned box, 0 to 1; `best` takes that of the weights for each class, or else 0.25. A request may set
     another."""
@@ -100,9 +121,14 @@ class ServeConfig:
     """Largest request body as transmitted, MB."""
     max_megapixels: float = 50.0
     """Largest image, million pixels, checked before decoding."""
+    max_decoded_megapixels: float = 100.0
+    """Pixels, in million, of all images that a replica decodes or cuts into tiles at a time; further images wait."""
     request_timeout_s: float = 30.0
     """Longest time for one request, seconds; the body must arrive within nine tenths of that time."""
-
+    access_log: str = ""
+    """File of each node to which its replicas append one JSON line per request; `/dev/stdout` is Ray's log of the replica. Empty = none."""
+    access_log_rate: float = 1.0
+    """Share of the requests in the access log, over 0, up to 1; those with status 500 and above are always there."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may read the answers in a browser, such as `https://app.example`; `*` = all. Empty = none."""
 
@@ -111,11 +137,18 @@ class ServeConfig:
         for origin in self.cors_origins:
             check(origin == "*" or ORIGIN.fullmatch(origin) is not None, "cors_origins", origin, "* or SCHEME://HOST[:PORT] without a path")
         check(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
+        check(NAME.fullmatch(self.name) is not None, "name", self.name, "letters, digits, . _ and -")
+        check(PREFIX.fullmatch(self.prefix) is not None, "prefix", self.prefix, "/ or /NAME, of letters, digits, . _ and -")
+        check("://" not in self.access_log, "access_log", self.access_log, "a path, not a URL: a log is appended to")
+        check(0 < self.access_log_rate <= 1, "access_log_rate", self.access_log_rate, "over 0, up to 1")
+        check(bool(self.tls_cert) == bool(self.tls_key), "tls_cert", self.tls_cert or "none", "a file together with tls_key, or neither")
         check_limits(self.confidence, self.iou, self.max_detections)
         check(1 <= self.min_replicas <= self.max_replicas, "min_replicas", self.min_replicas, f"1 to max_replicas, {self.max_replicas}")
         for name in ("compute_threads", "decode_threads", "max_batch"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("gpus_per_replica", "cpus_per_replica", "batch_wait_ms", "max_queued"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        expected = f"max_megapixels, {self.max_megapixels:g}, or more"
+        check(self.max_decoded_megapixels >= self.max_megapixels, "max_decoded_megapixels", self.max_decoded_megapixels, expected)
         for name in ("target_ongoing_requests", "max_body_mb", "max_megapixels", "request_timeout_s"):
             check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")

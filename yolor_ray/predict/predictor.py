@@ -8,24 +8,22 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 import torch
 
 from yolor_ray.config import PredictConfig
-from yolor_ray.data.images.decode import decode
-from yolor_ray.data.images.header import read_header
-from yolor_ray.data.images.letterbox import Letterbox, letterbox
 from yolor_ray.errors import ConfigError, ImageError
 from yolor_ray.inference.detect import detect_within_memory, least_confidences
 from yolor_ray.inference.engine_choice import choose_engine
 from yolor_ray.inference.postprocess import ImageDetections, select_detections, to_image_detections
+from yolor_ray.inference.tiles import Tile
+from yolor_ray.inference.views import OpenImage, Tiling, View, merge_views, open_image
 from yolor_ray.model.weights import load_weights
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.predict.sources import EncodedImage
-from yolor_ray.predict.tiles import Tile, cut_tiles, merge_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -45,31 +43,14 @@ class PredictedImage:
     detections: ImageDetections
 
 
-@dataclass(frozen=True)
-class View:
-    """An image, or a tile of it, in the network's input."""
-
-    pixels: np.ndarray
-    """(S, S, 3) uint8 RGB."""
-    letterbox: Letterbox
-    """Position in the input."""
-    tile: Tile | None = None
-    """Rectangle of the image; None for the whole image."""
-
-
 @dataclass
-class _OpenImage:
+class _Collected:
     """Decoded image, whose detections are being collected."""
 
     source: EncodedImage
-    width: int
-    height: int
-    views: Iterable[View]
-    view_count: int = 1
-    whole: ImageDetections | None = None
-    """Detections in the image as a whole; of a tiled image only its labels count."""
-    tiles: list[tuple[Tile, ImageDetections]] = field(default_factory=list)
-    """Detections of each tile, in pixels of the tile."""
+    image: OpenImage
+    found: list[tuple[Tile | None, ImageDetections]] = field(default_factory=list)
+    """Tile of each view, and the detections in pixels of the tile."""
 
 
 class Predictor:
@@ -92,56 +73,33 @@ class Predictor:
         model = choose_engine(network.to(self._device), self.info, engine=config.engine, precision=config.precision)
         torch.set_num_threads(model.threads)
         self._predict = model.predict
+        self._tiling = Tiling(config.tile, config.overlap, with_whole="classify" in self.info.tasks)
         self._confidence = least_confidences(config.confidence, self.info)
         logger.info("event=engine_chosen engine=%s precision=%s threads=%d", model.engine, model.precision, threads)
 
     def predict(self, images: Iterable[EncodedImage]) -> Iterator[PredictedImage | Fault]:
         """Yield the detections of each image, or its fault, in order."""
-        pending: deque[_OpenImage | Fault] = deque()
+        pending: deque[_Collected | Fault] = deque()
         with ThreadPoolExecutor(self._config.decode_threads, "decode") as decoders:
             # Images that are to be tiled are decoded at full size, which may be half a gigabyte each.
             ahead = self._config.decode_threads + (0 if self._config.tile else self._config.batch)
             opened = read_ahead(decoders, self._open, images, ahead)
-            views = ((image, view) for image in _noted(opened, pending) for view in image.views)
+            views = ((image, view) for image in _noted(opened, pending) for view in image.image.views)
             while batch := list(itertools.islice(views, self._config.batch)):
                 self._detect_batch(batch)
                 yield from self._finished(pending)
             yield from self._finished(pending)
 
-    def _open(self, image: EncodedImage) -> "_OpenImage | Fault":
-        """Decode an image and fit it into the network's input."""
+    def _open(self, image: EncodedImage) -> "_Collected | Fault":
+        """Decode an image and cut it into views."""
         if image.fault:
             return image.fault
         try:
-            header = read_header(image.data)
-            width, height = image.size or (header.width, header.height)
-            is_tiled = 0 < self._config.tile < max(width, height)
-            pixels = decode(image.data, fit_px=None if is_tiled else self.info.image_px)
+            return _Collected(image, open_image(image.data, self.info.image_px, self._tiling, size=image.size))
         except ImageError as error:
             return Fault("broken_image", f"{error.code}: {error}", image.url, image=image.name)
-        if is_tiled:
-            return self._tiled(image, pixels)
-        return _OpenImage(image, width, height, [self._view(pixels, width, height)])
 
-    def _tiled(self, image: EncodedImage, pixels: np.ndarray) -> _OpenImage:
-        """Cut a decoded image into tiles; its labels, if the network has learned them, are those of the image as a whole."""
-        height, width = pixels.shape[:2]
-        tiles: list[Tile | None] = [*cut_tiles(width, height, self._config.tile, self._config.overlap)]
-        if "classify" in self.info.tasks:
-            tiles.append(None)
-        # One at a time: all tiles of a large image would take several times its memory.
-        views = (self._tile_view(pixels, tile) if tile else self._view(pixels, width, height) for tile in tiles)
-        return _OpenImage(image, width, height, views, len(tiles))
-
-    def _tile_view(self, pixels: np.ndarray, tile: Tile) -> View:
-        part = np.ascontiguousarray(pixels[tile.top : tile.bottom, tile.left : tile.right])
-        return replace(self._view(part, part.shape[1], part.shape[0]), tile=tile)
-
-    def _view(self, pixels: np.ndarray, width: int, height: int) -> View:
-        out = np.empty((self.info.image_px, self.info.image_px, 3), np.uint8)
-        return View(out, letterbox(pixels, width, height, out))
-
-    def _detect_batch(self, batch: list[tuple[_OpenImage, View]]) -> None:
+    def _detect_batch(self, batch: list[tuple[_Collected, View]]) -> None:
         limits = {"confidence": self._confidence, "iou": self._config.iou, "max_detections": self._config.max_detections}
         pixels = torch.from_numpy(np.stack([view.pixels for _, view in batch]))
         batch_detections = detect_within_memory(self._predict, pixels, self._device, **limits)
@@ -150,30 +108,21 @@ class Predictor:
             # A box in the grey bars of the letterbox has no area inside the image.
             inside = np.all(detections.boxes_xyxy[:, 2:] > detections.boxes_xyxy[:, :2], axis=1)
             detections = select_detections(detections, inside)
-            if view.tile is None:
-                image.whole = detections
-            else:
-                image.tiles.append((view.tile, detections))
+            image.found.append((view.tile, detections))
 
-    def _finished(self, pending: deque[_OpenImage | Fault]) -> Iterator[PredictedImage | Fault]:
+    def _finished(self, pending: deque[_Collected | Fault]) -> Iterator[PredictedImage | Fault]:
         """Take the images with all their detections, and faults, from the start of `pending`."""
         while pending:
             image = pending[0]
             if isinstance(image, Fault):
                 yield image
-            elif len(image.tiles) + (image.whole is not None) == image.view_count:
-                yield PredictedImage(image.source.name, image.width, image.height, self._merged(image))
+            elif len(image.found) == image.image.view_count:
+                width, height = image.image.width, image.image.height
+                limits = {"iou": self._config.iou, "max_detections": self._config.max_detections}
+                yield PredictedImage(image.source.name, width, height, merge_views(image.found, width, height, **limits))
             else:
                 return
             pending.popleft()
-
-    def _merged(self, image: _OpenImage) -> ImageDetections:
-        if not image.tiles:
-            assert image.whole is not None
-            return image.whole
-        iou, max_detections = self._config.iou, self._config.max_detections
-        merged = merge_tiles(image.tiles, image.width, image.height, iou=iou, max_detections=max_detections)
-        return replace(merged, image_labels=image.whole.image_labels) if image.whole else merged
 
 
 def read_ahead(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
@@ -190,9 +139,9 @@ def read_ahead(pool: ThreadPoolExecutor, function: Callable[[Item], Result], ite
             future.cancel()
 
 
-def _noted(opened: Iterable[_OpenImage | Fault], pending: deque[_OpenImage | Fault]) -> Iterator[_OpenImage]:
+def _noted(opened: Iterable[_Collected | Fault], pending: deque[_Collected | Fault]) -> Iterator[_Collected]:
     """Yield the images, and append images and faults to `pending`."""
     for image in opened:
         pending.append(image)
-        if isinstance(image, _OpenImage):
+        if isinstance(image, _Collected):
             yield image

@@ -41,6 +41,11 @@ class Batcher(Generic[Item, Result]):
         self._arrived = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Return the number of items that wait for a batch."""
+        return len(self._pending)
+
     async def submit(self, item: Item) -> Result:
         """Return the item's result; an item whose caller is cancelled before its batch starts is dropped."""
         loop = asyncio.get_running_loop()

@@ -24,6 +24,9 @@ from yolor_ray.serve.service import Service
 PROBE_SLOTS = 32
 """Requests for pages and probes that a replica answers while its queue is full."""
 
+OUTSIDE_ARGS = {"host", "port", "name", "prefix", "tls_cert", "tls_key"}
+"""Fields that a Serve config file has elsewhere: in its `http_options`, and beside `args`."""
+
 
 @serve.ingress()
 class Detector:
@@ -86,8 +89,7 @@ def build(args: dict[str, Any]) -> Application:
         ConfigError: a key is unknown or missing, or a value has the wrong type or range.
     """
     args = current_fields("serve", args)
-    # Host and port belong to the cluster's `http_options`, not to the application.
-    allowed = sorted(set(config.ServeConfig.__dataclass_fields__) - {"host", "port"})
+    allowed = sorted(set(config.ServeConfig.__dataclass_fields__) - OUTSIDE_ARGS)
     unknown = sorted(set(args) - set(allowed))
     if unknown:
         raise ConfigError(f"args: found {', '.join(unknown)}, expected only {', '.join(allowed)}")

@@ -1,6 +1,6 @@
-"""Run the network of a replica: encoded images in, detections in pixels of the network input out.
+"""Run the network of a replica: views of images in, detections in pixels of the network input out.
 
-`prepare` may run in any number of threads; `detect` belongs to one thread at a time. Neither may run on the event loop.
+`detect` belongs to one thread at a time, and may not run on the event loop.
 """
 
 import logging
@@ -14,12 +14,11 @@ import torch
 
 from yolor_ray import config
 from yolor_ray.config.serve import Confidence
-from yolor_ray.data.images.decode import FILL, decode
-from yolor_ray.data.images.header import read_header
-from yolor_ray.data.images.letterbox import Letterbox, letterbox
+from yolor_ray.data.images.decode import FILL
 from yolor_ray.inference import detect
 from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.engine_choice import RunnableModel, choose_engine
+from yolor_ray.inference.views import View, make_view
 from yolor_ray.model.weights import WeightsInfo, load_weights
 
 logger = logging.getLogger(__name__)
@@ -46,16 +45,10 @@ class DetectOptions:
     """Return the labels of the whole image, if the network has learned the task classify."""
     embeddings: bool = True
     """Return embeddings, if the network has learned the task embed."""
-
-
-@dataclass(frozen=True)
-class PreparedImage:
-    """One decoded image as input of the network."""
-
-    pixels: np.ndarray
-    """(S, S, 3) uint8 RGB."""
-    letterbox: Letterbox
-    """Position of the displayed image in the square."""
+    tile: int = 0
+    """Side of the square tiles that larger images are cut into, pixels; 0 fits each image as a whole into the network's input."""
+    overlap: float = 0.2
+    """Share of a tile that its neighbour covers too."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +70,7 @@ class Engine(Protocol):
     precision: str
     """Precision of the arithmetic: float32 or bfloat16."""
 
-    def prepare(self, data: bytes) -> PreparedImage:
-        """Decode one image; raises ImageError."""
-
-    def detect(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
+    def detect(self, images: Sequence[tuple[View, DetectOptions]]) -> list[TimedDetections]:
         """Return the detections of each image."""
 
 
@@ -98,24 +88,17 @@ class LocalEngine:
         self._predictor = model.predict
         torch.set_num_threads(model.threads)
         logger.info("event=engine_chosen engine=%s precision=%s max_error=%.2g", model.engine, model.precision, model.error)
-        self._max_pixels = int(settings.max_megapixels * 1e6)
         self._warm_up(settings)
 
     def _warm_up(self, settings: config.ServeConfig) -> None:
         side = self.info.image_px
-        blank = self._letterbox(np.full((side, side, 3), FILL, np.uint8), side, side)
+        blank = make_view(np.full((side, side, 3), FILL, np.uint8), side, side, side)
         options = DetectOptions(settings.confidence, settings.iou, settings.max_detections)
         # cuDNN chooses its algorithms at the first batch of each size; on the CPU, the choice of the engine has warmed up the rest.
         for count in sorted({1, settings.max_batch}) if self._device.type == "cuda" else [1]:
             self.detect([(blank, options)] * count)
 
-    def prepare(self, data: bytes) -> PreparedImage:
-        """Decode one image and letterbox it into the network's square; raises ImageError."""
-        header = read_header(data)
-        pixels = decode(data, fit_px=self.info.image_px, max_pixels=self._max_pixels)
-        return self._letterbox(pixels, header.width, header.height)
-
-    def detect(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
+    def detect(self, images: Sequence[tuple[View, DetectOptions]]) -> list[TimedDetections]:
         """Return the detections of each image; images with the same IoU threshold and kind of confidence share a forward pass."""
         results: dict[int, TimedDetections] = {}
         kinds = [(options.iou, options.confidence == "best") for _, options in images]
@@ -124,16 +107,11 @@ class LocalEngine:
             results.update(zip(indices, self._detect_same_kind([images[index] for index in indices]), strict=True))
         return [results[index] for index in range(len(images))]
 
-    def _letterbox(self, pixels: np.ndarray, width: int, height: int) -> PreparedImage:
-        side = self.info.image_px
-        out = np.empty((side, side, 3), np.uint8)
-        return PreparedImage(out, letterbox(pixels, width, height, out))
-
-    def _detect_same_kind(self, images: Sequence[tuple[PreparedImage, DetectOptions]]) -> list[TimedDetections]:
+    def _detect_same_kind(self, images: Sequence[tuple[View, DetectOptions]]) -> list[TimedDetections]:
         # In greedy NMS a weaker box never removes a stronger one. The most permissive limits thus serve all requests, and each
         # request's own limits are applied afterwards.
         started = time.perf_counter()
-        batch = torch.from_numpy(np.stack([prepared.pixels for prepared, _ in images]))
+        batch = torch.from_numpy(np.stack([view.pixels for view, _ in images]))
         numbers = [options.confidence for _, options in images if options.confidence != "best"]
         limits = {
             "confidence": min(numbers) if numbers else detect.least_confidences("best", self.info),
@@ -147,9 +125,9 @@ class LocalEngine:
         ]
 
 
-def _apply_limits(detections: Detections, prepared: PreparedImage, options: DetectOptions) -> Detections:
+def _apply_limits(detections: Detections, view: View, options: DetectOptions) -> Detections:
     """Keep the detections that lie in the image and within the limits of the request."""
-    boxes_xyxy = prepared.letterbox.to_image(detections.boxes_xyxy.numpy())
+    boxes_xyxy = view.letterbox.to_image(detections.boxes_xyxy.numpy())
     # A box in the grey bars has no area left inside the image.
     inside = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
     # The confidences of `best` are those of the selection.

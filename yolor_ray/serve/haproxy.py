@@ -1,8 +1,8 @@
 """Start HAProxy with settings for one machine; Ray Serve runs this file in place of HAProxy's binary.
 
-Ray's template binds the statistics pages to all interfaces, nothing stops HAProxy when Ray is killed, and HAProxy's errors are plain
-text. This file corrects all three between the writing of the configuration and the start of the binary. This file runs without
-site-packages, because every reload of HAProxy waits for this file.
+Ray's template binds the statistics pages to all interfaces and has no TLS, nothing stops HAProxy when Ray is killed, HAProxy's errors are
+plain text, and before there is an application HAProxy answers 404. This file corrects all that between the writing of the configuration and
+the start of the binary. This file runs without site-packages, because every reload of HAProxy waits for this file.
 """
 
 import ctypes
@@ -15,12 +15,25 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 ERROR_FILE = "500.http"
+CERTIFICATE_FILE = "tls.pem"
+"""Certificates in the folder of HAProxy's configuration, with the key in a file of the same name and `.key`; absent without TLS."""
 NO_REPLICA = {"code": "not_ready", "message": "no replica is ready; try again later", "request_id": ""}
 
 
 def bind_statistics_to_loopback(text: str) -> str:
     """Return an HAProxy configuration whose statistics listen on loopback; the address of the service is unchanged."""
     return re.sub(r"(?m)^(\s*bind )\*?:(\d+)", r"\g<1>127.0.0.1:\2", text)
+
+
+def answer_503_without_application(text: str) -> str:
+    """Return an HAProxy configuration that answers 503 in JSON, not 404, where no application takes the path."""
+    answer = f"http-request return status 503 content-type application/json string '{json.dumps(NO_REPLICA)}' hdr Retry-After 1"
+    return re.sub(r"(?m)(^backend default_backend\n\s*)http-request return status 404 .*$", lambda found: found[1] + answer, text)
+
+
+def serve_tls(text: str, certificate: Path) -> str:
+    """Return an HAProxy configuration whose service speaks TLS with this certificate."""
+    return re.sub(r"(?m)(^frontend http_frontend\n\s*bind \S+)$", rf"\g<1> ssl crt {certificate} alpn h2,http/1.1", text)
 
 
 def no_replica_response() -> str:
@@ -33,7 +46,9 @@ def no_replica_response() -> str:
 def main(binary: str, arguments: list[str]) -> None:
     """Replace this process by HAProxy; `arguments` are those of Ray and contain `-f CONFIGURATION`."""
     path = Path(arguments[arguments.index("-f") + 1])
-    path.write_text(bind_statistics_to_loopback(path.read_text()))
+    text = answer_503_without_application(bind_statistics_to_loopback(path.read_text()))
+    certificate = path.parent / CERTIFICATE_FILE
+    path.write_text(serve_tls(text, certificate) if certificate.exists() else text)
     (path.parent / ERROR_FILE).write_text(no_replica_response())
     if sys.platform == "linux":
         # The kernel sends the signal when the parent thread ends; the setting survives exec.

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from ray.util import metrics
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 300.0)
 
 
@@ -21,7 +22,8 @@ class _MetricSpec:
     description: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    """Upper bounds of a histogram; empty for a counter."""
+    """Upper bounds of a histogram; empty for a counter and for a gauge."""
+    is_gauge: bool = False
 
 
 SPECS: Mapping[str, _MetricSpec] = {
@@ -30,13 +32,18 @@ SPECS: Mapping[str, _MetricSpec] = {
     "yolor_stage_seconds": _MetricSpec(
         "Time of one request per stage: body, decode, queue, network (with NMS), answer.", ("stage",), SECONDS
     ),
+    "yolor_refusals": _MetricSpec("Requests answered with an error, by its code.", ("reason",)),
+    "yolor_in_flight": _MetricSpec("Requests in work.", is_gauge=True),
+    "yolor_queue_depth": _MetricSpec("Images that wait for the network.", is_gauge=True),
     "yolor_batch_images": _MetricSpec("Images per forward pass.", (), COUNTS),
+    "yolor_batch_fill": _MetricSpec("Images per forward pass, as a share of the largest batch.", (), SHARES),
     "yolor_detections": _MetricSpec("Boxes per image.", (), (0.0, *COUNTS)),
+    "yolor_confidence": _MetricSpec("Confidence of each box.", (), SHARES),
 }
 
 
 class ServiceMetrics:
-    """Counters and histograms of one replica."""
+    """Counters, gauges and histograms of one replica."""
 
     def __init__(self, replica: str = "", to_ray: bool = False) -> None:
         """Create the metrics of SPECS.
@@ -62,6 +69,12 @@ class ServiceMetrics:
         if self._ray:
             self._ray[name].observe(value, tags=labels)
 
+    def set(self, name: str, value: float) -> None:
+        """Set a gauge."""
+        self._metrics[name].labels(self._replica).set(value)
+        if self._ray:
+            self._ray[name].set(value)
+
     def text(self) -> tuple[bytes, str]:
         """Return the replica's metrics in Prometheus text format, and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
@@ -70,7 +83,7 @@ class ServiceMetrics:
         labels = ("replica", *spec.labels)
         if spec.buckets:
             return Histogram(name, spec.description, labels, buckets=spec.buckets, registry=self._registry)
-        return Counter(name, spec.description, labels, registry=self._registry)
+        return (Gauge if spec.is_gauge else Counter)(name, spec.description, labels, registry=self._registry)
 
 
 def _label_values(name: str, labels: Mapping[str, str]) -> Sequence[str]:
@@ -81,4 +94,4 @@ def _ray_metric(name: str, spec: _MetricSpec) -> Any:
     if spec.buckets:
         # Ray requires boundaries above zero.
         return metrics.Histogram(name, spec.description, [bound for bound in spec.buckets if bound > 0], tag_keys=spec.labels)
-    return metrics.Counter(name, spec.description, tag_keys=spec.labels)
+    return (metrics.Gauge if spec.is_gauge else metrics.Counter)(name, spec.description, tag_keys=spec.labels)

@@ -4,14 +4,15 @@ A task that the network has not learned, or that a request switched off, is abse
 """
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from yolor_ray.data.images.letterbox import Letterbox
 from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.polygons import mask_polygons
 from yolor_ray.inference.postprocess import ImageDetections, to_image_detections
+from yolor_ray.inference.views import OpenImage, View, merge_views
 from yolor_ray.model.heads.embed import EMBEDDING
 from yolor_ray.model.weights import WeightsInfo
 from yolor_ray.serve.engine import DetectOptions
@@ -23,19 +24,24 @@ MAX_MASK_PIXELS = 250 * 10**6
 Json = dict[str, Any]
 
 
-def detections_json(info: WeightsInfo, detections: Detections, letterbox: Letterbox, options: DetectOptions) -> Json:
-    """Return the fields `detections` and, with the task classify, `labels` of a response; many masks may take seconds.
+def locate(info: WeightsInfo, image: OpenImage, found: Sequence[tuple[View, Detections]], options: DetectOptions) -> ImageDetections:
+    """Return the detections of an image from those of its views; many masks may take seconds.
 
     Raises:
         ApiError: the request asks for more masks than MAX_MASK_PIXELS allows.
     """
-    masks = options.masks and detections.coefficients is not None
+    masks = options.masks and any(detections.coefficients is not None for _, detections in found)
     if masks:
-        _check_mask_pixels(letterbox.to_image(detections.boxes_xyxy.numpy()))
-    located = to_image_detections(detections, letterbox, info.keypoint_flags, masks=masks)
+        _check_mask_pixels([view.letterbox.to_image(detections.boxes_xyxy.numpy()) for view, detections in found])
+    located = [(view.tile, to_image_detections(detections, view.letterbox, info.keypoint_flags, masks=masks)) for view, detections in found]
+    return merge_views(located, image.width, image.height, iou=options.iou, max_detections=options.max_detections)
+
+
+def detections_json(info: WeightsInfo, located: ImageDetections, image: OpenImage, options: DetectOptions) -> Json:
+    """Return the fields `detections` and, with the task classify, `labels` of a response."""
     objects = _boxes(info, located)
     if located.masks is not None:
-        _add(objects, "mask", [_mask(counts, letterbox) for counts in located.masks])
+        _add(objects, "mask", [_mask(counts, image) for counts in located.masks])
     if options.keypoints and located.keypoints is not None:
         points = zip(located.labels.tolist(), located.keypoints.tolist(), strict=True)
         _add(objects, "keypoints", [_keypoints(info, label, points_of_one) for label, points_of_one in points])
@@ -59,7 +65,8 @@ def model_json(info: WeightsInfo) -> Json:
     return {**card, "image_px": info.image_px, "fused": info.fused, "metrics": info.metrics, "thresholds": info.thresholds}
 
 
-def _check_mask_pixels(boxes_xyxy: np.ndarray) -> None:
+def _check_mask_pixels(boxes_xyxy_of_views: Sequence[np.ndarray]) -> None:
+    boxes_xyxy = np.concatenate(boxes_xyxy_of_views)
     pixels = int((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1).sum())
     if pixels > MAX_MASK_PIXELS:
         raise errors.ApiError(
@@ -87,9 +94,9 @@ def _add(objects: list[Json], name: str, values: list[Any]) -> None:
         fields[name] = value
 
 
-def _mask(counts: bytes, letterbox: Letterbox) -> Json:
-    area, polygons = mask_polygons(counts, letterbox.height)
-    return {"rle": {"size": [letterbox.height, letterbox.width], "counts": counts.decode("ascii")}, "polygons": polygons, "area": area}
+def _mask(counts: bytes, image: OpenImage) -> Json:
+    area, polygons = mask_polygons(counts, image.height)
+    return {"rle": {"size": [image.height, image.width], "counts": counts.decode("ascii")}, "polygons": polygons, "area": area}
 
 
 def _keypoints(info: WeightsInfo, label: int, points: list[list[float]]) -> list[Json]:

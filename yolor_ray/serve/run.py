@@ -4,18 +4,13 @@ The job starts Ray on this machine, or joins the cluster that RAY_ADDRESS names,
 """
 
 import contextlib
-import itertools
 import logging
 import os
-import random
-import resource
-import shlex
 import signal
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -23,19 +18,15 @@ from typing import Any, NoReturn
 
 from yolor_ray import config
 from yolor_ray.cluster import ray_internals
-from yolor_ray.cluster.environment import WORKER_HOOK, local_ray_settings
+from yolor_ray.cluster.environment import WORKER_HOOK
 from yolor_ray.errors import ConfigError
-from yolor_ray.io import manifest
+from yolor_ray.io import manifest, storage
 from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, absolute_weights, weights_folder
-from yolor_ray.serve import haproxy
+from yolor_ray.serve import local, shared
 
-APPLICATION = "yolor_ray"
-HAPROXY_PORTS = range(20_000, 32_000)
-"""Range of HAProxy's ports: above Ray's and below those of outgoing connections, because HAProxy opens a port seconds after its choice."""
-PROXY_ENVIRONMENT = {ray_internals.HTTP_PROXY_CALLBACK: "yolor_ray.serve.http.upgrade:ignore_upgrades"}
-"""Variable by which Ray's Python proxy, which runs where HAProxy does not, reads the bodies of requests that offer another protocol."""
-MIN_OPEN_FILES = 16_384
-"""Open files that a process needs to start HAProxy, which reserves two per connection and some for itself: 10,276 with Ray's settings."""
+FILES = ("api_keys", "tls_cert", "tls_key", "access_log")
+"""Settings that name a file."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 logger = logging.getLogger(__name__)
@@ -49,15 +40,19 @@ def serve(settings: config.ServeConfig) -> dict[str, Any]:
     """Serve until SIGINT or SIGTERM, then shut down; return the service's URL, the weights and the seconds of service.
 
     Raises:
-        ConfigError: the port is taken, this machine has fewer CPUs or GPUs than the replicas reserve, no cluster answers at
-            RAY_ADDRESS, or the cluster rejects this process.
+        ConfigError: certificate, key or API keys cannot be used, the port is taken, this machine has fewer CPUs or GPUs than the replicas
+            reserve, no cluster answers at RAY_ADDRESS, the cluster rejects this process, or an application of the cluster has the name or
+            the prefix.
         StorageError: there are no complete weights at the URL.
         WeightsError: the weights do not fit the network.
     """
     settings = replace(settings, weights=weights_folder(absolute_weights(settings.weights)))
     if settings.weights != BUILTIN:
         manifest.read_published(settings.weights, [CONFIG_FILE])
-    url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
+    settings = replace(settings, **{name: storage.absolute(getattr(settings, name)) for name in FILES if getattr(settings, name)})
+    local.check_access_files(settings)
+    _warn_of_open_service(settings)
+    url = _url(settings)
     started = time.monotonic()
     serve_until_signal = _serve_locally if os.environ.get("RAY_ADDRESS", "") in ("", "local") else _serve_in_cluster
     # Standard output is for the result, and Ray prints messages to standard output.
@@ -72,11 +67,14 @@ def serve(settings: config.ServeConfig) -> dict[str, Any]:
 
 
 def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
-    _check_port(settings)
+    local.check_port(settings)
     # Not TMPDIR: HAProxy refuses socket paths over 97 characters, and Ray appends 70 characters to this path.
     with tempfile.TemporaryDirectory(prefix="yolor-", dir="/tmp") as folder:
-        os.environ.update(_ray_environment(Path(folder)))
-        _check_open_files()
+        os.environ.update(local.ray_environment(Path(folder)))
+        local.check_open_files()
+        uses_haproxy = os.environ[ray_internals.USES_HAPROXY] == "1"
+        if uses_haproxy and settings.tls_cert:
+            local.place_certificate(settings, Path(folder))
         # Ray reads these variables at its import.
         import ray
         from ray import serve
@@ -85,8 +83,8 @@ def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
             ray.init("local", include_dashboard=False, log_to_driver=False, runtime_env=WORKER_HOOK)
         _stop_on_signals()
         try:
-            _check_resources(settings, ray.cluster_resources())  # type: ignore[no-untyped-call]
-            serve.start(http_options={"host": settings.host, "port": settings.port})
+            local.check_resources(settings, ray.cluster_resources())  # type: ignore[no-untyped-call]
+            serve.start(http_options=_http_options(settings, uses_haproxy))
             _deploy_and_wait(settings, url)
         finally:
             _ignore_signals()
@@ -101,16 +99,46 @@ def _serve_in_cluster(settings: config.ServeConfig, url: str) -> NoReturn:
     from yolor_ray.cluster.access import check_access
 
     check_access(os.environ["RAY_ADDRESS"], allow_unauthenticated=True)
-    ray.init(runtime_env={**WORKER_HOOK, "env_vars": _without_those_set(PROXY_ENVIRONMENT)})
+    ray.init(runtime_env={**WORKER_HOOK, "env_vars": local.without_those_set(local.PROXY_ENVIRONMENT)})
     _stop_on_signals()
     try:
-        serve.start(http_options={"host": settings.host, "port": settings.port})
-        _deploy_and_wait(settings, url)
+        running = ray_internals.get_serve_client(raise_if_no_controller_running=False)
+        if running is not None:
+            shared.check_beside(settings, running.http_config, running.get_serve_details()["applications"])
+        uses_haproxy = ray.get(ray.remote(num_cpus=0)(os.getenv).remote(ray_internals.USES_HAPROXY)) == "1"
+        if uses_haproxy and settings.tls_cert:
+            expected = "none on a cluster with HAProxy, which Ray starts without TLS: let the load balancer before the cluster speak TLS"
+            raise ConfigError(f"tls_cert: found {settings.tls_cert}, expected {expected}, or start Ray with RAY_SERVE_ENABLE_HA_PROXY=0")
+        try:
+            serve.start(http_options=_http_options(settings, uses_haproxy))
+            _deploy_and_wait(settings, url)
+        finally:
+            _ignore_signals()
+            # Not serve.shutdown(): the cluster's Serve may run applications of other users.
+            serve.delete(settings.name)
     finally:
-        _ignore_signals()
-        # Not serve.shutdown(): the cluster's Serve may run applications of other users.
-        serve.delete(APPLICATION)
         ray.shutdown()
+
+
+def _url(settings: config.ServeConfig) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    address = f"[{host}]" if ":" in host else host
+    return f"{'https' if settings.tls_cert else 'http'}://{address}:{settings.port}{settings.prefix.rstrip('/')}"
+
+
+def _http_options(settings: config.ServeConfig, uses_haproxy: bool) -> dict[str, Any]:
+    """Return the options of Ray Serve's proxies. HAProxy gets its certificate elsewhere, and would find TLS at the replicas."""
+    options = {"host": settings.host, "port": settings.port}
+    if settings.tls_cert and not uses_haproxy:
+        return {**options, "ssl_keyfile": settings.tls_key, "ssl_certfile": settings.tls_cert}
+    return options
+
+
+def _warn_of_open_service(settings: config.ServeConfig) -> None:
+    missing = [flag for flag, value in (("--api-keys", settings.api_keys), ("--tls-cert and --tls-key", settings.tls_cert)) if not value]
+    if missing and settings.host not in LOOPBACK:
+        risk = "anyone who reaches the port may use the service" if not settings.api_keys else "keys and images are sent in clear text"
+        logger.warning("event=service_is_open host=%s missing='%s' risk='%s'", settings.host, ", ".join(missing), risk)
 
 
 def _deploy_and_wait(settings: config.ServeConfig, url: str) -> NoReturn:
@@ -120,7 +148,7 @@ def _deploy_and_wait(settings: config.ServeConfig, url: str) -> NoReturn:
 
     logger.info("event=deployment_started weights=%s", settings.weights)
     try:
-        serve.run(make_application(settings), name=APPLICATION)
+        serve.run(make_application(settings), name=settings.name, route_prefix=settings.prefix)
     except RuntimeError:
         _raise_replica_error(settings)
         raise
@@ -137,81 +165,6 @@ def _raise_replica_error(settings: config.ServeConfig) -> None:
     network, info = load_weights(settings.weights)
     if settings.engine != FASTEST:
         choose_engine(network, info, engine=settings.engine, precision=settings.precision)
-
-
-def _check_port(settings: config.ServeConfig) -> None:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            address = f"{settings.host}:{settings.port}, which cannot be bound ({error.strerror})"
-            raise ConfigError(f"host, port: found {address}, expected a free port of this machine") from None
-
-
-def _check_open_files() -> None:
-    """Refuse a limit of open files that HAProxy cannot raise far enough: it would end, and Ray would try for minutes to start it."""
-    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1" and 0 <= limit < MIN_OPEN_FILES:
-        expected = f"expected {MIN_OPEN_FILES} or more (`ulimit -n {MIN_OPEN_FILES}`; docker run --ulimit nofile={MIN_OPEN_FILES})"
-        raise ConfigError(f"ulimit -n: found {limit} open files, {expected}, or RAY_SERVE_ENABLE_HA_PROXY=0 for Ray's own slower proxy")
-
-
-def _check_resources(settings: config.ServeConfig, resources: Mapping[str, float]) -> None:
-    reservations = (("CPU", "cpus_per_replica", settings.cpus_per_replica), ("GPU", "gpus_per_replica", settings.gpus_per_replica))
-    for name, flag, per_replica in reservations:
-        available = resources.get(name, 0.0)
-        if per_replica * settings.min_replicas > available:
-            reserved = f"{per_replica:g} for each of {settings.min_replicas} replicas"
-            raise ConfigError(f"{flag}: found {reserved}, expected at most the {available:g} {name}s of this machine in all")
-
-
-def _ray_environment(folder: Path) -> dict[str, str]:
-    """Return the environment that Ray's processes need before they start, without the variables that the user has set."""
-    variables = {"RAY_SERVE_ENABLE_HA_PROXY": "1" if ray_internals.has_haproxy() else "0"}
-    variables |= {**PROXY_ENVIRONMENT, **local_ray_settings()}
-    # On one machine there is no load balancer that must first notice that a replica leaves.
-    variables[ray_internals.MIN_DRAINING_PERIOD] = "1"
-    # By default Ray kills a proxy that takes over 5 s to start, and on a busy machine the service then never starts.
-    variables[ray_internals.PROXY_START_TIMEOUT] = "60"
-    # A killed proxy is found by the third check that fails; by default the checks are 10 s apart.
-    variables[ray_internals.PROXY_CHECK_PERIOD] = "2"
-    if variables["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
-        variables |= _haproxy_environment(folder)
-    return _without_those_set(variables)
-
-
-def _without_those_set(variables: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in variables.items() if name not in os.environ}
-
-
-def _haproxy_environment(folder: Path) -> dict[str, str]:
-    """Return the variables that give HAProxy files and ports of its own; by default all instances on a machine share and overwrite them."""
-    starter = folder / "haproxy"
-    command = shlex.join([sys.executable, "-IS", haproxy.__file__, ray_internals.get_haproxy_binary()])
-    starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    starter.chmod(0o700)
-    free_ports = filter(_is_free, random.sample(HAPROXY_PORTS, len(HAPROXY_PORTS)))
-    statistics_port, metrics_port = itertools.islice(free_ports, 2)
-    return {
-        ray_internals.HAPROXY_BINARY: str(starter),
-        ray_internals.HAPROXY_CONFIG: str(folder / "haproxy.cfg"),
-        ray_internals.HAPROXY_SOCKET: str(folder / "admin.sock"),
-        ray_internals.HAPROXY_STATE_FOLDER: str(folder),
-        ray_internals.HAPROXY_STATE_FILE: str(folder / "server-state"),
-        ray_internals.HAPROXY_METRICS_SOCKET: str(folder / "metrics.sock"),
-        ray_internals.HAPROXY_STATISTICS_PORT: str(statistics_port),
-        ray_internals.HAPROXY_METRICS_PORT: str(metrics_port),
-    }
-
-
-def _is_free(port: int) -> bool:
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ FILL = 114
 """Grey level behind transparent pixels, beside a letterboxed image, and around the tiles of a mosaic."""
 MAX_PIXELS = 178_956_970
 BITS_PER_SAMPLE = 258
+BAND_PIXELS = 2**20
+"""Pixels that are converted at a time."""
 PNG_SAMPLES = {2: 3, 4: 2, 6: 4}
 """Samples per pixel of a PNG by its colour type, where there is more than one."""
 MAX_DEFLATE_RATIO = 1032
@@ -67,6 +69,14 @@ def decode(data: bytes, *, fit_px: int | None = None, max_pixels: int = MAX_PIXE
     # Pillow applies the orientation of a TIFF itself.
     upright = pixels if header.format == "TIFF" else _TO_UPRIGHT[header.orientation](pixels)
     return np.ascontiguousarray(upright)
+
+
+def decoded_pixels(header: ImageHeader, fit_px: int | None) -> int:
+    """Return the number of pixels that `decode` makes."""
+    if header.format != "JPEG":
+        return header.width * header.height
+    long_side = max(header.width, header.height)
+    return max(1, round(header.width * header.height * (_dct_scaled_long_side(long_side, fit_px) / long_side) ** 2))
 
 
 def _dct_scaled_long_side(long_side: int, fit_px: int | None) -> int:
@@ -123,13 +133,30 @@ def _decode_pillow(data: bytes, name: str) -> np.ndarray:
 
 
 def rgb_pixels(image: Image.Image) -> np.ndarray:
-    """Convert a Pillow image to (H, W, 3) uint8 RGB.
+    """Convert a Pillow image to (H, W, 3) uint8 RGB, in bands of rows: conversions of a large image take several times its memory.
 
     Raises:
         ImageError: `unsupported_image`, where the samples are not of 8 or 16 bits, unsigned.
     """
+    width, height = image.size
+    rows = max(1, BAND_PIXELS // width)
+    if rows >= height:
+        return _rgb_band(image, _bits_per_sample(image))
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = _rgb_band(image.crop((0, top, width, bottom)), _bits_per_sample(image))
+    return pixels
+
+
+def _bits_per_sample(image: Image.Image) -> int:
+    """Return the bits of a grey sample in an image of 16-bit samples."""
+    return int(image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0]) if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
+
+
+def _rgb_band(image: Image.Image, bits: int) -> np.ndarray:
     if image.mode.startswith("I;16"):
-        return _rgb_from_16_bits(image)
+        return _rgb_from_16_bits(image, bits)
     if image.has_transparency_data:
         return _composite(np.asarray(image.convert("RGBA")))
     if image.mode in ("RGB", "RGBX", "L", "1", "P", "CMYK", "YCbCr"):
@@ -137,8 +164,7 @@ def rgb_pixels(image: Image.Image) -> np.ndarray:
     raise ImageError("unsupported_image", f"found a {image.format} with samples of mode {image.mode}, expected 8 or 16 bits, unsigned")
 
 
-def _rgb_from_16_bits(image: Image.Image) -> np.ndarray:
-    bits = image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImagePlugin.TiffImageFile) else 16
+def _rgb_from_16_bits(image: Image.Image, bits: int) -> np.ndarray:
     samples = np.asarray(image)
     grey = (samples >> (bits - 8)).astype(np.uint8)
     if "transparency" in image.info:

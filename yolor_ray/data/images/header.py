@@ -21,6 +21,14 @@ MAGIC_BYTES = 12
 ORIENTATION_TAG = 0x0112
 TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)  # Huffman or arithmetic, 8 or 12 bits; lossless and layered ones are refused
+BYTE_TYPES = (1, 2, 6, 7)
+"""Types of TIFF values that Pillow keeps as bytes, whatever their number."""
+PIECE_TAGS = {273: "strips", 279: "strips", 324: "tiles", 325: "tiles"}
+"""TIFF tags with one number for each strip or tile of the image."""
+MAX_PIECES = 65_536
+"""Strips or tiles of a TIFF: Pillow takes 7 µs for each of them, however few pixels they hold."""
+MAX_TIFF_NUMBERS = 200_000
+"""Numbers of any other TIFF tag; colour maps and transfer functions of 16 bits have 196,608."""
 MAX_SEGMENTS = 10_000  # a file of nothing but tiny segments must not cost seconds
 MAX_SCANS = 500  # as libjpeg-turbo advises: a progressive bomb repeats scans over the whole image
 
@@ -105,6 +113,15 @@ def _tiff_is_truncated(tiff: bytes) -> bool:
         if size > 4 and offset + size > len(tiff):
             return True
     return False
+
+
+def _refuse_many_numbers(tiff: bytes) -> None:
+    """Refuse a TIFF with tags of so many numbers that reading them alone takes seconds and a hundred times their bytes."""
+    for order, entry in _tiff_entries(tiff):
+        tag, field_type, count = (int.from_bytes(tiff[entry + a : entry + b], order) for a, b in ((0, 2), (2, 4), (4, 8)))
+        what, most = (PIECE_TAGS[tag], MAX_PIECES) if tag in PIECE_TAGS else (f"numbers in tag {tag}", MAX_TIFF_NUMBERS)
+        if count > most and (tag in PIECE_TAGS or field_type not in BYTE_TYPES):
+            raise ImageError("image_too_large", f"found a TIFF with {count} {what}, expected at most {most}")
 
 
 def _header(name: str, width: int, height: int, orientation: int, components: int = 0) -> ImageHeader:
@@ -194,6 +211,7 @@ def _webp_header(data: bytes) -> ImageHeader:
 def _pillow_header(data: bytes) -> ImageHeader:
     """Read BMP and TIFF with Pillow's plugins directly, because Image.open warns and depends on global settings."""
     image: BmpImagePlugin.BmpImageFile | TiffImagePlugin.TiffImageFile
+    _refuse_many_numbers(data)
     try:
         with without_warnings():
             if data[:2] == b"BM":

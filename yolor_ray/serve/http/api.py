@@ -3,15 +3,11 @@
 The pages and the API description load nothing from the internet.
 """
 
-import re
-import time
-import uuid
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,11 +17,11 @@ from yolor_ray import config
 from yolor_ray.config.serve import FALLBACK_CONFIDENCE, SERVED_RANGES
 from yolor_ray.serve.engine import DetectOptions
 from yolor_ray.serve.http import errors
+from yolor_ray.serve.http.request_log import AccessLog, RequestLogMiddleware
 from yolor_ray.serve.http.schemas import Answer, ErrorBody, ModelCard
 from yolor_ray.serve.response import model_json
 from yolor_ray.serve.service import Service
 
-VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 
 
@@ -49,6 +45,10 @@ class DetectParams(BaseModel):
     keypoints: bool = Field(True, description="Whether to answer the keypoints of each object.")
     labels: bool = Field(True, description="Whether to answer the labels of the whole image.")
     embeddings: bool = Field(True, description="Whether to answer the embedding of each object.")
+    tile: Annotated[int, _limit("tile")] | None = Field(
+        None, description="Side of the tiles, in pixels of the image, that a larger image is cut into; absent = the image as a whole."
+    )
+    overlap: Annotated[float, _limit("overlap")] = Field(0.2, description="Share of a tile that its neighbour covers too.")
 
     def options(self, settings: config.ServeConfig) -> DetectOptions:
         """Return the options of the request, with the service's settings for absent parameters."""
@@ -56,14 +56,14 @@ class DetectParams(BaseModel):
 
 
 def _default_limits(settings: config.ServeConfig) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in SERVED_RANGES}
+    return {name: getattr(settings, name) for name in ("confidence", "iou", "max_detections")}
 
 
 def _in_words(name: str) -> str:
     """Return the allowed values of a query parameter, as error messages write them."""
     if name not in SERVED_RANGES:
         return "true or false"
-    number = "a whole number" if name == "max_detections" else "a number"
+    number = "a whole number" if name in ("max_detections", "tile") else "a number"
     limit = SERVED_RANGES[name]
     words = f"{number} {'' if limit.above_low else 'from '}{limit}"
     return f"{words}, or best" if name == "confidence" else words
@@ -80,12 +80,25 @@ BODY = {
         },
     },
 }
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {code: {"model": ErrorBody} for code in (400, 408, 413, 415, 422, 429, 500, 504)}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorBody} for code in (400, 401, 403, 408, 413, 415, 422, 429, 500, 504)
+}
+
+
+def require_key(request: Request) -> None:
+    """Admit a request by its API key, where the service has keys; raises ApiError."""
+    service: Service = request.app.state.service
+    is_open = service.settings.open_metrics and request.url.path.endswith("/metrics")
+    if service.keys is not None and not is_open:
+        request.state.api_key = service.keys.admit(request)
+
 
 router = APIRouter()
+KEYED = [Depends(require_key)]
+"""Dependencies of the routes that need a key. Probes and pages need none."""
 
 
-@router.post("/v1/detect", response_model=Answer, responses=ERROR_RESPONSES, openapi_extra={"requestBody": BODY})
+@router.post("/v1/detect", dependencies=KEYED, response_model=Answer, responses=ERROR_RESPONSES, openapi_extra={"requestBody": BODY})
 async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> Response:
     """Detect objects in one image, with all tasks of the network: raw bytes (fastest), multipart `file`, or JSON with base64."""
     service: Service = request.app.state.service
@@ -93,7 +106,7 @@ async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> 
     return JSONResponse({"request_id": errors.request_id(request), **fields})
 
 
-@router.get("/v1/model", response_model=ModelCard)
+@router.get("/v1/model", dependencies=KEYED, response_model=ModelCard)
 async def model(request: Request) -> Response:
     """Return the description of the served weights."""
     service: Service = request.app.state.service
@@ -121,7 +134,7 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", dependencies=KEYED, response_class=Response)
 async def metrics(request: Request) -> Response:
     """Return this replica's metrics in Prometheus text format; with several replicas scrape Ray's own metrics ports."""
     text, content_type = request.app.state.service.metrics.text()
@@ -151,7 +164,8 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     app.state.service = service
     app.include_router(router)
     errors.install_handlers(app, {name: _in_words(name) for name in DetectParams.model_fields})
-    app.add_middleware(RequestIdMiddleware, service=service, echo=echo_request_id)
+    log = AccessLog(service.settings) if service.settings.access_log else None
+    app.add_middleware(RequestLogMiddleware, service=service, echo=echo_request_id, log=log)
     app.add_middleware(HeadMiddleware)
     if service.settings.cors_origins:
         exposed = ["X-Request-ID", "Retry-After"]
@@ -176,45 +190,6 @@ class HeadMiddleware:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
         await self._app({**scope, "method": "GET"}, receive, send_without_body)
-
-
-class RequestIdMiddleware:
-    """Middleware for request ids and for the count of responses by route and status."""
-
-    def __init__(self, app: ASGIApp, service: Service, echo: bool) -> None:
-        self._app, self._service, self._echo = app, service, echo
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request to the application."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        client_id = Headers(scope=scope).get("x-request-id", "")
-        request_id = client_id if VALID_REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = time.perf_counter()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Content-Type-Options"] = "nosniff"
-                if self._echo:
-                    headers["X-Request-ID"] = request_id
-                self._count(scope, message["status"], time.perf_counter() - started)
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_id)
-        except Exception:
-            # The framework answers 500 outside of this middleware.
-            self._count(scope, 500, time.perf_counter() - started)
-            raise
-
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route's template and not the path: clients can invent paths, and each path would be a new time series.
-        route = getattr(scope.get("route"), "path", "other")
-        self._service.metrics.count("yolor_requests", route=route, status=str(status))
-        self._service.metrics.observe("yolor_request_seconds", seconds, route=route)
 
 
 def _html(name: str) -> Response:

@@ -21,6 +21,8 @@ STATUS: Mapping[str, int] = {
     "bad_json": 400,
     "bad_base64": 400,
     "bad_multipart": 400,
+    "missing_key": 401,
+    "wrong_key": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "body_timeout": 408,
@@ -31,8 +33,10 @@ STATUS: Mapping[str, int] = {
     "unsupported_media_type": 415,
     "bad_parameter": 422,
     "masks_too_large": 422,
+    "too_many_tiles": 422,
     "truncated_image": 422,
     "overloaded": 429,
+    "rate_limited": 429,
     "client_closed": 499,
     "internal_error": 500,
     "not_ready": 503,
@@ -79,6 +83,7 @@ def install_handlers(app: FastAPI, allowed: Mapping[str, str]) -> None:
 
 
 def _answer(request: Request, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    request.state.error_code = code
     body = {"code": code, "message": message, "request_id": request_id(request)}
     return JSONResponse(body, STATUS[code], headers={"Cache-Control": "no-store", **(headers or {})})
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from colour_engine import CONFIDENCE, draw
 from yolor_ray.data.rle import decode_mask, encode_mask, move_mask, union_of_masks
 from yolor_ray.inference.postprocess import ImageDetections
+from yolor_ray.inference.tiles import Tile, cut_tiles, merge_tiles
 from yolor_ray.predict.run import predict
-from yolor_ray.predict.tiles import Tile, cut_tiles, merge_tiles
 
 
 @given(st.integers(1, 2000), st.integers(1, 300), st.integers(64, 640), st.sampled_from([0, 0.1, 0.2, 0.5]))

@@ -14,7 +14,7 @@ from yolor_ray.boxes import cxcywh_from_xyxy
 from yolor_ray.cluster.stop_signal import StopSignal, never_stop
 from yolor_ray.config import TrainConfig
 from yolor_ray.data.augment.label_spec import LabelSpec
-from yolor_ray.data.loading.epoch_plan import Window, epoch_windows
+from yolor_ray.data.loading.epoch_windows import Window, epoch_windows
 from yolor_ray.data.loading.loader import Batch, Loader, Source, records_per_window
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.model.network import Yolor

@@ -32,5 +32,15 @@ def test_ray_brings_whole_row_groups_in_the_order_of_the_plan(dataset: Dataset, 
         assert names(source, dataset, order) == names(block_source.direct_source(dataset), dataset, order)
 
 
+def test_a_long_epoch_is_streamed_in_parts(dataset: Dataset, monkeypatch) -> None:
+    monkeypatch.setattr(block_source, "GROUPS_PER_STREAM", 2)
+    source = block_source.StreamedSource(dataset)
+    asked: list[int] = []
+    tables = source(dataset.row_groups[asked.append(position) or position] for position in (2, 0, 3))
+    first = [record.name for record in to_records(next(tables))]
+    assert first == names(block_source.direct_source(dataset), dataset, [2]) and asked == [2, 0]
+    assert [record.name for table in tables for record in to_records(table)] == names(block_source.direct_source(dataset), dataset, [0, 3])
+
+
 def test_an_empty_request_reads_nothing(dataset: Dataset) -> None:
     assert list(block_source.StreamedSource(dataset)([])) == []

@@ -10,7 +10,7 @@ from exports import CLASSES, objects_of, packed_objects, write_coco, write_image
 from packed import all_records
 from yolor_ray.config import PackAutoConfig, PackVocConfig
 from yolor_ray.data.shards.dataset import open_dataset
-from yolor_ray.data.shards.hold_out import content_fraction, is_held_out
+from yolor_ray.data.shards.image_hashes import content_fraction, is_held_out
 from yolor_ray.errors import DataError
 from yolor_ray.pack.run import pack
 

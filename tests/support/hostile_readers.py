@@ -31,7 +31,7 @@ from yolor_ray.model.network import Yolor
 from yolor_ray.model.upstream.importer import load_upstream
 from yolor_ray.model.weights import WeightsInfo, load_weights, weights_files
 from yolor_ray.pack.plan import plan_annotated
-from yolor_ray.pack.run import _build_dataset
+from yolor_ray.pack.run import build_dataset
 from yolor_ray.pack.splits import plan_splits
 from yolor_ray.train.checkpoint.attempts import RunAttempt
 from yolor_ray.train.checkpoint.checkpoint import CHECKPOINTS, STATE_FILE, TENSORS_FILE, Progress, resume, take_checkpoint, write_checkpoint
@@ -117,7 +117,7 @@ def write_images(folder: Path) -> None:
 
 def build(plan: Any) -> None:
     """Pack a plan in this process, and read the dataset."""
-    _build_dataset(plan, parallel=False)
+    build_dataset(plan, parallel=False)
     read_records(Path(plan.output))
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from yolor_ray.train.anchors import best_possible_recall, fit_anchors
+from yolor_ray.train import anchors as anchors_module
+from yolor_ray.train.anchors import best_possible_recall, fit_anchors, sample_sides
 
 STRIDES = (8, 16, 32)
 SIZES = np.array([[8, 9], [12, 30], [25, 14], [30, 60], [62, 30], [60, 64], [110, 90], [150, 200], [300, 310]], np.float32)
@@ -45,6 +46,20 @@ def test_fitted_anchors_reach_almost_every_box():
 def test_the_same_seed_gives_the_same_anchors():
     sides = sides_around(SIZES, 500, 0.5)
     assert np.array_equal(fit(sides, seed=3), fit(sides, seed=3))
+
+
+def test_anchors_of_a_sample_are_near_those_of_all_boxes(monkeypatch):
+    sides = sides_around(SIZES, 20_000, 0.1)
+    monkeypatch.setattr(anchors_module, "MAX_BOXES", 4000)
+    assert np.abs(np.log(fit(sample_sides(sides, seed=0)) / fit(sides))).max() < 0.05
+
+
+def test_a_sample_has_at_most_a_hundred_thousand_boxes_by_the_seed():
+    sides = np.arange(200_002, dtype=np.float32).reshape(-1, 2)
+    first, again, other = (sample_sides(sides, seed) for seed in (0, 0, 1))
+    assert len(first) == 100_000 == len(np.unique(first[:, 0])) and np.isin(first[:, 0], sides[:, 0]).all()
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.array_equal(sample_sides(sides[:100_000], seed=0), sides[:100_000])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from tiny_run import tiny_run
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.data.shards.records import Objects, Record
 from yolor_ray.errors import DataError
+from yolor_ray.train.anchors import fit_anchors
+from yolor_ray.train.datasets.boxes import read_box_sides
 from yolor_ray.train.run import prepare
 
 
@@ -34,6 +36,27 @@ def test_anchors_are_not_fitted_to_crowd_regions(tmp_path: Path) -> None:
     crowds = [record(index, (0, 0, 60, 45), crowd=True) for index in range(3, 9)]
     expected = prepared(tmp_path / "single", *single)
     assert prepared(tmp_path / "both", *single, *crowds) == pytest.approx(expected)
+
+
+def test_sides_are_those_of_single_objects_at_the_size_of_the_network_input(tmp_path: Path) -> None:
+    boxes = np.array([[5, 5, 15, 13], [0, 0, 60, 45], [1, 2, 4, 8]], np.float32)
+    mixed = Objects(boxes, np.ones(3, np.int64), np.array([False, True, False]), np.ones(3, np.float32))
+    tall = dataclasses.replace(square_record(1), objects=record(0, (3, 3, 13, 28)).objects)
+    unknown = dataclasses.replace(record(2), name="unknown.png", tasks=("classify",))
+    records = [dataclasses.replace(square_record(0), objects=mixed), tall, unknown, record(3), record(4, (2, 2, 6, 6))]
+    sides, without_boxes = read_box_sides(pack(str(tmp_path), [records[:3], records[3:]]), image_px=128)
+    assert sides.tolist() == pytest.approx(np.array([[20, 16], [6, 12], [12.8, 32], [8, 8]])) and sides.dtype == np.float32
+    assert without_boxes == 1
+
+
+def test_anchors_are_fitted_to_a_sample_of_many_boxes(tmp_path: Path, monkeypatch, caplog) -> None:
+    fitted = []
+    monkeypatch.setattr("yolor_ray.train.anchors.MAX_BOXES", 4)
+    monkeypatch.setattr(
+        "yolor_ray.train.run.fit_anchors", lambda sides, *rest, **options: fitted.append(sides) or fit_anchors(sides, *rest, **options)
+    )
+    prepared(tmp_path, *(record(index, (5, 5, 15 + index, 13)) for index in range(9)))
+    assert [len(sides) for sides in fitted] == [4] and "boxes=9" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 Only encoded bytes travel; workers decode. The order of row groups is the epoch plan's, never Ray's.
 """
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 OBJECT_STORE_SHARE = 0.3
 """Largest share of the cluster's object store that a dataset may take."""
+GROUPS_PER_STREAM = 1024
+"""Row groups of one Ray dataset, each of which waits for a new executor; Ray Data makes a block of each before it reads the first."""
 READ_CPUS = 0.25
 """Logical CPUs of a read task, which waits for storage more than it computes."""
 
@@ -36,7 +40,7 @@ class ObjectStoreSource:
     dataset: Dataset
     tables: dict[RowGroup, ray.ObjectRef]
 
-    def __call__(self, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
+    def __call__(self, groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
         """Yield the tables in order, without copies; a table that was lost with its node is read from storage again."""
         return (self._table(group) for group in groups)
 
@@ -54,11 +58,11 @@ class StreamedSource:
 
     dataset: Dataset
 
-    def __call__(self, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
+    def __call__(self, groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
         """Yield the tables in order and read two of them ahead."""
-        if not groups:
-            return iter(())
-        return iter(_stream(self.dataset, groups).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+        groups = iter(groups)
+        while part := list(itertools.islice(groups, GROUPS_PER_STREAM)):
+            yield from _stream(self.dataset, part).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
 
 def _stream(dataset: Dataset, groups: Sequence[RowGroup]) -> ray.data.Dataset:
@@ -67,13 +71,17 @@ def _stream(dataset: Dataset, groups: Sequence[RowGroup]) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options = ExecutionOptions(preserve_order=True)
+    first_of_shard = {(group.member, group.shard): group for group in reversed(groups)}
+    # A row has its own shard: the description of all shards of ten million records has 12 MB, too much for each task.
+    parts = {shard: pickle.dumps(dataset.with_shard_of(group)) for shard, group in first_of_shard.items()}
+    rows: list[dict[str, Any]] = [{"dataset": parts[group.member, group.shard], "group": pickle.dumps(group)} for group in groups]
+    items = ray.data.from_items(rows, override_num_blocks=len(groups))
+    return items.map_batches(_read_row, batch_size=None, batch_format="pyarrow", num_cpus=READ_CPUS)
 
-    def read(block: pa.Table) -> pa.Table:
-        return read_row_group(dataset, groups[block["position"][0].as_py()])
 
-    positions: list[dict[str, Any]] = [{"position": position} for position in range(len(groups))]
-    items = ray.data.from_items(positions, override_num_blocks=len(groups))
-    return items.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=READ_CPUS)
+def _read_row(block: pa.Table) -> pa.Table:
+    """Read the row group that a row names, in a task of Ray Data."""
+    return read_row_group(*(pickle.loads(block[name][0].as_py()) for name in ("dataset", "group")))
 
 
 def cluster_source(dataset: Dataset) -> Source:

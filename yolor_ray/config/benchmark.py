@@ -86,6 +86,19 @@ class ScoringConfig:
 
 
 @dataclass(frozen=True)
+class ScaleConfig:
+    """Benchmark of each part of a run up to its first step, over datasets of growing numbers of tiny images."""
+
+    images: tuple[int, ...] = (1_000, 10_000, 100_000)
+    """Numbers of images, each 16 or more and all different; two or more give exponents."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        valid = len(self.images) > 0 and min(self.images) >= 16 and len(set(self.images)) == len(self.images)
+        check(valid, "images", self.images, "one number or more, each 16 or more and all different")
+
+
+@dataclass(frozen=True)
 class LearningConfig:
     """Benchmark of learning: AP by minute of training within a budget of minutes on one core or one GPU, over several seeds."""
 
@@ -136,10 +149,12 @@ BENCHMARKS = {
     "inference": InferenceConfig(),
     "learning": _make_learning(PRESETS["nano"]),
     "scoring": ScoringConfig(),
+    "scale": ScaleConfig(),
 }
 BENCHMARK_DESCRIPTIONS = {
     "ingest": "Images/s of the ingest alone, of the training step alone, and of both together.",
     "inference": "Latency of the served network and of the plain, unfolded one, as fractions of this machine's peak.",
     "learning": "AP by minute of training on one core or one GPU, over several seeds, beside others' curves.",
     "scoring": "Seconds of the COCO scorer and of pycocotools on the same synthetic detections.",
+    "scale": "Seconds and MB of packing, opening, planning and the first step, by the number of images.",
 }

@@ -69,7 +69,7 @@ def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Coll
     Raises:
         DataError: as `coco.measure`.
     """
-    members = [group.member for group in dataset.row_groups for _ in range(group.rows)]
+    members = np.repeat(dataset.row_groups.members, dataset.row_groups.rows).tolist()
     images = [_Image(*fields) for fields in zip(range(dataset.images), read_annotations(dataset), members, detections, strict=True)]
     measured = {task for image in images for task in image.record.tasks} & set(tasks)
     boxes, rows = _measure_coco(dataset, images, "detect")

@@ -157,7 +157,8 @@ def _predict_on_workers(config: EvaluateConfig, dataset: Dataset) -> Iterator[di
     # Workers may have another working directory.
     config = replace(config, weights=absolute_weights(config.weights))
     task: Any = ray.remote(num_cpus=1, num_gpus=int(config.gpu), max_retries=3)(_predict_share)
-    tasks = [task.remote(config, dataset, share) for share in split_row_groups(dataset.row_groups, config.workers) if share]
+    handle = ray.put(dataset)
+    tasks = [task.remote(config, handle, share) for share in split_row_groups(dataset.row_groups, config.workers) if share]
     with tqdm(total=dataset.images, **PROGRESS) as progress:
         for detections in as_completed(tasks):
             progress.update(len(detections))

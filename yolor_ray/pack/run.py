@@ -58,7 +58,7 @@ def pack(
         return check_health(config)
     if isinstance(config, PackAutoConfig):
         return _pack_splits(config)
-    result = _build_dataset(plan_scenes(config) if isinstance(config, PackScenesConfig) else plan_annotated(config))
+    result = build_dataset(plan_scenes(config) if isinstance(config, PackScenesConfig) else plan_annotated(config))
     return {**result, "health": _ensure_report(open_dataset(result["output"]), others=(), scans={})}
 
 
@@ -117,8 +117,9 @@ def _scan(dataset: Dataset) -> Scan:
     wait_for_resources({"CPU": 1}, "check")
     scan: Any = ray.remote(num_cpus=1, max_retries=3)(_scan_share)
     scans: dict[int, Scan] = {}
+    handle = ray.put(dataset)
     with tqdm(total=dataset.images, desc="checking", unit="image", mininterval=1) as bar:
-        for index, result in as_completed([scan.remote(dataset, index, groups) for index, groups in enumerate(tasks)]):
+        for index, result in as_completed([scan.remote(handle, index, groups) for index, groups in enumerate(tasks)]):
             scans[index] = result
             bar.update(result.images)
     return join_scans([scans[index] for index in range(len(tasks))])
@@ -130,14 +131,14 @@ def _scan_share(dataset: Dataset, index: int, groups: Sequence[RowGroup]) -> tup
 
 def pack_scenes(url: str, count: int, seed: int, size_px: int = 320, parallel: bool = False) -> dict:
     """Pack `count` built-in scenes and return the result of `pack` without `health`; without `parallel`, Ray is not started."""
-    return _build_dataset(plan_scenes(PackScenesConfig(output=url, count=count, seed=seed, size_px=size_px)), parallel)
+    return build_dataset(plan_scenes(PackScenesConfig(output=url, count=count, seed=seed, size_px=size_px)), parallel)
 
 
 def _pack_splits(config: PackAutoConfig) -> dict:
     plans = plan_splits(config)
     for plan in plans.values():
         check_plan(plan)
-    splits = {split: _build_dataset(plan) for split, plan in plans.items()}
+    splits = {split: build_dataset(plan) for split, plan in plans.items()}
     urls = {split: result["output"] for split, result in splits.items()}
     datasets = {split: open_dataset(url) for split, url in urls.items()}
     scans: dict[str, Scan] = {}
@@ -160,7 +161,7 @@ def _pack_splits(config: PackAutoConfig) -> dict:
     return {**counts, "output": absolute(config.output), **crowds, "splits": splits}
 
 
-def _build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
+def build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
     """Build the shards of a plan and write `dataset.json`; a finished dataset at the output must have the same content."""
     check_plan(plan)
     finished = _finished_dataset(plan.output)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from yolor_ray.config import PackAutoConfig
-from yolor_ray.data.shards.hold_out import content_fraction
+from yolor_ray.data.shards.image_hashes import content_fraction
 from yolor_ray.data.shards.union import unite_class_keypoints, unite_names
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import absolute, join

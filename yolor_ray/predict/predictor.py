@@ -118,8 +118,9 @@ class Predictor:
                 yield image
             elif len(image.found) == image.image.view_count:
                 width, height = image.image.width, image.image.height
-                limits = {"iou": self._config.iou, "max_detections": self._config.max_detections}
-                yield PredictedImage(image.source.name, width, height, merge_views(image.found, width, height, **limits))
+                iou, max_detections = self._config.iou, self._config.max_detections
+                merged = merge_views(image.found, width, height, iou=iou, max_detections=max_detections)
+                yield PredictedImage(image.source.name, width, height, merged)
             else:
                 return
             pending.popleft()

@@ -81,6 +81,7 @@ class RowGroupPart:
     """One row group of a packed dataset."""
 
     dataset: Dataset
+    """The dataset, with the shard of the row group alone."""
     group: RowGroup
 
     def read(self, names: Collection[str] | None = None) -> Iterator[EncodedImage]:
@@ -104,7 +105,8 @@ def list_parts(url: str) -> list[Part]:
     """
     if exists(join(url, MANIFEST)):
         dataset = open_dataset(url)
-        return [RowGroupPart(dataset, group) for group in dataset.row_groups]
+        by_shard = {group.shard: dataset.with_shard_of(group) for group in dataset.row_groups if group.index == 0}
+        return [RowGroupPart(by_shard[group.shard], group) for group in dataset.row_groups]
     if not exists(url):
         raise NotFoundError(f"{url}: not found; expected a folder of images, a list, a packed dataset, a video or an image")
     if not is_file(url):

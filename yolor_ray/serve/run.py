@@ -49,7 +49,8 @@ def serve(settings: config.ServeConfig) -> dict[str, Any]:
     settings = replace(settings, weights=weights_folder(absolute_weights(settings.weights)))
     if settings.weights != BUILTIN:
         manifest.read_published(settings.weights, [CONFIG_FILE])
-    settings = replace(settings, **{name: storage.absolute(getattr(settings, name)) for name in FILES if getattr(settings, name)})
+    files: dict[str, Any] = {name: storage.absolute(getattr(settings, name)) for name in FILES if getattr(settings, name)}
+    settings = replace(settings, **files)
     local.check_access_files(settings)
     _warn_of_open_service(settings)
     url = _url(settings)

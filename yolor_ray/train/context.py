@@ -15,7 +15,7 @@ from yolor_ray.cluster.stop_signal import StopSignal, never_stop
 from yolor_ray.config import TrainConfig
 from yolor_ray.data.augment.label_spec import LabelSpec
 from yolor_ray.data.loading.batch import Batch
-from yolor_ray.data.loading.epoch_plan import Window, epoch_windows
+from yolor_ray.data.loading.epoch_windows import Window, epoch_windows
 from yolor_ray.data.loading.loader import Source, records_per_window
 from yolor_ray.data.loading.loader_process import LoaderProcess
 from yolor_ray.data.shards.dataset import Dataset

@@ -22,7 +22,7 @@ from yolor_ray.io import manifest, storage
 from yolor_ray.io.weights_url import CARD_FILE, WEIGHTS_FOLDER, absolute_weights
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
 from yolor_ray.pack.scenes_url import SCENES_PREFIX
-from yolor_ray.train.anchors import best_possible_recall, fit_anchors
+from yolor_ray.train.anchors import best_possible_recall, fit_anchors, sample_sides
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints, newest_checkpoint
 from yolor_ray.train.context import Report, TrainContext
 from yolor_ray.train.datasets.boxes import check_sides, check_teacher, read_box_sides, warn_of_classes_without_boxes
@@ -165,15 +165,16 @@ def _choose_class_weights(dataset: Dataset) -> np.ndarray:
 
 
 def _choose_anchors(config: TrainConfig, sides: np.ndarray, anchors: np.ndarray | None) -> np.ndarray:
-    """Return the pretrained anchors if they cover the training boxes `sides` (N, 2), else fit new ones: (L, A, 2) pixels."""
-    network = config.network
+    """Return the pretrained anchors if they cover a sample of the training boxes `sides` (N, 2), else fit new ones: (L, A, 2) pixels."""
+    network, boxes = config.network, len(sides)
+    sides = sample_sides(sides, config.run.seed)
     origin = "pretrained"
     if anchors is None or best_possible_recall(sides, anchors, anchor_ratio=config.loss.anchor_ratio) < MIN_RECALL:
         anchors = fit_anchors(sides, network.levels, network.anchors_per_level, strides=network.strides, seed=config.run.seed)
         origin = "fitted"
     recall = best_possible_recall(sides, anchors, anchor_ratio=config.loss.anchor_ratio)
     sizes = " ".join(f"{width:.0f},{height:.0f}" for width, height in anchors.reshape(-1, 2))
-    logger.info("event=anchors origin=%s best_possible_recall=%.4f anchors='%s' boxes=%d", origin, recall, sizes, len(sides))
+    logger.info("event=anchors origin=%s best_possible_recall=%.4f anchors='%s' boxes=%d", origin, recall, sizes, boxes)
     if recall < MIN_RECALL:
         logger.warning("event=low_recall best_possible_recall=%.4f expected=%.2f reason='some boxes match no anchor'", recall, MIN_RECALL)
     return anchors

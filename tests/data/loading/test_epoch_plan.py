@@ -2,36 +2,41 @@
 
 import itertools
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolor_ray.data.loading.epoch_plan import Step, Window, epoch_windows, plan_steps, visits_of_members
-from yolor_ray.data.shards.dataset import RowGroup
+from yolor_ray.data.loading.epoch_plan import Step, Steps, plan_steps
+from yolor_ray.data.loading.epoch_windows import Window, epoch_windows, visits_of_members
+from yolor_ray.data.shards.row_groups import RowGroups
 
 WORLDS, BATCHES = (1, 2, 3, 5), (1, 2, 3, 8)
 
 
-def groups_of(images: int, rows: int) -> list[RowGroup]:
-    return [RowGroup("part", index, first, min(rows, images - first)) for index, first in enumerate(range(0, images, rows))]
+def rows_of(images: int, rows: int) -> list[int]:
+    return [min(rows, images - first) for first in range(0, images, rows)]
+
+
+def groups_of(images: int, rows: int) -> RowGroups:
+    return RowGroups([(0, "part", rows_of(images, rows))])
 
 
 def windows_of(images: int, rows: int = 4, per_window: int = 10, seed: int = 0, epoch: int = 0) -> list[Window]:
     return epoch_windows(groups_of(images, rows), records_per_window=per_window, seed=seed, epoch=epoch)
 
 
-def shares(windows: list[Window], seen: np.ndarray, world_size: int, batch: int) -> list[list[Step]]:
+def shares(windows: list[Window], seen: np.ndarray, world_size: int, batch: int) -> list[Steps]:
     return [plan_steps(windows, seen, rank=rank, world_size=world_size, batch=batch) for rank in range(world_size)]
 
 
-def numbers(steps: list[Step]) -> list[list[int]]:
+def numbers(steps: Sequence[Step]) -> list[list[int]]:
     return [step.records.tolist() for step in steps]
 
 
-def times_taken(plan: list[list[Step]], images: int) -> np.ndarray:
+def times_taken(plan: Sequence[Sequence[Step]], images: int) -> np.ndarray:
     """Return (images,) the number of times each record is learned from; records repeated with weight 0 do not count."""
     return np.bincount([record for steps in plan for step in steps if step.weight > 0 for record in step.records], minlength=images)
 
@@ -132,7 +137,7 @@ def test_after_the_last_step_no_record_remains(world_size):
     windows, nothing = windows_of(41), np.zeros(41, bool)
     seen = seen_after(windows, nothing, steps=100, world_size=world_size, batch=3)
     assert seen.all()
-    assert shares(windows, seen, world_size, 3) == [[] for _ in range(world_size)]
+    assert [len(steps) for steps in shares(windows, seen, world_size, 3)] == [0] * world_size
     assert not nothing.any(), "the plan must not write into its arguments"
 
 
@@ -162,14 +167,9 @@ def test_a_single_dataset_is_taken_window_by_window():
     assert np.array_equal(np.concatenate([step.records for step in steps]), np.concatenate([w.order for w in windows]))
 
 
-def union_of(*sizes: int, rows: int = 4) -> list[RowGroup]:
+def union_of(*sizes: int, rows: int = 4) -> RowGroups:
     """Make the row groups of a union of datasets of these sizes."""
-    starts = np.cumsum([0, *sizes]).tolist()
-    return [
-        replace(group, member=member, first_record=group.first_record + start)
-        for member, (size, start) in enumerate(zip(sizes, starts, strict=False))
-        for group in groups_of(size, rows)
-    ]
+    return RowGroups((member, "part", rows_of(size, rows)) for member, size in enumerate(sizes))
 
 
 UNIONS = [(40, 8), (8, 40), (41, 7, 3), (1, 60), (5, 5, 5, 5)]

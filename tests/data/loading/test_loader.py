@@ -1,6 +1,8 @@
 """Batches depend on seed, epoch and record alone, not on threads, caches, or the step at which a run was stopped."""
 
-from collections.abc import Iterator, Sequence
+import gc
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 
@@ -12,17 +14,19 @@ from yolor_ray.config import AugmentConfig
 from yolor_ray.data.augment.tile import make_tile
 from yolor_ray.data.loading import loader as loader_module
 from yolor_ray.data.loading.batch import Batch
-from yolor_ray.data.loading.epoch_plan import Step, Window, epoch_windows, plan_steps
+from yolor_ray.data.loading.epoch_plan import Steps, plan_steps
+from yolor_ray.data.loading.epoch_windows import Window, epoch_windows
 from yolor_ray.data.loading.loader import Loader, records_per_window
 from yolor_ray.data.shards.arrow import to_table
 from yolor_ray.data.shards.dataset import RowGroup
 from yolor_ray.data.shards.records import Record
+from yolor_ray.data.shards.row_groups import RowGroups
 from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.errors import ImageError
 
 IMAGES, ROWS, SIDE = 23, 4, 64
 AUGMENT = AugmentConfig(mosaic=0.7, mixup=0.3, degrees=5, flip_vertical=0.3)
-GROUPS = [RowGroup("part", index, first, min(ROWS, IMAGES - first)) for index, first in enumerate(range(0, IMAGES, ROWS))]
+GROUPS = RowGroups([(0, "part", [min(ROWS, IMAGES - first) for first in range(0, IMAGES, ROWS)])])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ class Source:
         self.records = records
         self.taken: list[int] = []
 
-    def __call__(self, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
+    def __call__(self, groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
         for group in groups:
             self.taken.append(group.index)
             yield to_table(self.records[group.first_record : group.first_record + group.rows])
@@ -60,7 +64,7 @@ def make_loader(source: Source, *, augment: AugmentConfig = AUGMENT, seed: int =
 def epoch_of(
     records: list[Record],
     windows: list[Window],
-    steps: list[Step],
+    steps: Steps,
     *,
     decode_threads: int = 1,
     augment: AugmentConfig = AUGMENT,
@@ -182,6 +186,31 @@ def test_only_the_needed_row_groups_are_read_each_once(scenes_64):
     assert len(needed) < len(GROUPS)
 
 
+@pytest.mark.parametrize("sizes", [[60], [30, 30], [50, 10]])
+def test_windows_are_dropped_when_their_dataset_has_gone_on(monkeypatch, scenes_64, sizes):
+    groups = RowGroups((member, "part", [4] * (size // 4) + [size % 4] * (size % 4 > 0)) for member, size in enumerate(sizes))
+    windows = epoch_windows(groups, records_per_window=8 * len(sizes), seed=0, epoch=0)
+    steps = plan_steps(windows, np.zeros(60, bool), rank=0, world_size=1, batch=4)
+    read: list[weakref.ref] = []
+
+    class Window(dict):
+        pass
+
+    def read_window(*arguments):
+        window = Window(loader_module_read(*arguments))
+        read.append(weakref.ref(window))
+        return window
+
+    loader_module_read = loader_module._read_window
+    monkeypatch.setattr(loader_module, "_read_window", read_window)
+    with closing(make_loader(Source([*scenes_64, *scenes_64, *scenes_64]))) as loader:
+        for _ in loader.epoch(windows, steps):
+            gc.collect()
+            held = [number for number, window in enumerate(read) if window() is not None]
+            assert len(held) <= 2 * len(sizes) + 2
+    assert len(read) == len(windows) >= 6
+
+
 def test_a_batch_stays_intact_until_the_next_batch_is_taken(scenes_64):
     windows, steps = plan(batch=2)
     with closing(make_loader(Source(scenes_64), decode_threads=2)) as loader:
@@ -194,8 +223,8 @@ def test_a_batch_stays_intact_until_the_next_batch_is_taken(scenes_64):
 
 
 def test_an_empty_epoch_has_no_batches(scenes_64):
-    windows, _ = plan()
-    assert epoch_of(scenes_64, windows, []) == []
+    windows, steps = plan()
+    assert epoch_of(scenes_64, windows, steps[:0]) == []
 
 
 def test_a_damaged_image_ends_the_epoch_with_an_error_that_names_its_record(scenes_64):

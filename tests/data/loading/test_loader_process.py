@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +17,19 @@ import pytest
 from yolor_ray.config import AugmentConfig
 from yolor_ray.data.augment.label_spec import BOXES_ONLY, LabelSpec
 from yolor_ray.data.loading.batch import Batch
-from yolor_ray.data.loading.epoch_plan import Step, Window, epoch_windows, plan_steps
+from yolor_ray.data.loading.epoch_plan import Steps, plan_steps
+from yolor_ray.data.loading.epoch_windows import Window, epoch_windows
 from yolor_ray.data.loading.loader import Loader
 from yolor_ray.data.loading.loader_process import LoaderProcess
 from yolor_ray.data.loading.shared_buffers import open_memory
 from yolor_ray.data.shards.arrow import to_table
-from yolor_ray.data.shards.dataset import RowGroup
 from yolor_ray.data.shards.records import Record
+from yolor_ray.data.shards.row_groups import RowGroup, RowGroups
 from yolor_ray.data.synthetic.scenes import IMAGE_CLASSES, KEYPOINT_NAMES, scene
 from yolor_ray.errors import ImageError, IntegrityError, LoaderError
 
 IMAGES, ROWS, SIDE = 23, 4, 64
-GROUPS = [RowGroup("part", index, first, min(ROWS, IMAGES - first)) for index, first in enumerate(range(0, IMAGES, ROWS))]
+GROUPS = RowGroups([(0, "part", [min(ROWS, IMAGES - first) for first in range(0, IMAGES, ROWS)])])
 EVERYTHING = LabelSpec(
     masks=True, keypoint_names=KEYPOINT_NAMES, identities=np.arange(48), image_classes=np.ones((1, len(IMAGE_CLASSES)), bool)
 )
@@ -52,14 +53,14 @@ class Source:
     def __init__(self, records: Sequence[Record] = RECORDS, broken: int | None = None) -> None:
         self.records, self.broken = records, broken
 
-    def __call__(self, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
+    def __call__(self, groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
         for group in groups:
             if group.index == self.broken:
                 raise IntegrityError("part: found another hash")
             yield to_table(self.records[group.first_record : group.first_record + group.rows])
 
 
-def plan(epoch: int = 0, batch: int = 4) -> tuple[list[Window], list[Step]]:
+def plan(epoch: int = 0, batch: int = 4) -> tuple[list[Window], Steps]:
     windows = epoch_windows(GROUPS, records_per_window=8, seed=0, epoch=epoch)
     return windows, plan_steps(windows, np.zeros(IMAGES, bool), rank=0, world_size=1, batch=batch)
 
@@ -100,7 +101,7 @@ def test_a_batch_stays_intact_until_the_next_batch_is_taken():
 def test_an_empty_epoch_has_no_batches_and_the_next_epoch_has_all():
     windows, steps = plan()
     with closing(loader_process()) as loader:
-        assert list(loader.epoch(windows, [])) == []
+        assert list(loader.epoch(windows, steps[:0])) == []
         assert len(list(loader.epoch(windows, steps))) == len(steps)
 
 

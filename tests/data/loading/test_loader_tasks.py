@@ -1,6 +1,6 @@
 """Batches carry the annotations of their label spec, with instance maps numbered by the objects of the batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 
@@ -12,15 +12,17 @@ from coded import OBJECTS, coded_record, visible_labels
 from yolor_ray.config import AugmentConfig
 from yolor_ray.data.augment.label_spec import LabelSpec
 from yolor_ray.data.loading.batch import Batch
-from yolor_ray.data.loading.epoch_plan import epoch_windows, plan_steps
+from yolor_ray.data.loading.epoch_plan import plan_steps
+from yolor_ray.data.loading.epoch_windows import epoch_windows
 from yolor_ray.data.loading.loader import Loader, records_per_window
 from yolor_ray.data.shards.arrow import to_table
 from yolor_ray.data.shards.dataset import RowGroup
 from yolor_ray.data.shards.records import Record
+from yolor_ray.data.shards.row_groups import RowGroups
 from yolor_ray.data.synthetic.scenes import IMAGE_CLASSES, KEYPOINT_NAMES, scene
 
 IMAGES, ROWS, SIDE = 11, 4, 64
-GROUPS = [RowGroup("part", n, first, min(ROWS, IMAGES - first), member=n % 2) for n, first in enumerate(range(0, IMAGES, ROWS))]
+GROUPS = RowGroups((n % 2, "part", [min(ROWS, IMAGES - first)]) for n, first in enumerate(range(0, IMAGES, ROWS)))
 STILL = AugmentConfig(mosaic=0, translate=0, scale=0, hue=0, saturation=0, value=0, flip_horizontal=0)
 MOVING = AugmentConfig(mosaic=0.5, mixup=0.3, degrees=20, flip_vertical=0.3, hue=0, saturation=0, value=0)
 ANNOTATED = np.array([[True] * len(IMAGE_CLASSES), [False] * len(IMAGE_CLASSES)])
@@ -56,7 +58,7 @@ def batches(
 ) -> list[tuple[np.ndarray, Batch]]:
     """Return the record numbers and the content of each batch of an epoch."""
 
-    def source(groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
+    def source(groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
         for group in groups:
             yield to_table(records[group.first_record : group.first_record + group.rows])
 

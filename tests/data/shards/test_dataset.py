@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -83,6 +84,23 @@ def test_records_of_a_table_without_objects_have_keypoints_of_shape_0_0_3(tmp_pa
 def test_row_groups_number_the_records_across_shards(tmp_path):
     dataset = write_dataset(str(tmp_path), [make_record(i, 1) for i in range(130)], [make_record(i, 1) for i in range(130, 140)])
     assert [(g.index, g.first_record, g.rows) for g in dataset.row_groups] == [(0, 0, 64), (1, 64, 64), (2, 128, 2), (0, 130, 10)]
+
+
+def test_what_a_task_receives_does_not_grow_with_the_dataset(tmp_path):
+    dataset = write_dataset(str(tmp_path / "few"), [make_record(0, 1)], [make_record(1, 2)])
+    many = replace(dataset, shards=dataset.shards * 500)
+    for whole in (dataset, many):
+        group = whole.row_groups[1]
+        sent = pickle.dumps(whole.with_shard_of(group))
+        assert len(sent) < 2000
+        assert shards.read_row_group(pickle.loads(sent), group).equals(shards.read_row_group(dataset, group))
+
+
+def test_a_dataset_is_sent_without_what_can_be_computed_again(tmp_path):
+    dataset = write_dataset(str(tmp_path), [make_record(0, 1)])
+    unused = pickle.dumps(dataset)
+    assert read_all(dataset) and dataset.shards_by_name and dataset.checked_columns
+    assert pickle.dumps(dataset) == unused and pickle.loads(unused) == dataset
 
 
 def test_large_images_make_short_row_groups(monkeypatch):

@@ -1,4 +1,4 @@
-from yolor_ray.data.shards.hold_out import content_fraction, is_held_out
+from yolor_ray.data.shards.image_hashes import content_fraction, is_held_out
 
 IMAGES = [str(number).encode() for number in range(2000)]
 

@@ -10,8 +10,7 @@ import pytest
 from packed import all_records, pack, square_record
 from yolor_ray.data.shards import image_hashes as hashing
 from yolor_ray.data.shards.dataset import open_dataset
-from yolor_ray.data.shards.hold_out import is_held_out
-from yolor_ray.data.shards.image_hashes import image_hashes, record_name
+from yolor_ray.data.shards.image_hashes import image_hashes, is_held_out, record_name
 from yolor_ray.data.shards.split import split_dataset
 from yolor_ray.data.shards.union import unite
 from yolor_ray.errors import DataError

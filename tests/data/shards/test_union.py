@@ -160,6 +160,13 @@ def test_one_url_opens_the_dataset_itself_and_a_union_can_be_pickled(union, fold
     assert read_row_group(sent, sent.row_groups[4]).equals(read_row_group(union, union.row_groups[4]))
 
 
+def test_a_task_receives_the_shard_of_its_row_group_alone(union):
+    for group in union.row_groups:
+        sent = pickle.loads(pickle.dumps(union.with_shard_of(group)))
+        assert [shard.name for member in sent.members for shard in member.shards] == [group.shard]
+        assert read_row_group(sent, group).equals(read_row_group(union, group))
+
+
 def test_the_digest_depends_on_the_members_and_their_order(union):
     cats, dogs, cars = union.members
     digests = {unite(members).digest for members in ([cats, dogs, cars], [dogs, cats, cars], [cats, dogs], [cats, cars])}

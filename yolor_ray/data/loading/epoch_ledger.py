@@ -29,7 +29,9 @@ class Ledger:
             LedgerError: a record was taken twice.
 
         """
-        total = np.sum(counts, axis=0, dtype=np.int64) + self.seen
+        total = self.seen.astype(np.uint32)
+        for of_worker in counts:
+            total += of_worker
         self.seen = total > 0
         self.counts = np.zeros(len(total), np.uint8)
         repeated = np.flatnonzero(total > 1)

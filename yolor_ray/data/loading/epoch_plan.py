@@ -1,38 +1,24 @@
-"""Plan an epoch: a seeded order of windows and records, cut into equal steps and worker shares.
+"""Plan an epoch: cut the seeded order of its records into equal steps and worker shares.
 
-A window holds records of one dataset alone, and the members of a union take turns in proportion to their shares of the epoch.
-The order depends on seed and epoch alone; so do the number of steps and the records per step over all workers. The records that
-remain after a checkpoint are planned by the same rule. The same number of workers therefore continues exactly where it stopped,
-and another number of workers takes each remaining record once, in as many steps.
+The members of a union take turns in proportion to their shares of the epoch. The order depends on seed and epoch alone; so do the number
+of steps and the records per step over all workers. The records that remain after a checkpoint are planned by the same rule. The same
+number of workers therefore continues exactly where it stopped, and another number of workers takes each remaining record once, in as many
+steps. A step is computed when it is asked for: an epoch of ten million records has 625,000 steps of 16.
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
-from yolor_ray.config.train import Mix
-from yolor_ray.data.shards.dataset import RowGroup
+from yolor_ray.data.loading.epoch_windows import Window
 
-MIX_POWERS: dict[Mix, float] = {"proportional": 1.0, "sqrt": 0.5, "equal": 0.0}
-"""Power of a member's number of records that its share of an epoch is proportional to."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Row groups whose records are shuffled together and may join each other in mosaics."""
-
-    groups: tuple[RowGroup, ...]
-    order: np.ndarray
-    """Numbers of all records of the window, shuffled."""
-    records: np.ndarray
-    """Numbers of the records to learn from in this epoch of the run, in their order: `order`, or a part of it."""
-    visits: np.ndarray
-    """For each of `records`, the number of the visit in this epoch of the run."""
-    epoch: int
-    """Epoch of the window's dataset, counted from 0: a sample depends on it."""
+CHUNK = 4096
+"""Records whose turns are computed together."""
+KEPT_CHUNKS = 8
+"""Chunks whose turns are kept: the loader, its reader and the trainer ask for steps of neighbouring chunks."""
 
 
 @dataclass(frozen=True)
@@ -49,110 +35,169 @@ class Step:
     """Loss weight: world_size x (own records / all records). 0 where the worker repeats a record to keep collectives aligned."""
 
 
-def epoch_windows(groups: Sequence[RowGroup], *, records_per_window: int, seed: int, epoch: int, mix: Mix = "proportional") -> list[Window]:
-    """Return the windows of an epoch: row groups in a seeded order, gathered until a window holds `records_per_window`.
+class Steps(Sequence[Step]):
+    """One worker's steps of an epoch; see `plan_steps`."""
 
-    One window of each member of a union is open at a time. With m members, each window therefore holds 1 / m of that number.
-    With `proportional`, an epoch takes each record once, and the number of a visit is that of the record. With another mix, an epoch has as
-    many visits, each member has epochs of its own, which take each of its records once, and an epoch goes on where the last one stopped.
-    """
-    members: dict[int, list[RowGroup]] = {group.member: [] for group in groups}
-    for group in groups:
-        members[group.member].append(group)
-    if mix == "proportional" or len(members) == 1:
-        shuffled = _shuffle(groups, records_per_window, np.random.default_rng((seed, epoch)))
-        return [Window(own, order, order, order, epoch) for own, order in shuffled]
-    windows: list[Window] = []
-    visits = 0
-    quotas = visits_of_members([sum(group.rows for group in own) for own in members.values()], mix)
-    for (member, own), quota in zip(members.items(), quotas, strict=True):
-        for own_epoch, first, last in _own_epochs(epoch * quota, (epoch + 1) * quota, sum(group.rows for group in own)):
-            rng = np.random.default_rng((seed, own_epoch, member))
-            shuffled = _shuffle(own, records_per_window // len(members), rng)
-            ends = itertools.accumulate(len(order) for _, order in shuffled)
-            for (own_groups, order), end in zip(shuffled, ends, strict=True):
-                start = end - len(order)
-                records = order[max(first - start, 0) : max(last - start, 0)]
-                if len(records):
-                    windows.append(Window(own_groups, order, records, np.arange(visits, visits + len(records)), own_epoch))
-                    visits += len(records)
-    return windows
+    def __init__(self, remaining: "_RemainingVisits", rank: int, world_size: int, batch: int) -> None:
+        self._remaining, self._rank, self._world_size = remaining, rank, world_size
+        self._count = math.ceil(len(remaining) / batch)
+        self._numbers = range(self._count)
+        self._first = sum(self._taken(self._count, other) for other in range(rank))
+        self.largest = max(math.ceil(min(len(remaining), batch) / world_size), 1)
+        """Most records that a step may have."""
 
+    def __len__(self) -> int:
+        """Return the number of steps."""
+        return len(self._numbers)
 
-def visits_of_members(records: Sequence[int], mix: Mix) -> list[int]:
-    """Return the visits of each member of a union in an epoch: at least one of each, and over all as many as there are records.
+    @overload
+    def __getitem__(self, number: int) -> Step: ...
+    @overload
+    def __getitem__(self, number: slice) -> "Steps": ...
+    def __getitem__(self, number: "int | slice") -> "Step | Steps":
+        """Return one step, or a part of the steps."""
+        if isinstance(number, slice):
+            part = object.__new__(Steps)
+            part.__dict__ |= self.__dict__ | {"_numbers": self._numbers[number]}
+            return part
+        number = self._numbers[number]
+        share = (self._taken(number + each, self._rank) for each in (0, 1))
+        start, end = (self._first + taken for taken in share)
+        records, visits, windows = self._remaining.take(start, end) if start < end else self._remaining.last()
+        size = self._boundary(number + 1) - self._boundary(number)
+        return Step(records, visits, windows, float((end - start) * self._world_size / size))
 
-    Args:
-        records: number of records of each member.
-        mix: share of a member: `proportional` to its records, to their square root (`sqrt`), or `equal`.
-    """
-    weights = np.array(records, float) ** MIX_POWERS[mix]
-    ends = np.cumsum(weights) / weights.sum() * (sum(records) - len(records))
-    return [int(visits) + 1 for visits in np.diff(np.rint(ends), prepend=0)]
+    def _boundary(self, number: int) -> int:
+        """Return the visits of the epoch before a step, over all workers: the first steps hold one more where they cannot be equal."""
+        size, larger = divmod(len(self._remaining), max(self._count, 1))
+        # Counted from the start of the epoch, so that a resume in its middle gives every worker the same records as before.
+        return self._remaining.seen + number * size + min(number, larger)
 
-
-def _own_epochs(first: int, last: int, records: int) -> Iterator[tuple[int, int, int]]:
-    """Yield each epoch of a dataset of so many records that visits `first` to `last` of its run belong to, and their range inside it."""
-    for epoch in range(first // records, -(-last // records)):
-        yield epoch, max(first - epoch * records, 0), min(last - epoch * records, records)
+    def _taken(self, number: int, rank: int) -> int:
+        """Return the remaining visits of a worker before a step. Workers take turns from the start of the epoch on."""
+        before, now = ((self._boundary(each) + self._world_size - 1 - rank) // self._world_size for each in (0, number))
+        return now - before
 
 
-def _shuffle(
-    groups: Sequence[RowGroup], records_per_window: int, rng: np.random.Generator
-) -> list[tuple[tuple[RowGroup, ...], np.ndarray]]:
-    """Return the row groups of each window, and the shuffled numbers of its records."""
-    windows: list[tuple[tuple[RowGroup, ...], np.ndarray]] = []
-    gathered: dict[int, list[RowGroup]] = {group.member: [] for group in groups}
-    for index in rng.permutation(len(groups)):
-        group = groups[index]
-        gathered[group.member].append(group)
-        if sum(g.rows for g in gathered[group.member]) * len(gathered) >= records_per_window:
-            windows.append((tuple(gathered[group.member]), _shuffle_records(gathered[group.member], rng)))
-            gathered[group.member] = []
-    return windows + [(tuple(remainder), _shuffle_records(remainder, rng)) for remainder in gathered.values() if remainder]
-
-
-def _shuffle_records(groups: list[RowGroup], rng: np.random.Generator) -> np.ndarray:
-    return rng.permutation(np.concatenate([np.arange(g.first_record, g.first_record + g.rows) for g in groups]))
-
-
-def plan_steps(windows: list[Window], seen: np.ndarray, *, rank: int, world_size: int, batch: int) -> list[Step]:
+def plan_steps(windows: Sequence[Window], seen: np.ndarray, *, rank: int, world_size: int, batch: int) -> Steps:
     """Plan one worker's steps over the visits that are not yet `seen`, (visits,) bool.
 
     Steps hold at most `batch` records over all workers, with sizes that differ by at most one. Each worker owns a contiguous slice
-    of the order, so that it reads few windows. Every step takes equally from each slice, to within one record.
+    of the order, so that it reads few windows. Every step takes equally from each slice, to within one record. A worker without a record in
+    a step repeats the epoch's last record, seen or not, because that record is the same after a resume.
     """
-    turn, window_of = _interleave_members(windows)
-    records, visits = (np.concatenate([getattr(w, name) for w in windows])[turn] for name in ("records", "visits"))
-    remaining = np.flatnonzero(~seen[visits])
-    if len(remaining) == 0:
-        return []
-    sizes = np.array([len(step) for step in np.array_split(remaining, math.ceil(len(remaining) / batch))])
-    # Counted from the start of the epoch, so that a resume in its middle gives every worker the same records as before.
-    boundaries = len(visits) - len(remaining) + np.cumsum([0, *sizes])
-    # Workers take turns: the records of each worker among the first `boundaries` of the epoch, (steps + 1, world_size).
-    totals = (boundaries[:, None] + world_size - 1 - np.arange(world_size)) // world_size
-    taken = totals - totals[0]
-    ends = taken[-1][:rank].sum() + taken[:, rank]
-    shares = [remaining[start:end] for start, end in itertools.pairwise(ends)]
-    # A worker without a record repeats the epoch's last record, seen or not, because that record is the same after a resume.
-    indices = [share if len(share) else np.array([len(visits) - 1]) for share in shares]
-    return [
-        Step(records[index], visits[index], window_of[index], float(len(share) * world_size / size))
-        for index, share, size in zip(indices, shares, sizes, strict=True)
-    ]
+    return Steps(_RemainingVisits(windows, seen), rank, world_size, batch)
 
 
-def _interleave_members(windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the order of the epoch, as indices into the records of all windows, and the index of each record's window.
+def windows_in_use(steps: Sequence[Step]) -> Iterator[int]:
+    """Yield the index of each window that steps need, in the order of their first use."""
+    known = set()
+    for step in steps:
+        for window in step.windows.tolist():
+            if window not in known:
+                known.add(window)
+                yield window
 
-    The records of each member are spread evenly over the epoch, so that every batch mixes datasets in the epoch's proportions.
+
+class _RemainingVisits:
+    """The visits of an epoch that are not yet seen, in the order of the epoch."""
+
+    def __init__(self, windows: Sequence[Window], seen: np.ndarray) -> None:
+        self._windows = windows
+        self._starts = np.cumsum([0, *(len(window.records) for window in windows)])
+        self._visits = int(self._starts[-1])
+        self._turns = _Turns(windows, self._starts)
+        self.seen = 0
+        """Visits that are seen."""
+        if seen.any():
+            seen_there = np.concatenate([seen[window.visits] for window in windows])
+            turns = (np.arange(first, min(first + CHUNK, self._visits)) for first in range(0, self._visits, CHUNK))
+            left = [~seen_there[self._turns.positions(chunk)] for chunk in turns]
+            self._is_left = np.concatenate(left)
+            self._left_before = np.cumsum([0, *(np.count_nonzero(chunk) for chunk in left)])
+            self.seen = self._visits - int(self._left_before[-1])
+
+    def __len__(self) -> int:
+        return self._visits - self.seen
+
+    def take(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return records, visits and windows of a range of the remaining visits."""
+        return self._at(np.arange(start, end) if self.seen == 0 else self._turns_left(start, end))
+
+    def last(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return record, visit and window of the last visit of the epoch."""
+        return self._at(np.array([self._visits - 1]))
+
+    def _turns_left(self, start: int, end: int) -> np.ndarray:
+        """Return the turns of a range of the remaining visits."""
+        first = int(np.searchsorted(self._left_before, start, side="right")) - 1
+        last = int(np.searchsorted(self._left_before, end))
+        turns = first * CHUNK + np.flatnonzero(self._is_left[first * CHUNK : last * CHUNK])
+        skipped = int(self._left_before[first])
+        return turns[start - skipped : end - skipped]
+
+    def _at(self, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        positions = self._turns.positions(turns)
+        windows = np.searchsorted(self._starts, positions, side="right") - 1
+        places = [
+            (self._windows[w], offset) for w, offset in zip(windows.tolist(), (positions - self._starts[windows]).tolist(), strict=True)
+        ]
+        records = np.array([window.records[offset] for window, offset in places], np.int64)
+        if places[0][0].first_visit is None:
+            return records, records, windows
+        return records, np.array([(window.first_visit or 0) + offset for window, offset in places], np.int64), windows
+
+
+class _Turns:
+    """Turns of the members of a union: which of the records of all windows comes when in the epoch.
+
+    The records of each member are spread evenly over the epoch, so that every batch mixes datasets in the epoch's proportions: the k-th
+    of n records of a member is due at (k + 0.5) / n of the epoch. A chunk of turns holds the records that are due in a part of the epoch.
     """
-    sizes = [len(w.records) for w in windows]
-    member_of = np.repeat([w.groups[0].member for w in windows], sizes)
-    due = np.empty(len(member_of))
-    for member in np.unique(member_of):
-        records = np.flatnonzero(member_of == member)
-        due[records] = (np.arange(len(records)) + 0.5) / len(records)
-    turn = np.argsort(due, kind="stable")
-    return turn, np.repeat(np.arange(len(windows)), sizes)[turn]
+
+    def __init__(self, windows: Sequence[Window], starts: np.ndarray) -> None:
+        """Cut the epoch into chunks; `starts` (windows + 1,) counts the records of the windows before each."""
+        member_of = np.array([window.member for window in windows])
+        limits = np.linspace(0, 1, math.ceil(starts[-1] / CHUNK) + 1)
+        self._starts = starts
+        self._windows = [np.flatnonzero(member_of == member) for member in np.unique(member_of)]
+        self._own_starts = [np.cumsum([0, *np.diff(starts)[own]]) for own in self._windows]
+        self._due_before = np.stack([_count_due(int(own[-1]), limits) for own in self._own_starts])
+        self._chunk_starts = self._due_before.sum(axis=0)
+        self._chunks: dict[int, np.ndarray] = {}
+
+    def positions(self, turns: np.ndarray) -> np.ndarray:
+        """Return the indices into the records of all windows at ascending turns."""
+        if len(self._windows) == 1:
+            return turns
+        first, last = np.searchsorted(self._chunk_starts, turns[[0, -1]], side="right") - 1
+        chunks = np.concatenate([self._chunk(chunk) for chunk in range(first, last + 1)])
+        positions: np.ndarray = chunks[turns - self._chunk_starts[first]]
+        return positions
+
+    def _chunk(self, chunk: int) -> np.ndarray:
+        """Return the indices into the records of all windows at the turns of a chunk; several threads may ask."""
+        kept = self._chunks
+        if chunk not in kept:
+            if len(kept) >= KEPT_CHUNKS:
+                kept = self._chunks = {}
+            kept[chunk] = self._sort_chunk(chunk)
+        return kept[chunk]
+
+    def _sort_chunk(self, chunk: int) -> np.ndarray:
+        positions, due = [], []
+        for windows, own_starts, before in zip(self._windows, self._own_starts, self._due_before, strict=True):
+            numbers = np.arange(before[chunk], before[chunk + 1])
+            own = np.searchsorted(own_starts, numbers, side="right") - 1
+            positions.append(self._starts[windows[own]] + numbers - own_starts[own])
+            due.append((numbers + 0.5) / own_starts[-1])
+        joined = np.concatenate(positions)
+        return joined[np.lexsort((joined, np.concatenate(due)))]
+
+
+def _count_due(records: int, limits: np.ndarray) -> np.ndarray:
+    """Return how many of the records of a member are due before each limit, exactly as the comparison of floats says."""
+    counts = np.ceil(limits * records - 0.5).astype(np.int64)
+    counts += (counts + 0.5) / records < limits
+    counts -= (counts - 0.5) / records >= limits
+    return counts

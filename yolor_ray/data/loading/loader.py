@@ -6,7 +6,7 @@ Legend: B images, S side of the square network input in pixels.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -20,7 +20,8 @@ from yolor_ray.data.augment.labels import SampleLabels
 from yolor_ray.data.augment.tile import Tile, TileCache, make_tile
 from yolor_ray.data.augment.transforms import training_sample
 from yolor_ray.data.loading.batch import Batch, make_batch
-from yolor_ray.data.loading.epoch_plan import Step, Window
+from yolor_ray.data.loading.epoch_plan import Step, Steps, windows_in_use
+from yolor_ray.data.loading.epoch_windows import Window
 from yolor_ray.data.shards.dataset import RowGroup, to_records
 from yolor_ray.data.shards.records import Record
 
@@ -33,8 +34,8 @@ BUFFERS = BATCHES_AHEAD + 2
 
 Records = dict[int, tuple[Record, int]]
 """Records by number, each with the index of its dataset in a union."""
-Source = Callable[[Sequence[RowGroup]], Iterator[pa.Table]]
-"""Yields the tables of row groups, in the order of the groups passed in."""
+Source = Callable[[Iterable[RowGroup]], Iterator[pa.Table]]
+"""Yields the tables of row groups, in the order of the groups passed in, which are taken as they are needed."""
 
 
 def records_per_window(image_px: int, label_spec: LabelSpec = BOXES_ONLY) -> int:
@@ -78,7 +79,7 @@ class Loader:
         self._read_thread.shutdown(cancel_futures=True)
 
     def epoch(
-        self, windows: Sequence[Window], steps: Sequence[Step], *, mosaic_closed: bool = False, buffers: Sequence[np.ndarray] = ()
+        self, windows: Sequence[Window], steps: Steps, *, mosaic_closed: bool = False, buffers: Sequence[np.ndarray] = ()
     ) -> Iterator[Batch]:
         """Yield the batches of `steps` in order.
 
@@ -90,11 +91,11 @@ class Loader:
         """
         augment = replace(self._augment, mosaic=0.0, mixup=0.0) if mosaic_closed else self._augment
         windows_of_step = self._read_ahead(windows, steps)
-        shape = (max((len(step.records) for step in steps), default=0), self._image_px, self._image_px, 3)
+        shape = (steps.largest, self._image_px, self._image_px, 3)
         buffers = buffers or [np.empty(shape, np.uint8) for _ in range(BUFFERS)]
         pending: deque[_PendingBatch] = deque()
         for number, step in enumerate(steps):
-            loaded = windows_of_step(number)
+            loaded = windows_of_step(step)
             images = buffers[number % len(buffers)][: len(step.records)]
             samples = [
                 self._sample_threads.submit(self._sample, int(record), windows[w], loaded[w], augment, image)
@@ -106,20 +107,20 @@ class Loader:
         while pending:
             yield pending.popleft().batch()
 
-    def _read_ahead(self, windows: Sequence[Window], steps: Sequence[Step]) -> Callable[[int], dict[int, Future[Records]]]:
-        """Return a function from a step's number to its windows; each call also starts the next read and drops earlier windows."""
-        needed = deque(dict.fromkeys(int(w) for step in steps for w in step.windows))
-        last_step = {int(w): number for number, step in enumerate(steps) for w in step.windows}
-        tables = self._source([group for w in needed for group in windows[w].groups])
+    def _read_ahead(self, windows: Sequence[Window], steps: Steps) -> Callable[[Step], dict[int, Future[Records]]]:
+        """Return a function from a step to its windows; each call also starts the next read and drops earlier windows."""
+        needed = windows_in_use(steps)
+        tables = self._source(group for w in windows_in_use(steps) for group in windows[w].groups)
         loaded: dict[int, Future[Records]] = {}
 
-        def windows_of_step(number: int) -> dict[int, Future[Records]]:
-            for w in [w for w in loaded if last_step[w] < number]:
+        def windows_of_step(step: Step) -> dict[int, Future[Records]]:
+            of_step = set(step.windows.tolist())
+            # A worker takes the windows of a dataset in their order, but for a record that it repeats.
+            newest = {windows[w].member: w for w in sorted(of_step)} if step.weight > 0 else {}
+            for w in [w for w in loaded if w not in of_step and w < newest.get(windows[w].member, 0)]:
                 del loaded[w]
-            of_step = {int(w) for w in steps[number].windows}
-            while needed and not of_step < loaded.keys():
-                w = needed.popleft()
-                loaded[w] = self._read_thread.submit(_read_window, tables, windows[w])
+            while not of_step < loaded.keys() and (following := next(needed, None)) is not None:
+                loaded[following] = self._read_thread.submit(_read_window, tables, windows[following])
             return loaded
 
         return windows_of_step

@@ -31,8 +31,8 @@ def main() -> None:
         settings = batches.recv()
         loader = Loader(functools.partial(receive_tables, tables), **settings)
         while True:
-            windows, steps, largest, mosaic_closed = batches.recv()
-            buffers = SharedBuffers(memory, largest, settings["image_px"], settings["label_spec"].masks)
+            windows, steps, mosaic_closed = batches.recv()
+            buffers = SharedBuffers(memory, steps.largest, settings["image_px"], settings["label_spec"].masks)
             try:
                 _send(batches, buffers, loader.epoch(windows, steps, mosaic_closed=mosaic_closed, buffers=list(buffers.images)))
             except Exception as error:  # noqa: BLE001 - the trainer raises it again

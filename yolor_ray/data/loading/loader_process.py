@@ -18,7 +18,8 @@ from typing import Any
 
 from yolor_ray.data.augment.label_spec import LabelSpec
 from yolor_ray.data.loading.batch import Batch
-from yolor_ray.data.loading.epoch_plan import Step, Window
+from yolor_ray.data.loading.epoch_plan import Steps, windows_in_use
+from yolor_ray.data.loading.epoch_windows import Window
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.loading.shared_buffers import SHARED_BUFFERS, SharedBuffers, open_memory
 from yolor_ray.data.loading.table_pipe import SourceFailed, send_tables
@@ -40,7 +41,7 @@ class LoaderProcess:
             self._process.end()
             self._process = None
 
-    def epoch(self, windows: Sequence[Window], steps: Sequence[Step], *, mosaic_closed: bool = False) -> Iterator[Batch]:
+    def epoch(self, windows: Sequence[Window], steps: Steps, *, mosaic_closed: bool = False) -> Iterator[Batch]:
         """Yield the batches of `steps` in order; without mosaic and mixup if `mosaic_closed`.
 
         Raises:
@@ -48,11 +49,10 @@ class LoaderProcess:
             LoaderError: the process ended, for example because it was killed.
         """
         process = self._process = self._process or _Process(self._settings)
-        largest = max((len(step.records) for step in steps), default=0)
-        buffers = SharedBuffers(process.memory, largest, self._image_px, self._has_instances)
+        buffers = SharedBuffers(process.memory, steps.largest, self._image_px, self._has_instances)
         finished = False
         try:
-            process.begin(self._source, windows, steps, largest, mosaic_closed=mosaic_closed)
+            process.begin(self._source, windows, steps, mosaic_closed=mosaic_closed)
             for number in range(len(steps)):
                 batch, slot = process.receive(), number % SHARED_BUFFERS
                 count = len(batch.images)
@@ -89,11 +89,11 @@ class _Process:
         with self._death_told():
             self._batches.send(self.settings)
 
-    def begin(self, source: Source, windows: Sequence[Window], steps: Sequence[Step], largest: int, *, mosaic_closed: bool) -> None:
-        """Begin an epoch, whose largest batch has `largest` images."""
+    def begin(self, source: Source, windows: Sequence[Window], steps: Steps, *, mosaic_closed: bool) -> None:
+        """Begin an epoch."""
         self._fed = self._feeder.submit(self._feed, source, windows, steps)
         with self._death_told():
-            self._batches.send((windows, steps, largest, mosaic_closed))
+            self._batches.send((windows, steps, mosaic_closed))
 
     def receive(self) -> Batch:
         """Return the next batch, without images; allow the process to go on."""
@@ -116,12 +116,11 @@ class _Process:
         self._batches.close()
         os.close(self.memory)
 
-    def _feed(self, source: Source, windows: Sequence[Window], steps: Sequence[Step]) -> None:
+    def _feed(self, source: Source, windows: Sequence[Window], steps: Steps) -> None:
         """Send the tables of the epoch in the order in which the loader takes them."""
-        needed = dict.fromkeys(int(w) for step in steps for w in step.windows)
         # The thread that receives batches tells the end of the process.
         with contextlib.suppress(ConnectionError):
-            send_tables(self._tables, source([group for w in needed for group in windows[w].groups]))
+            send_tables(self._tables, source(group for w in windows_in_use(steps) for group in windows[w].groups))
 
     @contextlib.contextmanager
     def _death_told(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Send row groups from the trainer to the process of its loader."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 
 import pyarrow as pa
@@ -35,7 +35,7 @@ def send_tables(connection: Connection, tables: Iterable[pa.Table]) -> None:
         raise
 
 
-def receive_tables(connection: Connection, groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
+def receive_tables(connection: Connection, groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
     """Yield the table of each row group, in the order in which they are sent.
 
     Raises:

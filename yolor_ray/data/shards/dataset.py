@@ -6,10 +6,9 @@ numbered from 0 in the order of the shards; a record's number is its image id ev
 
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,25 @@ from yolor_ray.data.shards.arrow import SCHEMA, to_records, to_table
 from yolor_ray.data.shards.parquet_layout import Footer
 from yolor_ray.data.shards.records import Record
 from yolor_ray.data.shards.relabel import LabelMapping, apply_mapping
+from yolor_ray.data.shards.row_groups import RowGroup, RowGroups
 from yolor_ray.data.shards.shard_file import Shard, describe_shard, shard_from_json
 from yolor_ray.data.shards.value_checks import check_names_and_counts, check_rows
 from yolor_ray.errors import DataError
 from yolor_ray.io.filesystem import call_with_retries, filesystem
 from yolor_ray.io.storage import exists, join, read_bytes, write_bytes
 
-__all__ = ["SCHEMA", "Dataset", "RowGroup", "Shard", "dataset_digest", "encode_shard", "open_dataset", "read_row_group", "to_records"]
+__all__ = [
+    "SCHEMA",
+    "Dataset",
+    "RowGroup",
+    "RowGroups",
+    "Shard",
+    "dataset_digest",
+    "encode_shard",
+    "open_dataset",
+    "read_row_group",
+    "to_records",
+]
 
 FORMAT = "yolor_ray.dataset"
 VERSION = 3
@@ -40,22 +51,6 @@ HASH_KEY = "sha256"
 ROWS_PER_GROUP = 64
 GROUP_BYTES = 32 * 2**20
 """Encoded image bytes after which a row group ends early, so that large photos also stream in small pieces."""
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """The unit of reading: consecutive records of one shard."""
-
-    shard: str
-    """File name of the shard."""
-    index: int
-    """Index in the shard."""
-    first_record: int
-    """Number in the dataset of the group's first record."""
-    rows: int
-    """Records in the group."""
-    member: int = 0
-    """Index in the union of the group's dataset."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +100,23 @@ class Dataset:
         """Shard, row group and columns whose values this process has checked; hashes prove that later reads return the same."""
         return set()
 
-    @property
-    def row_groups(self) -> tuple[RowGroup, ...]:
+    @functools.cached_property
+    def row_groups(self) -> RowGroups:
         """All row groups, in the order of the records."""
-        groups = [
-            (shard.name, index, rows, number)
-            for number, member in enumerate(self.members or (self,))
-            for shard in member.shards
-            for index, rows in enumerate(shard.row_groups)
-        ]
-        starts = itertools.accumulate((rows for _, _, rows, _ in groups), initial=0)
-        return tuple(RowGroup(name, index, first, rows, member) for (name, index, rows, member), first in zip(groups, starts, strict=False))
+        members = enumerate(self.members or (self,))
+        return RowGroups((number, shard.name, shard.row_groups) for number, member in members for shard in member.shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send the fields alone to another process, which computes the rest again."""
+        return {name.name: getattr(self, name.name) for name in fields(self)}
+
+    def with_shard_of(self, group: RowGroup) -> "Dataset":
+        """Return the dataset with the shard of a row group alone, for a task that reads the group; counts stay those of the whole."""
+        if not self.members:
+            return replace(self, shards=(self.shards_by_name[group.shard],))
+        empty = [replace(member, shards=()) for member in self.members]
+        empty[group.member] = self.members[group.member].with_shard_of(group)
+        return replace(self, shards=empty[group.member].shards, members=tuple(empty))
 
     def classes_of(self, member: int) -> np.ndarray:
         """Return (K,) bool: the object classes that a member is annotated with; objects of the other classes are unknown.

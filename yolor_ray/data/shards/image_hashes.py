@@ -1,6 +1,8 @@
-"""Hash the encoded images of a dataset, in order to find equal images in two datasets.
+"""Hash encoded images, in order to find equal images in two datasets and to hold out a share of a dataset.
 
-The hashes take one read of the images. They are kept in a folder, because a dataset with the same digest has the same images.
+The hashes of a dataset take one read of the images. They are kept in a folder, because a dataset with the same digest has the same images.
+A held-out image is chosen by its hash, so that it is on the same side for ever: names, order and other images have no influence, and
+equal images are never divided.
 """
 
 import hashlib
@@ -64,8 +66,24 @@ def _group_hashes(dataset: Dataset, group: RowGroup) -> np.ndarray:
     return np.array([int.from_bytes(digest[:HASH_BYTES], "big") for digest in digests], np.uint64)
 
 
+def content_fraction(image: bytes) -> float:
+    """Return a number from 0 to 1 that the bytes of an encoded image determine, uniform over different images."""
+    return int(hashlib.sha256(image).hexdigest()[:16], 16) / 2**64
+
+
+def is_held_out(image: bytes, share: float) -> bool:
+    """Return True if an image belongs to the held-out set.
+
+    Args:
+        image: bytes of the encoded image.
+        share: expected share of the images that are held out, 0 to 1.
+    """
+    return content_fraction(image) < share
+
+
 def record_name(dataset: Dataset, record: int) -> str:
     """Return the file name of a record."""
-    group = next(group for group in dataset.row_groups if group.first_record <= record < group.first_record + group.rows)
+    groups = dataset.row_groups
+    group = groups[groups.number_of(record)]
     name: str = read_row_group(dataset, group, ["name"])["name"][record - group.first_record].as_py()
     return name

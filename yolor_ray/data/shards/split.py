@@ -23,8 +23,7 @@ from yolor_ray.data.shards.dataset import (
     to_records,
     write_dataset,
 )
-from yolor_ray.data.shards.hold_out import is_held_out
-from yolor_ray.data.shards.image_hashes import image_hashes
+from yolor_ray.data.shards.image_hashes import image_hashes, is_held_out
 from yolor_ray.data.shards.records import Record
 from yolor_ray.data.shards.union import unite
 from yolor_ray.errors import DataError

@@ -84,10 +84,9 @@ def zoomed_picture(image_id: int, xyxy: Corners, size: tuple[int, int], boxes: S
 
 def embed_images(dataset: Dataset, pictures: Iterable[Picture]) -> dict[int, EmbeddedImage]:
     """Return the images of some pictures by image id; each row group is read once."""
-    starts = np.array([group.first_record for group in dataset.row_groups])
     by_group = defaultdict(set)
     for picture in pictures:
-        by_group[int(np.searchsorted(starts, picture.image_id, side="right")) - 1].add(picture.image_id)
+        by_group[dataset.row_groups.number_of(picture.image_id)].add(picture.image_id)
     images = {}
     for number, image_ids in by_group.items():
         group = dataset.row_groups[number]

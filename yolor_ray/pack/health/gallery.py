@@ -31,7 +31,7 @@ class Chooser:
         self._scan = scan
         random = np.random.default_rng(SEED)
         groups = dataset.row_groups
-        ranks = np.repeat(random.permutation(len(groups)), [group.rows for group in groups])
+        ranks = np.repeat(random.permutation(len(groups)), groups.rows)
         self._image_ranks = ranks + random.random(scan.images)
         self._object_ranks = ranks[scan.image_of_object] + random.random(len(scan.labels))
 
@@ -100,10 +100,8 @@ def example_pictures(example: Example) -> list[Picture]:
 def draw_all(datasets: Sequence[Dataset], pictures: Iterable[Picture]) -> Mapping[Picture, bytes]:
     """Draw pictures as JPEG; `datasets` are the checked one and then the others."""
     by_group = defaultdict(set)
-    starts = [np.array([group.first_record for group in dataset.row_groups]) for dataset in datasets]
     for picture in pictures:
-        number = int(np.searchsorted(starts[picture.member], picture.record, side="right")) - 1
-        by_group[picture.member, number].add(picture)
+        by_group[picture.member, datasets[picture.member].row_groups.number_of(picture.record)].add(picture)
     drawn = {}
     for (member, number), wanted in by_group.items():
         group = datasets[member].row_groups[number]

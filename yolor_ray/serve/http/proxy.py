@@ -91,4 +91,5 @@ class _Answer:
 
 
 def _is_plain_404(start: Message) -> bool:
-    return start["status"] == 404 and dict(start["headers"]).get(b"content-type", b"").startswith(b"text/plain")
+    content_type: bytes = dict(start["headers"]).get(b"content-type", b"")
+    return start["status"] == 404 and content_type.startswith(b"text/plain")

@@ -22,11 +22,14 @@ def read_box_sides(dataset: Dataset, image_px: int) -> tuple[np.ndarray, int]:
     """
     sides, without_boxes = [np.zeros((0, 2), np.float32)], 0
     for group in dataset.row_groups:
-        table = read_row_group(dataset, group, ["width", "height", "boxes_xyxy", "crowd", "tasks"])
-        for width, height, boxes, crowd, tasks in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
-            corners = np.asarray(boxes, np.float32).reshape(-1, 4)[~np.asarray(crowd, np.bool_)]
-            sides.append((corners[:, 2:] - corners[:, :2]) * (image_px / max(width, height)))
-            without_boxes += "detect" not in tasks
+        table = read_row_group(dataset, group, ["width", "height", "boxes_xyxy", "crowd", "tasks"]).combine_chunks()
+        crowds, tasks = table["crowd"].combine_chunks(), table["tasks"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        single = ~crowds.flatten().to_numpy(zero_copy_only=False)
+        corners = table["boxes_xyxy"].combine_chunks().flatten().flatten().to_numpy().reshape(-1, 4)[single]
+        scales = (image_px / np.maximum(table["width"].to_numpy(), table["height"].to_numpy())).astype(np.float32)
+        image_of_box = np.repeat(np.arange(len(table)), crowds.value_lengths().to_numpy())[single]
+        sides.append((corners[:, 2:] - corners[:, :2]) * scales[image_of_box, None])
+        without_boxes += len(table) - int((tasks == "detect").sum())
     return np.concatenate(sides), without_boxes
 
 

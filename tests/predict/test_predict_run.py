@@ -142,6 +142,13 @@ def test_a_folder_that_vanishes_is_an_error_and_no_fault(settings, photos, tmp_p
         list(part.read())
 
 
+def test_a_part_of_a_dataset_carries_its_shard_alone(squares):
+    parts = sources.list_parts(squares.url)
+    assert [part.group.index for part in parts] == [0, 1, 0]
+    assert all([shard.name for shard in part.dataset.shards] == [part.group.shard] for part in parts)
+    assert [image.name for part in parts for image in part.read()] == [f"{number:04d}.png" for number in range(100)]
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_a_killed_job_goes_on_with_the_parts_that_are_left(settings, rows, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:

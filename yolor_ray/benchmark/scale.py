@@ -33,8 +33,8 @@ from yolor_ray.train.run import prepare
 
 logger = logging.getLogger(__name__)
 
-IMAGE_PX = 32
-"""Side of the images and of the network input."""
+IMAGE_PX, INPUT_PX = 32, 64
+"""Sides of the images and of the network input."""
 BOXES = 4
 """Boxes per image."""
 PARTS = ("pack", "open", "hash", "prepare", "plan", "first_step")
@@ -146,7 +146,7 @@ def _train_config(url: str, folder: Path) -> TrainConfig:
     preset = PRESETS["nano"]
     return dataclasses.replace(
         preset,
-        data=DataConfig(train=url, val=url, image_px=IMAGE_PX, allow_shared_images=True),
+        data=DataConfig(train=url, val=url, image_px=INPUT_PX, allow_shared_images=True),
         optim=dataclasses.replace(preset.optim, pretrained=""),
         cluster=ClusterConfig(compute_threads=1),
         run=RunConfig(storage=str(folder / "runs"), name="scale"),

@@ -171,7 +171,9 @@ class _Turns:
         if len(self._windows) == 1:
             return turns
         first, last = np.searchsorted(self._chunk_starts, turns[[0, -1]], side="right") - 1
-        return np.concatenate([self._chunk(chunk) for chunk in range(first, last + 1)])[turns - self._chunk_starts[first]]
+        chunks = np.concatenate([self._chunk(chunk) for chunk in range(first, last + 1)])
+        positions: np.ndarray = chunks[turns - self._chunk_starts[first]]
+        return positions
 
     def _chunk(self, chunk: int) -> np.ndarray:
         """Return the indices into the records of all windows at the turns of a chunk; several threads may ask."""

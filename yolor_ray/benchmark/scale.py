@@ -4,7 +4,9 @@ A part whose exponent is 0 costs the same for any dataset; a part whose exponent
 the peak of this process during the part, over its memory before. All parts run in this process, without Ray.
 """
 
+import ctypes
 import dataclasses
+import gc
 import json
 import logging
 import tempfile
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import simplejpeg
 import torch
 
@@ -75,6 +78,10 @@ def scale(config: ScaleConfig) -> dict[str, Any]:
 
 def measure(function: Callable[[], Result]) -> tuple[Result, Cost]:
     """Run a function and return its result and its cost."""
+    # Memory that earlier parts have freed would hide that of this part.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pa.default_memory_pool().release_unused()
     CLEAR_PEAK.write_text("5")
     memory = _memory_mb("VmRSS")
     started = time.perf_counter()

@@ -196,7 +196,7 @@ class _Turns:
 
 
 def _count_due(records: int, limits: np.ndarray) -> np.ndarray:
-    """Return how many of the records of a member are due before each limit, exactly as the comparison of floats says."""
+    """Return the number of records of a member that are due before each limit, exactly as the comparison of floats says."""
     counts = np.ceil(limits * records - 0.5).astype(np.int64)
     counts += (counts + 0.5) / records < limits
     counts -= (counts - 0.5) / records >= limits

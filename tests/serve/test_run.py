@@ -10,7 +10,7 @@ from red_engine import serve_settings
 from yolor_ray.errors import ConfigError, NotFoundError
 from yolor_ray.serve import haproxy, local, run, shared
 
-RUNNING = {"status": "RUNNING", "route_prefix": "/"}
+RUNNING = ("RUNNING", "/")
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +109,9 @@ def test_a_service_for_this_machine_alone_is_not_told(caplog, host):
             {"yolor_ray": RUNNING},
             r"name: found yolor_ray, an application of this cluster \(RUNNING\), expected .* --name and --prefix",
         ),
-        ({}, {}, {"yolor_ray": {"status": "DELETING", "route_prefix": None}}, r"name: found yolor_ray, .*\(DELETING\)"),
+        ({}, {}, {"yolor_ray": ("DELETING", None)}, r"name: found yolor_ray, .*\(DELETING\)"),
         ({"name": "cars"}, {}, {"other": RUNNING}, "prefix: found /, that of the application other, expected another than /"),
-        ({"prefix": "/cars"}, {}, {"yolor_ray": {"status": "UNHEALTHY", "route_prefix": "/"}}, "name: found yolor_ray"),
+        ({"prefix": "/cars"}, {}, {"yolor_ray": ("UNHEALTHY", "/")}, "name: found yolor_ray"),
     ],
 )
 def test_a_service_that_would_replace_another_or_not_be_reachable_is_refused(changes, options, applications, message):
@@ -122,8 +122,8 @@ def test_a_service_that_would_replace_another_or_not_be_reachable_is_refused(cha
 @pytest.mark.parametrize(
     ("changes", "applications"),
     [
-        ({"name": "cars", "prefix": "/cars"}, {"yolor_ray": RUNNING, "jobs": {"status": "RUNNING", "route_prefix": None}}),
-        ({}, {"yolor_ray": {"status": "DEPLOY_FAILED", "route_prefix": "/"}}),
+        ({"name": "cars", "prefix": "/cars"}, {"yolor_ray": RUNNING, "jobs": ("RUNNING", None)}),
+        ({}, {"yolor_ray": ("DEPLOY_FAILED", "/")}),
         ({}, {}),
     ],
 )

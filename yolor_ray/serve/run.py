@@ -96,6 +96,7 @@ def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
 def _serve_in_cluster(settings: config.ServeConfig, url: str) -> NoReturn:
     import ray
     from ray import serve
+    from ray.serve.schema import ApplicationStatus
 
     from yolor_ray.cluster.access import check_access
 
@@ -105,7 +106,9 @@ def _serve_in_cluster(settings: config.ServeConfig, url: str) -> NoReturn:
     try:
         running = ray_internals.get_serve_client(raise_if_no_controller_running=False)
         if running is not None:
-            shared.check_beside(settings, running.http_config, running.get_serve_details()["applications"])
+            details = running.get_serve_details()["applications"]
+            applications = {name: (ApplicationStatus(app["status"]).value, app["route_prefix"]) for name, app in details.items()}
+            shared.check_beside(settings, running.http_config, applications)
         uses_haproxy = ray.get(ray.remote(num_cpus=0)(os.getenv).remote(ray_internals.USES_HAPROXY)) == "1"
         if uses_haproxy and settings.tls_cert:
             expected = "none on a cluster with HAProxy, which Ray starts without TLS: let the load balancer before the cluster speak TLS"

@@ -14,13 +14,13 @@ REPLACEABLE = ("DEPLOY_FAILED", "NOT_STARTED")
 """States of an application that serves nobody."""
 
 
-def check_beside(settings: config.ServeConfig, http_options: Any, applications: Mapping[str, Mapping[str, Any]]) -> None:
+def check_beside(settings: config.ServeConfig, http_options: Any, applications: Mapping[str, tuple[str, str | None]]) -> None:
     """Refuse an address that Ray Serve will not open, and a name or a prefix that another application has.
 
     Args:
         settings: settings of the service.
         http_options: `ray.serve.config.HTTPOptions` of the Ray Serve that runs.
-        applications: `status` and `route_prefix` of each application, by name.
+        applications: status and route prefix of each application, by name.
 
     Raises:
         ConfigError: the service would not be reachable, or would replace an application.
@@ -35,14 +35,12 @@ def check_beside(settings: config.ServeConfig, http_options: Any, applications: 
     if (settings.tls_cert or None) != http_options.ssl_certfile:
         expected = http_options.ssl_certfile or "none"
         raise ConfigError(f"tls_cert: found {settings.tls_cert or 'none'}, expected {expected}, as Ray Serve of this cluster was started")
-    live = {name: details for name, details in applications.items() if str(details["status"]) not in REPLACEABLE}
-    names = ", ".join(sorted(applications))
+    live = {name: (status, prefix) for name, (status, prefix) in applications.items() if status not in REPLACEABLE}
     if settings.name in live:
+        status, names = live[settings.name][0], ", ".join(sorted(live))
         expected = f"a name of its own beside {names}: give --name and --prefix, or stop the other one first"
-        raise ConfigError(
-            f"name: found {settings.name}, an application of this cluster ({live[settings.name]['status']}), expected {expected}"
-        )
-    owners = {details["route_prefix"]: name for name, details in live.items()}
+        raise ConfigError(f"name: found {settings.name}, an application of this cluster ({status}), expected {expected}")
+    owners = {prefix: name for name, (_, prefix) in live.items()}
     if settings.prefix in owners:
         taken = ", ".join(sorted(filter(None, owners)))
         raise ConfigError(

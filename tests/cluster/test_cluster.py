@@ -1,5 +1,6 @@
 """Access to a cluster and the environment of its workers, with real Ray clusters and real heads."""
 
+import importlib
 import json
 import logging
 import os
@@ -27,18 +28,12 @@ TOKEN = secrets.token_hex(32)
 IGNORE_PYDANTIC = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
 
 
-def list_nodes() -> list[str]:
-    """Ask the cluster of this worker for its nodes, as Ray Train asks for the state of its actors."""
-    from ray.util import state
-
-    return [node.node_id for node in state.list_nodes()]
-
-
 def test_workers_have_their_environment_and_ray_records_no_secrets(ray_cluster):
     environment = ray.get(ray.remote(lambda: dict(os.environ)).remote())
     assert {name: environment[name] for name in connect.WORKER_ENVIRONMENT} == connect.WORKER_ENVIRONMENT
     assert environment["RAY_ADDRESS"] == ray.get_runtime_context().gcs_address, "Ray Train would search this machine for its cluster"
-    assert ray.get(ray.remote(list_nodes).remote()) == [ray.get_runtime_context().get_node_id()]
+    nodes = ray.get(ray.remote(lambda: [node.node_id for node in importlib.import_module("ray.util.state").list_nodes()]).remote())
+    assert nodes == [ray.get_runtime_context().get_node_id()], "Ray Train asks the cluster of its worker for the state of actors"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         assert environment[name] == os.environ[name]
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(ray.get_runtime_context().runtime_env)

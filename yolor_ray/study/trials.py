@@ -85,6 +85,7 @@ def start_cluster(cluster: ClusterConfig) -> None:
         os.environ.setdefault(name, value)
     # Ray writes the variables that Tune copies to a trial into its log. Trials have the credentials of their node, as all workers do.
     ray_internals.variables_copied_to_trials.difference_update(CREDENTIALS)
+    ray_internals.retry_trials_killed_for_memory()
     # The analysis warns about the result files that TUNE_SETTINGS switches off.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     # Ray Train asks the dashboard whether a stopped trial's workers have ended, and frees their resources.

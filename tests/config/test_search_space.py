@@ -60,7 +60,7 @@ def test_a_search_can_start_from_every_preset(name):
     dimensions = search_space(train, [])
     names = [argument.partition("=")[0] for argument in RECIPE]
     assert list(dimensions) == [name for name in names if not (train.optim.pretrained and name.startswith("network."))]
-    chosen = replace(train, optim=replace(train.optim, lr=train.optim.peak_lr))
+    chosen = replace(train, optim=replace(train.optim, lr=train.peak_lr))
     assert replace_fields(train, start_values(train, dimensions)) == chosen
 
 

@@ -1,11 +1,12 @@
 """Settings of the optimizer that follow from the number of updates, and the published recipes."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from yolor_ray.config import AugmentConfig, NetworkConfig, OptimConfig, TrainConfig
+from yolor_ray.config import AugmentConfig, LossConfig, NetworkConfig, OptimConfig, TrainConfig
 from yolor_ray.config.presets import PRESETS
 from yolor_ray.errors import ConfigError
 from yolor_ray.train.optim.optimizer import make_optimizer
@@ -33,6 +34,25 @@ def resolved(network: NetworkConfig = FREE, steps: int = 10, augment: AugmentCon
 def test_the_update_rule_follows_from_head_and_updates(network, steps, nominal, optimizer, lr):
     optim = resolved(network, steps, nominal_batch=nominal).optim
     assert (optim.optimizer, optim.lr) == (optimizer, lr)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "settings", "factor"),
+    [
+        (("detect",), {}, 1),
+        (("detect", "pose", "embed"), {}, math.sqrt(3)),
+        (("detect", "pose", "embed"), {"pose": 0.0, "embed": 2.0}, math.sqrt(5)),
+        (("detect", "pose"), {"optimizer": "sgd"}, 5),
+        (("detect", "pose"), {"freeze": "neck", "pretrained": "w"}, 1),
+        (("detect", "pose"), {"lr": 0.004}, 2),
+    ],
+)
+def test_the_automatic_rate_keeps_the_step_of_detection_beside_other_tasks(tasks, settings, factor):
+    gains = {name: value for name, value in settings.items() if name in ("pose", "embed")}
+    optim = {name: value for name, value in settings.items() if name not in gains}
+    network = replace(FREE, tasks=tasks)
+    config = TrainConfig(network=network, loss=LossConfig(**gains), optim=OptimConfig(epochs=20, batch=16, nominal_batch=16, **optim))
+    assert resolve(config, 10).optim.lr == pytest.approx(0.002 * factor)
 
 
 def test_settings_of_the_user_stay():

@@ -116,7 +116,7 @@ def search_space(train: TrainConfig, arguments: Sequence[str]) -> dict[str, Choi
 
 def _run_values(train: TrainConfig) -> dict[str, Any]:
     """Return the settings of a run by dotted name, with a number for the automatic learning rate."""
-    return flatten(dataclasses.asdict(train)) | {"optim.lr": train.optim.peak_lr}
+    return flatten(dataclasses.asdict(train)) | {"optim.lr": train.peak_lr}
 
 
 def _check_values(train: TrainConfig, name: str, values: Sequence[Any]) -> None:

@@ -1,5 +1,6 @@
 """Define the settings of training, from the data to the run."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -110,7 +111,7 @@ class LossConfig:
 
 
 LEARNING_RATES = {"auto": 0.002, "sgd": 0.01, "adamw": 0.002}
-"""Automatic peak learning rate of each update rule."""
+"""Automatic peak learning rate of each update rule, for detection alone."""
 PUBLISHED_RECIPES: dict[str, dict[str, Any]] = {
     "published": {"optimizer": "sgd", "lr": 0.01, "clip_ratio": 0.0},
     "published-finetune": {"optimizer": "sgd", "lr": 0.00402, "final_lr_ratio": 0.4975, "clip_ratio": 0.0, "warmup_epochs": 0.0},
@@ -178,11 +179,6 @@ class OptimConfig:
         check(has_weights, "optim.pretrained", "none", "weights, as optim.recipe is published-finetune")
         expected = "none without optim.pretrained: frozen random weights would never learn"
         check(self.freeze == "none" or self.pretrained != "", "optim.freeze", self.freeze, expected)
-
-    @property
-    def peak_lr(self) -> float:
-        """Peak learning rate: `lr`, or that of the update rule."""
-        return self.lr or LEARNING_RATES[self.optimizer]
 
 
 @dataclass(frozen=True)
@@ -277,3 +273,19 @@ class TrainConfig:
         self.network.check_trainable()
         workers = self.cluster.worker_range[1]
         check(self.optim.batch >= max(workers, 1), "optim.batch", self.optim.batch, f"at least one image for each of {workers} workers")
+
+    @property
+    def automatic_lr(self) -> float:
+        """Peak learning rate for `optim.lr` 0: with AdamW, the step of detection is as large beside other tasks as alone.
+
+        AdamW takes the sum of the tasks' gradients with norm 1, and balanced gradients are as large as their gains. They hardly depend on
+        each other, so that the norm of the sum is the root of the sum of their squares.
+        """
+        is_balanced = self.optim.optimizer != "sgd" and self.optim.freeze != "neck"
+        gains = [getattr(self.loss, task) for task in self.network.tasks if task != "detect"] if is_balanced else []
+        return LEARNING_RATES[self.optim.optimizer] * math.hypot(1, *gains)
+
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate: `optim.lr`, or the automatic one."""
+        return self.optim.lr or self.automatic_lr

@@ -33,7 +33,7 @@ def resolve(config: TrainConfig, steps_per_epoch: int) -> TrainConfig:
     optim, augment = config.optim, config.augment
     updates = Schedule(optim, steps_per_epoch).updates
     if optim.recipe == "adaptive":
-        optim, augment = _adapt(optim, config.network.head, updates), _limit_closed_mosaic(augment, optim.epochs)
+        optim, augment = _adapt(config, updates), _limit_closed_mosaic(augment, optim.epochs)
     else:
         changes = FINETUNE_AUGMENT if optim.recipe == "published-finetune" else {}
         optim, augment = replace(optim, **PUBLISHED_RECIPES[optim.recipe]), replace(augment, close_mosaic_epochs=0, **changes)
@@ -44,10 +44,10 @@ def resolve(config: TrainConfig, steps_per_epoch: int) -> TrainConfig:
     return replace(config, optim=optim, augment=augment)
 
 
-def _adapt(optim: OptimConfig, head: str, updates: int) -> OptimConfig:
-    automatic: Literal["adamw", "sgd"] = "sgd" if head == "anchors" and updates >= LONG_RUN_UPDATES else "adamw"
-    chosen = replace(optim, optimizer=automatic if optim.optimizer == "auto" else optim.optimizer)
-    return replace(chosen, lr=chosen.peak_lr)
+def _adapt(config: TrainConfig, updates: int) -> OptimConfig:
+    automatic: Literal["adamw", "sgd"] = "sgd" if config.network.head == "anchors" and updates >= LONG_RUN_UPDATES else "adamw"
+    chosen = replace(config.optim, optimizer=automatic if config.optim.optimizer == "auto" else config.optim.optimizer)
+    return replace(chosen, lr=replace(config, optim=chosen).peak_lr)
 
 
 def _limit_closed_mosaic(augment: AugmentConfig, epochs: int) -> AugmentConfig:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from yolor_ray.config.train import LEARNING_RATES
 from yolor_ray.pack.scenes_url import SCENES_PREFIX
 from yolor_ray.train.context import TrainContext
 
@@ -66,6 +65,6 @@ def _likely_reasons(context: TrainContext, updates: int) -> list[str]:
     if updates < FEW_UPDATES:
         reasons.append(f"only {updates} updates in the whole run, {FEW_UPDATES} or more are usual: raise optim.epochs or lower optim.batch")
     # The recipe has replaced 0 by the automatic rate.
-    if config.optim.recipe == "adaptive" and config.optim.lr not in (0, LEARNING_RATES[config.optim.optimizer]):
-        reasons.append(f"optim.lr {config.optim.lr:g} is set by hand, 0 chooses {LEARNING_RATES[config.optim.optimizer]:g}")
+    if config.optim.recipe == "adaptive" and config.optim.lr not in (0, config.automatic_lr):
+        reasons.append(f"optim.lr {config.optim.lr:g} is set by hand, 0 chooses {config.automatic_lr:g}")
     return [*reasons, "labels that do not fit the images"]

@@ -1,4 +1,4 @@
-"""The benchmark of prediction, with results in place of workers."""
+"""The benchmark of prediction, with results in place of workers and of a network."""
 
 import json
 import subprocess
@@ -16,6 +16,16 @@ from yolor_ray.predict.output import PartResult
 SMALL = PredictionConfig(images="scenes:6", passes=3, rounds=2, engine="torch")
 
 
+class ReadingPredictor:
+    """Predictor that only reads."""
+
+    def __init__(self, config, threads):
+        pass
+
+    def predict(self, images):
+        yield from images
+
+
 @pytest.fixture
 def workers(monkeypatch):
     """Predict each part in this process, as a worker would, with the given numbers of images."""
@@ -28,6 +38,7 @@ def workers(monkeypatch):
             yield PartResult(index, key, images, 0, 0, "", ())
 
     monkeypatch.setattr(prediction, "predict_by_ray", by_ray)
+    monkeypatch.setattr(prediction, "Predictor", ReadingPredictor)
     monkeypatch.setattr(prediction, "start_ray", lambda **_: None)
     monkeypatch.setattr(prediction, "MEMORY_EVERY_S", 0.0)
     return seen

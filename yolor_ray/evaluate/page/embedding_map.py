@@ -45,13 +45,15 @@ class EmbeddingMap:
 
     individuals: Sequence[Individual]
     height: float
-    """Height of the drawing, which is WIDTH wide."""
+    """Height of the drawing."""
     variance: float
     """Share of the variance of the embeddings that the plane has, 0 to 1."""
     all_individuals: int
     """Individuals with an embedding, also those that are not shown."""
     missed: int
     """Objects without a detection, which have no embedding."""
+    width: float = WIDTH
+    """Width of the drawing."""
 
 
 def embeddings_parquet(located: LocatedObjects) -> bytes:

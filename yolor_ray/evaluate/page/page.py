@@ -18,7 +18,7 @@ from yolor_ray.evaluate.diagnosis.curves import Curve, calibration, class_curves
 from yolor_ray.evaluate.diagnosis.error_kinds import error_kinds
 from yolor_ray.evaluate.diagnosis.findings import Suspect, best_images, confusion_matrix, rank_images, suspected_label_errors
 from yolor_ray.evaluate.examples import MIN_CONFIDENCE
-from yolor_ray.evaluate.page.embedding_map import EMBEDDINGS_FILE, WIDTH, embedding_map
+from yolor_ray.evaluate.page.embedding_map import EMBEDDINGS_FILE, embedding_map
 from yolor_ray.evaluate.page.pictures import Box, Picture, embed_images, whole_picture, zoomed_picture
 from yolor_ray.report.colours import colour
 from yolor_ray.report.html import render_page
@@ -81,7 +81,6 @@ def report_page(dataset: Dataset, files: Mapping[str, bytes], subject: Subject) 
         "suspect_count": len(suspects),
         "pairs": pairs,
         "map": embedding_map(files[EMBEDDINGS_FILE], dataset) if EMBEDDINGS_FILE in files else None,
-        "map_width": WIDTH,
         "images": embed_images(dataset, pictures),
         "colour": colour,
         "version": __version__,

@@ -27,7 +27,7 @@ class EpochLogger(Protocol):
     """Id of the run on the logger's server; empty without a server."""
 
     def log_epochs(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Log those of a run's epochs that are not logged yet; `rows` has all epochs so far."""
+        """Log the epochs that are not logged yet; `rows` has all epochs of the run so far."""
 
     def finish(self, outcome: Outcome, files: Path) -> None:
         """End the logging; `files` has the folders `report` and `weights` of a finished run, and is empty for others."""

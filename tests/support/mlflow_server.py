@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 240
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class EmbeddingMap:
 def embeddings_parquet(located: LocatedObjects) -> bytes:
     """Return the table of the objects: image_id, category_id, identity, camera, and embedding, which is null without a detection."""
     objects = located.objects
-    found = objects.embeddings.any(axis=1)
+    found = np.asarray(objects.embeddings.any(axis=1))
     rows = [row if is_found else None for row, is_found in zip(objects.embeddings.astype(np.float32), found, strict=True)]
     columns = {
         "image_id": pa.array(located.image_ids, pa.int64()),
@@ -93,7 +93,7 @@ def embedding_map(data: bytes, dataset: Dataset) -> EmbeddingMap | None:
         Individual(
             f"individual {identity}, {len(rows)} {'object' if len(rows) == 1 else 'objects'}",
             colour(number),
-            [Dot(*places[row].tolist(), names[row]) for row in rows],
+            [Dot(float(places[row, 0]), float(places[row, 1]), names[row]) for row in rows],
         )
         for number, identity in enumerate(shown.tolist())
         if len(rows := np.flatnonzero(identities[kept] == identity))

@@ -282,7 +282,7 @@ JOBS = {
     ),
     "serve": Job("Serve weights over HTTP.", functools.partial(read_flags, config.ServeConfig), "yolor_ray.serve.run:serve"),
     "benchmark": Job(
-        "Measure ingest, inference, learning or scoring on this machine or cluster.",
+        "Measure ingest, inference, learning, scoring or prediction on this machine or cluster.",
         read_benchmark,
         "yolor_ray.benchmark.run:benchmark",
     ),

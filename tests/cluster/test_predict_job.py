@@ -1,6 +1,11 @@
-"""The prediction job by Ray Data, with an S3 server: interrupted and finished, and errors of workers."""
+"""The prediction job by Ray Data, with an S3 server: killed and finished, and errors of workers."""
 
-from dataclasses import replace
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -9,19 +14,27 @@ from packed import pack, square_record
 from yolor_ray.config import PredictConfig, WorkersConfig
 from yolor_ray.errors import StorageError
 from yolor_ray.io import manifest, storage
-from yolor_ray.predict import run
 from yolor_ray.predict.part_file import from_parquet
 from yolor_ray.predict.run import predict
 
 # Ray Data reads deprecated settings of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 
+ROOT = Path(__file__).resolve().parents[2]
+KILLED = """
+import json, os, signal, sys
+from yolor_ray.config import PredictConfig, WorkersConfig
+from yolor_ray.predict import run
 
-class InterruptedBar(run.tqdm):
-    """Progress bar that ends the job at the first result, as Ctrl-C does."""
-
+class KillingBar(run.tqdm):
     def update(self, n=1):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.tqdm = KillingBar
+settings = json.loads(sys.argv[1])
+run.predict(PredictConfig(**settings | {"cluster": WorkersConfig(**settings["cluster"])}))
+"""
+"""Program that predicts until its progress bar shows the first result, and is killed there."""
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +47,12 @@ def rows(url):
     return [row for name in names for row in from_parquet(storage.read_bytes(storage.join(url, name)))]
 
 
-def test_an_interrupted_prediction_goes_on_and_equals_one_in_a_single_process(weights, squares, s3, ray_cluster, tmp_path, monkeypatch):
+def test_a_killed_prediction_goes_on_and_equals_one_in_a_single_process(weights, squares, s3, ray_cluster, tmp_path):
     output = storage.join(s3(), "out")
     limits = {"confidence": 0.0, "max_detections": 20, "engine": "torch"}
     settings = PredictConfig(weights, squares.url, output, format="coco", cluster=WorkersConfig(workers="1-2"), **limits)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "tqdm", InterruptedBar)
-        predict(settings)
+    killed = subprocess.run([sys.executable, "-c", KILLED, json.dumps(asdict(settings))], env=ray_cluster, cwd=ROOT, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
     assert not manifest.is_published(output)
     first = storage.list_names(storage.join(output, "unfinished"))[0].replace(".json", ".parquet")
     before = storage.read_bytes(storage.join(output, first))

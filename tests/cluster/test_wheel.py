@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "requirements.txt", "requirements-export.txt", "requirements-video.txt", "yolor_ray")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", *(path.name for path in ROOT.glob("requirements*.txt")), "yolor_ray")
 TRAIN = "train demo --data.train scenes:8 --data.val scenes:4 --data.image_px 64 --optim.epochs 2 --run.name tiny"
 DETECT = """
 import numpy as np

@@ -9,9 +9,11 @@ import pytest
 
 from yolor_ray.data.shards.dataset import Dataset, open_dataset
 from yolor_ray.evaluate.detections import DETECTIONS_FILE, to_parquet
+from yolor_ray.evaluate.page.embedding_map import EMBEDDINGS_FILE, embeddings_parquet
 from yolor_ray.evaluate.page.page import BEST, WORST, Subject, report_page
 from yolor_ray.evaluate.page.pictures import Box, zoomed_picture
 from yolor_ray.evaluate.predict import read_annotations
+from yolor_ray.evaluate.retrieval import IdentifiedObjects, LocatedObjects
 from yolor_ray.pack.run import pack_scenes
 
 IMAGES = 20
@@ -56,6 +58,15 @@ def test_a_page_shows_every_section_and_loads_nothing(dataset):
     )
     images = set(re.findall(r'<image id="image-(\d+)"', page))
     assert set(re.findall(r'<use href="#image-(\d+)"', page)) == images and len(images) <= WORST + BEST + IMAGES
+
+
+def test_a_page_shows_the_map_of_embeddings_where_there_are_some(dataset):
+    objects = IdentifiedObjects(np.arange(6) // 2, np.full(6, -1), np.eye(6))
+    files = files_of(dataset) | {EMBEDDINGS_FILE: embeddings_parquet(LocatedObjects(objects, np.arange(6), np.zeros(6, np.int64)))}
+    page = report_page(dataset, files, Subject("Run", {})).decode()
+    assert ">Embeddings<" in page and page.count("<circle") == 6
+    assert f"<title>individual 2, 2 objects: {dataset.classes[0]}, scene-4-000005.jpg</title>" in page
+    assert ">Embeddings<" not in report_page(dataset, files_of(dataset), Subject("Run", {})).decode()
 
 
 def test_a_page_of_perfect_detections_has_no_worst_image_and_no_suspect(dataset):

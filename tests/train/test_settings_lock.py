@@ -8,6 +8,7 @@ import pytest
 
 from yolor_ray.config import TrainConfig
 from yolor_ray.errors import ConfigError, DataError, NonFiniteLossError, SupersededError
+from yolor_ray.train.loggers.follower import LOGGERS_FILE
 from yolor_ray.train.settings_lock import RUN_FILE, STUDY_FILE, freed_on_failure, lock_settings
 
 
@@ -41,14 +42,16 @@ def test_a_run_is_refused_in_the_folder_of_a_study(tmp_path: Path) -> None:
 
 
 def fail_locked(folder: Path, error: BaseException, *, has_progress: bool = False) -> None:
-    with pytest.raises(type(error)), freed_on_failure(str(folder), RUN_FILE, lambda: has_progress):
+    with pytest.raises(type(error)), freed_on_failure(str(folder), (RUN_FILE, LOGGERS_FILE), lambda: has_progress):
         lock(folder, RUN_FILE, {"seed": 1})
         raise error
 
 
 @pytest.mark.parametrize("error", [DataError("a typo"), NonFiniteLossError("lr"), KeyboardInterrupt()])
 def test_a_job_that_fails_before_it_trained_frees_the_name(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / LOGGERS_FILE).touch()
     fail_locked(tmp_path, error)
+    assert not list(tmp_path.iterdir())
     lock(tmp_path, RUN_FILE, {"seed": 2})
 
 

@@ -57,7 +57,7 @@ def learning(config: LearningConfig) -> dict[str, Any]:
     base = replace(config.train, data=replace(config.train.data, train=train_set.url, val=val_set.url))
     folder = storage.absolute(storage.join(base.run.storage, base.run.name))
     settings = {"kind": "learning", "minutes": config.minutes, "train": dataclasses.asdict(base)}
-    with freed_on_failure(folder, BENCHMARK_FILE, lambda: _has_trained(folder)), _cores(base.cluster):
+    with freed_on_failure(folder, (BENCHMARK_FILE,), lambda: _has_trained(folder)), _cores(base.cluster):
         lock_settings(folder, BENCHMARK_FILE, settings, mutable=MUTABLE_SETTINGS, defaults={"train": dataclasses.asdict(TrainConfig())})
         before = machine()
         epochs = choose_epochs(config.minutes, train_set.images, _measure_speed(base, folder))

@@ -10,9 +10,10 @@ from typing import Any
 from yolor_ray.benchmark.inference import inference
 from yolor_ray.benchmark.ingest import ingest
 from yolor_ray.benchmark.learning import learning
+from yolor_ray.benchmark.prediction import prediction
 from yolor_ray.benchmark.scale import scale
 from yolor_ray.benchmark.scoring import scoring
-from yolor_ray.config.benchmark import InferenceConfig, IngestConfig, LearningConfig, ScaleConfig, ScoringConfig
+from yolor_ray.config.benchmark import InferenceConfig, IngestConfig, LearningConfig, PredictionConfig, ScaleConfig, ScoringConfig
 from yolor_ray.report.provenance import command, commit
 
 BENCHMARKS: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
@@ -20,11 +21,12 @@ BENCHMARKS: dict[type, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     InferenceConfig: ("inference", inference),
     LearningConfig: ("learning", learning),
     ScoringConfig: ("scoring", scoring),
+    PredictionConfig: ("predict", prediction),
     ScaleConfig: ("scale", scale),
 }
 
 
-def benchmark(config: IngestConfig | InferenceConfig | LearningConfig | ScoringConfig | ScaleConfig) -> dict[str, Any]:
+def benchmark(config: IngestConfig | InferenceConfig | LearningConfig | ScoringConfig | PredictionConfig | ScaleConfig) -> dict[str, Any]:
     """Return the benchmark's result, `machine` and `settings` included, with its command and commit."""
     started = time.monotonic()
     name, measure = BENCHMARKS[type(config)]

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from yolor_ray.config import OptimConfig, RunConfig, TrainConfig
+from yolor_ray.config import OptimConfig, RunConfig, TrainConfig, WorkersConfig
 from yolor_ray.config.network import Precision
 from yolor_ray.config.presets import PRESETS
 from yolor_ray.errors import ConfigError, check
@@ -99,6 +99,35 @@ class ScaleConfig:
 
 
 @dataclass(frozen=True)
+class PredictionConfig:
+    """Benchmark of `yolor-ray predict` with workers against the same engine in a loop of one process, in turns."""
+
+    weights: str = "builtin"
+    """URL of a weights folder; `builtin` = the starting weights of this package."""
+    images: str = "scenes:256"
+    """URL of a folder of images, a list or a packed dataset; `scenes:N` makes N built-in scenes."""
+    passes: int = 8
+    """Times that all images are predicted in a turn, 1 or more."""
+    rounds: int = 3
+    """Rounds, 1 or more; each round measures both."""
+    batch: int = 16
+    """Images per forward pass, 1 or more."""
+    engine: Literal["fastest", "torch", "onnxruntime", "openvino"] = "fastest"
+    """Engine that executes the network, as in `yolor-ray predict`."""
+    cluster: WorkersConfig = field(default_factory=lambda: WorkersConfig(workers="2"))
+    """Workers of the prediction."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("weights", "images"):
+            check(bool(getattr(self, name)), name, getattr(self, name), "a URL")
+        for name in ("passes", "rounds", "batch"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        low, high = self.cluster.worker_range
+        check(low == high > 0, "cluster.workers", self.cluster.workers, "one number, 1 or more: a benchmark keeps its workers")
+
+
+@dataclass(frozen=True)
 class LearningConfig:
     """Benchmark of learning: AP by minute of training within a budget of minutes on one core or one GPU, over several seeds."""
 
@@ -150,11 +179,13 @@ BENCHMARKS = {
     "learning": _make_learning(PRESETS["nano"]),
     "scoring": ScoringConfig(),
     "scale": ScaleConfig(),
+    "predict": PredictionConfig(),
 }
 BENCHMARK_DESCRIPTIONS = {
     "ingest": "Images/s of the ingest alone, of the training step alone, and of both together.",
     "inference": "Latency of the served network and of the plain, unfolded one, as fractions of this machine's peak.",
     "learning": "AP by minute of training on one core or one GPU, over several seeds, beside others' curves.",
+    "predict": "Images/s of predict with workers and of the engine in a loop, time to the first result, and memory.",
     "scoring": "Seconds of the COCO scorer and of pycocotools on the same synthetic detections.",
     "scale": "Seconds and MB of packing, opening, planning and the first step, by the number of images.",
 }

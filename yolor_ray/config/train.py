@@ -9,6 +9,7 @@ from yolor_ray.errors import check
 
 Freeze = Literal["none", "backbone", "neck"]
 Mix = Literal["proportional", "sqrt", "equal"]
+LoggerName = Literal["tensorboard", "mlflow", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,9 @@ class RunConfig:
     """Epochs between checkpoints; the last epoch always writes a checkpoint."""
     checkpoint_steps: int = 0
     """Steps between checkpoints, also inside an epoch; 0 ignores steps."""
+    loggers: tuple[LoggerName, ...] = ("tensorboard",)
+    """Where the metrics of the epochs go beside `metrics.jsonl`: `tensorboard` = events in the run's folder; `mlflow` and `wandb` = a run
+    on the server that their own variables name, with settings, report and weights. They need requirements-loggers.txt."""
     checkpoint_minutes: float = 5.0
     """Longest time without a checkpoint, also inside an epoch: the most training time that a lost node can cost."""
 

@@ -15,7 +15,7 @@ from yolor_ray.data.shards.records import Record
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.multilabel import LabelScore, label_metrics
 from yolor_ray.evaluate.predict import make_task_truth, read_annotations
-from yolor_ray.evaluate.retrieval import IdentifiedObjects, match_embeddings, retrieval_metrics
+from yolor_ray.evaluate.retrieval import IdentifiedObjects, LocatedObjects, is_identified, match_embeddings, retrieval_metrics
 from yolor_ray.inference.postprocess import ImageDetections
 
 MAIN_METRICS = {"detect": "AP", "classify": "classify/mAP", "embed": "embed/mAP", "segment": "segment/AP", "pose": "pose/AP"}
@@ -33,6 +33,8 @@ class EvalResult:
     keypoints: coco.CocoResult | None
     labels: dict[str, LabelScore] | None
     """Numbers of each label of whole images, in the dataset's order."""
+    located: LocatedObjects | None
+    """Objects with an identity, and their embeddings."""
     rows: list[coco.ResultRow]
     """The detections whose boxes were compared."""
 
@@ -76,14 +78,15 @@ def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Coll
     masks = _measure_coco(dataset, images, "segment")[0] if "segment" in measured else None
     keypoints = _measure_coco(dataset, images, "pose")[0] if "pose" in measured else None
     label_numbers, labels = _measure_labels(dataset, images) if "classify" in measured else ({}, None)
+    located = _locate_objects(images) if "embed" in measured else None
     task_metrics = {
         "classify": label_numbers,
-        "embed": retrieval_metrics(_identified_objects(images)) if "embed" in measured else {},
+        "embed": retrieval_metrics(located.objects) if located else {},
         "segment": masks.metrics if masks else {},
         "pose": keypoints.metrics if keypoints else {},
     }
     named = {f"{task}/{name}": value for task, metrics in task_metrics.items() for name, value in metrics.items()}
-    return EvalResult({**boxes.metrics, **named}, boxes, masks, keypoints, labels, rows)
+    return EvalResult({**boxes.metrics, **named}, boxes, masks, keypoints, labels, located, rows)
 
 
 def _measure_coco(dataset: Dataset, images: Sequence[_Image], task: str) -> tuple[coco.CocoResult, list[coco.ResultRow]]:
@@ -109,9 +112,12 @@ def _measure_labels(dataset: Dataset, images: Sequence[_Image]) -> tuple[dict[st
     return label_metrics(np.array([image.detections.image_labels for image in annotated]), truth, dataset.image_classes)
 
 
-def _identified_objects(images: Sequence[_Image]) -> IdentifiedObjects:
+def _locate_objects(images: Sequence[_Image]) -> LocatedObjects:
     annotated = [image for image in images if "embed" in image.record.tasks]
     matched = [match_embeddings(image.record.objects, image.detections) for image in annotated]
     cameras = [np.full(len(identities), image.record.camera) for image, (identities, _) in zip(annotated, matched, strict=True)]
     identities, embeddings = zip(*matched, strict=True)
-    return IdentifiedObjects(np.concatenate(identities), np.concatenate(cameras), np.concatenate(embeddings))
+    image_ids = [np.full(len(found), image.image_id) for image, found in zip(annotated, identities, strict=True)]
+    labels = [image.record.objects.labels[is_identified(image.record.objects)] for image in annotated]
+    objects = IdentifiedObjects(np.concatenate(identities), np.concatenate(cameras), np.concatenate(embeddings))
+    return LocatedObjects(objects, np.concatenate(image_ids), np.concatenate(labels))

@@ -9,10 +9,11 @@ from yolor_ray.evaluate.coco import value_or
 from yolor_ray.evaluate.detections import DETECTIONS_FILE, to_parquet
 from yolor_ray.evaluate.examples import ExampleImage
 from yolor_ray.evaluate.metrics import EvalResult
+from yolor_ray.evaluate.page.embedding_map import EMBEDDINGS_FILE, embeddings_parquet
 
 
 def report_files(result: EvalResult, examples: Sequence[ExampleImage], summary: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return metrics.json, detections.parquet and predictions.png; `summary` names the weights and the dataset.
+    """Return metrics.json, detections.parquet, predictions.png and with embeddings embeddings.parquet; `summary` names weights and dataset.
 
     In metrics.json a number is null if the dataset has nothing to measure on.
     """
@@ -23,10 +24,12 @@ def report_files(result: EvalResult, examples: Sequence[ExampleImage], summary: 
     content = {**summary, **_with_nulls(result.metrics), "classes": {name: _class_numbers(result, name) for name in names}}
     if result.labels is not None:
         content["image_classes"] = {name: _with_nulls(asdict(score)) for name, score in result.labels.items()}
+    located = {EMBEDDINGS_FILE: embeddings_parquet(result.located)} if result.located else {}
     return {
         "metrics.json": json.dumps(content, indent=1, ensure_ascii=False).encode(),
         DETECTIONS_FILE: to_parquet(result.rows),
         "predictions.png": predictions_png(examples, names),
+        **located,
     }
 
 

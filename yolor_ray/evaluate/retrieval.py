@@ -35,14 +35,32 @@ class IdentifiedObjects:
     """(N, E) of length 1; zeros for an object without a detection."""
 
 
+@dataclass(frozen=True)
+class LocatedObjects:
+    """Objects with an identity, and where in the dataset they are."""
+
+    objects: IdentifiedObjects
+    image_ids: np.ndarray
+    """(N,) int64."""
+    labels: np.ndarray
+    """(N,) int64 class."""
+
+
+def is_identified(objects: Objects) -> np.ndarray:
+    """Return (O,) bool: the objects of an image that are a known individual, without crowd regions."""
+    identities = np.full(len(objects.labels), -1) if objects.identities is None else objects.identities
+    identified: np.ndarray = (identities >= 0) & ~objects.crowd
+    return identified
+
+
 def match_embeddings(objects: Objects, detections: ImageDetections) -> tuple[np.ndarray, np.ndarray]:
-    """Return identities (N,) and embeddings (N, E) of an image's known individuals, without crowd regions.
+    """Return identities (N,) and embeddings (N, E) of the objects of an image that `is_identified` selects.
 
     Detections choose in descending order of confidence. Each takes at most one object: the free object with the largest overlap.
     """
     assert detections.embeddings is not None
     identities = np.full(len(objects.labels), -1) if objects.identities is None else objects.identities
-    identified = (identities >= 0) & ~objects.crowd
+    identified = is_identified(objects)
     embeddings = np.zeros((int(identified.sum()), detections.embeddings.shape[1]), detections.embeddings.dtype)
     boxes_xyxy = torch.tensor(objects.boxes_xyxy[identified], dtype=torch.float64)
     overlaps = pairwise_iou(torch.from_numpy(detections.boxes_xyxy), boxes_xyxy).numpy()

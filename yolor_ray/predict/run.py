@@ -94,7 +94,7 @@ def _predict_missing(config: PredictConfig, tasks: Sequence[Task]) -> list[PartR
         logger.info("event=resumed parts=%d of=%d images=%d output=%s", len(results), len(tasks), images, config.output)
     started, predicted = time.perf_counter(), 0
     with tqdm(**PROGRESS) as bar:
-        for result in _predict_by_ray(config, missing) if config.cluster.worker_range[1] else _predict_here(config, missing):
+        for result in predict_by_ray(config, missing) if config.cluster.worker_range[1] else _predict_here(config, missing):
             results[result.index] = result
             predicted += result.images
             bar.update(result.images)
@@ -158,7 +158,7 @@ def _write_part(output: str, index: int, key: str, predictor: Predictor, images:
     return result
 
 
-def _predict_by_ray(config: PredictConfig, tasks: Sequence[Task]) -> Iterator[PartResult]:
+def predict_by_ray(config: PredictConfig, tasks: Sequence[Task]) -> Iterator[PartResult]:
     """Yield the results of parts as they complete: Ray Data's tasks read, its actors predict and write."""
     if not tasks:
         return

@@ -25,5 +25,5 @@ def tune(study: AblationConfig | SearchConfig | TasksConfig) -> dict[str, Any]:
     if not storage.exists(storage.join(folder, STUDY_FILE)):
         # A mistake that would fail every trial is found before the first one.
         prepare(study.train, folder)
-    with freed_on_failure(folder, STUDY_FILE, lambda: has_trained(folder)):
+    with freed_on_failure(folder, (STUDY_FILE,), lambda: has_trained(folder)):
         return STUDY_RUNNERS[type(study)](study)

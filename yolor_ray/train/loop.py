@@ -136,7 +136,7 @@ def _start_worker(context: TrainContext, dist_context: DistContext, stack: ExitS
     if attempt:
         checkpointer = AsyncCheckpointer(context.run, context.config.run, attempt, step=learner.step, epoch=progress.epoch)
         stack.callback(checkpointer.close)
-        run_logger = stack.enter_context(RunLogger(context.run, progress.rows, context.config.optim.epochs))
+        run_logger = RunLogger(context.run, progress.rows, context.config.optim.epochs)
         rank_zero = RankZeroState(attempt, run_logger, checkpointer)
     return _Worker(context, dist_context, learner, loader, progress, SpeedComparison(dist_context), rank_zero)
 

@@ -28,6 +28,7 @@ from yolor_ray.train.context import Report, TrainContext
 from yolor_ray.train.datasets.boxes import check_sides, check_teacher, read_box_sides, warn_of_classes_without_boxes
 from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images
 from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
+from yolor_ray.train.loggers.follower import LOGGERS_FILE, check_loggers, logged
 from yolor_ray.train.loop import TrainOutcome
 from yolor_ray.train.losses.class_balance import balanced_weights
 from yolor_ray.train.optim.recipe import resolve
@@ -39,7 +40,7 @@ from yolor_ray.train.warm_start import pretrained_anchors, resolve_pretrained
 logger = logging.getLogger(__name__)
 
 MUTABLE_SETTINGS = (
-    *("cluster.", "run.storage", "run.name", "run.checkpoint_", "run.validate_epochs"),
+    *("cluster.", "run.storage", "run.name", "run.checkpoint_", "run.validate_epochs", "run.loggers"),
     *("data.decode_threads", "data.allow_shared_images"),
 )
 """Prefixes of the settings that a resumed run may change, because they do not change the trained weights."""
@@ -70,19 +71,22 @@ def train(
         Preempted: a stop signal stopped training after a checkpoint.
 
     """
+    check_loggers(config.run.loggers)
     run = storage.absolute(storage.join(config.run.storage, config.run.name))
     weights = storage.join(run, WEIGHTS_FOLDER)
-    with freed_on_failure(run, RUN_FILE, lambda: manifest.is_published(weights) or bool(complete_checkpoints(run))):
+    files = RUN_FILE, LOGGERS_FILE
+    with freed_on_failure(run, files, lambda: manifest.is_published(weights) or bool(complete_checkpoints(run))):
         settings, defaults = dataclasses.asdict(config), dataclasses.asdict(TrainConfig())
         lock_settings(run, RUN_FILE, settings, mutable=MUTABLE_SETTINGS, defaults=defaults)
-        if not manifest.is_published(weights):
-            context = prepare(config, run)
-            # A resumed run has compared the images when it started.
-            if not complete_checkpoints(run):
-                refuse_shared_images(config, context.train, context.val)
-            _train(context, source, report, callbacks, ProcessStopSignal(stop_signal))
-            publish_run_page(context)
-            _publish_best(context)
+        context = None if manifest.is_published(weights) else prepare(config, run)
+        # A resumed run has compared the images when it started.
+        if context and not complete_checkpoints(run):
+            refuse_shared_images(config, context.train, context.val)
+        with logged(config, run):
+            if context:
+                _train(context, source, report, callbacks, ProcessStopSignal(stop_signal))
+                publish_run_page(context)
+                _publish_best(context)
     _, info = load_weights(weights)
     report_folder = storage.join(run, REPORT_FOLDER)
     logger.info("event=done report=%s weights=%s next='yolor-ray serve --weights %s'", report_folder, weights, shlex.quote(weights))

@@ -1,11 +1,9 @@
-"""Progress of a run: log lines on standard error, and metrics, TensorBoard events and curves in the run's folder."""
+"""Progress of a run: log lines on standard error, and metrics and curves in the run's folder."""
 
 import json
 import logging
-import tempfile
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from yolor_ray.config.renamed import current_metrics
@@ -37,12 +35,7 @@ class RunLogger:
 
     def __init__(self, run: str, rows: list[dict[str, Any]], epochs: int) -> None:
         """Continue after the rows of earlier epochs; `rows` itself grows with each epoch, and checkpoints hold it."""
-        # Only rank 0 has a RunLogger: the other workers start sooner without TensorBoard and matplotlib.
-        from torch.utils.tensorboard import SummaryWriter
-
         self._run, self._rows, self._epochs = run, rows, epochs
-        self._folder = tempfile.TemporaryDirectory(prefix="yolor-events-")
-        self._events = SummaryWriter(self._folder.name, purge_step=len(rows) + 1)
         self._started_at, self._first_epoch = time.monotonic(), float(len(rows))
         self._logged_at = time.monotonic()
 
@@ -60,14 +53,11 @@ class RunLogger:
         return time.monotonic() - self._logged_at > interval_s
 
     def log_epoch(self, row: dict[str, Any], *, draw: bool, is_last: bool) -> None:
-        """Log and save the metrics of a finished epoch; `draw` updates TensorBoard events and curves as well.
+        """Log and save the metrics of a finished epoch; `draw` updates the curves as well.
 
         A failed write before the last epoch is logged, and repeated with the next epoch.
         """
         self._rows.append(row)
-        for name, value in row.items():
-            if name != "epoch":
-                self._events.add_scalar(name, value, row["epoch"])
         metrics = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "epoch")
         logger.info("event=epoch epoch=%d/%d %s eta='%s'", row["epoch"], self._epochs, metrics, self._eta(row["epoch"]))
         self._logged_at = time.monotonic()
@@ -85,23 +75,12 @@ class RunLogger:
             self._draw()
 
     def _draw(self) -> None:
+        # Workers other than rank 0 start sooner without matplotlib.
         from yolor_ray.report.curves import curves_png
 
-        self._events.flush()
         storage.write_bytes(storage.join(self._run, "curves.png"), curves_png(self._rows))
-        for events in Path(self._folder.name).iterdir():
-            storage.write_bytes(storage.join(self._run, "tensorboard", events.name), events.read_bytes())
 
     def _eta(self, epoch: float) -> str:
         epochs_done = epoch - self._first_epoch
         left_s = (self._epochs - epoch) * (time.monotonic() - self._started_at) / max(epochs_done, 1e-9)
         return str(timedelta(seconds=round(left_s)))
-
-    def __enter__(self) -> "RunLogger":
-        """Return the logger."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Free the TensorBoard files; every epoch is saved when it is logged."""
-        self._events.close()
-        self._folder.cleanup()

@@ -6,7 +6,7 @@ A first job that fails before anything was trained gives the name free again: it
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from yolor_ray.config.dotted import flatten
@@ -67,16 +67,16 @@ def _read_settings(url: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def freed_on_failure(folder: str, file: str, has_progress: Callable[[], bool]) -> Iterator[None]:
+def freed_on_failure(folder: str, files: Sequence[str], has_progress: Callable[[], bool]) -> Iterator[None]:
     """Delete the settings that the block wrote into the folder if the block fails before anything was trained.
 
     Args:
         folder: URL of the folder of a run, a study or a benchmark.
-        file: a key of FOLDER_KINDS.
+        files: a key of FOLDER_KINDS, and files that go with it.
         has_progress: returns True if the folder holds something to resume from.
 
     """
-    url = storage.join(folder, file)
+    url = storage.join(folder, files[0])
     existed = storage.exists(url)
     try:
         yield
@@ -84,7 +84,8 @@ def freed_on_failure(folder: str, file: str, has_progress: Callable[[], bool]) -
         with contextlib.suppress(StorageError):
             # The folder of a superseded job belongs to the other job.
             if not isinstance(error, SupersededError) and not existed and storage.exists(url) and not has_progress():
-                storage.delete(url)
+                for file in files:
+                    storage.delete(storage.join(folder, file))
                 logger.info("event=name_freed folder=%s reason='the job failed before anything was trained'", folder)
         raise
 

@@ -18,6 +18,7 @@ from yolor_ray.evaluate.diagnosis.curves import Curve, calibration, class_curves
 from yolor_ray.evaluate.diagnosis.error_kinds import error_kinds
 from yolor_ray.evaluate.diagnosis.findings import Suspect, best_images, confusion_matrix, rank_images, suspected_label_errors
 from yolor_ray.evaluate.examples import MIN_CONFIDENCE
+from yolor_ray.evaluate.page.embedding_map import EMBEDDINGS_FILE, embedding_map
 from yolor_ray.evaluate.page.pictures import Box, Picture, embed_images, whole_picture, zoomed_picture
 from yolor_ray.report.colours import colour
 from yolor_ray.report.html import render_page
@@ -45,7 +46,7 @@ def report_page(dataset: Dataset, files: Mapping[str, bytes], subject: Subject) 
 
     Args:
         dataset: dataset of the evaluation, with the classes of the network.
-        files: metrics.json and detections.parquet of the evaluation.
+        files: metrics.json, detections.parquet and, where the evaluation made it, embeddings.parquet.
         subject: title and facts.
     """
     # Imported here because matplotlib takes a second, and most processes that measure never draw.
@@ -79,6 +80,7 @@ def report_page(dataset: Dataset, files: Mapping[str, bytes], subject: Subject) 
         "suspects": list(zip(suspects, zoomed, strict=False)),
         "suspect_count": len(suspects),
         "pairs": pairs,
+        "map": embedding_map(files[EMBEDDINGS_FILE], dataset) if EMBEDDINGS_FILE in files else None,
         "images": embed_images(dataset, pictures),
         "colour": colour,
         "version": __version__,

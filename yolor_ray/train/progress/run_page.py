@@ -10,6 +10,7 @@ from yolor_ray.config import TrainConfig
 from yolor_ray.config.dotted import flatten
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.evaluate.detections import DETECTIONS_FILE
+from yolor_ray.evaluate.page.embedding_map import EMBEDDINGS_FILE
 from yolor_ray.evaluate.page.page import PAGE_FILE, Subject, report_page
 from yolor_ray.io import manifest, storage
 from yolor_ray.report.provenance import machine
@@ -25,10 +26,12 @@ NAMED_ELSEWHERE = ("run.storage", "run.name", "data.train", "data.val")
 def publish_run_page(context: TrainContext) -> None:
     """Add the page to the report of a run that has trained all its epochs."""
     folder = storage.join(context.run, REPORT_FOLDER)
-    files = manifest.read_published(folder, ("metrics.json", DETECTIONS_FILE))
+    entries = manifest.read_manifest(folder)
+    names = ["metrics.json", DETECTIONS_FILE, *({EMBEDDINGS_FILE} & entries.keys())]
+    files = manifest.read_published(folder, names)
     rows = read_metrics(context.run)
     page = report_page(context.val, files, Subject(f"Run {context.config.run.name}", _facts(context, rows), rows))
-    written = {name: entry for name, entry in manifest.read_manifest(folder).items() if name != PAGE_FILE}
+    written = {name: entry for name, entry in entries.items() if name != PAGE_FILE}
     manifest.publish_with(folder, written, {PAGE_FILE: page})
 
 

@@ -1,0 +1,1 @@
+"""Log the epochs of a run with TensorBoard, MLflow and W&B."""

@@ -14,7 +14,7 @@ JPEG = encode_image()
 
 def sample(client, start):
     """Return the value of the first sample whose line starts so, without its labels of the replica."""
-    for line in client.get("/metrics").text.replace('replica="replica-1",', "").replace('{replica="replica-1"}', "").splitlines():
+    for line in re.sub(r',?replica="replica-1",?', "", client.get("/metrics").text).replace("{}", "").splitlines():
         if line.startswith(start + " "):
             return float(line.rpartition(" ")[2])
     return None
@@ -69,6 +69,7 @@ def test_one_json_line_for_each_request(serve, tmp_path):
         "body_bytes": len(JPEG),
         "image": {"width": 200, "height": 120},
         "detections": 1,
+        "tiles": 1,
     }
     assert (second["request_id"], second["status"], second["code"], second["model"]) == ("two", 415, "unsupported_image", model)
     assert (third["route"], third["status"]) == ("/readyz", 200)

@@ -1,6 +1,7 @@
 """Crowd regions are not learned: anchors are not fitted to them, and a training set without another box is refused."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,7 @@ def test_sides_are_those_of_single_objects_at_the_size_of_the_network_input(tmp_
 
 def test_anchors_are_fitted_to_a_sample_of_many_boxes(tmp_path: Path, monkeypatch, caplog) -> None:
     fitted = []
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr("yolor_ray.train.anchors.MAX_BOXES", 4)
     monkeypatch.setattr(
         "yolor_ray.train.run.fit_anchors", lambda sides, *rest, **options: fitted.append(sides) or fit_anchors(sides, *rest, **options)

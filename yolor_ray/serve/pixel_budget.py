@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 
 class PixelBudget:
-    """Pixels that may be decoded at a time; images wait for their turn in the order in which they came."""
+    """Budget of pixels in decoding; images wait for their turn in the order in which they came."""
 
     def __init__(self, pixels: int) -> None:
         self._free = pixels

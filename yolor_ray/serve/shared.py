@@ -1,4 +1,4 @@
-"""Check that a service fits beside the applications that the Ray Serve of a cluster runs already.
+"""Check a service against the applications that the Ray Serve of a cluster runs already.
 
 Ray Serve has one address for all applications of a cluster, which the first of them chooses. Ray replaces an application of the same name
 without a word, and ignores another address.

@@ -37,8 +37,8 @@ class RowGroups(Sequence[RowGroup]):
         self._names = [name for _, name, _ in described]
         self._first_groups = np.cumsum([0, *(len(rows) for _, _, rows in described)])
         self._members = np.array([member for member, _, _ in described], np.int32)
-        self.rows = np.fromiter(itertools.chain.from_iterable(rows for _, _, rows in described), np.int32, self._first_groups[-1])
-        """(G,) int32: records in each group."""
+        self.rows = np.fromiter(itertools.chain.from_iterable(rows for _, _, rows in described), np.int64, self._first_groups[-1])
+        """(G,) int64: records in each group."""
         self.starts = np.cumsum(self.rows) - self.rows
         """(G,) int64: number in the dataset of each group's first record."""
 

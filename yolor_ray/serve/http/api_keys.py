@@ -44,22 +44,23 @@ class ApiKey:
 class Allowance:
     """Amount per second that one client may use; an unused second is saved, and one use may overdraw what is saved."""
 
-    def __init__(self, per_s: float, clock: Callable[[], float]) -> None:
-        self.per_s = per_s
+    def __init__(self, per_s: float, clock: Callable[[], float], least: float = 0.0) -> None:
+        """Save the allowance of a second; `least` must be saved for a use: a request is never a part of one."""
+        self.per_s, self._least = per_s, least
         self._clock = clock
         self._saved, self._updated = max(per_s, 1.0), clock()
         self._lock = threading.Lock()
 
     def wait_s(self, amount: float) -> float:
-        """Use an amount and return 0, or use nothing and return the seconds until something is saved again."""
+        """Use an amount and return 0, or use nothing and return the seconds until enough is saved again."""
         if math.isinf(self.per_s):
             return 0.0
         with self._lock:
             now = self._clock()
             self._saved = min(self._saved + (now - self._updated) * self.per_s, max(self.per_s, 1.0))
             self._updated = now
-            if self._saved <= 0:
-                return max(-self._saved / self.per_s, 1e-3)
+            if self._saved < self._least or self._saved <= 0:
+                return max((self._least - self._saved) / self.per_s, 1e-3)
             self._saved -= amount
             return 0.0
 
@@ -160,8 +161,8 @@ class ApiKeys:
         return found
 
     def _use(self, key: ApiKey, limit: str, amount: float) -> None:
-        per_s: float = getattr(key, limit)
-        allowance = self._allowances.setdefault((key.name, limit, per_s), Allowance(per_s, self._clock))
+        per_s, least = getattr(key, limit), 1.0 if limit == "requests_per_s" else 0.0
+        allowance = self._allowances.setdefault((key.name, limit, per_s), Allowance(per_s, self._clock, least))
         wait_s = allowance.wait_s(amount)
         if wait_s > 0:
             retry_s = math.ceil(wait_s)

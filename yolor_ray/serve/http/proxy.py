@@ -30,7 +30,7 @@ def middlewares() -> list[Any]:
 
 
 class NotReadyMiddleware:
-    """Middleware that answers 503 in JSON where the proxy knows no application, or where a probe waits for a replica."""
+    """ASGI middleware with the answer 503 in JSON where the proxy knows no application, or where a probe waits for a replica."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

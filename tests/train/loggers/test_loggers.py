@@ -138,13 +138,14 @@ def test_a_server_that_does_not_answer_is_told_before_the_training(tmp_path: Pat
     assert not any(path.is_file() for path in (tmp_path / "unreachable").rglob("*"))
 
 
-def test_wandb_without_a_key_is_told_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(ConfigError, match=r"run\.loggers: wandb: found no way .*; expected WANDB_API_KEY, or WANDB_MODE=offline"):
+def test_wandb_that_refuses_is_told_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def refuse(**_: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ConfigError, match=r"run\.loggers: wandb: found no way .* No API key configured\.; expected WANDB_API_KEY"):
         train(tiny_run(tmp_path, "keyless", loggers=("wandb",)))
     assert not (tmp_path / "keyless" / "config.json").exists()
 

@@ -36,8 +36,7 @@ MEMORY_EVERY_S = 2.0
 def prediction(config: PredictionConfig) -> dict[str, Any]:
     """Predict the images in a loop and by workers in turns, and return the rates, their ratio, the start of the workers and the memory.
 
-    `ratio` compares the rates from the workers' first result on, `job_ratio` those of the whole job after Ray is up. Ratios are medians
-    over rounds.
+    `ratio` is the rate of the whole job with workers, after Ray is up, relative to the loop; a median over rounds.
     """
     with contextlib.ExitStack() as stack:
         images = config.images
@@ -60,8 +59,7 @@ def prediction(config: PredictionConfig) -> dict[str, Any]:
     return {
         "ratio": statistics.median(ratios),
         "ratio_spread": spread(ratios),
-        "job_ratio": statistics.median(row["job"] / row["loop"] for row in rounds),
-        "images_per_s": {name: statistics.median(row[name] for row in rounds) for name in ("loop", "workers", "job")},
+        "images_per_s": {name: statistics.median(row[name] for row in rounds) for name in ("loop", "workers")},
         "first_result_s": statistics.median(row["first_result_s"] for row in rounds),
         "memory": {
             name: statistics.median(row[name] for row in rounds) for name in ("first_mb", "last_mb", "peak_mb", "mb_per_1000_images")
@@ -82,22 +80,20 @@ def _measure_round(job: PredictConfig, predictor: Predictor, parts: Sequence[Par
 
 
 def _measure_workers(job: PredictConfig, tasks: Sequence[Task]) -> dict[str, float]:
-    """Return the rates of a job with workers in images/s, its time to the first result, and the memory from the first result on."""
+    """Return the rate of a job with workers in images/s, its time to the first result, and the memory from the first result on."""
     started, last_reading = time.perf_counter(), -MEMORY_EVERY_S
-    ends: list[tuple[float, int]] = []
+    first_s = elapsed = 0.0
     readings: list[tuple[int, float]] = []
     done = 0
     for result in predict_by_ray(job, tasks):
         done += result.images + len(result.faults)
         elapsed = time.perf_counter() - started
-        ends.append((elapsed, done))
+        first_s = first_s or elapsed
         if elapsed - last_reading >= MEMORY_EVERY_S:
             readings.append((done, _memory_mb()))
             last_reading = elapsed
-    (first_s, first_done), (last_s, _) = ends[0], ends[-1]
     return {
-        "workers": (done - first_done) / max(last_s - first_s, 1e-9),
-        "job": done / last_s,
+        "workers": done / elapsed,
         "first_result_s": first_s,
         "first_mb": readings[0][1],
         "last_mb": readings[-1][1],

@@ -109,6 +109,16 @@ def test_a_log_that_a_rotation_moved_away_is_opened_anew(serve, tmp_path):
     assert len(log.read_text().splitlines()) == len((tmp_path / "access.1").read_text().splitlines()) == 1
 
 
+def test_a_request_is_answered_when_its_line_cannot_be_written(serve, tmp_path, caplog):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    with serve(access_log=str(folder / "access.jsonl")) as client:
+        (folder / "access.jsonl").unlink()
+        folder.rmdir()
+        assert client.post(JPEG).status_code == 200
+    assert "event=access_log_failed" in caplog.text
+
+
 def test_a_log_that_cannot_be_written_is_refused_by_name(serve, tmp_path):
     with pytest.raises(ConfigError, match=r"access_log: found .*no-folder"), serve(access_log=str(tmp_path / "no-folder" / "log")):
         pass

@@ -4,12 +4,13 @@ A line of the access log is one JSON object. No line has a key, a header, a quer
 """
 
 import json
-import logging.handlers
+import logging
 import random
 import re
 import time
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,24 +20,33 @@ from yolor_ray import config
 from yolor_ray.errors import ConfigError
 from yolor_ray.serve.service import Service
 
+logger = logging.getLogger(__name__)
+
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class AccessLog:
-    """File with one JSON line per sampled request; a file that was moved away by a log rotation is opened anew."""
+    """File with one JSON line per sampled request; it is opened for each line, so that a log rotation may move it away."""
 
     def __init__(self, settings: config.ServeConfig) -> None:
-        """Open the file; raises ConfigError if that is not possible."""
-        self._rate = settings.access_log_rate
+        """Raise ConfigError if the file cannot be written."""
+        self._path, self._rate = Path(settings.access_log), settings.access_log_rate
         try:
-            self._file = logging.handlers.WatchedFileHandler(settings.access_log, encoding="utf-8")
+            self._append("")
         except OSError as error:
-            raise ConfigError(f"access_log: found {settings.access_log} ({error.strerror}), expected a file that can be written") from None
+            raise ConfigError(f"access_log: found {self._path} ({error.strerror}), expected a file that can be written") from None
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line, or leave it out by the rate."""
+        """Append a line, or leave it out by the rate; a failure is logged, and the request is answered all the same."""
         if line["status"] >= 500 or random.random() < self._rate:
-            self._file.handle(logging.makeLogRecord({"msg": json.dumps(line)}))
+            try:
+                self._append(json.dumps(line) + "\n")
+            except OSError as error:
+                logger.warning("event=access_log_failed file=%s error='%s'", self._path, error)
+
+    def _append(self, text: str) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(text)
 
 
 class RequestLogMiddleware:

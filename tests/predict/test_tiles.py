@@ -14,7 +14,7 @@ from yolor_ray.inference.tiles import Tile, cut_tiles, merge_tiles
 from yolor_ray.predict.run import predict
 
 
-@given(st.integers(1, 2000), st.integers(1, 300), st.integers(64, 640), st.sampled_from([0, 0.1, 0.2, 0.5]))
+@given(st.integers(1, 2000), st.integers(1, 300), st.integers(64, 640), st.sampled_from([0.0, 0.1, 0.2, 0.5]))
 def test_tiles_cover_every_pixel_and_overlap_as_much_as_asked(width, height, tile_px, overlap):
     tiles = cut_tiles(width, height, tile_px, overlap)
     covered = np.zeros((height, width), bool)

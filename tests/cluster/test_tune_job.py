@@ -86,6 +86,7 @@ def kill_a_trial(job: subprocess.Popen) -> None:
     trial.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.chaos
 def test_an_ablation_survives_a_killed_trial_and_a_killed_driver_and_repeats_no_finished_trial(
     bucket: str, ray_cluster: dict[str, str], tmp_path: Path
 ) -> None:

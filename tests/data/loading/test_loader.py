@@ -1,6 +1,5 @@
 """Batches depend on seed, epoch and record alone, not on threads, caches, or the step at which a run was stopped."""
 
-import gc
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -205,7 +204,6 @@ def test_windows_are_dropped_when_their_dataset_has_gone_on(monkeypatch, scenes_
     monkeypatch.setattr(loader_module, "_read_window", read_window)
     with closing(make_loader(Source([*scenes_64, *scenes_64, *scenes_64]))) as loader:
         for _ in loader.epoch(windows, steps):
-            gc.collect()
             held = [number for number, window in enumerate(read) if window() is not None]
             assert len(held) <= 2 * len(sizes) + 2
     assert len(read) == len(windows) >= 6

@@ -89,7 +89,7 @@ def job(tmp_path, monkeypatch, capsys):
     """
     (tmp_path / "job_targets.py").write_text(TARGETS)
     monkeypatch.syspath_prepend(tmp_path)
-    for name, value in cli.MALLOC_SETTINGS.items():
+    for name, value in cli.PROCESS_SETTINGS.items():
         monkeypatch.setenv(name, value)
 
     def run(target: str | Callable[[list[str], str], object], *arguments: str, name: str = "job") -> tuple[object, str, str]:

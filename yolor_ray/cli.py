@@ -21,7 +21,7 @@ import tyro
 
 import yolor_ray
 from yolor_ray import config
-from yolor_ray.cluster.environment import MALLOC_SETTINGS
+from yolor_ray.cluster.environment import PROCESS_SETTINGS
 from yolor_ray.config.benchmark import BENCHMARK_DESCRIPTIONS, BENCHMARKS, PRESET_BENCHMARKS
 from yolor_ray.config.dotted import from_json, similar_names
 from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
@@ -76,7 +76,7 @@ def main(job: str | None = None) -> NoReturn:
 
 def run(name: str, job: Job, arguments: Sequence[str], program: str) -> NoReturn:
     """Read the arguments into the job's configuration, call its target and exit; see `main`."""
-    missing = {variable: value for variable, value in MALLOC_SETTINGS.items() if variable not in os.environ}
+    missing = {variable: value for variable, value in PROCESS_SETTINGS.items() if variable not in os.environ}
     if missing:
         # glibc reads these variables only when a process starts.
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})

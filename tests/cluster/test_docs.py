@@ -164,7 +164,7 @@ def run(folder: Path, s3: Callable[[], str], ray_cluster: dict[str, str]) -> Ite
     """Run one line of the documentation in the user's folder; the value is the printed result."""
     bucket = s3()
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
-        for name, value in cli.MALLOC_SETTINGS.items():
+        for name, value in cli.PROCESS_SETTINGS.items():
             patch.setenv(name, value)
 
         def run_line(line: str) -> dict:

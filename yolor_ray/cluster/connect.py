@@ -9,12 +9,12 @@ from typing import Any
 import ray
 
 from yolor_ray.cluster.access import check_access
-from yolor_ray.cluster.environment import MALLOC_SETTINGS, WORKER_HOOK, local_ray_settings
+from yolor_ray.cluster.environment import PROCESS_SETTINGS, WORKER_HOOK, local_ray_settings
 from yolor_ray.cluster.ray_internals import JOB_CONFIG, VISIBLE_DEVICES_OVERRIDE, local_ray
 from yolor_ray.errors import UserError
 
 WORKER_ENVIRONMENT = {
-    **MALLOC_SETTINGS,
+    **PROCESS_SETTINGS,
     # Workers share the cores of their node. Without a limit each of them would start one OpenMP thread per core.
     "OMP_NUM_THREADS": "1",
     # Many S3-compatible stores reject the checksums that newer AWS libraries send with every request.

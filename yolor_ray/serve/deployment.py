@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve import Application
 
 from yolor_ray import config
-from yolor_ray.cluster.environment import MALLOC_SETTINGS
+from yolor_ray.cluster.environment import PROCESS_SETTINGS
 from yolor_ray.config.renamed import current_fields
 from yolor_ray.errors import ConfigError
 from yolor_ray.io.redact import hide_secrets
@@ -103,7 +103,7 @@ def build(args: dict[str, Any]) -> Application:
 def _replica_environment(settings: config.ServeConfig) -> dict[str, str]:
     """Return variables that keep freed image buffers in the process and limit the threads of libraries, by default one per core."""
     return {
-        **MALLOC_SETTINGS,
+        **PROCESS_SETTINGS,
         "OMP_NUM_THREADS": str(settings.compute_threads),
         "MKL_NUM_THREADS": str(settings.compute_threads),
     }

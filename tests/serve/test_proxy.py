@@ -107,3 +107,16 @@ def test_haproxy_speaks_tls_at_the_services_address_alone():
     changed = haproxy.serve_tls(text, Path("/x/tls.pem"))
     assert "    bind 0.0.0.0:8000 ssl crt /x/tls.pem alpn h2,http/1.1\n" in changed
     assert changed.count(" ssl crt ") == 1 and len(changed.splitlines()) == len(text.splitlines())
+
+
+def test_haproxy_speaks_tls_with_the_certificate_beside_the_folders_of_the_nodes(tmp_path, monkeypatch):
+    node = tmp_path / "node"
+    node.mkdir()
+    (tmp_path / haproxy.CERTIFICATE_FILE).write_text("certificate")
+    (node / "haproxy.cfg").write_text("frontend http_frontend\n    bind 127.0.0.1:8000\n")
+    monkeypatch.setattr(haproxy.sys, "platform", "other")
+    monkeypatch.setattr(haproxy.os, "execv", lambda *_: None)
+    haproxy.main("haproxy", ["-f", str(node / "haproxy.cfg")])
+    assert f"bind 127.0.0.1:8000 ssl crt {tmp_path / haproxy.CERTIFICATE_FILE} alpn" in (node / "haproxy.cfg").read_text()
+    with pytest.raises(ValueError, match="plain HTTP"):
+        haproxy.serve_tls("frontend other\n    bind 127.0.0.1:8000\n", tmp_path / haproxy.CERTIFICATE_FILE)

@@ -10,8 +10,8 @@ PROCESS_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD
 
 The first two keep freed buffers under 1 GiB in the process. By default glibc returns large freed buffers to the kernel, so that each batch
 has to fetch new pages. Measured: training 1.10-1.16x, serving 1.16-1.27x and decoding 2.4x as fast. The third lets a compute thread sleep
-soon instead of spinning for the others, which stands still where other processes have the cores. Measured with two threads on two cores: a
-training as fast as before on an idle machine, and 3.4 to 3.9 instead of 0.5 to 0.7 images/s beside much other work.
+soon instead of spinning for the others, which stands still where other processes have the cores. On an idle machine a step of training with
+two threads takes as long with it as without it.
 """
 WORKER_HOOK = {"worker_process_setup_hook": "yolor_ray.cluster.environment.prepare_worker"}
 """Runtime environment that calls `prepare_worker` in every Ray process of a job, Ray's own controllers included."""

@@ -148,7 +148,7 @@ class OptimConfig:
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     """Update rule; `auto` = AdamW, or SGD with Nesterov momentum for networks with anchors in runs of 10,000 updates or more."""
     lr: float = 0.0
-    """Peak learning rate, for any number of images per update; 0 = that of the update rule, 0.01 for SGD and 0.002 for AdamW."""
+    """Peak learning rate, for any number of images per update; 0 = 0.01 for SGD, 0.002 for AdamW, and more with several tasks."""
     final_lr_ratio: float = 0.2
     """Learning rate at the end, as a fraction of the peak; the decay follows a cosine."""
     momentum: float = 0.937

@@ -16,7 +16,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 ERROR_FILE = "500.http"
 CERTIFICATE_FILE = "tls.pem"
-"""Certificates in the folder of HAProxy's configuration, with the key in a file of the same name and `.key`; absent without TLS."""
+"""Certificates in the folder of HAProxy's files, with the key in a file of the same name and `.key`; absent without TLS."""
 NO_REPLICA = {"code": "not_ready", "message": "no replica is ready; try again later", "request_id": ""}
 
 
@@ -33,7 +33,10 @@ def answer_503_without_application(text: str) -> str:
 
 def serve_tls(text: str, certificate: Path) -> str:
     """Return an HAProxy configuration whose service speaks TLS with this certificate."""
-    return re.sub(r"(?m)(^frontend http_frontend\n\s*bind \S+)$", rf"\g<1> ssl crt {certificate} alpn h2,http/1.1", text)
+    served, count = re.subn(r"(?m)(^frontend http_frontend\n\s*bind \S+)$", rf"\g<1> ssl crt {certificate} alpn h2,http/1.1", text)
+    if not count:
+        raise ValueError("found no frontend of Ray Serve in HAProxy's configuration, expected one: the service would speak plain HTTP")
+    return served
 
 
 def no_replica_response() -> str:
@@ -47,7 +50,8 @@ def main(binary: str, arguments: list[str]) -> None:
     """Replace this process by HAProxy; `arguments` are those of Ray and contain `-f CONFIGURATION`."""
     path = Path(arguments[arguments.index("-f") + 1])
     text = answer_503_without_application(bind_statistics_to_loopback(path.read_text()))
-    certificate = path.parent / CERTIFICATE_FILE
+    # Ray writes the configuration into a folder of the node, inside the folder that it was told.
+    certificate = path.parent.parent / CERTIFICATE_FILE
     path.write_text(serve_tls(text, certificate) if certificate.exists() else text)
     (path.parent / ERROR_FILE).write_text(no_replica_response())
     if sys.platform == "linux":

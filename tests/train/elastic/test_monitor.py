@@ -62,7 +62,7 @@ class LocalActor:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._actor = StopSignalActor()
-        monkeypatch.setattr(monitor.ray, "get", lambda answer: answer.result(5))
+        monkeypatch.setattr(monitor.ray, "get", lambda answer, timeout=5: answer.result(timeout))
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         async def call(*arguments: object) -> object:
@@ -97,6 +97,28 @@ def test_a_stop_signal_reaches_rank_0_in_far_less_than_the_3_s_of_ray_job_stop(m
         received[0], started_at = "SIGTERM", time.monotonic()
         remote_signal._thread.join(5)
     assert remote_signal() == "SIGTERM" and time.monotonic() - started_at < 0.8
+
+
+def test_an_actor_that_ray_restarts_hides_no_node(monkeypatch) -> None:
+    """Ray kills the actor beside the workers when memory is full; restarted, it has forgotten the nodes."""
+    answers = [{0: "a1", 1: "b2"}, None, {}]
+
+    def get(_: object, timeout: float) -> dict[int, str]:
+        """Answer as Ray does: not within the timeout while the actor restarts."""
+        answer = answers.pop(0)
+        if answer is None:
+            raise ray.exceptions.GetTimeoutError(f"no answer after {timeout} s")
+        return answer
+
+    monkeypatch.setattr(monitor.ray, "get", get)
+    monkeypatch.setattr(monitor, "draining_nodes", lambda: set() if answers else {"b2"})
+    actor = SimpleNamespace(nodes=SimpleNamespace(remote=lambda: None))
+    cluster_monitor = ClusterMonitor(actor, ClusterConfig(workers="2"), 2, never_stop, 0)
+    assert cluster_monitor._drain_reason() == ""
+    with pytest.raises(ray.exceptions.GetTimeoutError, match=r"after 10\.0 s"):
+        cluster_monitor._drain_reason()
+    assert cluster_monitor._drain_reason() == "node b2 is being drained"
+    assert cluster_monitor.nodes == {0: "a1", 1: "b2"}
 
 
 def test_a_worker_without_a_driver_polls_no_more(monkeypatch, caplog) -> None:

@@ -32,13 +32,11 @@ LOST = WorkerGroupError("worker 0 died", {0: RuntimeError("connection closed by 
 def capacities(monkeypatch) -> Iterator[list[int]]:
     """Return the workers that the cluster can schedule for each attempt, which a test may change."""
     capacities = [2] * 20
-    stop_actor = SimpleNamespace(
-        reason=SimpleNamespace(remote=lambda: "node abc is being drained"), nodes=SimpleNamespace(remote=lambda: {0: "a1", 1: "b2"})
-    )
+    stop_actor = SimpleNamespace(reason=SimpleNamespace(remote=lambda: "node abc is being drained"))
     monkeypatch.setenv(HUNG_WORKER_TIMEOUT, "60.0")
     monkeypatch.setattr(supervisor, "wait_for_capacity", lambda cluster, stop_signal: capacities.pop(0))
     monkeypatch.setattr(supervisor, "start_stop_signal_actor", lambda: stop_actor)
-    monkeypatch.setattr(supervisor, "ClusterMonitor", lambda *_: nullcontext(SimpleNamespace(scales_up=False)))
+    monkeypatch.setattr(supervisor, "ClusterMonitor", lambda *_: nullcontext(SimpleNamespace(scales_up=False, nodes={0: "a1", 1: "b2"})))
     monkeypatch.setattr(supervisor.ray, "kill", lambda actor: None)
     monkeypatch.setattr(supervisor.ray, "get", lambda answer: answer)
     monkeypatch.setattr(supervisor, "_pause", lambda seconds, stop_signal: None)
@@ -220,11 +218,7 @@ def test_the_restart_reason_of_a_lost_worker_is_its_rank_and_node_and_the_cause(
     assert attempts[1][1].startswith(expected)
 
 
-def test_a_controller_that_ray_killed_for_memory_is_a_failure_like_others(tmp_path: Path, capacities: list[int], monkeypatch) -> None:
-    def died(answer: object) -> object:
-        raise ray.exceptions.OutOfMemoryError("the actor of the stop signal was killed, too")
-
-    monkeypatch.setattr(supervisor.ray, "get", died)
+def test_a_controller_that_ray_killed_for_memory_is_a_failure_like_others(tmp_path: Path, capacities: list[int]) -> None:
     killed = ray.exceptions.OutOfMemoryError("9 worker(s) were killed. Memory on the node was 14GB used / 23GB limit")
     attempts, run_attempt = simulate_attempts(tmp_path, killed, TrainOutcome.DONE)
     assert supervisor.run_with_restarts(make_context(tmp_path), run_attempt, never_stop) is TrainOutcome.DONE

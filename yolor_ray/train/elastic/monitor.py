@@ -24,6 +24,8 @@ SIGNAL_POLL_S = 0.1
 """Time between two looks at the stop signal (s)."""
 POLL_S = 1.0
 """Time between two looks at the cluster (s)."""
+ACTOR_TIMEOUT_S = 10.0
+"""Longest wait for an answer of the stop-signal actor (s): while its node has no memory to restart it, Ray repeats a call without end."""
 SCALE_UP_DELAY_S = 30.0
 """Minimum attempt duration before scaling up (s); batches nodes that join together."""
 MAX_DELAY_DOUBLINGS = 4
@@ -114,6 +116,8 @@ class ClusterMonitor:
         self._scale_up_delay_s = SCALE_UP_DELAY_S * 2 ** min(scale_ups, MAX_DELAY_DOUBLINGS)
         self.scales_up = False
         """True if the attempt stops in order to restart with more workers."""
+        self.nodes: dict[int, str] = {}
+        """Id of each worker's node by rank, also after the actor, which forgets the nodes when Ray restarts it."""
         self._started_at = time.monotonic()
         self._last_full_at = self._started_at
         self._stop = threading.Event()
@@ -138,7 +142,7 @@ class ClusterMonitor:
                     looked_at = time.monotonic()
                     reason = self._drain_reason() or self._scale_up_reason()
                 if reason:
-                    ray.get(self._stop_actor.stop.remote(reason))
+                    ray.get(self._stop_actor.stop.remote(reason), timeout=ACTOR_TIMEOUT_S)
                     logger.info("event=stop_requested reason='%s'", reason)
                     return
             except ray.exceptions.RayError as error:
@@ -146,7 +150,8 @@ class ClusterMonitor:
 
     def _drain_reason(self) -> str:
         """Return the reason to stop if a worker's node is being drained, as before a spot machine is taken back; else empty."""
-        leaving = draining_nodes() & set(ray.get(self._stop_actor.nodes.remote()).values())
+        self.nodes |= ray.get(self._stop_actor.nodes.remote(), timeout=ACTOR_TIMEOUT_S)
+        leaving = draining_nodes() & set(self.nodes.values())
         return f"node {sorted(leaving)[0][:12]} is being drained" if leaving else ""
 
     def _scale_up_reason(self) -> str:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -67,7 +67,7 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, stop_sig
             restart_reason, scale_ups = ray.get(stop_actor.reason.remote()), scale_ups + monitor.scales_up
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             package_error, checkpoints = _package_error(error), complete_checkpoints(context.run)
-            known = _describe_hung_worker(error, context.run, stop_actor) or _describe_killed_worker(error, stop_actor)
+            known = _describe_hung_worker(error, context.run, monitor.nodes) or _describe_killed_worker(error, monitor.nodes)
             restart_reason = known or _failure_reason(error)
             if package_error and not (checkpoints and _is_transient(package_error)):
                 raise package_error from error
@@ -111,13 +111,13 @@ def _is_transient(error: UserError | TrainingError) -> bool:
     return isinstance(error, StorageError | LoaderError) and not isinstance(error, IntegrityError)
 
 
-def _describe_hung_worker(error: Exception, run: str, stop_actor: Any) -> str:
+def _describe_hung_worker(error: Exception, run: str, nodes: Mapping[int, str]) -> str:
     """Return rank, node and step of a worker that hung, empty if the attempt failed otherwise.
 
     The process of a hung worker answers no health check. If its training function alone hangs, the other workers fail after
     COLLECTIVE_TIMEOUT_S, and the hung one is among those that did not fail.
     """
-    failures, nodes = getattr(error, "worker_failures", {}), _worker_nodes(stop_actor)
+    failures = getattr(error, "worker_failures", {})
     ranks = [rank for rank, failure in failures.items() if isinstance(failure, WorkerHealthCheckTimeoutError)]
     fault = f"did not answer for {float(os.environ[HUNG_WORKER_TIMEOUT]):.0f} s"
     if not ranks and any(isinstance(cause, RuntimeError) and COLLECTIVE_TIMEOUT.search(str(cause)) for cause in _worker_errors(error)):
@@ -125,7 +125,7 @@ def _describe_hung_worker(error: Exception, run: str, stop_actor: Any) -> str:
     return f"{_name_workers(ranks, nodes)} {fault} after step {last_step(run)}" if ranks else ""
 
 
-def _describe_killed_worker(error: Exception, stop_actor: Any) -> str:
+def _describe_killed_worker(error: Exception, nodes: Mapping[int, str]) -> str:
     """Return rank and node of a worker that ended for want of memory, and the advice, empty if the attempt failed otherwise.
 
     The kernel leaves no reason where it kills a process: that reason is one of several.
@@ -140,19 +140,11 @@ def _describe_killed_worker(error: Exception, stop_actor: Any) -> str:
         (PROCESS_ENDED, "ended without a word: killed by hand, or by the kernel for want of memory (`dmesg` says so), or crashed"),
     ):
         if ranks := [rank for rank, text in texts.items() if pattern.search(text)]:
-            return f"{_name_workers(ranks, _worker_nodes(stop_actor))} {fault}: {MEMORY_ADVICE}"
+            return f"{_name_workers(ranks, nodes)} {fault}: {MEMORY_ADVICE}"
     return ""
 
 
-def _worker_nodes(stop_actor: Any) -> dict[int, str]:
-    """Return the id of each rank's node; empty if the actor that knows them has died, too."""
-    try:
-        return ray.get(stop_actor.nodes.remote())
-    except ray.exceptions.RayError:
-        return {}
-
-
-def _name_workers(ranks: list[int], nodes: dict[int, str]) -> str:
+def _name_workers(ranks: list[int], nodes: Mapping[int, str]) -> str:
     """Return ranks with the addresses of their nodes; `nodes` has the id of each rank's node."""
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
     return " or ".join(f"rank {rank} on node {addresses.get(nodes.get(rank, ''), 'unknown')}" for rank in ranks)

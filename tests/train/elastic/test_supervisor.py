@@ -126,8 +126,11 @@ def test_an_attempt_gets_the_number_of_earlier_scale_ups(tmp_path: Path, capacit
 
 def test_capacity_that_another_job_took_is_no_failure(tmp_path: Path, capacities: list[int]) -> None:
     timeout = ControllerError(WorkerGroupStartupTimeoutError(2))
-    _, run_attempt = simulate_attempts(tmp_path, timeout, timeout, timeout, TrainOutcome.DONE)
-    assert supervisor.run_with_restarts(make_context(tmp_path, max_failures=0), run_attempt, never_stop) is TrainOutcome.DONE
+    attempts, run_attempt = simulate_attempts(tmp_path, timeout, timeout, LOST, timeout, TrainOutcome.DONE)
+    assert supervisor.run_with_restarts(make_context(tmp_path), run_attempt, never_stop) is TrainOutcome.DONE
+    reasons = [reason for _, reason in attempts]
+    assert reasons[:3] == [""] * 3, "a run's first attempt has no reason, and the first of another job says so itself"
+    assert "worker 0 died" in reasons[3] and reasons[4] == reasons[3]
 
 
 def test_a_failure_while_workers_connect_is_retried(tmp_path: Path, capacities: list[int]) -> None:

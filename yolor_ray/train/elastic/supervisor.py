@@ -68,13 +68,13 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, stop_sig
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
             package_error, checkpoints = _package_error(error), complete_checkpoints(context.run)
             known = _describe_hung_worker(error, context.run, monitor.nodes) or _describe_killed_worker(error, monitor.nodes)
-            restart_reason = known or _failure_reason(error)
             if package_error and not (checkpoints and _is_transient(package_error)):
                 raise package_error from error
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
                 # Another job took the capacity before Ray Train did, which is no failure of the run.
                 logger.warning("event=capacity_taken workers=%d", workers)
                 continue
+            restart_reason = known or _failure_reason(error)
             failures = 1 if checkpoints != checkpoints_before else failures + 1
             if failures > cluster.max_failures:
                 summary = f"{failures} failures in a row without a new checkpoint, the last: {known or error}"

@@ -12,7 +12,7 @@ import ray
 from yolor_ray.cluster.stop_signal import never_stop
 from yolor_ray.config import ClusterConfig
 from yolor_ray.train.elastic import monitor
-from yolor_ray.train.elastic.monitor import ClusterMonitor, RemoteStopSignal, StopSignalActor
+from yolor_ray.train.elastic.monitor import ClusterMonitor, RemoteStopSignal, StopSignalActor, WorkerPlace
 
 
 @pytest.fixture
@@ -99,11 +99,12 @@ def test_a_stop_signal_reaches_rank_0_in_far_less_than_the_3_s_of_ray_job_stop(m
     assert remote_signal() == "SIGTERM" and time.monotonic() - started_at < 0.8
 
 
-def test_an_actor_that_ray_restarts_hides_no_node(monkeypatch) -> None:
-    """Ray kills the actor beside the workers when memory is full; restarted, it has forgotten the nodes."""
-    answers = [{0: "a1", 1: "b2"}, None, {}]
+def test_an_actor_that_ray_restarts_hides_no_node_and_no_placement_group(monkeypatch) -> None:
+    """Ray kills the actor beside the workers when memory is full; restarted, it has forgotten their places."""
+    group, removed = SimpleNamespace(id="g"), []
+    answers = [{0: WorkerPlace("a1", group), 1: WorkerPlace("b2", group)}, None, {}]
 
-    def get(_: object, timeout: float) -> dict[int, str]:
+    def get(_: object, timeout: float) -> dict[int, WorkerPlace]:
         """Answer as Ray does: not within the timeout while the actor restarts."""
         answer = answers.pop(0)
         if answer is None:
@@ -112,13 +113,16 @@ def test_an_actor_that_ray_restarts_hides_no_node(monkeypatch) -> None:
 
     monkeypatch.setattr(monitor.ray, "get", get)
     monkeypatch.setattr(monitor, "draining_nodes", lambda: set() if answers else {"b2"})
-    actor = SimpleNamespace(nodes=SimpleNamespace(remote=lambda: None))
+    monkeypatch.setattr(monitor, "remove_placement_group", removed.append)
+    actor = SimpleNamespace(places=SimpleNamespace(remote=lambda: None))
     cluster_monitor = ClusterMonitor(actor, ClusterConfig(workers="2"), 2, never_stop, 0)
     assert cluster_monitor._drain_reason() == ""
     with pytest.raises(ray.exceptions.GetTimeoutError, match=r"after 10\.0 s"):
         cluster_monitor._drain_reason()
     assert cluster_monitor._drain_reason() == "node b2 is being drained"
     assert cluster_monitor.nodes == {0: "a1", 1: "b2"}
+    cluster_monitor.free_resources()
+    assert removed == [group]
 
 
 def test_a_worker_without_a_driver_polls_no_more(monkeypatch, caplog) -> None:

@@ -28,6 +28,10 @@ from yolor_ray.train.loop import TrainOutcome
 LOST = WorkerGroupError("worker 0 died", {0: RuntimeError("connection closed by peer")})
 
 
+def ended_monitor() -> SimpleNamespace:
+    return SimpleNamespace(scales_up=False, nodes={0: "a1", 1: "b2"}, free_resources=lambda: None)
+
+
 @pytest.fixture
 def capacities(monkeypatch) -> Iterator[list[int]]:
     """Return the workers that the cluster can schedule for each attempt, which a test may change."""
@@ -36,7 +40,7 @@ def capacities(monkeypatch) -> Iterator[list[int]]:
     monkeypatch.setenv(HUNG_WORKER_TIMEOUT, "60.0")
     monkeypatch.setattr(supervisor, "wait_for_capacity", lambda cluster, stop_signal: capacities.pop(0))
     monkeypatch.setattr(supervisor, "start_stop_signal_actor", lambda: stop_actor)
-    monkeypatch.setattr(supervisor, "ClusterMonitor", lambda *_: nullcontext(SimpleNamespace(scales_up=False, nodes={0: "a1", 1: "b2"})))
+    monkeypatch.setattr(supervisor, "ClusterMonitor", lambda *_: nullcontext(ended_monitor()))
     monkeypatch.setattr(supervisor.ray, "kill", lambda actor: None)
     monkeypatch.setattr(supervisor.ray, "get", lambda answer: answer)
     monkeypatch.setattr(supervisor, "_pause", lambda seconds, stop_signal: None)
@@ -226,6 +230,18 @@ def test_a_controller_that_ray_killed_for_memory_is_a_failure_like_others(tmp_pa
     attempts, run_attempt = simulate_attempts(tmp_path, killed, TrainOutcome.DONE)
     assert supervisor.run_with_restarts(make_context(tmp_path), run_attempt, never_stop) is TrainOutcome.DONE
     assert attempts[1][1].startswith("Ray killed the controller of the workers because the memory of its node was full: give the node")
+
+
+def test_a_failed_attempt_frees_its_resources_before_the_next(tmp_path: Path, capacities: list[int], monkeypatch) -> None:
+    """Ray Train frees them no more where Ray killed its controller and the controller's cleaner."""
+    events: list[str] = []
+    ended = ended_monitor()
+    ended.free_resources = lambda: events.append("freed")
+    monkeypatch.setattr(supervisor, "ClusterMonitor", lambda *_: nullcontext(ended))
+    monkeypatch.setattr(supervisor, "wait_for_capacity", lambda cluster, stop_signal: events.append("waits") or 2)
+    _, run_attempt = simulate_attempts(tmp_path, ray.exceptions.ActorDiedError(), TrainOutcome.DONE)
+    assert supervisor.run_with_restarts(make_context(tmp_path), run_attempt, never_stop) is TrainOutcome.DONE
+    assert events == ["waits", "freed", "waits"]
 
 
 def test_sigterm_ends_the_run_after_its_attempt(tmp_path: Path, capacities: list[int]) -> None:

@@ -8,10 +8,11 @@ import asyncio
 import logging
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import ray.exceptions
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from yolor_ray.cluster.capacity import draining_nodes, schedulable_workers
@@ -34,22 +35,29 @@ STABLE_CAPACITY_S = 10.0
 """Time that capacity for more workers must stay free before scaling up (s): other jobs' capacity comes and goes."""
 
 
+class WorkerPlace(NamedTuple):
+    """Id of a worker's node, and the placement group of its attempt."""
+
+    node: str
+    group: PlacementGroup | None
+
+
 class StopSignalActor:
-    """Nodes of an attempt's workers, or the stopped trials of a study, and the reason to stop; an actor on the driver's node."""
+    """Places of an attempt's workers, or the stopped trials of a study, and the reason to stop; an actor on the driver's node."""
 
     def __init__(self) -> None:
-        self._nodes: dict[int, str] = {}
+        self._places: dict[int, WorkerPlace] = {}
         self._reason = ""
         self._stopped = asyncio.Event()
         self._stopped_trials: set[str] = set()
 
-    def join(self, rank: int, node: str) -> None:
-        """Add the id of a worker's node."""
-        self._nodes[rank] = node
+    def join(self, rank: int, place: WorkerPlace) -> None:
+        """Add the place of a worker."""
+        self._places[rank] = place
 
-    def nodes(self) -> dict[int, str]:
-        """Return the id of each worker's node by rank."""
-        return self._nodes
+    def places(self) -> dict[int, WorkerPlace]:
+        """Return the place of each worker by rank."""
+        return self._places
 
     def add_stopped_trial(self, name: str) -> None:
         """Add a trial that has stopped after a checkpoint."""
@@ -116,8 +124,8 @@ class ClusterMonitor:
         self._scale_up_delay_s = SCALE_UP_DELAY_S * 2 ** min(scale_ups, MAX_DELAY_DOUBLINGS)
         self.scales_up = False
         """True if the attempt stops in order to restart with more workers."""
-        self.nodes: dict[int, str] = {}
-        """Id of each worker's node by rank, also after the actor, which forgets the nodes when Ray restarts it."""
+        self._places: dict[int, WorkerPlace] = {}
+        """Places of the workers, also of those that the actor has forgotten, because Ray restarted it."""
         self._started_at = time.monotonic()
         self._last_full_at = self._started_at
         self._stop = threading.Event()
@@ -132,6 +140,20 @@ class ClusterMonitor:
         """Stop the thread."""
         self._stop.set()
         self._thread.join()
+
+    @property
+    def nodes(self) -> dict[int, str]:
+        """Id of each worker's node by rank."""
+        return {rank: place.node for rank, place in self._places.items()}
+
+    def free_resources(self) -> None:
+        """Free the resources of the workers of the ended attempt.
+
+        Ray Train does so itself, unless Ray killed its controller and the actor that cleans up after the controller, as Ray does when
+        memory is full. Then the next attempt would wait for the resources of the one before it, until the job ends.
+        """
+        for group in {place.group.id: place.group for place in self._places.values() if place.group}.values():
+            remove_placement_group(group)
 
     def _poll(self) -> None:
         looked_at = 0.0
@@ -150,7 +172,7 @@ class ClusterMonitor:
 
     def _drain_reason(self) -> str:
         """Return the reason to stop if a worker's node is being drained, as before a spot machine is taken back; else empty."""
-        self.nodes |= ray.get(self._stop_actor.nodes.remote(), timeout=ACTOR_TIMEOUT_S)
+        self._places |= ray.get(self._stop_actor.places.remote(), timeout=ACTOR_TIMEOUT_S)
         leaving = draining_nodes() & set(self.nodes.values())
         return f"node {sorted(leaving)[0][:12]} is being drained" if leaving else ""
 

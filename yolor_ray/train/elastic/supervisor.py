@@ -66,6 +66,7 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, stop_sig
                 return outcome
             restart_reason, scale_ups = ray.get(stop_actor.reason.remote()), scale_ups + monitor.scales_up
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+            monitor.free_resources()
             package_error, checkpoints = _package_error(error), complete_checkpoints(context.run)
             known = _describe_hung_worker(error, context.run, monitor.nodes) or _describe_killed_worker(error, monitor.nodes)
             if package_error and not (checkpoints and _is_transient(package_error)):

@@ -16,6 +16,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.placement_group import get_current_placement_group
 
 from yolor_ray.cluster.block_source import cluster_source
 from yolor_ray.cluster.capacity import check_capacity, clear_resource_request, wait_for_capacity, worker_resources
@@ -28,7 +29,7 @@ from yolor_ray.report.provenance import available_cores
 from yolor_ray.train.checkpoint.attempts import read_attempts
 from yolor_ray.train.context import Report, TrainContext
 from yolor_ray.train.distributed import COLLECTIVE_TIMEOUT_S, DistContext, make_dist_context
-from yolor_ray.train.elastic.monitor import RemoteStopSignal
+from yolor_ray.train.elastic.monitor import RemoteStopSignal, WorkerPlace
 from yolor_ray.train.elastic.supervisor import run_with_restarts
 from yolor_ray.train.loop import TrainOutcome, train_loop
 
@@ -155,7 +156,8 @@ def _run_worker(config: dict[str, Any]) -> Any:
     workers_on_node = ray.train.get_context().get_local_world_size()
     torch.set_num_threads(context.config.cluster.compute_threads or max(available_cores() // workers_on_node, 1))
     stop_actor = config["stop_actor"]
-    stop_actor.join.remote(ray.train.get_context().get_world_rank(), ray.get_runtime_context().get_node_id())
+    place = WorkerPlace(ray.get_runtime_context().get_node_id(), get_current_placement_group())
+    stop_actor.join.remote(ray.train.get_context().get_world_rank(), place)
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)

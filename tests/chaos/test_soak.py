@@ -4,7 +4,9 @@
 | --- | --- |
 | no record is taken twice or lost | each epoch's ledger, and weights equal bit for bit to those of an undisturbed run |
 | every request gets its right answer | except in the stated seconds after a fault (`soak_faults.LIMITS_S`) |
-| memory, files, threads and actors are flat | the 95 % interval of the slope allows 5 % per hour; judged from 25 minutes on |
+| memory, files, threads and actors are flat | the 95 % interval of the slope allows 5 % per hour, and 10 MB for Ray's daemons of a node |
+
+Slopes are judged from 25 minutes on.
 
 `make soak` runs it, as root; `make soak MINUTES=10` takes ten minutes besides the start and the end. SOAK_SEED changes the order of faults.
 """

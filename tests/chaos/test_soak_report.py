@@ -24,6 +24,12 @@ def test_growth_is_found_and_its_interval_holds_it() -> None:
     assert too_short is not None and too_short.is_flat
 
 
+def test_a_stated_growth_is_allowed_and_more_is_not() -> None:
+    for per_hour, is_flat in ((6, True), (30, False)):
+        slope = common_slope([process(20, per_hour, noise=0.1)], allowed=10)
+        assert slope is not None and slope.is_flat == is_flat
+
+
 def test_processes_that_replace_each_other_at_other_levels_are_flat() -> None:
     later = process(300, 0, seed=1)
     later[:, 0] += 3000

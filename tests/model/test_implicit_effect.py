@@ -70,17 +70,34 @@ def measure(head: nn.Module, features: list[Tensor]) -> tuple[float, float]:
     return min(effects), min(gradients)
 
 
-@pytest.mark.parametrize(("head", "form"), FORMS, ids=["-".join((head, *form.values())) for head, form in FORMS])
-def test_every_prior_of_every_task_acts_in_training(head, form):
+def least_numbers(config: NetworkConfig) -> tuple[Yolor, dict[str, tuple[float, float]]]:
+    """Return a network of the configuration, and the least effect and gradient of its priors by task."""
     torch.manual_seed(0)
-    network = Yolor(network_config(head, ImplicitConfig(**form)), 3, ANCHORS, image_classes=3, keypoints=2).double().train()
+    network = Yolor(config, 3, ANCHORS, image_classes=3, keypoints=2).double().train()
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and any(module.padding):
             module.padding_mode = "circular"
     features = [torch.randn(4, channels, side, side, dtype=torch.float64) for channels, side in ((8, 6), (12, 4))]
-    measured = {task: measure(network.head if task == "detect" else network.tasks[task], features) for task in TASKS}
+    return network, {task: measure(network.head if task == "detect" else network.tasks[task], features) for task in TASKS}
+
+
+@pytest.mark.parametrize(("head", "form"), FORMS, ids=["-".join((head, *form.values())) for head, form in FORMS])
+def test_every_prior_of_every_task_acts_in_training(head, form):
+    _, measured = least_numbers(network_config(head, ImplicitConfig(**form)))
     dead = {task: numbers for task, numbers in measured.items() if numbers[0] < MIN_EFFECT or numbers[1] < MIN_GRADIENT}
     assert not dead
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_each_task_can_have_operators_of_its_own_and_all_of_them_act(head):
+    operators = {"pose": "multiply/add", "embed": "concat/none", "detect": "none/multiply", "segment": "project/none"}
+    implicit = ImplicitConfig(align="add", refine="none", of_tasks=tuple(f"{task}={pair}" for task, pair in operators.items()))
+    network, measured = least_numbers(network_config(head, implicit))
+    for task, pair in {**operators, "classify": "add/none"}.items():
+        modules = (network.head if task == "detect" else network.tasks[task]).modules()
+        found = {getattr(module, "operator", "project") for module in modules if isinstance(module, IMPLICIT_MODULES)}
+        assert found == set(pair.split("/")) - {"none"}, task
+    assert all(effect > MIN_EFFECT and gradient > MIN_GRADIENT for effect, gradient in measured.values())
 
 
 def test_all_operators_and_places_are_among_the_tested_forms():

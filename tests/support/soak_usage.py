@@ -29,7 +29,15 @@ ROLES = {
     "runtime environment agent": "ray::RuntimeEnvAgent",
 }
 """Part of the command line of each role's processes."""
+NODE_DAEMONS = ("raylet", "GCS", "dashboard", "dashboard agent", "runtime environment agent")
+"""Ray's own processes of a node, which run none of the project's code."""
 MEASURES = ("memory, MB", "files", "threads")
+DAEMON_MB = 10.0
+"""Growth of a node daemon's memory per hour that counts as flat (MB).
+
+A raylet of 10 MB keeps 0.07 MB of each of its first 100 worker processes, 0.006 MB of each later one, and 0.06 MB of each driver, on a
+cluster that does nothing else. The project cannot change that. A soak has some 100 workers on a node and 20 drivers.
+"""
 PERIOD_S = 10.0
 WARM_UP_S = 180.0
 """First seconds of a process, which loads modules and fills caches, without an influence on slopes."""
@@ -52,18 +60,20 @@ class Slope:
     per_hour: float
     low: float
     high: float
+    allowed: float = 0.0
+    """Change per hour that counts as flat, if it is more than FLAT_SHARE of the mean."""
 
     @property
     def is_flat(self) -> bool:
-        """Return False if even the lower limit is more growth than FLAT_SHARE; a time under JUDGED_S shows no growth."""
-        return self.seconds < JUDGED_S or self.low <= FLAT_SHARE * abs(self.mean)
+        """Return False if even the lower limit is more growth than counts as flat; a time under JUDGED_S shows no growth."""
+        return self.seconds < JUDGED_S or self.low <= max(FLAT_SHARE * abs(self.mean), self.allowed)
 
     def __str__(self) -> str:
         judgement = f" (at most {self.seconds / 60:.0f} min, not judged)" if self.seconds < JUDGED_S else "" if self.is_flat else " GROWS"
         return f"{self.mean:.1f}: {self.per_hour:+.2f} [{self.low:+.2f}, {self.high:+.2f}]{judgement}"
 
 
-def common_slope(series: Sequence[np.ndarray]) -> Slope | None:
+def common_slope(series: Sequence[np.ndarray], allowed: float = 0.0) -> Slope | None:
     """Return the slope that series of (seconds, value) rows, (N, 2) each, have in common; None without enough samples.
 
     Each series has a level of its own: a process that replaces a killed one begins anew. Samples that follow each other resemble each
@@ -84,7 +94,7 @@ def common_slope(series: Sequence[np.ndarray]) -> Slope | None:
     error = float(np.sqrt(total / spread / max(len(seconds) - len(series) - 1, 1) * (1 + correlation) / (1 - correlation)))
     half = float(stats.t.ppf(0.975, freedom)) * error
     longest_s = max(float(np.ptp(rows[:, 0])) for rows in series)
-    return Slope(longest_s, mean, slope * 3600, (slope - half) * 3600, (slope + half) * 3600)
+    return Slope(longest_s, mean, slope * 3600, (slope - half) * 3600, (slope + half) * 3600, allowed)
 
 
 def role_of(command_line: str) -> str:
@@ -139,4 +149,5 @@ class Usage:
     def slope(self, role: str, measure: int) -> Slope | None:
         """Return the slope of a measure, by its number in MEASURES, over the processes of a role."""
         series = [np.array(rows) for (found, _), rows in self._samples.items() if found == role]
-        return common_slope([rows[:, [0, 1 + measure]] for rows in series])
+        allowed = DAEMON_MB if role in NODE_DAEMONS and measure == 0 else 0.0
+        return common_slope([rows[:, [0, 1 + measure]] for rows in series], allowed)

@@ -1,9 +1,9 @@
 """Define the settings of the network: the member of the YOLOR family, and its implicit knowledge."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args, get_type_hints
 
-from yolor_ray.errors import check
+from yolor_ray.errors import ConfigError, check
 
 Task = Literal["detect", "classify", "embed", "segment", "pose"]
 TASKS: tuple[Task, ...] = ("detect", "classify", "embed", "segment", "pose")
@@ -36,9 +36,11 @@ class ImplicitConfig:
     """Outputs of detection that are refined: all, x and y of boxes, or box width and height (the paper's PR*)."""
     std: float = 0.02
     """Standard deviation of fresh priors, 0 or more."""
+    of_tasks: tuple[str, ...] = ()
+    """Operators of single tasks, each as TASK=ALIGN/REFINE, such as `pose=multiply/none`; the other tasks have align and refine."""
 
     def __post_init__(self) -> None:
-        """Check the range of std, and combinations."""
+        """Check the range of std, combinations, and the operators of each task."""
         name = "network.implicit"
         check(self.std >= 0, f"{name}.std", self.std, "0 or more")
         check(self.align != "project" or self.align_by == "vector", f"{name}.align_by", self.align_by, "vector: project has its own model")
@@ -54,6 +56,30 @@ class ImplicitConfig:
         check(not per_anchor or self.align_by == "vector", f"{name}.align_by", self.align_by, "vector, as alignment is per anchor")
         aligns_per_anchor = self.align in ("add", "multiply", "concat")
         check(not per_anchor or aligns_per_anchor, f"{name}.align", self.align, "add, multiply or concat, as alignment is per anchor")
+        tasks = [task for task, _ in map(self._split_operators, self.of_tasks)]
+        check(len(set(tasks)) == len(tasks), f"{name}.of_tasks", self.of_tasks, "each task at most once")
+        if tasks:
+            _ = self.by_task
+
+    def _split_operators(self, text: str) -> tuple[str, dict[str, Any]]:
+        """Return the task and the operators of an entry of `of_tasks`."""
+        task, _, pair = text.partition("=")
+        operators = dict(zip(("align", "refine"), pair.split("/", 1), strict=False))
+        types = get_type_hints(ImplicitConfig)
+        is_valid = task in TASKS and len(operators) == 2 and all(word in get_args(types[name]) for name, word in operators.items())
+        check(is_valid, "network.implicit.of_tasks", text, "TASK=ALIGN/REFINE, such as pose=multiply/none")
+        return task, operators
+
+    @property
+    def by_task(self) -> dict[str, "ImplicitConfig"]:
+        """The forms of each task."""
+        forms: dict[str, ImplicitConfig] = {task: replace(self, of_tasks=()) for task in TASKS}
+        for task, operators in map(self._split_operators, self.of_tasks):
+            try:
+                forms[task] = replace(forms[task], **operators)
+            except ConfigError as error:
+                raise ConfigError(f"network.implicit.of_tasks: {task}: {error}") from error
+        return forms
 
     @property
     def needs_anchors(self) -> bool:
@@ -117,12 +143,12 @@ class NetworkConfig:
         check(2 <= self.levels <= 5, "network.levels", self.levels, "2 to 5")
         valid = len(set(self.tasks)) == len(self.tasks) and set(self.tasks) <= set(TASKS)
         check(valid and "detect" in self.tasks, "network.tasks", self.tasks, f"detect, and each of {', '.join(TASKS[1:])} at most once")
-
         if self.head == "free":
-            self._check_without_anchors()
+            for task in self.tasks:
+                self._check_without_anchors(self.implicit.by_task[task])
 
-    def _check_without_anchors(self) -> None:
-        implicit, name = self.implicit, "network.implicit"
+    def _check_without_anchors(self, implicit: ImplicitConfig) -> None:
+        name = "network.implicit"
         check(implicit.align_per != "anchor", f"{name}.align_per", "anchor", "level, as network.head free has no anchors")
         expected = "{}, as network.head free predicts the distances of a box's sides and no centre"
         check(implicit.refine != "add_multiply", f"{name}.refine", "add_multiply", expected.format("none, add or multiply"))
@@ -130,10 +156,10 @@ class NetworkConfig:
 
     def check_trainable(self) -> None:
         """Raise ConfigError for implicit knowledge that training cannot learn; weights of version 0.2 may have it."""
-        implicit = self.implicit
-        is_removed = implicit.align in ("add", "concat") and implicit.align_at == "pyramid"
-        expected = f"prediction, as the batch norm behind the head's 3x3 takes out the constant of align {implicit.align}"
-        check(not is_removed, "network.implicit.align_at", implicit.align_at, expected)
+        for implicit in (self.implicit.by_task[task] for task in self.tasks):
+            is_removed = implicit.align in ("add", "concat") and implicit.align_at == "pyramid"
+            expected = f"prediction, as the batch norm behind the head's 3x3 takes out the constant of align {implicit.align}"
+            check(not is_removed, "network.implicit.align_at", implicit.align_at, expected)
 
     @property
     def predictions_per_cell(self) -> int:

@@ -3,12 +3,13 @@
 A pack that dies leaves no `dataset.json`. The same command again continues with the shards that are missing.
 """
 
+import hashlib
 import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -28,6 +29,7 @@ from yolor_ray.config import (
 )
 from yolor_ray.data.coco_rules import warn_of_limit
 from yolor_ray.data.shards.dataset import MANIFEST, Dataset, RowGroup, dataset_digest, open_dataset, write_dataset
+from yolor_ray.data.shards.image_hashes import HASHES_FILE, encode_hashes
 from yolor_ray.errors import CheckFailed, DataError
 from yolor_ray.io.storage import absolute, delete, exists, join, list_names, write_bytes
 from yolor_ray.pack.annotations.faults import Fault, count_by_code
@@ -172,7 +174,7 @@ def build_dataset(plan: PackPlan, parallel: bool = True) -> dict:
         # Another job has finished a dataset here since.
         _clear(plan.output, keep=[shard.name for shard in finished.shards])
     if finished is None:
-        _publish(plan, dataset, faults)
+        _publish(plan, dataset, faults, encode_hashes(digest for result in results for digest in result.image_hashes.values()))
     else:
         check_dataset(plan, dataset, faults)
         if finished.digest != dataset.digest:
@@ -240,8 +242,8 @@ def _describe(plan: PackPlan, results: Sequence[ShardResult], faults: Sequence[F
     )
 
 
-def _publish(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
-    """Write the faults and `dataset.json`; a refused dataset leaves nothing at the output."""
+def _publish(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault], hashes: bytes) -> None:
+    """Write the faults, the image hashes and `dataset.json`; a refused dataset leaves nothing at the output."""
     try:
         check_dataset(plan, dataset, faults)
     except DataError:
@@ -249,7 +251,8 @@ def _publish(plan: PackPlan, dataset: Dataset, faults: Sequence[Fault]) -> None:
         raise
     _clear(plan.output, keep=[shard.name for shard in dataset.shards])
     write_bytes(join(plan.output, FAULTS_FILE), "".join(json.dumps(asdict(fault)) + "\n" for fault in faults).encode())
-    write_dataset(dataset)
+    write_bytes(join(plan.output, HASHES_FILE), hashes)
+    write_dataset(replace(dataset, hashes_sha256=hashlib.sha256(hashes).hexdigest()))
 
 
 def _clear(output: str, keep: Sequence[str]) -> None:

@@ -81,6 +81,8 @@ class Dataset:
     """Number of faults met while packing, by code; `faults.jsonl` in the same folder lists the faults."""
     crowds: int | None = None
     """Number of objects that are crowd regions; None where `dataset.json` is older than the count."""
+    hashes_sha256: str = ""
+    """SHA-256 of the file of image hashes; empty for a dataset without one, as older versions packed it."""
     members: tuple["Dataset", ...] = ()
     """The datasets of a union, whose shards follow each other; empty for a single dataset."""
     class_keypoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -182,7 +184,8 @@ def _dataset_from_json(url: str, content: dict[str, Any]) -> Dataset:
     fields: dict[str, Any] = {**lists, **values}
     # Manifests of older versions have no keypoints by class: every class has all.
     class_keypoints = {name: tuple(keypoints) for name, keypoints in content.get("class_keypoints", {}).items()}
-    dataset = Dataset(url=url, shards=shards, **fields, crowds=content.get("crowds"), class_keypoints=class_keypoints)
+    later = {"crowds": content.get("crowds"), "hashes_sha256": content.get("hashes_sha256", "")}
+    dataset = Dataset(url=url, shards=shards, **fields, **later, class_keypoints=class_keypoints)
     rows = sum(sum(shard.row_groups) for shard in shards)
     if rows != dataset.images:
         raise ValueError(f"{rows} rows in the shards, {dataset.images} images")

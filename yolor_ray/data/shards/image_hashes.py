@@ -1,14 +1,15 @@
 """Hash encoded images, in order to find equal images in two datasets and to hold out a share of a dataset.
 
-The hashes of a dataset take one read of the images. They are kept in a folder, because a dataset with the same digest has the same images.
+A packed dataset has a file of its hashes. The hashes of other datasets take one read of the images, and are kept in a folder, because a
+dataset with the same digest has the same images.
 A held-out image is chosen by its hash, so that it is on the same side for ever: names, order and other images have no influence, and
 equal images are never divided.
 """
 
 import hashlib
-import io
 import logging
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,8 +20,11 @@ from yolor_ray.io import storage
 
 logger = logging.getLogger(__name__)
 
+HASHES_FILE = "image_hashes.uint64"
+"""File of a packed dataset, beside its shards: the hashes of all images, little-endian."""
 HASH_BYTES = 8
 """First bytes of the SHA-256 of an image. Two of a million different images have equal hashes with a probability of 1 in 30 million."""
+DTYPE = np.dtype("<u8")
 READERS = 8
 """Threads that read and hash row groups; hashing runs without Python's lock."""
 
@@ -30,22 +34,22 @@ def image_hashes(dataset: Dataset, folder: str) -> np.ndarray:
 
     Args:
         dataset: dataset, or union of datasets.
-        folder: URL of the folder that keeps the hashes of each dataset.
+        folder: URL of the folder that keeps the hashes of each dataset without a file of them.
 
     """
     return np.concatenate([_hashes(member, folder) for member in dataset.members or (dataset,)])
 
 
+def encode_hashes(digests: Iterable[str]) -> bytes:
+    """Return the content of a dataset's file of hashes, from the hex SHA-256 of each encoded image in the order of the records."""
+    return np.array([int(digest[: 2 * HASH_BYTES], 16) for digest in digests], DTYPE).tobytes()
+
+
 def _hashes(dataset: Dataset, folder: str) -> np.ndarray:
-    url = storage.join(folder, f"{dataset.digest[:12]}.npy")
-    if storage.exists(url):
-        try:
-            kept: np.ndarray = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            logger.warning("event=hashes_damaged url=%s error='%s' next='the images are hashed again'", url, error)
-            kept = np.zeros(0, np.uint64)
-        if kept.shape == (dataset.images,) and kept.dtype == np.uint64:
-            return kept
+    packed, kept = storage.join(dataset.url, HASHES_FILE), storage.join(folder, f"{dataset.digest[:12]}.uint64")
+    for url, is_there in ((packed, bool(dataset.hashes_sha256) and storage.exists(packed)), (kept, storage.exists(kept))):
+        if is_there and (hashes := _read(url, dataset, dataset.hashes_sha256 if url == packed else "")) is not None:
+            return hashes
     started = time.perf_counter()
     with ThreadPoolExecutor(READERS, thread_name_prefix="yolor-hash") as readers:
         groups = dataset.row_groups
@@ -53,11 +57,20 @@ def _hashes(dataset: Dataset, folder: str) -> np.ndarray:
         # No bar for a small dataset.
         parts = list(tqdm(hashed, total=len(groups), desc="hashing images", unit="row group", mininterval=1, delay=3))
     hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
-    content = io.BytesIO()
-    np.save(content, hashes, allow_pickle=False)
-    storage.write_bytes(url, content.getvalue())
+    storage.write_bytes(kept, hashes.astype(DTYPE).tobytes())
     logger.info("event=images_hashed data=%s images=%d seconds=%.1f", dataset.url, dataset.images, time.perf_counter() - started)
     return hashes
+
+
+def _read(url: str, dataset: Dataset, sha256: str) -> np.ndarray | None:
+    """Return the hashes in a file, whose SHA-256 is checked if it is known; None if the file is damaged."""
+    data = storage.read_bytes(url)
+    size, digest = dataset.images * HASH_BYTES, hashlib.sha256(data).hexdigest()
+    if len(data) != size or digest != (sha256 or digest):
+        found, expected = f"{len(data)} bytes with SHA-256 {digest}", f"{size} bytes" + (f" with SHA-256 {sha256}" if sha256 else "")
+        logger.warning("event=hashes_damaged url=%s found='%s' expected='%s' next='the images are hashed again'", url, found, expected)
+        return None
+    return np.frombuffer(data, DTYPE).astype(np.uint64)
 
 
 def _group_hashes(dataset: Dataset, group: RowGroup) -> np.ndarray:

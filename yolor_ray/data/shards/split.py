@@ -119,5 +119,6 @@ class _Copy:
             digest=dataset_digest(shards, *digested_names(source)),
             faults={},
             crowds=self._crowds,
+            hashes_sha256="",
         )
         write_dataset(copied)

@@ -55,7 +55,7 @@ class TrainContext:
     stop_signal: StopSignal = never_stop
     """Stop signal of rank 0; other workers agree with rank 0."""
     restart_reason: str = ""
-    """End of the previous attempt; empty for the first attempt, and where the driver was lost."""
+    """End of the previous attempt; empty for the first attempt, and where another driver goes on with the run."""
 
     def label_spec(self, dataset: Dataset) -> LabelSpec:
         """Return the labels of the network's tasks beside boxes, for the training set or the validation set."""

@@ -43,7 +43,7 @@ def test_an_attempt_is_logged_at_its_first_step(tmp_path: Path, caplog) -> None:
 def test_an_attempt_after_a_lost_driver_says_so(tmp_path: Path) -> None:
     run_attempt(str(tmp_path), range(1, 3))
     run_attempt(str(tmp_path), range(3, 4))
-    assert read_attempts(str(tmp_path))[-1].restart_reason == "the driver was lost"
+    assert read_attempts(str(tmp_path))[-1].restart_reason == "another driver goes on with the run"
 
 
 def test_an_attempt_that_ends_before_its_first_step_loses_no_steps(tmp_path: Path) -> None:

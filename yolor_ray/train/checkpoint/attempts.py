@@ -114,7 +114,7 @@ class RunAttempt:
         self._run = run
         self._earlier = read_attempts(run)
         self._previous_end = self._read_previous_end()
-        reason = (restart_reason or "the driver was lost") if self._earlier else ""
+        reason = (restart_reason or "another driver goes on with the run") if self._earlier else ""
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.record = AttemptRecord(len(self._earlier) + 1, started_at, workers, reason, fencing_token=uuid.uuid4().hex)
         self._write_rows()

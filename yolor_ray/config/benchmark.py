@@ -128,6 +128,32 @@ class PredictionConfig:
 
 
 @dataclass(frozen=True)
+class HttpConfig:
+    """Benchmark of a running service over HTTP: closed loops of some clients, then open loops at multiples of their goodput."""
+
+    url: str = "http://127.0.0.1:8000"
+    """Address of the service, with its prefix; a key for it comes from the environment variable YOLOR_API_KEY."""
+    images: str = "scenes:64"
+    """URL of a folder of images, a list or a packed dataset; `scenes:N` makes N built-in scenes. At most 256 images are sent, in turn."""
+    query: str = ""
+    """Query of each request, such as `?masks=false`."""
+    clients: tuple[int, ...] = (1, 8, 32)
+    """Clients of the closed loops, each 1 or more; a client sends its next request after its answer."""
+    loads: tuple[float, ...] = (0.5, 10.0)
+    """Rates of the open loops as multiples of the highest goodput of the closed loops, each more than 0."""
+    seconds: float = 20.0
+    """Time of each loop, seconds, more than 0."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check(self.url.startswith(("http://", "https://")), "url", self.url, "http:// or https:// and a host")
+        check(self.query == "" or self.query.startswith("?"), "query", self.query, "nothing, or ? and parameters")
+        check(len(self.clients) > 0 and min(self.clients) >= 1, "clients", self.clients, "one number or more, each 1 or more")
+        check(all(0 < load < math.inf for load in self.loads), "loads", self.loads, "numbers of more than 0")
+        check(0 < self.seconds < math.inf, "seconds", self.seconds, "more than 0")
+
+
+@dataclass(frozen=True)
 class LearningConfig:
     """Benchmark of learning: AP by minute of training within a budget of minutes on one core or one GPU, over several seeds."""
 
@@ -180,12 +206,14 @@ BENCHMARKS = {
     "scoring": ScoringConfig(),
     "scale": ScaleConfig(),
     "predict": PredictionConfig(),
+    "http": HttpConfig(),
 }
 BENCHMARK_DESCRIPTIONS = {
     "ingest": "Images/s of the ingest alone, of the training step alone, and of both together.",
     "inference": "Latency of the served network and of the plain, unfolded one, as fractions of this machine's peak.",
     "learning": "AP by minute of training on one core or one GPU, over several seeds, beside others' curves.",
     "predict": "Images/s of predict with workers and of the engine in a loop, time to the first result, and memory.",
+    "http": "Goodput, latency and refusals of a running service, by clients and at multiples of its full load.",
     "scoring": "Seconds of the COCO scorer and of pycocotools on the same synthetic detections.",
     "scale": "Seconds and MB of packing, opening, planning and the first step, by the number of images.",
 }

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from canaries import files, find_canaries, objects, plant
 from yolor_ray.io import storage
 from yolor_ray.pack.run import pack_scenes
 
@@ -60,48 +61,13 @@ for number, url in enumerate(urls):
 """
 
 
-def spellings(secret: str) -> set[bytes]:
-    """Return the spellings of a secret: plain, URL-encoded, escaped in JSON, and in Base64 at each offset in the encoded text."""
-    plain = {secret, urllib.parse.quote(secret, safe=""), urllib.parse.quote_plus(secret), json.dumps(secret)[1:-1].replace("/", r"\/")}
-    encoded = set()
-    for skipped in range(3):
-        # The first and the last characters depend on the text beside the secret.
-        text = base64.b64encode(b"\0" * skipped + secret.encode())
-        encoded.add(text[4 if skipped else 0 : -4])
-    return {text.encode() for text in plain} | encoded
-
-
-def find_canaries(canaries: dict[str, str], contents: Iterable[tuple[str, bytes]]) -> list[str]:
-    """Return the name and the location of each canary in the contents, which are pairs of a location and its bytes."""
-    searched = [(name, spelling) for name, secret in canaries.items() for spelling in spellings(secret)]
-    return [f"{name} in {location}" for location, data in contents for name, spelling in searched if spelling in data]
-
-
-def files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the files below a folder by name; sockets have no bytes."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            yield str(path), path.read_bytes()
-
-
-def objects(url: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the files below a URL by name."""
-    for info in storage.list_files(url, recursive=True):
-        if info.is_file:
-            yield info.path, storage.read_bytes(f"s3://{info.path}")
-
-
 @pytest.fixture
 def canaries(monkeypatch: pytest.MonkeyPatch, s3: Callable[[], str]) -> dict[str, str]:
-    """Name every secret that the jobs' processes can see: the S3 server's own keys, Ray's token, and some of other kinds."""
-    password = secrets.token_hex(12)
-    monkeypatch.setenv("MY_API_TOKEN", f"canary/{secrets.token_hex(8)}+{secrets.token_hex(8)}=")
-    monkeypatch.setenv("HISTORY_URL", f"https://me:{password}@history.example")
+    """Name every secret that the jobs' processes can see; Ray's token is one."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MY_API_TOKEN", "RAY_AUTH_TOKEN")
-    return {"password": password, **{name: os.environ[name] for name in names}}
+    return {**plant(monkeypatch), "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
 
 
 @pytest.fixture

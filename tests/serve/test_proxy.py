@@ -49,7 +49,7 @@ def short_probes(monkeypatch):
     monkeypatch.setattr(proxy, "PROBE_TIMEOUT_S", 0.05)
 
 
-@pytest.mark.parametrize("path", ["/readyz", "/healthz", "/v1/detect", "/v1/model", "/cars/readyz"])
+@pytest.mark.parametrize("path", ["/readyz", "/healthz", "/v1/detect", "/v1/detect/batch", "/v1/model", "/cars/readyz"])
 def test_a_path_of_the_service_without_an_application_is_503_in_json(path):
     status, headers, body = ask(RAY_404, path)
     assert (status, headers[b"content-type"], headers[b"retry-after"]) == (503, b"application/json", b"1")

@@ -17,10 +17,11 @@ from yolor_ray import config
 from yolor_ray.config.serve import FALLBACK_CONFIDENCE, SERVED_RANGES
 from yolor_ray.serve.engine import DetectOptions
 from yolor_ray.serve.http import errors
+from yolor_ray.serve.http.body import named_images
 from yolor_ray.serve.http.request_log import AccessLog, RequestLogMiddleware
-from yolor_ray.serve.http.schemas import Answer, ErrorBody, ModelCard
+from yolor_ray.serve.http.schemas import Answer, BatchAnswer, ErrorBody, ModelCard
 from yolor_ray.serve.response import model_json
-from yolor_ray.serve.service import Service
+from yolor_ray.serve.service import MAX_IMAGES, DetectedImage, ImageResult, Service
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 
@@ -80,6 +81,11 @@ BODY = {
         },
     },
 }
+FILES = {"type": "array", "items": BINARY["schema"], "minItems": 1, "maxItems": MAX_IMAGES}
+BATCH_BODY = {
+    "required": True,
+    "content": {"multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": FILES}}}},
+}
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody} for code in (400, 401, 403, 408, 413, 415, 422, 429, 500, 504)
 }
@@ -104,6 +110,32 @@ async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> 
     service: Service = request.app.state.service
     fields = await service.detect(request, params.options(service.settings))
     return JSONResponse({"request_id": errors.request_id(request), **fields})
+
+
+@router.post(
+    "/v1/detect/batch",
+    dependencies=KEYED,
+    response_model=BatchAnswer,
+    responses=ERROR_RESPONSES,
+    openapi_extra={"requestBody": BATCH_BODY},
+)
+async def detect_batch(request: Request, params: Annotated[DetectParams, Query()]) -> Response:
+    """Detect objects in each of several images, multipart with parts `file`; an image that cannot be used leaves the others as they are."""
+    service: Service = request.app.state.service
+    async with service.receive(request) as received:
+        content_type = request.headers.get("content-type", "")
+        files = await service.in_decoder(named_images, content_type, received.body, service.max_images)
+        results = await service.detect_images(received, [data for _, data in files], params.options(service.settings))
+    named = [{"name": name, **_result_json(service, result)} for (name, _), result in zip(files, results, strict=True)]
+    return JSONResponse({"request_id": errors.request_id(request), "model": service.model, "results": named})
+
+
+def _result_json(service: Service, result: ImageResult) -> dict[str, Any]:
+    """Return the fields of an image of a batch, and count its error."""
+    if isinstance(result, DetectedImage):
+        return result.fields
+    service.metrics.count("yolor_refusals", reason=result.code)
+    return {"error": {"code": result.code, "message": str(result)}}
 
 
 @router.get("/v1/model", dependencies=KEYED, response_model=ModelCard)

@@ -16,7 +16,7 @@ from yolor_ray.serve.haproxy import NO_REPLICA
 from yolor_ray.serve.http.upgrade import ignore_upgrades
 
 PROBES = ("/readyz", "/healthz")
-ROUTES = (*PROBES, "/v1/detect", "/v1/model")
+ROUTES = (*PROBES, "/v1/detect", "/v1/detect/batch", "/v1/model")
 """Ends of the paths that this package serves; other 404 answers of the proxy are for applications of others."""
 RAY_ROUTES = "/-/"
 """Start of the paths that the proxy answers by itself."""

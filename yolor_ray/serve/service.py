@@ -108,6 +108,11 @@ class Service:
         """Return True unless the last MAX_FAILED_BATCHES batches failed."""
         return self._failed_batches < MAX_FAILED_BATCHES
 
+    def check_ready(self) -> None:
+        """Raise ApiError unless the service is ready."""
+        if not self.ready:
+            raise ApiError("not_ready", "the network failed several times in a row; this replica is being replaced")
+
     @property
     def max_images(self) -> int:
         """Return the most images of one request: MAX_IMAGES, or all that the queue takes."""

@@ -80,16 +80,21 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
     return bytes(body)
 
 
-def _from_json(body: bytes) -> bytes:
+def parse_json(body: bytes, expected: str) -> Any:
+    """Return the document of a body; raises ApiError unless the body is JSON without repeated keys."""
     try:
-        document = json.loads(body, object_pairs_hook=_unique_keys)
+        return json.loads(body, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         fault = "nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
-        raise ApiError("bad_json", f'found no valid JSON ({fault}), expected {{"image": "<base64>"}}') from None
+        raise ApiError("bad_json", f"found no valid JSON ({fault}), expected {expected}") from None
+
+
+def _from_json(body: bytes) -> bytes:
+    document = parse_json(body, '{"image": "<base64>"}')
     if not isinstance(document, Mapping) or set(document) != {"image"} or not isinstance(document["image"], str):
         content = sorted(str(key)[:40] for key in document)[:8] if isinstance(document, Mapping) else type(document).__name__
         raise ApiError("bad_json", f"found {content}, expected an object with the one key 'image', a base64 string")
-    return _from_base64(document["image"])
+    return decode_base64(document["image"])
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -99,7 +104,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _from_base64(text: str) -> bytes:
+def decode_base64(text: str) -> bytes:
+    """Return the bytes of padded base64 or of a data URI; raises ApiError."""
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):

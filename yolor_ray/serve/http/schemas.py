@@ -162,3 +162,9 @@ class ErrorBody(BaseModel):
     code: str = Field(description="Stable; one of " + ", ".join(errors.STATUS) + ".")
     message: str
     request_id: str
+
+
+class ProtocolErrorBody(ErrorBody):
+    """Error response of the Open Inference Protocol."""
+
+    error: str = Field(description="The message.")

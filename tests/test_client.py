@@ -26,20 +26,22 @@ from yolor_ray.serve.service import Service
 
 PHOTO = draw_image()
 PNG = encode_image(format="PNG")
+PATIENT = {"request_timeout_s": 60.0}
+"""Settings of services that answer batches on a busy machine."""
 RECTANGLES = [(10 + 4 * index, 30, 60 + 4 * index, 90) for index in range(35)]
 
 
 @contextmanager
 def sync_service(engine, **changes):
     """Serve over real HTTP, and yield the service and a function that calls it by a `Client`."""
-    with served(engine, **changes) as server:
+    with served(engine, **PATIENT | changes) as server:
         yield server.service, lambda method, *args, **given: sync_call(server.base, method, *args, **given)
 
 
 @contextmanager
 def async_service(engine, **changes):
     """Yield a service and a function that calls its application by an `AsyncClient`."""
-    service = Service(engine, serve_settings(**changes), ServiceMetrics("replica-1"))
+    service = Service(engine, serve_settings(**PATIENT | changes), ServiceMetrics("replica-1"))
     transport = httpx.ASGITransport(create_app(service))
     yield service, lambda method, *args, **given: async_call("http://service", method, *args, transport=transport, **given)
 
@@ -227,7 +229,7 @@ def test_a_service_that_fails_is_an_error_of_the_service():
 
 def test_a_busy_service_is_asked_again_after_the_time_that_it_names(serve, clock, tmp_path):
     (tmp_path / "keys").write_text(f"lab sha256:{hashlib.sha256(b'key-of-lab').hexdigest()} requests_per_s=0.1")
-    with serve(RedEngine(), api_keys=str(tmp_path / "keys"), request_timeout_s=60.0) as (service, ask):
+    with serve(RedEngine(), api_keys=str(tmp_path / "keys")) as (service, ask):
         service.keys = ApiKeys(str(tmp_path / "keys"), clock=lambda: clock.now)
         answers = [ask("detect", PNG, api_key="key-of-lab", timeout_s=60.0) for _ in range(3)]
         assert clock.pauses == [10.0, 10.0]

@@ -6,7 +6,7 @@ The protocol does not say how bytes travel in JSON. Here an image is a base64 te
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
@@ -57,7 +57,7 @@ class InputParameters(BaseModel):
     """Parameters of an input."""
 
     model_config = ConfigDict(extra="forbid")
-    binary_data_size: int | None = Field(None, ge=0)
+    binary_data_size: Annotated[int, Field(ge=0)] | None = None
 
 
 class RequestInput(BaseModel):

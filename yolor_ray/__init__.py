@@ -1,7 +1,8 @@
 """Train, evaluate and serve unified YOLOR networks on Ray.
 
 The Python API: `train`, `pack`, `evaluate`, `export` and `predict` take a configuration and return the result of the job of that name.
-`presets` holds complete trainings by name, `replace_fields` changes settings by dotted name, and `Detector` finds objects in images.
+`presets` holds complete trainings by name, `replace_fields` changes settings by dotted name, `Detector` finds objects in images,
+and `Client` and `AsyncClient` ask a service for them.
 Importing this package imports neither torch nor Ray; each name brings its libraries at its first use.
 """
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from yolor_ray import errors as errors
     from yolor_ray.api import Detector as Detector
     from yolor_ray.api import Result as Result
+    from yolor_ray.client import AsyncClient as AsyncClient
+    from yolor_ray.client import Client as Client
     from yolor_ray.config import EvaluateConfig as EvaluateConfig
     from yolor_ray.config import ExportConfig as ExportConfig
     from yolor_ray.config import PackAutoConfig as PackAutoConfig
@@ -38,6 +41,8 @@ __version__ = "0.2.0"
 _MODULES = {
     "Detector": "yolor_ray.api",
     "Result": "yolor_ray.api",
+    "AsyncClient": "yolor_ray.client",
+    "Client": "yolor_ray.client",
     "replace_fields": "yolor_ray.config.dotted",
     **dict.fromkeys(
         (
@@ -59,7 +64,17 @@ _MODULES = {
 """Where each lazy name is defined."""
 _JOBS = ("evaluate", "export", "pack", "predict", "train")
 """Jobs that are functions of the API; the room of the same name holds their code."""
-__all__ = ["Detector", "Result", "errors", "presets", "replace_fields", *(name for name in _MODULES if name.endswith("Config")), *_JOBS]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Detector",
+    "Result",
+    "errors",
+    "presets",
+    "replace_fields",
+    *(name for name in _MODULES if name.endswith("Config")),
+    *_JOBS,
+]
 
 
 class _CallableRoom(ModuleType):

@@ -14,11 +14,11 @@ from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from yolor_ray.config.network import Precision
 from yolor_ray.config.serve import Confidence, ServeConfig, check_limits
-from yolor_ray.data.images.decode import MAX_PIXELS, decode, rgb_pixels
+from yolor_ray.data.images.decode import decode, pixels_of
 from yolor_ray.data.images.header import read_header
 from yolor_ray.data.images.letterbox import Letterbox, letterbox
 from yolor_ray.data.rle import decode_mask
@@ -194,13 +194,8 @@ class Detector:
 
 def _letterboxed(image: ImageSource, out: np.ndarray) -> Letterbox:
     """Fit an image into `out`, (S, S, 3) uint8."""
-    if isinstance(image, Image.Image):
-        try:
-            image = rgb_pixels(ImageOps.exif_transpose(image))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ImageError("truncated_image", f"found a PIL image that cannot be decoded: {error}") from error
-    if isinstance(image, np.ndarray):
-        pixels = _checked_pixels(image)
+    if isinstance(image, np.ndarray | Image.Image):
+        pixels = pixels_of(image)
         return letterbox(pixels, pixels.shape[1], pixels.shape[0], out)
     name = f"{len(image)} bytes" if isinstance(image, bytes) else os.fspath(image)
     data = image if isinstance(image, bytes) else _read(name)
@@ -209,19 +204,6 @@ def _letterboxed(image: ImageSource, out: np.ndarray) -> Letterbox:
         return letterbox(decode(data, fit_px=len(out)), header.width, header.height, out)
     except ImageError as error:
         raise ImageError(error.code, redact(f"{name}: {error}")) from error
-
-
-def _checked_pixels(image: np.ndarray) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB of grey, RGB or RGBA pixels."""
-    channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
-    if image.dtype != np.uint8 or channels not in (1, 3, 4):
-        found = f"an array of shape {image.shape} and type {image.dtype}"
-        raise ImageError("unsupported_image", f"found {found}, expected uint8 of shape (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGBA")
-    if image.size == 0 or image.shape[0] * image.shape[1] > MAX_PIXELS:
-        raise ImageError("image_too_large" if image.size else "empty_image", f"found {image.shape}, expected 1 to {MAX_PIXELS} pixels")
-    if channels == 3:
-        return np.ascontiguousarray(image)
-    return rgb_pixels(Image.fromarray(image[..., 0] if image.ndim == 3 and channels == 1 else image))
 
 
 def _read(url: str) -> bytes:

@@ -15,6 +15,10 @@ YolorError
 │   ├── CapacityError      the cluster had no capacity for the fewest workers for too long
 │   ├── SupersededError    another job continues the same run
 │   └── LoaderError        the process that prepares batches ended
+├── ServiceError           a service answered with an error, or not at all; has code, status and request id
+│   ├── RefusedError       the service refused a request; a UserError besides
+│   ├── BusyError          the service was too busy, or not ready, for too long
+│   └── UnreachableError   the service gave no answer
 ├── CheckFailed            a check found what it was told to fail on; carries the result; jobs print it and exit with status 1
 └── Preempted              training stopped after a stop signal, with a checkpoint; jobs exit with status 143,
                             after Ctrl-C with 130
@@ -91,6 +95,37 @@ class SupersededError(TrainingError):
 
 class LoaderError(TrainingError):
     """The process that prepares the batches of a worker ended, for example because the memory of its node was full."""
+
+
+class ServiceError(YolorError):
+    """A service answered with an error, or not at all."""
+
+    def __init__(self, message: str, code: str, status: int, request_id: str) -> None:
+        """Keep the facts of an answer.
+
+        Args:
+            message: message of the service.
+            code: stable code of the service, such as `truncated_image`; `unreachable` without an answer.
+            status: HTTP status, 0 without an answer.
+            request_id: id of the request, which the log of the service has.
+        """
+        super().__init__(f"{code}: {message} (status {status}, request {request_id})")
+        self.message, self.code, self.status, self.request_id = message, code, status, request_id
+
+    def __reduce__(self) -> tuple[type["ServiceError"], tuple[str, str, int, str]]:
+        return type(self), (self.message, self.code, self.status, self.request_id)
+
+
+class RefusedError(ServiceError, UserError):
+    """A service refused a request for a reason that the caller can correct."""
+
+
+class BusyError(ServiceError):
+    """A service had too many requests, or was not ready, until the time limit of the call."""
+
+
+class UnreachableError(ServiceError):
+    """A service gave no answer."""
 
 
 class CheckFailed(YolorError):

@@ -13,6 +13,7 @@ from yolor_ray.serve import haproxy
 from yolor_ray.serve.http import proxy
 
 RAY_404 = PlainTextResponse(f"Path '/readyz' not found. {NO_ROUTE}", 404)
+V2_ROUTES = ["/v2/health/live", "/v2/health/ready", "/v2/models/cars", "/v2/models/cars/ready", "/cars/v2/models/cars/infer"]
 
 
 async def never(scope, receive, send):
@@ -49,7 +50,7 @@ def short_probes(monkeypatch):
     monkeypatch.setattr(proxy, "PROBE_TIMEOUT_S", 0.05)
 
 
-@pytest.mark.parametrize("path", ["/readyz", "/healthz", "/v1/detect", "/v1/model", "/cars/readyz"])
+@pytest.mark.parametrize("path", ["/readyz", "/healthz", "/v1/detect", "/v1/detect/batch", "/v1/model", "/cars/readyz", "/v2", *V2_ROUTES])
 def test_a_path_of_the_service_without_an_application_is_503_in_json(path):
     status, headers, body = ask(RAY_404, path)
     assert (status, headers[b"content-type"], headers[b"retry-after"]) == (503, b"application/json", b"1")
@@ -57,7 +58,7 @@ def test_a_path_of_the_service_without_an_application_is_503_in_json(path):
     assert int(headers[b"content-length"]) == len(body)
 
 
-@pytest.mark.parametrize("path", ["/readyz", "/cars/healthz"])
+@pytest.mark.parametrize("path", ["/readyz", "/cars/healthz", "/v2/health/live", "/cars/v2/health/ready", "/v2/models/cars/ready"])
 def test_a_probe_does_not_wait_for_a_replica(path, short_probes):
     assert ask(never, path)[0] == 503
     assert ask(late, path)[0] == 503
@@ -75,6 +76,9 @@ def test_a_probe_whose_answer_has_begun_gets_it_whole(short_probes):
     ("path", "answer"),
     [
         ("/other", RAY_404),
+        ("/v2/models", RAY_404),
+        ("/v1/detects", RAY_404),
+        ("/notreadyz", RAY_404),
         ("/-/healthz", RAY_404),
         ("/readyz", PlainTextResponse("no such page", 404)),
         ("/readyz", JSONResponse({"code": "not_found"}, 404)),

@@ -116,7 +116,7 @@ class ServeConfig:
     batch_wait_ms: float = 0.0
     """Longest wait of an idle network for more images, milliseconds; a busy network finds its next batch in the queue."""
     max_queued: int = 64
-    """Requests that may wait per replica beside one full batch; further requests are answered 429 with Retry-After."""
+    """Images that may wait per replica beside one full batch; requests with further images are answered 429 with Retry-After."""
     max_body_mb: float = 20.0
     """Largest request body as transmitted, MB."""
     max_megapixels: float = 50.0

@@ -46,15 +46,15 @@ class Batcher(Generic[Item, Result]):
         """Return the number of items that wait for a batch."""
         return len(self._pending)
 
-    async def submit(self, item: Item) -> Result:
-        """Return the item's result; an item whose caller is cancelled before its batch starts is dropped."""
+    def submit(self, item: Item) -> "asyncio.Future[Result]":
+        """Queue an item and return its result to come; an item whose future is cancelled before its batch starts is dropped."""
         loop = asyncio.get_running_loop()
         pending: _PendingItem[Item, Result] = _PendingItem(item, loop.create_future(), loop.time())
         self._pending.append(pending)
         self._arrived.set()
         if self._runner is None or self._runner.done():
             self._runner = loop.create_task(self._run())
-        return await pending.result
+        return pending.result
 
     async def _run(self) -> None:
         while self._pending:

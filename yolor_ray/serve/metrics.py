@@ -30,10 +30,10 @@ SPECS: Mapping[str, _MetricSpec] = {
     "yolor_requests": _MetricSpec("Requests answered, by route and HTTP status.", ("route", "status")),
     "yolor_request_seconds": _MetricSpec("Time from first byte to answer, by route.", ("route",), SECONDS),
     "yolor_stage_seconds": _MetricSpec(
-        "Time of one request per stage: body, decode, queue, network (with NMS), answer.", ("stage",), SECONDS
+        "Time of one image per stage: body, decode, queue, network (with NMS), answer.", ("stage",), SECONDS
     ),
-    "yolor_refusals": _MetricSpec("Requests answered with an error, by its code.", ("reason",)),
-    "yolor_in_flight": _MetricSpec("Requests in work.", is_gauge=True),
+    "yolor_refusals": _MetricSpec("Requests, and images of a batch, answered with an error, by its code.", ("reason",)),
+    "yolor_in_flight": _MetricSpec("Images in work.", is_gauge=True),
     "yolor_queue_depth": _MetricSpec("Images that wait for the network.", is_gauge=True),
     "yolor_batch_images": _MetricSpec("Images per forward pass.", (), COUNTS),
     "yolor_batch_fill": _MetricSpec("Images per forward pass, as a share of the largest batch.", (), SHARES),

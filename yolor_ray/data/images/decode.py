@@ -9,7 +9,7 @@ from io import BytesIO
 
 import numpy as np
 import simplejpeg
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from yolor_ray.data.images.header import ImageHeader, read_header, without_warnings
 from yolor_ray.errors import ImageError
@@ -130,6 +130,24 @@ def _decode_pillow(data: bytes, name: str) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError) as error:
         raise ImageError("truncated_image", f"found a truncated or corrupt {name} of {len(data)} bytes: {error}") from error
     return rgb_pixels(image)
+
+
+def pixels_of(image: np.ndarray | Image.Image) -> np.ndarray:
+    """Return (H, W, 3) uint8 RGB of grey, RGB or RGBA pixels, or of a PIL image as displayed; raises ImageError."""
+    if isinstance(image, Image.Image):
+        try:
+            image = rgb_pixels(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ImageError("truncated_image", f"found a PIL image that cannot be decoded: {error}") from error
+    channels = 1 if image.ndim == 2 else image.shape[-1] if image.ndim == 3 else 0
+    if image.dtype != np.uint8 or channels not in (1, 3, 4):
+        found = f"an array of shape {image.shape} and type {image.dtype}"
+        raise ImageError("unsupported_image", f"found {found}, expected uint8 of shape (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGBA")
+    if image.size == 0 or image.shape[0] * image.shape[1] > MAX_PIXELS:
+        raise ImageError("image_too_large" if image.size else "empty_image", f"found {image.shape}, expected 1 to {MAX_PIXELS} pixels")
+    if channels == 3:
+        return np.ascontiguousarray(image)
+    return rgb_pixels(Image.fromarray(image[..., 0] if image.ndim == 3 and channels == 1 else image))
 
 
 def rgb_pixels(image: Image.Image) -> np.ndarray:

@@ -1,72 +1,28 @@
-"""Routes of the service: parameters, responses, request ids, OpenAPI and the two HTML pages.
+"""Routes of the service: responses, request ids, OpenAPI and the two HTML pages.
 
 The pages and the API description load nothing from the internet.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, FastAPI, Query, Request
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import yolor_ray
-from yolor_ray import config
-from yolor_ray.config.serve import FALLBACK_CONFIDENCE, SERVED_RANGES
-from yolor_ray.serve.engine import DetectOptions
-from yolor_ray.serve.http import errors
+from yolor_ray.config.serve import FALLBACK_CONFIDENCE
+from yolor_ray.serve.http import errors, kserve
+from yolor_ray.serve.http.api_keys import KEYED
+from yolor_ray.serve.http.body import named_images
+from yolor_ray.serve.http.parameters import DetectParams, default_limits, in_words
 from yolor_ray.serve.http.request_log import AccessLog, RequestLogMiddleware
-from yolor_ray.serve.http.schemas import Answer, ErrorBody, ModelCard
+from yolor_ray.serve.http.schemas import Answer, BatchAnswer, ErrorBody, ModelCard
 from yolor_ray.serve.response import model_json
-from yolor_ray.serve.service import Service
+from yolor_ray.serve.service import MAX_IMAGES, DetectedImage, ImageResult, Service
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
-
-
-def _limit(name: str) -> Any:
-    """Return the field of a limit with the range of SERVED_RANGES."""
-    limit = SERVED_RANGES[name]
-    at_least, above = (None, limit.low) if limit.above_low else (limit.low, None)
-    return Field(ge=at_least, gt=above, le=limit.high, allow_inf_nan=False)
-
-
-class DetectParams(BaseModel):
-    """The query parameters of a detection."""
-
-    model_config = ConfigDict(extra="forbid")
-    confidence: Annotated[float, _limit("confidence")] | Literal["best"] | None = Field(
-        None, description="Least confidence of a returned box; `best` takes that of the model's `thresholds` for each class."
-    )
-    iou: Annotated[float, _limit("iou")] | None = Field(None, description="Overlap above which two boxes are one object.")
-    max_detections: Annotated[int, _limit("max_detections")] | None = Field(None, description="Most boxes.")
-    masks: bool = Field(True, description="Whether to answer the mask of each object.")
-    keypoints: bool = Field(True, description="Whether to answer the keypoints of each object.")
-    labels: bool = Field(True, description="Whether to answer the labels of the whole image.")
-    embeddings: bool = Field(True, description="Whether to answer the embedding of each object.")
-    tile: Annotated[int, _limit("tile")] | None = Field(
-        None, description="Side of the tiles, in pixels of the image, that a larger image is cut into; absent = the image as a whole."
-    )
-    overlap: Annotated[float, _limit("overlap")] = Field(0.2, description="Share of a tile that its neighbour covers too.")
-
-    def options(self, settings: config.ServeConfig) -> DetectOptions:
-        """Return the options of the request, with the service's settings for absent parameters."""
-        return DetectOptions(**{**_default_limits(settings), **self.model_dump(exclude_none=True)})
-
-
-def _default_limits(settings: config.ServeConfig) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in ("confidence", "iou", "max_detections")}
-
-
-def _in_words(name: str) -> str:
-    """Return the allowed values of a query parameter, as error messages write them."""
-    if name not in SERVED_RANGES:
-        return "true or false"
-    number = "a whole number" if name in ("max_detections", "tile") else "a number"
-    limit = SERVED_RANGES[name]
-    words = f"{number} {'' if limit.above_low else 'from '}{limit}"
-    return f"{words}, or best" if name == "confidence" else words
 
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -80,22 +36,17 @@ BODY = {
         },
     },
 }
+FILES = {"type": "array", "items": BINARY["schema"], "minItems": 1, "maxItems": MAX_IMAGES}
+BATCH_BODY = {
+    "required": True,
+    "content": {"multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": FILES}}}},
+}
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody} for code in (400, 401, 403, 408, 413, 415, 422, 429, 500, 504)
 }
 
 
-def require_key(request: Request) -> None:
-    """Admit a request by its API key, where the service has keys; raises ApiError."""
-    service: Service = request.app.state.service
-    is_open = service.settings.open_metrics and request.url.path.endswith("/metrics")
-    if service.keys is not None and not is_open:
-        request.state.api_key = service.keys.admit(request)
-
-
 router = APIRouter()
-KEYED = [Depends(require_key)]
-"""Dependencies of the routes that need a key. Probes and pages need none."""
 
 
 @router.post("/v1/detect", dependencies=KEYED, response_model=Answer, responses=ERROR_RESPONSES, openapi_extra={"requestBody": BODY})
@@ -104,6 +55,32 @@ async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> 
     service: Service = request.app.state.service
     fields = await service.detect(request, params.options(service.settings))
     return JSONResponse({"request_id": errors.request_id(request), **fields})
+
+
+@router.post(
+    "/v1/detect/batch",
+    dependencies=KEYED,
+    response_model=BatchAnswer,
+    responses=ERROR_RESPONSES,
+    openapi_extra={"requestBody": BATCH_BODY},
+)
+async def detect_batch(request: Request, params: Annotated[DetectParams, Query()]) -> Response:
+    """Detect objects in each of several images, multipart with parts `file`; an image that cannot be used leaves the others as they are."""
+    service: Service = request.app.state.service
+    async with service.receive(request) as received:
+        content_type = request.headers.get("content-type", "")
+        files = await service.in_decoder(named_images, content_type, received.body, service.max_images)
+        results = await service.detect_images(received, [data for _, data in files], params.options(service.settings))
+    named = [{"name": name, **_result_json(service, result)} for (name, _), result in zip(files, results, strict=True)]
+    return JSONResponse({"request_id": errors.request_id(request), "model": service.model, "results": named})
+
+
+def _result_json(service: Service, result: ImageResult) -> dict[str, Any]:
+    """Return the fields of an image of a batch, and count its error."""
+    if isinstance(result, DetectedImage):
+        return result.fields
+    service.metrics.count("yolor_refusals", reason=result.code)
+    return {"error": {"code": result.code, "message": str(result)}}
 
 
 @router.get("/v1/model", dependencies=KEYED, response_model=ModelCard)
@@ -115,7 +92,7 @@ async def model(request: Request) -> Response:
         "engine": service.engine_name,
         "precision": service.precision,
         "fallback_confidence": FALLBACK_CONFIDENCE,
-        "defaults": _default_limits(service.settings),
+        "defaults": default_limits(service.settings),
     }
     return JSONResponse(card)
 
@@ -129,8 +106,7 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", responses={503: {"model": ErrorBody}})
 async def readyz(request: Request) -> dict[str, str]:
     """Return 200 while the weights are loaded and the network works, else 503."""
-    if not request.app.state.service.ready:
-        raise errors.ApiError("not_ready", "the network failed several times in a row; this replica is being replaced")
+    request.app.state.service.check_ready()
     return {"status": "ready"}
 
 
@@ -163,7 +139,8 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     app = FastAPI(title="yolor_ray", version=yolor_ray.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = service
     app.include_router(router)
-    errors.install_handlers(app, {name: _in_words(name) for name in DetectParams.model_fields})
+    app.include_router(kserve.router)
+    errors.install_handlers(app, {name: in_words(name) for name in DetectParams.model_fields})
     log = AccessLog(service.settings) if service.settings.access_log else None
     app.add_middleware(RequestLogMiddleware, service=service, echo=echo_request_id, log=log)
     app.add_middleware(HeadMiddleware)

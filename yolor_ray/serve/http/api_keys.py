@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fastapi import Depends
 from starlette.requests import Request
 
 from yolor_ray.errors import ConfigError, UserError
@@ -168,6 +169,18 @@ class ApiKeys:
             retry_s = math.ceil(wait_s)
             message = f"the key {key.name} has used its {limit}={per_s:g}; try again in {retry_s} s"
             raise ApiError("rate_limited", message, {"Retry-After": str(retry_s)})
+
+
+def require_key(request: Request) -> None:
+    """Admit a request by its API key, where the service has keys; raises ApiError."""
+    service = request.app.state.service
+    is_open = service.settings.open_metrics and request.url.path.endswith("/metrics")
+    if service.keys is not None and not is_open:
+        request.state.api_key = service.keys.admit(request)
+
+
+KEYED = [Depends(require_key)]
+"""Dependencies of the routes that need a key. Probes and pages need none."""
 
 
 def _decode(text: bytes, url: str) -> str:

@@ -1,4 +1,4 @@
-"""Read the encoded image of a request: raw bytes, a multipart `file` or base64 in JSON.
+"""Read the encoded images of a request: raw bytes, multipart `file` or base64 in JSON.
 
 Bytes, seconds, multipart parts and nesting are limited while the body streams in. Compressed bodies are refused, never inflated.
 """
@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from yolor_ray.data.images.header import image_format_of
 from yolor_ray.serve.http.errors import ApiError
-from yolor_ray.serve.http.multipart import file_part
+from yolor_ray.serve.http.multipart import file_part, file_parts
 
 ACCEPTED_BODIES = 'image bytes (Content-Type: image/*), multipart/form-data with one part `file`, or JSON {"image": "<base64>"}'
 
@@ -25,7 +25,7 @@ def image_bytes(content_type: str, body: bytes) -> bytes:
     """Return the encoded image in a body; raises ApiError unless the body is one of ACCEPTED_BODIES."""
     if not body:
         raise ApiError("empty_image", f"found an empty body, expected {ACCEPTED_BODIES}")
-    media_type = content_type.partition(";")[0].strip().lower()
+    media_type = _media_type(content_type)
     if media_type in UNDECLARED and body.lstrip()[:1] == b"{":
         return _from_json(body)
     if media_type.startswith("image/") or media_type in ("", "application/octet-stream") or _is_curl_default(media_type, body):
@@ -35,6 +35,18 @@ def image_bytes(content_type: str, body: bytes) -> bytes:
     if media_type == "application/json":
         return _from_json(body)
     raise ApiError("unsupported_media_type", f"found Content-Type {media_type[:80]!r}, expected {ACCEPTED_BODIES}")
+
+
+def named_images(content_type: str, body: bytes, max_images: int) -> list[tuple[str, bytes]]:
+    """Return file name and encoded image of each part of a multipart body; raises ApiError unless they are 1 to `max_images` files."""
+    media_type = _media_type(content_type)
+    if media_type != "multipart/form-data":
+        raise ApiError("unsupported_media_type", f"found Content-Type {media_type[:80]!r}, expected multipart/form-data with parts `file`")
+    return file_parts(content_type, body, max_images)
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _is_curl_default(media_type: str, body: bytes) -> bool:
@@ -68,16 +80,21 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
     return bytes(body)
 
 
-def _from_json(body: bytes) -> bytes:
+def parse_json(body: bytes, expected: str) -> Any:
+    """Return the document of a body; raises ApiError unless the body is JSON without repeated keys."""
     try:
-        document = json.loads(body, object_pairs_hook=_unique_keys)
+        return json.loads(body, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         fault = "nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
-        raise ApiError("bad_json", f'found no valid JSON ({fault}), expected {{"image": "<base64>"}}') from None
+        raise ApiError("bad_json", f"found no valid JSON ({fault}), expected {expected}") from None
+
+
+def _from_json(body: bytes) -> bytes:
+    document = parse_json(body, '{"image": "<base64>"}')
     if not isinstance(document, Mapping) or set(document) != {"image"} or not isinstance(document["image"], str):
         content = sorted(str(key)[:40] for key in document)[:8] if isinstance(document, Mapping) else type(document).__name__
         raise ApiError("bad_json", f"found {content}, expected an object with the one key 'image', a base64 string")
-    return _from_base64(document["image"])
+    return decode_base64(document["image"])
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -87,7 +104,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _from_base64(text: str) -> bytes:
+def decode_base64(text: str) -> bytes:
+    """Return the bytes of padded base64 or of a data URI; raises ApiError."""
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):

@@ -1,6 +1,7 @@
 """Errors of the service as JSON with a stable code.
 
-Every response other than a success is `{"code", "message", "request_id"}`; no stack trace leaves the process.
+Every response other than a success is `{"code", "message", "request_id"}`, and `error` again on routes of the Open Inference Protocol; no
+stack trace leaves the process.
 """
 
 import logging
@@ -21,6 +22,7 @@ STATUS: Mapping[str, int] = {
     "bad_json": 400,
     "bad_base64": 400,
     "bad_multipart": 400,
+    "bad_tensor": 400,
     "missing_key": 401,
     "wrong_key": 403,
     "not_found": 404,
@@ -85,6 +87,9 @@ def install_handlers(app: FastAPI, allowed: Mapping[str, str]) -> None:
 def _answer(request: Request, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     request.state.error_code = code
     body = {"code": code, "message": message, "request_id": request_id(request)}
+    if getattr(request.scope.get("route"), "path", "").startswith("/v2"):
+        # The Open Inference Protocol has the message there.
+        body["error"] = message
     return JSONResponse(body, STATUS[code], headers={"Cache-Control": "no-store", **(headers or {})})
 
 

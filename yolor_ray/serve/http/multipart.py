@@ -1,4 +1,4 @@
-"""Extract the part `file` from a multipart/form-data body in memory.
+"""Extract the parts `file` from a multipart/form-data body in memory.
 
 Starlette's own parser copies each file into a temporary file, which stays open when the body ends too early.
 """
@@ -23,11 +23,20 @@ class _Part:
     def disposition(self) -> dict[bytes, bytes]:
         return parse_options_header(self.headers.get(b"content-disposition", b""))[1]
 
+    @property
+    def is_file(self) -> bool:
+        return self.disposition.get(b"name") == b"file" and b"filename" in self.disposition
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(self.chunks)
+
 
 class _Reader:
-    """Collector of the parts, by callbacks of the parser."""
+    """Collector of at most `max_parts` parts, by callbacks of the parser."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_parts: int, expected: str) -> None:
+        self._max_parts, self._expected = max_parts, expected
         self.parts: list[_Part] = []
         self.complete = False
         self._name, self._value = b"", b""
@@ -43,8 +52,8 @@ class _Reader:
         }
 
     def _begin(self) -> None:
-        if len(self.parts) == MAX_PARTS:
-            raise ApiError("bad_multipart", f"found more than {MAX_PARTS} parts, expected one named 'file'")
+        if len(self.parts) == self._max_parts:
+            raise ApiError("bad_multipart", f"found more than {self._max_parts} parts, expected {self._expected}")
         self.parts.append(_Part())
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
@@ -66,10 +75,26 @@ class _Reader:
 
 def file_part(content_type: str, body: bytes) -> bytes:
     """Return the content of the part `file`; raises ApiError unless exactly one such part has a file name."""
+    files = [part for part in _parts(content_type, body, MAX_PARTS, "one named 'file'") if part.is_file]
+    if len(files) != 1:
+        raise ApiError("bad_multipart", f"found {len(files)} parts named 'file' with a file name, expected one")
+    return files[0].content
+
+
+def file_parts(content_type: str, body: bytes, max_files: int) -> list[tuple[str, bytes]]:
+    """Return file name and content of each part; raises ApiError unless all parts are named `file` and have a file name."""
+    expected = f"1 to {max_files} parts named 'file', each with a file name"
+    parts = _parts(content_type, body, max_files, expected)
+    if not parts or not all(part.is_file for part in parts):
+        raise ApiError("bad_multipart", f"found {sum(part.is_file for part in parts)} such parts among {len(parts)}, expected {expected}")
+    return [(part.disposition[b"filename"].decode("utf-8", "replace"), part.content) for part in parts]
+
+
+def _parts(content_type: str, body: bytes, max_parts: int, expected: str) -> list[_Part]:
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
         raise ApiError("bad_multipart", "found no boundary in Content-Type, expected multipart/form-data; boundary=…")
-    reader = _Reader()
+    reader = _Reader(max_parts, expected)
     try:
         parser = MultipartParser(boundary, reader.callbacks())
         parser.write(body)
@@ -78,7 +103,4 @@ def file_part(content_type: str, body: bytes) -> bytes:
         raise ApiError("bad_multipart", f"found a malformed multipart body ({str(error)[:200]})") from error
     if not reader.complete:
         raise ApiError("bad_multipart", "found a multipart body without its closing boundary")
-    files = [part for part in reader.parts if part.disposition.get(b"name") == b"file" and b"filename" in part.disposition]
-    if len(files) != 1:
-        raise ApiError("bad_multipart", f"found {len(files)} parts named 'file' with a file name, expected one")
-    return b"".join(files[0].chunks)
+    return reader.parts

@@ -6,6 +6,7 @@ requests until a replica is there, and probes would wait. Where HAProxy runs, it
 
 import asyncio
 import json
+import re
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -15,9 +16,9 @@ from yolor_ray.cluster.ray_internals import NO_ROUTE
 from yolor_ray.serve.haproxy import NO_REPLICA
 from yolor_ray.serve.http.upgrade import ignore_upgrades
 
-PROBES = ("/readyz", "/healthz")
-ROUTES = (*PROBES, "/v1/detect", "/v1/model")
-"""Ends of the paths that this package serves; other 404 answers of the proxy are for applications of others."""
+PROBES = re.compile(r".*/(readyz|healthz|v2/health/(live|ready)|v2/models/[^/]+/ready)")
+ROUTES = re.compile(rf"{PROBES.pattern}|.*/(v1/(detect|detect/batch|model)|v2|v2/models/[^/]+(/infer)?)")
+"""Paths that this package serves, after any prefix; other 404 answers of the proxy are for applications of others."""
 RAY_ROUTES = "/-/"
 """Start of the paths that the proxy answers by itself."""
 PROBE_TIMEOUT_S = 2.0
@@ -37,14 +38,14 @@ class NotReadyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request to the proxy."""
-        if scope["type"] != "http" or not scope["path"].endswith(ROUTES) or scope["path"].startswith(RAY_ROUTES):
+        if scope["type"] != "http" or not ROUTES.fullmatch(scope["path"]) or scope["path"].startswith(RAY_ROUTES):
             await self._app(scope, receive, send)
             return
         answer = _Answer(send)
         call = asyncio.ensure_future(self._app(scope, receive, answer.send))
         try:
             # Without a probe's path, or once an answer has begun, the proxy has all the time that it takes.
-            timeout_s = PROBE_TIMEOUT_S if scope["path"].endswith(PROBES) else None
+            timeout_s = PROBE_TIMEOUT_S if PROBES.fullmatch(scope["path"]) else None
             await asyncio.wait([call, answer.started], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if not call.done() and not answer.started.done():
                 await answer.refuse()

@@ -108,11 +108,16 @@ class ImageLabel(BaseModel):
     confidence: float = Field(description="Probability; several labels may hold.")
 
 
-class Answer(BaseModel):
-    """Detections in one image, most confident first."""
+class Identified(BaseModel):
+    """Request and model of an answer."""
 
     request_id: str
     model: Model
+
+
+class Detected(BaseModel):
+    """Detections in one image, most confident first."""
+
     image: Size
     detections: list[Detection]
     labels: list[ImageLabel] | SkipJsonSchema[None] = _optional("All of them; absent without the task classify, or with labels=false.")
@@ -121,9 +126,45 @@ class Answer(BaseModel):
     )
 
 
+class Answer(Detected, Identified):
+    """Detections in one image, most confident first."""
+
+
+class NamedAnswer(Detected):
+    """Detections in one image of a batch."""
+
+    name: str = Field(description="File name of the part.")
+
+
+class Fault(BaseModel):
+    """Error of one image."""
+
+    code: str = Field(description="Stable; one of those of an error response.")
+    message: str
+
+
+class NamedFault(BaseModel):
+    """Image of a batch that could not be used."""
+
+    name: str = Field(description="File name of the part.")
+    error: Fault
+
+
+class BatchAnswer(Identified):
+    """Answers to the images of a request, in the order of its parts."""
+
+    results: list[NamedAnswer | NamedFault]
+
+
 class ErrorBody(BaseModel):
     """Error response."""
 
     code: str = Field(description="Stable; one of " + ", ".join(errors.STATUS) + ".")
     message: str
     request_id: str
+
+
+class ProtocolErrorBody(ErrorBody):
+    """Error response of the Open Inference Protocol."""
+
+    error: str = Field(description="The message.")

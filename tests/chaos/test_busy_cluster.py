@@ -75,7 +75,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(head: Head, bucket: st
     start(head, "first", command)
     wait_for(lambda: has_checkpoint(run), "a checkpoint")
     ask(head, "stop", "first")
-    assert "STOPPED" in ask(head, "status", "first")
+    assert "Job 'first' was stopped" in ask(head, "status", "first")
     head.result(*command[1:])
     first, second = read_attempts(run)
     assert (first.from_step, second.lost_steps) == (0, 0) and second.from_step > 0
@@ -87,7 +87,7 @@ def test_the_newer_of_two_jobs_of_one_run_goes_on_and_the_older_ends(head: Head,
     start(head, "older", command)
     wait_for(lambda: has_checkpoint(run), "a checkpoint")
     head.result(*command[1:])
-    wait_for(lambda: "FAILED" in ask(head, "status", "older"), "the end of the older job")
+    wait_for(lambda: "Job 'older' failed" in ask(head, "status", "older"), "the end of the older job")
     assert "SupersededError" in ask(head, "logs", "older") and "another job continues the run" in ask(head, "logs", "older")
     assert len(read_attempts(run)) == 2
     check_records(run)

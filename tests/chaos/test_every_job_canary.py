@@ -84,7 +84,7 @@ def serve_once(head: Head, weights: str) -> str:
             time.sleep(1)
     output = subprocess.run([RAY, "job", "logs", "serving"], env=head.environment, capture_output=True, text=True).stdout
     subprocess.run([RAY, "job", "stop", "serving"], env=head.environment, check=True, capture_output=True)
-    assert statuses == [200, 400], output[-4000:]
+    assert statuses == [200, 415], output[-4000:]
     return output
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fastapi import Depends
 from starlette.requests import Request
 
+from yolor_ray.config import ServeConfig
 from yolor_ray.errors import ConfigError, UserError
 from yolor_ray.io import storage
 from yolor_ray.serve.http.errors import ApiError
@@ -173,10 +174,10 @@ class ApiKeys:
 
 def require_key(request: Request) -> None:
     """Admit a request by its API key, where the service has keys; raises ApiError."""
-    service = request.app.state.service
-    is_open = service.settings.open_metrics and request.url.path.endswith("/metrics")
-    if service.keys is not None and not is_open:
-        request.state.api_key = service.keys.admit(request)
+    settings: ServeConfig = request.app.state.service.settings
+    keys: ApiKeys | None = request.app.state.service.keys
+    if keys is not None and not (settings.open_metrics and request.url.path.endswith("/metrics")):
+        request.state.api_key = keys.admit(request)
 
 
 KEYED = [Depends(require_key)]

@@ -67,7 +67,7 @@ def test_a_dataset_packed_by_ray_in_s3_equals_one_packed_in_this_process(yolo_se
     assert len(open_dataset(f"{bucket}/set").shards) > 1
     assert [r.name for r in all_records(f"{bucket}/set")] == [r.name for r in all_records(str(tmp_path / "local"))]
     names = [name for name in storage.list_names(f"{bucket}/set") if not name.startswith("part-")]
-    assert names == ["dataset.json", "faults.jsonl", "health.html", "health.json"]
+    assert names == ["dataset.json", "faults.jsonl", "health.html", "health.json", "image_hashes.uint64"]
 
 
 def test_a_health_report_made_by_ray_from_s3_equals_one_made_in_this_process(tmp_path, monkeypatch, s3, ray_cluster):

@@ -90,7 +90,7 @@ def serve_once(head: Head, weights: str) -> str:
 
 def read_dashboard(head: Head) -> dict[str, bytes]:
     """Return the answers of the dashboard by path."""
-    paths = [f"api/v0/{name}?detail=1&limit=10000" for name in STATE] + ["api/jobs/", "nodes?view=summary", "logical/actors"]
+    paths = [f"api/v0/{name}?detail=1&limit=1000" for name in STATE] + ["api/jobs/", "nodes?view=summary", "logical/actors"]
     token = {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
     found = {}
     for path in paths:

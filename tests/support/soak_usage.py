@@ -35,8 +35,8 @@ MEASURES = ("memory, MB", "files", "threads")
 DAEMON_MB = 10.0
 """Growth of a node daemon's memory per hour that counts as flat (MB).
 
-A raylet of 10 MB keeps 0.07 MB of each of its first 100 worker processes, 0.006 MB of each later one, and 0.06 MB of each driver, on a
-cluster that does nothing else. The project cannot change that. A soak has some 100 workers on a node and 20 drivers.
+A raylet keeps memory of each worker process and driver that has ended, most of it for the first hundred processes. The project cannot
+change that, and a soak has some hundred worker processes on a node.
 """
 PERIOD_S = 10.0
 WARM_UP_S = 180.0

@@ -144,8 +144,9 @@ class NetworkConfig:
         valid = len(set(self.tasks)) == len(self.tasks) and set(self.tasks) <= set(TASKS)
         check(valid and "detect" in self.tasks, "network.tasks", self.tasks, f"detect, and each of {', '.join(TASKS[1:])} at most once")
         if self.head == "free":
+            forms = self.implicit.by_task
             for task in self.tasks:
-                self._check_without_anchors(self.implicit.by_task[task])
+                self._check_without_anchors(forms[task])
 
     def _check_without_anchors(self, implicit: ImplicitConfig) -> None:
         name = "network.implicit"
@@ -156,7 +157,8 @@ class NetworkConfig:
 
     def check_trainable(self) -> None:
         """Raise ConfigError for implicit knowledge that training cannot learn; weights of version 0.2 may have it."""
-        for implicit in (self.implicit.by_task[task] for task in self.tasks):
+        forms = self.implicit.by_task
+        for implicit in (forms[task] for task in self.tasks):
             is_removed = implicit.align in ("add", "concat") and implicit.align_at == "pyramid"
             expected = f"prediction, as the batch norm behind the head's 3x3 takes out the constant of align {implicit.align}"
             check(not is_removed, "network.implicit.align_at", implicit.align_at, expected)

@@ -149,10 +149,11 @@ class Yolor(nn.Module):
         self.head: DetectionHead = FreeHead(config, classes) if config.head == "free" else DetectHead(config, classes, anchors)
         self.tasks = nn.ModuleDict({task: head(config, counts) for task, head in HEADS.items() if task in config.tasks})
         # Implicit knowledge is drawn last, so networks that differ in it alone start from the same explicit weights.
-        self.head.add_implicit(config.implicit.by_task["detect"])
+        implicit = config.implicit.by_task
+        self.head.add_implicit(implicit["detect"])
         for task, head in self.tasks.items():
             for level in (module for module in head.modules() if isinstance(module, PredictionLevel)):
-                level.add_implicit(config.implicit.by_task[task])
+                level.add_implicit(implicit[task])
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> dict[str, list[Tensor]]:
         """Return the raw outputs of each task for images in 0..1; `detect` has one tensor (B, A, H, W, F) per level."""

@@ -47,8 +47,8 @@ def encode_hashes(digests: Iterable[str]) -> bytes:
 
 def _hashes(dataset: Dataset, folder: str) -> np.ndarray:
     packed, kept = storage.join(dataset.url, HASHES_FILE), storage.join(folder, f"{dataset.digest[:12]}.uint64")
-    for url, is_there in ((packed, bool(dataset.hashes_sha256) and storage.exists(packed)), (kept, storage.exists(kept))):
-        if is_there and (hashes := _read(url, dataset, dataset.hashes_sha256 if url == packed else "")) is not None:
+    for url, sha256 in [(packed, dataset.hashes_sha256)] * bool(dataset.hashes_sha256) + [(kept, "")]:
+        if storage.exists(url) and (hashes := _read(url, dataset, sha256)) is not None:
             return hashes
     started = time.perf_counter()
     with ThreadPoolExecutor(READERS, thread_name_prefix="yolor-hash") as readers:

@@ -6,7 +6,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -40,7 +39,6 @@ JOBS = (
     ("serve --weights BUCKET/absent", False),
 )
 """Arguments of a job, and whether the job ends well. The datasets `broken` have a manifest but no shards."""
-STATE = ["tasks", "actors", "runtime_envs", "workers", "objects", "jobs", "nodes", "placement_groups", "cluster_events"]
 STARTS_S = 120
 
 
@@ -88,17 +86,6 @@ def serve_once(head: Head, weights: str) -> str:
     return output
 
 
-def read_dashboard(head: Head) -> dict[str, bytes]:
-    """Return the answers of the dashboard by path."""
-    paths = [f"api/v0/{name}?detail=1&limit=1000" for name in STATE] + ["api/jobs/", "nodes?view=summary", "logical/actors"]
-    token = {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
-    found = {}
-    for path in paths:
-        with urllib.request.urlopen(urllib.request.Request(f"{head.dashboard}/{path}", headers=token), timeout=60) as answer:
-            found[path] = answer.read()
-    return found
-
-
 def test_no_job_leaves_a_credential_behind(s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     bucket, canaries = s3(), plant(monkeypatch)
     prepare(bucket)
@@ -110,8 +97,7 @@ def test_no_job_leaves_a_credential_behind(s3: Callable[[], str], monkeypatch: p
             assert ended_well == ends_well, f"{job}: {outputs[job][-4000:]}"
         outputs["serve"] = serve_once(head, f"{bucket}/fused")
         texts = {name: text.encode() for name, text in outputs.items()}
-        folder = Path(head.log.name).parent
-        everything = {**texts, **read_dashboard(head), **dict(objects(bucket)), **dict(files(folder))}
+        everything = {**texts, **head.read_dashboard(), **dict(objects(bucket)), **dict(files(head.folder))}
     assert find_canaries(canaries, everything.items()) == []
     for name, text in (
         ("/job-driver-", b"event="),

@@ -1,4 +1,7 @@
-"""The documented commands of a cluster: `ray start --head`, then train, evaluate, export and serve by `ray job submit`, all data in S3."""
+"""The documented commands of a cluster: `ray start --head`, then train, evaluate, export and serve by `ray job submit`, all data in S3.
+
+Credentials are planted before the cluster starts, and at the end every byte that cluster and jobs leave behind is searched for them.
+"""
 
 import json
 import subprocess
@@ -8,24 +11,58 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from canaries import files, find_canaries, objects, plant
 from head import RAY, Head, free_port, running_head
 from yolor_ray.data.synthetic.scenes import scene
+from yolor_ray.io import storage
 from yolor_ray.model.weights import load_weights
 from yolor_ray.pack.run import pack_scenes
 
 TINY = "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 8"
+LOG_A_SECRET = """
+import logging, os, runpy, sys
+try:
+    runpy.run_path(sys.argv[1], run_name="__main__")
+except SystemExit as ended:
+    print("ended", ended.code, flush=True)
+import ray
+# A library logs a secret in a worker of the job, so that the absence of the secret proves something.
+@ray.remote(num_cpus=0)
+def log_secret():
+    logging.getLogger("a.library").warning("signing with %s", os.environ["AWS_SECRET_ACCESS_KEY"])
+ray.get(log_secret.remote())
+"""
+"""Program that runs a job, and logs a secret in one of the job's workers."""
+REPORTED_S = 30
+"""Workers report their tasks about once a second."""
 
 
 @pytest.fixture(scope="module")
-def head(s3: Callable[[], str]) -> Iterator[Head]:
+def canaries(s3: Callable[[], str]) -> Iterator[dict[str, str]]:
+    """Name every secret that the processes of the cluster can see, but for Ray's token."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield plant(patch)
+
+
+@pytest.fixture(scope="module")
+def head(canaries: dict[str, str]) -> Iterator[Head]:
     with running_head() as head:
         yield head
 
 
-def test_submitted_jobs_train_evaluate_export_and_serve_from_s3(head: Head, s3: Callable[[], str]) -> None:
-    bucket = s3()
-    for name, count, seed in (("train", 32, 0), ("val", 8, 1)):
-        pack_scenes(f"{bucket}/{name}", count, seed)
+@pytest.fixture(scope="module")
+def bucket(s3: Callable[[], str]) -> str:
+    """Pack datasets, one of them without its shards: a job opens it, and only the tasks on workers miss its images."""
+    url = s3()
+    for name, count, seed in (("train", 32, 0), ("val", 8, 1), ("broken", 4, 0)):
+        pack_scenes(f"{url}/{name}", count, seed)
+    for name in storage.list_names(f"{url}/broken"):
+        if name.endswith(".parquet"):
+            storage.delete(f"{url}/broken/{name}")
+    return url
+
+
+def test_submitted_jobs_train_evaluate_export_and_serve_from_s3(head: Head, bucket: str) -> None:
     places = f"--data.train {bucket}/train --data.val {bucket}/val --run.storage {bucket}/runs --run.name submitted"
     trained = head.result("jobs/train.py", "nano", *places.split(), *TINY.split(), "--optim.epochs", "2", "--cluster.workers", "1")
     assert trained["weights"] == f"{bucket}/runs/submitted/weights"
@@ -63,7 +100,32 @@ def post(url: str, image: bytes) -> dict:
             time.sleep(1)
 
 
-def test_a_users_mistake_in_a_submitted_job_is_told_and_fails_it(head: Head, s3: Callable[[], str]) -> None:
-    done = head.submit("--", "python", "jobs/evaluate.py", "--weights", f"{s3()}/absent", "--data", "scenes:4")
+def test_a_users_mistake_in_a_submitted_job_is_told_and_fails_it(head: Head, bucket: str) -> None:
+    done = head.submit("--", "python", "jobs/evaluate.py", "--weights", f"{bucket}/absent", "--data", "scenes:4")
     assert done.returncode != 0
     assert "absent" in done.stdout and "not found" in done.stdout
+
+
+def test_no_byte_that_cluster_and_jobs_leave_behind_holds_a_credential(head: Head, bucket: str, canaries: dict[str, str]) -> None:
+    weights = f"{bucket}/runs/submitted/weights"
+    broken = ["jobs/evaluate.py", "--weights", weights, "--data", f"{bucket}/broken", "--workers", "1"]
+    failed = head.submit("--", "python", "-c", LOG_A_SECRET, *broken)
+    assert "ended 2" in failed.stdout, failed.stdout[-4000:]
+    deadline = time.monotonic() + REPORTED_S
+    while b", row group 0: " not in (state := head.read_dashboard())[next(iter(state))] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    everything = {"output": failed.stdout.encode(), **state, **dict(objects(bucket)), **dict(files(head.folder))}
+    secrets = {**canaries, "RAY_AUTH_TOKEN": head.environment["RAY_AUTH_TOKEN"]}
+    assert find_canaries(secrets, everything.items()) == []
+    # Every searched file exists, and the failure is in the files that report failures.
+    for name, text in (
+        ("output", b", row group 0: "),
+        ("/submitted/config.json", b"optim"),
+        ("/submitted/metrics.jsonl", b"loss"),
+        ("/logs/worker-", b"event=checkpoint"),
+        ("/logs/worker-", b"signing with <AWS_SECRET_ACCESS_KEY>"),
+        ("/logs/job-driver-", b"event="),
+        ("api/v0/tasks", b", row group 0: "),
+        ("api/jobs/", b"jobs/train.py"),
+    ):
+        assert any(name in location and text in data for location, data in everything.items()), f"{text!r} is not in any {name}"

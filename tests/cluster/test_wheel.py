@@ -1,5 +1,6 @@
 """The wheel in an environment that holds its declared dependencies and nothing else: an undeclared import fails there."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -48,10 +49,13 @@ def required(requirements: list[str]) -> set[str]:
 
 
 def link(name: str, site_packages: Path) -> None:
-    """Put an installed distribution into another environment, by hard links where the file system has them."""
-    for file in distribution(name).files or []:
-        source, target = Path(str(file.locate())), site_packages / file
-        if ".." in file.parts or source.suffix == ".pyc" or not source.exists():
+    """Put an installed distribution into another environment with its compiled files, by hard links where the file system has them."""
+    installed = distribution(name)
+    sources = [file for file in installed.files or [] if ".." not in file.parts and file.suffix != ".pyc"]
+    compiled = [Path(importlib.util.cache_from_source(str(file))) for file in sources if file.suffix == ".py"]
+    for file in [*sources, *compiled]:
+        source, target = Path(str(installed.locate_file(file))), site_packages / file
+        if not source.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

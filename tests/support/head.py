@@ -10,12 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
+STATE = ["tasks", "actors", "runtime_envs", "workers", "objects", "jobs", "nodes", "placement_groups", "cluster_events"]
 
 
 def free_port() -> int:
@@ -27,6 +29,9 @@ class Head:
     """A cluster of one node, started as a user starts it, with token authentication."""
 
     def __init__(self, folder: Path) -> None:
+        """Start the cluster; `folder` takes everything that it writes on this machine."""
+        self.folder = folder
+        self.metrics_port = free_port()
         self.dashboard = f"http://127.0.0.1:{free_port()}"
         ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}
         head_variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -36,6 +41,7 @@ class Head:
         flags = ["--num-cpus", "4", "--dashboard-port", self.dashboard.rpartition(":")[2], "--port", str(free_port())]
         # The agent takes submitted jobs, and would share its usual port with every other Ray of this machine.
         flags += ["--dashboard-agent-listen-port", str(free_port()), "--ray-client-server-port", str(free_port())]
+        flags += ["--metrics-export-port", str(self.metrics_port)]
         flags += ["--temp-dir", str(folder), "--disable-usage-stats", "--block"]
         start = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
         command = [RAY, "start", "--head", "--node-ip-address", "127.0.0.1", *flags]
@@ -59,6 +65,17 @@ class Head:
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         return json.loads(lines[-1])
+
+    def read_dashboard(self) -> dict[str, bytes]:
+        """Return the answers of the dashboard, and the node's metrics, by path."""
+        paths = [f"api/v0/{name}?detail=1&limit=1000" for name in STATE] + ["api/jobs/", "nodes?view=summary", "logical/actors"]
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        urls = {path: f"{self.dashboard}/{path}" for path in paths} | {"metrics": f"http://127.0.0.1:{self.metrics_port}/metrics"}
+        found = {}
+        for path, url in urls.items():
+            with urllib.request.urlopen(urllib.request.Request(url, headers=token), timeout=60) as answer:
+                found[path] = answer.read()
+        return found
 
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGTERM)

@@ -6,10 +6,11 @@ Legend: R resamples, I images, K classes, M metrics, D detections, J true positi
 """
 
 from collections import defaultdict
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy import sparse, stats
+from scipy import sparse
 
 from yolor_ray.evaluate import coco
 
@@ -33,7 +34,7 @@ def draw_resamples(images: int, count: int, seed: int) -> np.ndarray:
 def half_width(values: np.ndarray) -> float:
     """Return half the width of the 95 % interval of a number from its values on resamples, (R,); NaN of fewer than two finite values."""
     finite = values[np.isfinite(values)]
-    return float(stats.norm.ppf((1 + CONFIDENCE) / 2) * finite.std(ddof=1)) if len(finite) > 1 else np.nan
+    return float(NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * finite.std(ddof=1)) if len(finite) > 1 else np.nan
 
 
 def resampled_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights: np.ndarray) -> np.ndarray:

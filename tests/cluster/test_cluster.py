@@ -39,6 +39,10 @@ def test_workers_have_their_environment_and_ray_records_no_secrets(ray_cluster):
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(ray.get_runtime_context().runtime_env)
 
 
+def test_a_ray_of_this_machine_alone_sends_no_statistics_of_usage(ray_cluster):
+    assert not ray.get(ray.remote(lambda: importlib.import_module("ray._common.usage.usage_lib").usage_stats_enabled()).remote())
+
+
 def test_starting_ray_twice_joins_the_running_one(ray_cluster):
     before = ray.get_runtime_context().get_job_id()
     connect.start_ray()

@@ -18,12 +18,13 @@ WORKER_HOOK = {"worker_process_setup_hook": "yolor_ray.cluster.environment.prepa
 
 
 def local_ray_settings() -> dict[str, str]:
-    """Return variables with which Ray starts on any machine: where /dev/shm is small, and where TMPDIR names no folder.
+    """Return variables with which a Ray of this machine alone starts everywhere and sends nothing to others.
 
     With Docker's 64 MB of /dev/shm Ray keeps its objects in its temporary folder, and warns. Without the first variable it refuses to start
     if 30 % of the machine's memory are over 10 GB. Python ignores a TMPDIR that does not exist; Ray would try to create the folder.
+    Without the third variable Ray sends statistics of usage to its makers, which two processes collect.
     """
-    return {"RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1", "RAY_TMPDIR": tempfile.gettempdir()}
+    return {"RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE": "1", "RAY_TMPDIR": tempfile.gettempdir(), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def prepare_worker() -> None:

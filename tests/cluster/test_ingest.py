@@ -1,6 +1,9 @@
 """Row groups that reach a consumer through Ray, from the object store or streamed, in the order of the plan."""
 
+import time
+
 import pytest
+import ray
 
 from yolor_ray.cluster import block_source
 from yolor_ray.data.loading.loader import Source
@@ -30,6 +33,28 @@ def test_ray_brings_whole_row_groups_in_the_order_of_the_plan(dataset: Dataset, 
     assert isinstance(source, source_type)
     for order in ([0, 1, 2, 3], [3, 0, 2], [1]):
         assert names(source, dataset, order) == names(block_source.direct_source(dataset), dataset, order)
+
+
+def test_a_row_group_that_has_not_arrived_or_was_lost_is_read_from_storage(dataset: Dataset, caplog) -> None:
+    pending = ray.remote(num_cpus=0)(time.sleep).remote(600)
+    failed = ray.remote(num_cpus=0, max_retries=0)(int).remote("lost")
+    ray.wait([failed])
+    first, second, *_ = dataset.row_groups
+    source = block_source.ObjectStoreSource(dataset, {first: pending, second: failed}, [])
+    assert names(source, dataset, [0, 1]) == names(block_source.direct_source(dataset), dataset, [0, 1])
+    assert [record.getMessage() for record in caplog.records if "block_lost" in record.getMessage()] == [
+        f"event=block_lost shard={second.shard} row_group={second.index} reason=RayTaskError(ValueError)"
+    ]
+    ray.cancel(pending, force=True)
+
+
+def test_a_dataset_arrives_in_the_object_store(dataset: Dataset, monkeypatch) -> None:
+    expected = names(block_source.direct_source(dataset), dataset, [3, 0, 1, 2])
+    source = block_source.cluster_source(dataset)
+    arrived, _ = ray.wait(list(source.tables.values()), num_returns=len(source.tables), timeout=60)
+    assert len(arrived) == len(dataset.row_groups)
+    monkeypatch.setattr(block_source, "read_row_group", None)
+    assert names(source, dataset, [3, 0, 1, 2]) == expected
 
 
 def test_a_long_epoch_is_streamed_in_parts(dataset: Dataset, monkeypatch) -> None:

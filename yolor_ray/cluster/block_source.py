@@ -1,6 +1,7 @@
 """Bring encoded row groups to training workers: from Ray's object store where the dataset fits, else streamed by Ray Data.
 
-Only encoded bytes travel; workers decode. The order of row groups is the epoch plan's, never Ray's.
+Only encoded bytes travel; workers decode. The order of row groups is the epoch plan's, never Ray's. The object store fills while training
+runs: until a row group has arrived there, workers read it from storage.
 """
 
 import itertools
@@ -13,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import DataContext, ExecutionOptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from yolor_ray.cluster.capacity import wait_for_resources
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards.dataset import Dataset, RowGroup, read_row_group
 
@@ -26,6 +27,8 @@ GROUPS_PER_STREAM = 1024
 """Row groups of one Ray dataset, each of which waits for a new executor; Ray Data makes a block of each before it reads the first."""
 READ_CPUS = 0.25
 """Logical CPUs of a read task, which waits for storage more than it computes."""
+READERS_PER_NODE = 2
+"""Row groups that a node reads at a time into its object store, beside training."""
 
 
 def direct_source(dataset: Dataset) -> Source:
@@ -33,22 +36,34 @@ def direct_source(dataset: Dataset) -> Source:
     return lambda groups: (read_row_group(dataset, group) for group in groups)
 
 
+class _Reader:
+    """Actor that reads row groups into the object store of its node."""
+
+    def read(self, dataset: Dataset, group: RowGroup) -> pa.Table:
+        """Return a row group, which Ray keeps in the object store."""
+        return read_row_group(dataset, group)
+
+
 @dataclass(frozen=True)
 class ObjectStoreSource:
-    """Source of row groups that the object store holds."""
+    """Source of row groups that the object store holds, or will hold."""
 
     dataset: Dataset
     tables: dict[RowGroup, ray.ObjectRef]
+    readers: list[Any]
+    """Actors, which live as long as the source."""
 
     def __call__(self, groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
-        """Yield the tables in order, without copies; a table that was lost with its node is read from storage again."""
+        """Yield the tables in order, without copies; what is not in the object store is read from storage."""
         return (self._table(group) for group in groups)
 
     def _table(self, group: RowGroup) -> pa.Table:
+        ready, _ = ray.wait([self.tables[group]], timeout=0, fetch_local=False)
         try:
-            return ray.get(self.tables[group])
-        except ray.exceptions.ObjectLostError:
-            logger.warning("event=block_lost shard=%s row_group=%d", group.shard, group.index)
+            return ray.get(ready[0]) if ready else read_row_group(self.dataset, group)
+        except ray.exceptions.RayError as error:
+            # The block was lost with its node, or its reader failed. A fault of the storage itself is raised by the second reading.
+            logger.warning("event=block_lost shard=%s row_group=%d reason=%s", group.shard, group.index, type(error).__name__)
             return read_row_group(self.dataset, group)
 
 
@@ -85,13 +100,22 @@ def _read_row(block: pa.Table) -> pa.Table:
 
 
 def cluster_source(dataset: Dataset) -> Source:
-    """Return a source for workers of a running cluster; a dataset that fits is read into the object store by this call."""
+    """Return a source for workers of a running cluster; a dataset that fits is read into the object store from this call on."""
     size = sum(shard.bytes for shard in dataset.shards)
     limit = ray.cluster_resources().get("object_store_memory", 0) * OBJECT_STORE_SHARE
     mode = "object_store" if size <= limit else "streamed"
     logger.info("event=ingest mode=%s dataset_mb=%.1f limit_mb=%.1f", mode, size / 1e6, limit / 1e6)
-    if size > limit:
-        return StreamedSource(dataset)
-    wait_for_resources({"CPU": READ_CPUS}, "read the training set")
-    blocks = _stream(dataset, dataset.row_groups).materialize().to_arrow_refs()
-    return ObjectStoreSource(dataset, dict(zip(dataset.row_groups, blocks, strict=True)))
+    return _kept(dataset) if size <= limit else StreamedSource(dataset)
+
+
+def _kept(dataset: Dataset) -> ObjectStoreSource:
+    """Let an actor on each node read its share of the row groups."""
+    nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=True) for node in ray.nodes() if node["Alive"]]
+    # Without a CPU of their own, readers neither wait for workers nor keep a worker from starting.
+    options = {"num_cpus": 0, "max_concurrency": READERS_PER_NODE}
+    readers = [ray.remote(_Reader).options(**options, scheduling_strategy=node).remote() for node in nodes]
+    # The description of all shards of ten million records has 12 MB, too much for each call.
+    parts = {(group.member, group.shard): ray.put(dataset.with_shard_of(group)) for group in dataset.row_groups}
+    turns = zip(dataset.row_groups, itertools.cycle(readers), strict=False)
+    tables = {group: reader.read.remote(parts[group.member, group.shard], group) for group, reader in turns}
+    return ObjectStoreSource(dataset, tables, readers)

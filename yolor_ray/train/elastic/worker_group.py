@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.placement_group import get_current_placement_group
 
 from yolor_ray.cluster.block_source import cluster_source
-from yolor_ray.cluster.capacity import check_capacity, clear_resource_request, wait_for_capacity, worker_resources
+from yolor_ray.cluster.capacity import check_capacity, clear_resource_request, worker_resources
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.cluster.ray_internals import HUNG_WORKER_TIMEOUT, PREEMPTION_WATCHER, PRINT_PATCH
 from yolor_ray.cluster.stop_signal import ProcessStopSignal
@@ -31,7 +31,7 @@ from yolor_ray.train.context import Report, TrainContext
 from yolor_ray.train.distributed import COLLECTIVE_TIMEOUT_S, DistContext, make_dist_context
 from yolor_ray.train.elastic.monitor import RemoteStopSignal, WorkerPlace
 from yolor_ray.train.elastic.supervisor import run_with_restarts
-from yolor_ray.train.loop import TrainOutcome, train_loop
+from yolor_ray.train.loop import train_loop
 
 HUNG_WORKER_S = 60.0
 """Time without an answer of a worker's process after which its attempt ends (s). A thread that only answers health checks makes the
@@ -92,9 +92,6 @@ def run_on_workers(
     check_capacity(cluster, resumes=bool(read_attempts(context.run)))
     try:
         with stop_signal or ProcessStopSignal() as received:
-            # The training set is read by tasks, which would wait without an end to a stop signal.
-            if source is None and not wait_for_capacity(cluster, received):
-                return TrainOutcome.STOPPED
             context = dataclasses.replace(context, source=source or cluster_source(context.train))
             return run_with_restarts(context, functools.partial(_run_attempt, train_fn=train_fn, callbacks=callbacks), received)
     finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -40,6 +41,22 @@ def test_a_failure_reaches_every_caller_of_its_batch_and_no_other():
     first, second, *rest = asyncio.run(main())
     assert str(first) == str(second) == "broken batch"
     assert rest == ["b", "c"]
+
+
+def test_the_mean_duration_of_an_item_follows_the_batches():
+    durations = iter([0.2, 0.02])
+
+    async def main():
+        batcher = Batcher(lambda items: time.sleep(next(durations)) or items, max_batch=2, wait_s=0.0)
+        assert batcher.seconds_per_item == 0
+        await asyncio.gather(batcher.submit("a"), batcher.submit("b"))
+        first = batcher.seconds_per_item
+        await batcher.submit("c")
+        return first, batcher.seconds_per_item
+
+    first, second = asyncio.run(main())
+    assert first >= 0.1
+    assert 0.9 * first + 0.1 * 0.02 <= second < first
 
 
 def test_an_item_whose_caller_left_is_not_processed():

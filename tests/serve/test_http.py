@@ -1,6 +1,7 @@
 """HTTP interface of one replica, with an engine that detects red rectangles: responses, errors, limits and pages."""
 
 import re
+import socket
 import struct
 import time
 import zlib
@@ -263,6 +264,53 @@ def test_requests_that_timed_out_in_the_queue_never_reach_the_network(serve, eng
         assert {future.result().status_code for future in waiting} == {504}
         engine.gate.set()
         assert client.post(JPEG).status_code == 200
+    assert len(engine.batches) == 2
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1.5", "soon", "", "9" * 10])
+def test_a_deadline_that_is_no_number_of_milliseconds_is_refused(client, value):
+    answer = client.post(JPEG, **{"X-Request-Timeout-Ms": value})
+    assert error_of(answer)[1] == "bad_parameter" and "expected a whole number of milliseconds" in answer.json()["message"]
+
+
+def test_a_request_has_until_its_own_deadline_and_never_longer_than_the_services(serve, engine):
+    engine.gate.clear()
+    with serve(request_timeout_s=0.3) as client:
+        for value, limit in (("100", "0.1 s"), ("60000", "0.3 s")):
+            answer = client.post(JPEG, **{"X-Request-Timeout-Ms": value})
+            assert error_of(answer) == (504, "timeout") and limit in answer.json()["message"]
+
+
+def test_a_request_whose_deadline_cannot_be_met_is_refused_at_once(serve, engine):
+    with serve(max_batch=1) as client:
+        assert client.post(JPEG).status_code == 200
+        engine.gate.clear()
+        client.service._batcher.seconds_per_item = 0.5
+        waiting = in_parallel(client, 3)
+        wait_for(lambda: client.service._in_progress == 3)
+        answer = client.post(JPEG, **{"X-Request-Timeout-Ms": "1400"})
+        assert error_of(answer) == (429, "overloaded") and answer.headers["Retry-After"] == "1"
+        assert "3 images in work, which take about 1.5 s, expected an answer within 1.4 s" in answer.json()["message"]
+        patient = ThreadPoolExecutor(1).submit(client.post, JPEG, **{"X-Request-Timeout-Ms": "5000"})
+        wait_for(lambda: client.service._in_progress == 4)
+        engine.gate.set()
+        assert {future.result().status_code for future in [*waiting, patient]} == {200}
+
+
+def test_the_image_of_a_client_that_left_never_reaches_the_network(serve, engine):
+    engine.gate.clear()
+    with serve(max_batch=1) as client:
+        first = in_parallel(client, 1)
+        wait_for(lambda: len(engine.batches) == 1)
+        host, port = client.base.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as leaving:
+            head = f"POST /v1/detect HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(JPEG)}\r\n\r\n"
+            leaving.sendall(head.encode() + JPEG)
+            wait_for(lambda: len(client.service._batcher._pending) == 1)
+        wait_for(lambda: client.service._in_progress == 1)
+        engine.gate.set()
+        assert first[0].result().status_code == client.post(JPEG).status_code == 200
+        assert 'status="499"' in client.get("/metrics").text
     assert len(engine.batches) == 2
 
 

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+SMOOTHING = 0.9
+"""Weight of the former batches in the mean duration of an item."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -40,6 +42,8 @@ class Batcher(Generic[Item, Result]):
         self._pending: deque[_PendingItem[Item, Result]] = deque()
         self._arrived = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
+        self.seconds_per_item = 0.0
+        """Mean share of an item in the duration of its batch; 0 before the first batch."""
 
     @property
     def waiting(self) -> int:
@@ -83,8 +87,12 @@ class Batcher(Generic[Item, Result]):
 
     async def _process_batch(self, batch: list[_PendingItem[Item, Result]]) -> None:
         items = [pending.item for pending in batch]
-        call = asyncio.get_running_loop().run_in_executor(self._thread, self._process, items)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        call = loop.run_in_executor(self._thread, self._process, items)
         await asyncio.wait([call])
+        share = (loop.time() - started) / len(items)
+        self.seconds_per_item = SMOOTHING * self.seconds_per_item + (1 - SMOOTHING) * share if self.seconds_per_item else share
         error = call.exception()
         results = [] if error else call.result()
         for index, pending in enumerate(batch):

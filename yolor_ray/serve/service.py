@@ -25,7 +25,7 @@ from yolor_ray.inference.views import OpenImage, Tiling, View, open_image
 from yolor_ray.serve.batcher import Batcher
 from yolor_ray.serve.engine import DetectOptions, Engine, TimedDetections
 from yolor_ray.serve.http.api_keys import ApiKeys
-from yolor_ray.serve.http.body import image_bytes, read_body
+from yolor_ray.serve.http.body import image_bytes, read_body, time_limit_s, while_connected
 from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.pixel_budget import PixelBudget
@@ -80,6 +80,11 @@ class _LargeImage:
     pixels: int
     is_tiled: bool
     """The pixels stay until the last tile is cut."""
+
+
+def _overloaded(found: str) -> ApiError:
+    """Return the error of a request that the replica has no place or no time for."""
+    return ApiError("overloaded", f"found {found}; try again later", {"Retry-After": str(RETRY_AFTER_S)})
 
 
 class Service:
@@ -166,17 +171,20 @@ class Service:
     @contextlib.asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[ReceivedRequest]:
         """Read the body of a request, and hold a place in the queue inside the block, which ends at the time limit; raises ApiError."""
-        started = time.perf_counter()
+        started, limit_s = time.perf_counter(), time_limit_s(request, self.settings.request_timeout_s)
+        wait_s = self._in_progress * self._batcher.seconds_per_item
+        if wait_s > limit_s:
+            found = f"{self._in_progress} images in work, which take about {wait_s:.1f} s, expected an answer within {limit_s:g} s"
+            raise _overloaded(found)
         try:
-            async with asyncio.timeout(self.settings.request_timeout_s):
+            async with asyncio.timeout(limit_s):
                 with self._slots(1):
                     # A stalled body is the client's fault and has an error code of its own, hence a timeout a little before the request's.
-                    body = await read_body(request, int(self.settings.max_body_mb * 1e6), 0.9 * self.settings.request_timeout_s)
-                    yield ReceivedRequest(request, body, time.perf_counter() - started)
+                    body = await read_body(request, int(self.settings.max_body_mb * 1e6), 0.9 * limit_s)
+                    async with while_connected(request):
+                        yield ReceivedRequest(request, body, time.perf_counter() - started)
         except TimeoutError:
-            raise ApiError(
-                "timeout", f"no answer within {self.settings.request_timeout_s:g} s; the service is slow or overloaded"
-            ) from None
+            raise ApiError("timeout", f"no answer within {limit_s:g} s; the service is slow or overloaded") from None
 
     async def in_decoder(self, function: Callable[Arguments, Value], *args: Arguments.args, **options: Arguments.kwargs) -> Value:
         """Return the result of a function that runs in a thread for bodies and images."""
@@ -186,10 +194,7 @@ class Service:
     def _slots(self, count: int) -> Iterator[None]:
         """Hold places of the queue, one for each image."""
         if self._in_progress + count > self._max_in_work:
-            found = f"{self._in_progress} images in work and a request with {count} more"
-            raise ApiError(
-                "overloaded", f"found {found}, expected at most {self._max_in_work}; try again later", {"Retry-After": str(RETRY_AFTER_S)}
-            )
+            raise _overloaded(f"{self._in_progress} images in work and a request with {count} more, expected at most {self._max_in_work}")
         self._count_in_progress(count)
         try:
             yield

@@ -1,15 +1,18 @@
 """Read the encoded images of a request: raw bytes, multipart `file` or base64 in JSON.
 
 Bytes, seconds, multipart parts and nesting are limited while the body streams in. Compressed bodies are refused, never inflated.
+After the body, the connection is watched: work for a client that has left is cancelled.
 """
 
 import asyncio
 import binascii
+import contextlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from yolor_ray.data.images.header import image_format_of
 from yolor_ray.serve.http.errors import ApiError
@@ -17,6 +20,8 @@ from yolor_ray.serve.http.multipart import file_part, file_parts
 
 ACCEPTED_BODIES = 'image bytes (Content-Type: image/*), multipart/form-data with one part `file`, or JSON {"image": "<base64>"}'
 
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+"""Header with the longest time that a client waits for its answer, in milliseconds."""
 UNDECLARED = ("", "application/x-www-form-urlencoded")
 """Content types of requests that declare none, as curl does by default: the bytes decide."""
 
@@ -52,6 +57,40 @@ def _media_type(content_type: str) -> str:
 def _is_curl_default(media_type: str, body: bytes) -> bool:
     """Return True for an image that curl sent as a form because no Content-Type was given."""
     return media_type in UNDECLARED and image_format_of(body) is not None
+
+
+def time_limit_s(request: Request, longest_s: float) -> float:
+    """Return the seconds until the answer of a request is due: those of TIMEOUT_HEADER, and `longest_s` at most; raises ApiError."""
+    value = request.headers.get(TIMEOUT_HEADER)
+    if value is None:
+        return longest_s
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", value):
+        raise ApiError("bad_parameter", f"{TIMEOUT_HEADER}: found {value[:80]!r}, expected a whole number of milliseconds from 1")
+    return min(int(value) / 1e3, longest_s)
+
+
+@contextlib.asynccontextmanager
+async def while_connected(request: Request) -> AsyncIterator[None]:
+    """Cancel the block and raise ClientDisconnect as soon as the client has left; the body of the request must have been read."""
+    task, has_left = asyncio.current_task(), asyncio.Event()
+    assert task is not None, "the block runs in a task"
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        has_left.set()
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        # The time limit, or the server's end, may have cancelled the task as well.
+        if has_left.is_set() and task.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watcher.cancel()
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:

@@ -15,7 +15,7 @@ from yolor_ray.cluster.block_source import direct_source
 from yolor_ray.cluster.stop_signal import ProcessStopSignal, StopSignal, never_stop
 from yolor_ray.config import TrainConfig
 from yolor_ray.data.loading.loader import Source
-from yolor_ray.data.shards.dataset import Dataset, read_row_group
+from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import DataError, Preempted
 from yolor_ray.evaluate.detections import DETECTIONS_FILE
 from yolor_ray.io import manifest, storage
@@ -26,6 +26,7 @@ from yolor_ray.train.anchors import best_possible_recall, fit_anchors, sample_si
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints, newest_checkpoint
 from yolor_ray.train.context import Report, TrainContext
 from yolor_ray.train.datasets.boxes import check_sides, check_teacher, read_box_sides, warn_of_classes_without_boxes
+from yolor_ray.train.datasets.columns import read_columns
 from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images
 from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
 from yolor_ray.train.loggers.follower import LOGGERS_FILE, check_loggers, logged
@@ -120,7 +121,8 @@ def prepare(config: TrainConfig, run: str) -> TrainContext:
         _note_data(config, train_set)
     pretrained = resolve_pretrained(config.optim, config.network)
     teacher = absolute_weights(config.optim.teacher)
-    sides, without_boxes = read_box_sides(train_set, config.data.image_px)
+    # The log of a teacher counts all images.
+    sides, without_boxes = read_box_sides(train_set, config.data.image_px, sample=not teacher)
     if teacher:
         check_teacher(teacher, train_set, config.data.image_px, len(sides), without_boxes)
     if len(sides) or not teacher:
@@ -150,16 +152,15 @@ def _note_data(config: TrainConfig, train_set: Dataset) -> None:
 
 def _read_identities(dataset: Dataset) -> np.ndarray:
     """Return the ids of a dataset's known individuals, ascending."""
-    columns = [read_row_group(dataset, group, ["identities"])["identities"] for group in dataset.row_groups]
-    identities = np.unique(np.concatenate([column.combine_chunks().flatten().to_numpy(zero_copy_only=False) for column in columns]))
+    columns = [table["identities"].combine_chunks() for table in read_columns(dataset, ["identities"], dataset.row_groups)]
+    identities = np.unique(np.concatenate([column.flatten().to_numpy(zero_copy_only=False) for column in columns]))
     return identities[identities >= 0].astype(np.int64)
 
 
 def _choose_class_weights(dataset: Dataset) -> np.ndarray:
     """Return the (K,) weights of the classes by their numbers of boxes, without crowd regions, which training ignores."""
     boxes = np.zeros(len(dataset.classes), np.int64)
-    for group in dataset.row_groups:
-        table = read_row_group(dataset, group, ["labels", "crowd"])
+    for table in read_columns(dataset, ["labels", "crowd"], dataset.row_groups):
         labels, crowd = (table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in ("labels", "crowd"))
         boxes += np.bincount(labels[~crowd], minlength=len(boxes))
     weights = balanced_weights(boxes)

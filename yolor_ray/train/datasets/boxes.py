@@ -1,13 +1,17 @@
 """Check the boxes of a training set before the first epoch: boxes that are absent, too small to be seen, or of a few classes alone."""
 
 import logging
+from contextlib import closing
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from yolor_ray.data.augment.geometry import MIN_SIDE_PX
-from yolor_ray.data.shards.dataset import Dataset, read_row_group
+from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import DataError
+from yolor_ray.train.anchors import MAX_BOXES
+from yolor_ray.train.datasets.columns import read_columns
 from yolor_ray.train.teacher import load_teacher
 
 logger = logging.getLogger(__name__)
@@ -15,22 +19,42 @@ logger = logging.getLogger(__name__)
 MAX_SHOWN_CLASSES = 20
 
 
-def read_box_sides(dataset: Dataset, image_px: int) -> tuple[np.ndarray, int]:
-    """Return the (N, 2) widths and heights of all boxes in pixels of the network input, and the number of images not annotated for detect.
+def read_box_sides(dataset: Dataset, image_px: int, *, sample: bool) -> tuple[np.ndarray, int]:
+    """Return the (N, 2) widths and heights of boxes in pixels of the network input, and the number of images not annotated for detect.
 
     Crowd regions are not learned.
+
+    Args:
+        dataset: training set.
+        image_px: side of the network input, pixels.
+        sample: True reads row groups in a seeded order until they have MAX_BOXES boxes, one of which can be seen. The time is then the same
+            for larger datasets.
     """
-    sides, without_boxes = [np.zeros((0, 2), np.float32)], 0
-    for group in dataset.row_groups:
-        table = read_row_group(dataset, group, ["width", "height", "boxes_xyxy", "crowd", "tasks"]).combine_chunks()
-        crowds, tasks = table["crowd"].combine_chunks(), table["tasks"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        single = ~crowds.flatten().to_numpy(zero_copy_only=False)
-        corners = table["boxes_xyxy"].combine_chunks().flatten().flatten().to_numpy().reshape(-1, 4)[single]
-        scales = (image_px / np.maximum(table["width"].to_numpy(), table["height"].to_numpy())).astype(np.float32)
-        image_of_box = np.repeat(np.arange(len(table)), crowds.value_lengths().to_numpy())[single]
-        sides.append((corners[:, 2:] - corners[:, :2]) * scales[image_of_box, None])
-        without_boxes += len(table) - int((tasks == "detect").sum())
-    return np.concatenate(sides), without_boxes
+    groups = dataset.row_groups
+    order = np.random.default_rng(0).permutation(len(groups)).tolist()
+    sides, without_boxes, boxes, is_any_visible = {}, 0, 0, False
+    columns = ["width", "height", "boxes_xyxy", "crowd", "tasks"]
+    with closing(read_columns(dataset, columns, [groups[position] for position in order])) as tables:
+        for position, table in zip(order, tables, strict=True):
+            sides[position] = _box_sides(table.combine_chunks(), image_px)
+            boxes += len(sides[position])
+            is_any_visible |= bool((sides[position].min(axis=1) >= MIN_SIDE_PX).any())
+            tasks = table["tasks"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            without_boxes += len(table) - int((tasks == "detect").sum())
+            if sample and boxes >= MAX_BOXES and is_any_visible:
+                break
+    return np.concatenate([np.zeros((0, 2), np.float32), *(sides[position] for position in sorted(sides))]), without_boxes
+
+
+def _box_sides(table: pa.Table, image_px: int) -> np.ndarray:
+    """Return the (N, 2) float32 sides of a row group's boxes without crowd regions, in pixels of the network input."""
+    crowds = table["crowd"].combine_chunks()
+    single = ~crowds.flatten().to_numpy(zero_copy_only=False)
+    corners = table["boxes_xyxy"].combine_chunks().flatten().flatten().to_numpy().reshape(-1, 4)[single]
+    scales = (image_px / np.maximum(table["width"].to_numpy(), table["height"].to_numpy())).astype(np.float32)
+    image_of_box = np.repeat(np.arange(len(table)), crowds.value_lengths().to_numpy())[single]
+    sides: np.ndarray = (corners[:, 2:] - corners[:, :2]) * scales[image_of_box, None]
+    return sides
 
 
 def check_teacher(url: str, dataset: Dataset, image_px: int, boxes: int, without_boxes: int) -> None:

@@ -72,8 +72,9 @@ def run_with_restarts(context: TrainContext, run_attempt: RunAttemptFn, stop_sig
             if package_error and not (checkpoints and _is_transient(package_error)):
                 raise package_error from error
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-                # Another job took the capacity before Ray Train did, which is no failure of the run.
-                logger.warning("event=capacity_taken workers=%d", workers)
+                # No failure of the run.
+                reason = "another job took the resources first, or the nodes are too busy to start processes in time"
+                logger.warning("event=workers_not_started workers=%d reason='%s'", workers, reason)
                 continue
             restart_reason = known or _failure_reason(error)
             failures = 1 if checkpoints != checkpoints_before else failures + 1

@@ -23,7 +23,7 @@ TARGETS = """
 import dataclasses
 import os
 
-from yolor_ray.errors import ConfigError, NonFiniteLossError, Preempted
+from yolor_ray.errors import ConfigError, LedgerError, NonFiniteLossError, Preempted
 
 def double(config):
     print("on the way")
@@ -40,6 +40,9 @@ def refuse(config):
 
 def fail(config):
     raise NonFiniteLossError("step 7: no finite gradient")
+
+def break_down(config):
+    raise LedgerError("epoch 3: record 7 twice")
 
 def interrupt(config):
     raise KeyboardInterrupt
@@ -180,15 +183,19 @@ def test_a_training_stopped_by_a_signal_exits_with_its_status(job, monkeypatch, 
     assert job("stop") == (status, "", f"{word}: runs/a: stopped\n")
 
 
-def test_any_other_failure_exits_1_with_its_traceback(tmp_path):
+def test_a_training_that_cannot_continue_exits_1_and_says_why(job):
+    assert job("fail") == (1, "", "NonFiniteLossError: step 7: no finite gradient\n")
+
+
+def test_a_bug_exits_1_with_its_traceback(tmp_path):
     (tmp_path / "job_targets.py").write_text(TARGETS)
     (tmp_path / "job.py").write_text(
         "from yolor_ray import cli\n"
-        "if __name__ == '__main__':\n    cli.run('job', cli.Job('', lambda *_: None, 'job_targets:fail'), [], 'job')\n"
+        "if __name__ == '__main__':\n    cli.run('job', cli.Job('', lambda *_: None, 'job_targets:break_down'), [], 'job')\n"
     )
     completed = process(str(tmp_path / "job.py"))
     assert (completed.returncode, completed.stdout) == (1, "")
-    assert completed.stderr.rstrip().endswith("NonFiniteLossError: step 7: no finite gradient")
+    assert completed.stderr.rstrip().endswith("LedgerError: epoch 3: record 7 twice") and "Traceback" in completed.stderr
 
 
 def test_every_preset_is_described_and_is_a_complete_run():

@@ -27,7 +27,7 @@ from yolor_ray.config.dotted import from_json, similar_names
 from yolor_ray.config.presets import DESCRIPTIONS, PRESETS
 from yolor_ray.config.renamed import current_arguments
 from yolor_ray.config.study import STUDIES, STUDY_DESCRIPTIONS
-from yolor_ray.errors import CheckFailed, ConfigError, Preempted, UserError
+from yolor_ray.errors import CheckFailed, ConfigError, LedgerError, Preempted, UserError, YolorError
 from yolor_ray.io.redact import hide_secrets, redact, refuse_credentials
 
 EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED, EXIT_PREEMPTED = 1, 2, 130, 143
@@ -109,6 +109,12 @@ def _run(name: str, job: Job, arguments: Sequence[str], program: str) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
+    except YolorError as error:
+        if isinstance(error, LedgerError):
+            # A bug of this package: its report needs the traceback.
+            raise
+        sys.stderr.write(redact(f"{type(error).__name__}: {error}\n"))
+        return EXIT_FAILED
     # A person has seen the result in the view.
     if not (is_shown and sys.stdout.isatty()):
         _print_result(result)

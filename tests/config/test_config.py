@@ -20,6 +20,7 @@ from yolor_ray.config import (
     NetworkConfig,
     OptimConfig,
     PackScenesConfig,
+    PackVocConfig,
     PredictConfig,
     RunConfig,
     ServeConfig,
@@ -115,7 +116,7 @@ INVALID = [
     (ServeConfig, {"weights": "w", "min_replicas": 3, "max_replicas": 2}, "min_replicas", "1 to max_replicas, 2"),
     (ServeConfig, {"weights": "w", "max_batch": 0}, "max_batch", "1 or more"),
     (ServeConfig, {"weights": "w", "request_timeout_s": 0.0}, "request_timeout_s", "more than 0"),
-    (PackScenesConfig, {"output": "o", "shard_mb": 0.0}, "shard_mb", "more than 0"),
+    (PackVocConfig, {"images": "i", "annotations": "a", "output": "o", "shard_mb": 0.0}, "shard_mb", "more than 0"),
     (PackScenesConfig, {"output": "o", "count": 0}, "count", "1 or more"),
     (PackScenesConfig, {"output": "o", "size_px": 8}, "size_px", "32 or more"),
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from packed import all_records
-from yolor_ray.config import PackScenesConfig, PackYoloConfig
+from yolor_ray.config import PackScenesConfig, PackVocConfig, PackYoloConfig
 from yolor_ray.data.shards.dataset import open_dataset
 from yolor_ray.errors import ConfigError, DataError
 from yolor_ray.io import storage
@@ -169,6 +169,6 @@ def test_the_job_prints_one_json_line_and_shows_no_secret(yolo_set, tmp_path, mo
 
 def test_bad_numbers_in_the_configuration_are_refused():
     with pytest.raises(ConfigError, match="shard_mb: found 0"):
-        PackScenesConfig(output="x", shard_mb=0)
+        PackVocConfig(images="i", annotations="a", output="x", shard_mb=0)
     with pytest.raises(ConfigError, match="count, size_px: found 0, 320"):
         PackScenesConfig(output="x", count=0)

@@ -150,9 +150,11 @@ class PackCropsConfig(PackAnnotatedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackScenesConfig(PackConfig):
+class PackScenesConfig:
     """Scenes of the built-in dataset."""
 
+    output: str
+    """URL of the folder for the dataset; the folder must be empty, unfinished or hold exactly the same dataset."""
     count: int = 320
     """Images to make."""
     seed: int = 0
@@ -162,7 +164,6 @@ class PackScenesConfig(PackConfig):
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        super().__post_init__()
         if self.count < 1 or self.size_px < 32:
             raise ConfigError(f"count, size_px: found {self.count}, {self.size_px}, expected 1 or more and 32 or more")
 

@@ -80,7 +80,7 @@ def plan_scenes(config: PackScenesConfig) -> PackPlan:
     sources = [SceneSource(start, min(start + SCENES_PER_SHARD, config.count), config.seed, config.size_px) for start in starts]
     tasks = tuple(ShardTask(index, source, output) for index, source in enumerate(sources))
     names = scenes.CLASSES, scenes.IMAGE_CLASSES, scenes.KEYPOINT_NAMES, scenes.CLASS_KEYPOINTS
-    return PackPlan(output, tasks, *names, strict=config.strict)
+    return PackPlan(output, tasks, *names, strict=False)
 
 
 def _read_annotations(config: PackVocConfig | PackCocoConfig | PackYoloConfig | PackCropsConfig, folder: ImageFolder) -> Annotations:

@@ -1,9 +1,9 @@
 """The training command on real Ray workers, with datasets and run folders in a real S3 server.
 
-Jobs join one cluster, which saves the start of Ray; the disturbed job starts its own Ray, as on a laptop.
+Jobs run in this process and join its cluster, which saves the start of a process and of a Ray; the disturbed job starts its own, as on a
+laptop.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -14,13 +14,20 @@ from pathlib import Path
 import psutil
 import pytest
 
+from yolor_ray import cli
+from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest, storage
 from yolor_ray.model.weights import load_weights
 from yolor_ray.pack.run import pack_scenes
 from yolor_ray.train.checkpoint.attempts import read_attempts
 from yolor_ray.train.checkpoint.checkpoint import newest_checkpoint
+from yolor_ray.train.run import train
 from yolor_ray.train.run_log import read_metrics
 
+# Ray Data reads its own deprecated settings.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::UserWarning"
+)
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
@@ -40,13 +47,12 @@ def data(s3: Callable[[], str]) -> tuple[str, str]:
 
 def command(data: tuple[str, str], storage_url: str, name: str, workers: str, epochs: int) -> list[str]:
     flags = f"--data.train {data[0]} --data.val {data[1]} --run.storage {storage_url} --run.name {name} --cluster.workers {workers}"
-    return [sys.executable, "jobs/train.py", "nano", *flags.split(), *TINY.split(), "--optim.epochs", str(epochs)]
+    return ["nano", *flags.split(), *TINY.split(), "--optim.epochs", str(epochs)]
 
 
-def run_job(arguments: list[str], environment: dict[str, str]) -> dict:
-    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
-    assert process.returncode == 0, process.stderr[-3000:]
-    return json.loads(process.stdout.splitlines()[-1])
+def run_job(arguments: list[str]) -> dict:
+    """Run a training in this process."""
+    return train(cli.JOBS["train"].read(arguments, "yolor-ray train"))
 
 
 def local_environment() -> dict[str, str]:
@@ -57,7 +63,7 @@ def local_environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(data: tuple[str, str], s3: Callable[[], str], ray_cluster: dict[str, str]) -> dict:
     """Return the result of an undisturbed run of two workers."""
-    return run_job(command(data, f"{s3()}/runs", "undisturbed", "2", EPOCHS), ray_cluster)
+    return run_job(command(data, f"{s3()}/runs", "undisturbed", "2", EPOCHS))
 
 
 def test_two_workers_train_from_s3_on_every_record_once_per_epoch(undisturbed: dict) -> None:
@@ -89,14 +95,16 @@ def has_a_checkpoint_of_its_second_attempt(run: str) -> bool:
 
 
 def test_a_killed_worker_and_a_preempted_job_change_nothing(
-    data: tuple[str, str], undisturbed: dict, s3: Callable[[], str], ray_cluster: dict[str, str], tmp_path: Path
+    data: tuple[str, str], undisturbed: dict, s3: Callable[[], str], tmp_path: Path
 ) -> None:
     runs = f"{s3()}/runs"
     run, arguments = f"{runs}/disturbed", command(data, runs, "disturbed", "2", EPOCHS)
 
     output = tmp_path / "output"
     with output.open("wb") as log:
-        job = subprocess.Popen(arguments, cwd=ROOT, env=local_environment(), stdout=log, stderr=log, start_new_session=True)
+        job = subprocess.Popen(
+            [sys.executable, "jobs/train.py", *arguments], cwd=ROOT, env=local_environment(), stdout=log, stderr=log, start_new_session=True
+        )
     wait_for(lambda: checkpoint_steps(run), job)
     worker = next(p for p in psutil.Process(job.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline()))
     worker.kill()
@@ -109,7 +117,7 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     assert psutil.wait_procs(started, timeout=10)[1] == []
     assert f"preempted: {run}: SIGTERM ended training; the same command resumes from the newest checkpoint" in output.read_text()
     preempted_at = max(checkpoint_steps(run))
-    resumed = run_job(arguments, ray_cluster)
+    resumed = run_job(arguments)
     first, after_kill, after_sigterm = read_attempts(run)
     assert (first.attempt, after_kill.attempt, after_sigterm.attempt) == (1, 2, 3)
     assert after_kill.downtime_s > 0 and after_kill.restart_reason
@@ -121,8 +129,7 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     assert [row["records"] for row in read_metrics(run)] == [33] * EPOCHS
 
 
-def test_a_cluster_that_is_too_small_is_refused_at_once(data: tuple[str, str], ray_cluster: dict[str, str], tmp_path: Path) -> None:
-    arguments = [*command(data, str(tmp_path), "big", "500", epochs=1), "--optim.batch", "500"]
-    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, env=ray_cluster)
-    assert process.returncode == 2
-    assert "500 workers and reading need" in process.stderr
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_that_is_too_small_is_refused_at_once(data: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="500 workers and reading need"):
+        run_job([*command(data, str(tmp_path), "big", "500", epochs=1), "--optim.batch", "500"])

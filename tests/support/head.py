@@ -69,13 +69,17 @@ class Head:
     def read_dashboard(self) -> dict[str, bytes]:
         """Return the answers of the dashboard, and the node's metrics, by path."""
         paths = [f"api/v0/{name}?detail=1&limit=1000" for name in STATE] + ["api/jobs/", "nodes?view=summary", "logical/actors"]
-        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
         urls = {path: f"{self.dashboard}/{path}" for path in paths} | {"metrics": f"http://127.0.0.1:{self.metrics_port}/metrics"}
-        found = {}
-        for path, url in urls.items():
-            with urllib.request.urlopen(urllib.request.Request(url, headers=token), timeout=60) as answer:
-                found[path] = answer.read()
-        return found
+        return {path: self._get(url) for path, url in urls.items()}
+
+    def status(self, job: str) -> str:
+        """Return the status of a submitted job: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; the command takes seconds for that."""
+        return json.loads(self._get(f"{self.dashboard}/api/jobs/{job}"))["status"]
+
+    def _get(self, url: str) -> bytes:
+        token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        with urllib.request.urlopen(urllib.request.Request(url, headers=token), timeout=60) as answer:
+            return answer.read()
 
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGTERM)

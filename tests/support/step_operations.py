@@ -1,14 +1,17 @@
 """Operations of a training step: those that launch kernels on a GPU by the part of the step, and those that wait for the device."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from one_graph import make_batch, make_learner
 from yolor_ray.train import learner as learner_module
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.losses.assign import Targets
@@ -76,7 +79,16 @@ def _kernels(name: str, args: tuple) -> int:
     return -(-len(lists[0]) // TENSORS_PER_KERNEL[len(lists)])
 
 
-def operations_of_step(learner: Learner, images: Tensor, targets: Targets, monkeypatch: Any) -> StepOperations:
+def operations_of_preset(preset: str) -> StepOperations:
+    """Return the operations of the second step of a preset in bfloat16, as GPUs compute: the conversions are kernels too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yolor_ray.train.precision.compute_dtype", lambda _: torch.bfloat16)
+        learner, batch = make_learner(preset), make_batch()
+        learner.learn(*batch, must_update=False)
+        return operations_of_step(learner, *batch, patch)
+
+
+def operations_of_step(learner: Learner, images: Tensor, targets: Targets, monkeypatch: pytest.MonkeyPatch) -> StepOperations:
     """Take a step without the end of an epoch, and return its operations by part of the step."""
     counts = StepOperations()
 
@@ -107,5 +119,10 @@ def operations_of_step(learner: Learner, images: Tensor, targets: Targets, monke
     monkeypatch.setattr(learner.average, "update", in_part("average", learner.average.update, "other"))
     with counts:
         learner.learn(images, targets, must_update=False)
-    monkeypatch.undo()
     return counts
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        kernels = operations_of_preset(name).kernels
+        sys.stdout.write(f"{name}: {kernels.total()} kernels, {dict(kernels)}\n")

@@ -26,8 +26,14 @@ EPS = 1e-7
 
 def xyxy_from_cxcywh(boxes_cxcywh: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     """Convert centre and size to corners."""
-    centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
-    return torch.cat((centre - half, centre + half), dim=-1)
+    return torch.cat(_corners(boxes_cxcywh), dim=-1)
+
+
+def _corners(boxes_cxcywh: Float[Tensor, "... 4"]) -> tuple[Float[Tensor, "... 2"], Float[Tensor, "... 2"]]:
+    """Return the upper left and the lower right corner."""
+    centre, size = boxes_cxcywh.chunk(2, dim=-1)
+    half = size / 2
+    return centre - half, centre + half
 
 
 def cxcywh_from_xyxy(boxes_xyxy: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
@@ -36,36 +42,46 @@ def cxcywh_from_xyxy(boxes_xyxy: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4
     return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
-def _intersection_and_union(a_xyxy: Float[Tensor, "... 4"], b_xyxy: Float[Tensor, "... 4"]) -> tuple[Tensor, Tensor]:
-    """Return intersection and union areas of boxes whose leading dimensions are broadcast."""
-    sides = (torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2])).clamp(min=0)
-    intersection = sides.prod(dim=-1)
-    areas = (a_xyxy[..., 2:] - a_xyxy[..., :2]).prod(dim=-1) + (b_xyxy[..., 2:] - b_xyxy[..., :2]).prod(dim=-1)
-    return intersection, areas - intersection
+def _intersection_and_union(
+    low_a: Float[Tensor, "... 2"], high_a: Float[Tensor, "... 2"], low_b: Float[Tensor, "... 2"], high_b: Float[Tensor, "... 2"]
+) -> tuple[Tensor, Tensor]:
+    """Return intersection and union areas of boxes between two corners, whose leading dimensions are broadcast."""
+    intersection = _area((torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0))
+    return intersection, _area(high_a - low_a) + _area(high_b - low_b) - intersection
+
+
+def _area(sizes: Float[Tensor, "... 2"]) -> Float[Tensor, "..."]:
+    # The gradient of `prod` takes a dozen kernels.
+    width, height = sizes.unbind(dim=-1)
+    return width * height
 
 
 def pairwise_iou(a_xyxy: Float[Tensor, "N 4"], b_xyxy: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
     """Return the intersection over union of every pair."""
-    intersection, union = _intersection_and_union(a_xyxy[:, None], b_xyxy[None])
+    intersection, union = _intersection_and_union(*a_xyxy[:, None].chunk(2, dim=-1), *b_xyxy[None].chunk(2, dim=-1))
     return intersection / union.clamp(min=EPS)
 
 
-def complete_iou(a_cxcywh: Float[Tensor, "N 4"], b_cxcywh: Float[Tensor, "N 4"]) -> Float[Tensor, "N"]:
-    """Return the CIoU of paired boxes: IoU less centre distance and aspect difference (arXiv 1911.08287).
+def complete_iou(a_cxcywh: Float[Tensor, "... 4"], b_cxcywh: Float[Tensor, "... 4"]) -> Float[Tensor, "..."]:
+    """Return the CIoU of boxes: IoU less centre distance and aspect difference (arXiv 1911.08287); leading dimensions are broadcast.
 
     The trade-off weight of the aspect term gets no gradient.
     """
-    a_xyxy, b_xyxy = xyxy_from_cxcywh(a_cxcywh), xyxy_from_cxcywh(b_cxcywh)
-    intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
+    (low_a, high_a), (low_b, high_b) = _corners(a_cxcywh), _corners(b_cxcywh)
+    intersection, union = _intersection_and_union(low_a, high_a, low_b, high_b)
     iou = intersection / (union + EPS)
-    hull = torch.maximum(a_xyxy[:, 2:], b_xyxy[:, 2:]) - torch.minimum(a_xyxy[:, :2], b_xyxy[:, :2])
-    distance = (a_cxcywh[:, :2] - b_cxcywh[:, :2]).square().sum(dim=-1) / (hull.square().sum(dim=-1) + EPS)
-    angle_a = torch.atan(a_cxcywh[:, 2] / (a_cxcywh[:, 3] + EPS))
-    angle_b = torch.atan(b_cxcywh[:, 2] / (b_cxcywh[:, 3] + EPS))
-    aspect = 4 / math.pi**2 * (angle_a - angle_b).square()
+    (centre_a, size_a), (centre_b, size_b) = a_cxcywh.chunk(2, dim=-1), b_cxcywh.chunk(2, dim=-1)
+    hull = torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b)
+    distance = (centre_a - centre_b).square().sum(dim=-1) / (hull.square().sum(dim=-1) + EPS)
+    aspect = 4 / math.pi**2 * (_angle(size_a) - _angle(size_b)).square()
     with torch.no_grad():
         weight = aspect / (1 - iou + aspect + EPS)
     return iou - distance - weight * aspect
+
+
+def _angle(sizes: Float[Tensor, "... 2"]) -> Float[Tensor, "..."]:
+    width, height = sizes.unbind(dim=-1)
+    return torch.atan(width / (height + EPS))
 
 
 def _overlaps(a: np.ndarray, b: np.ndarray, iou: float) -> np.ndarray:

@@ -45,7 +45,6 @@ def test_weights_and_statistics_are_equal_bit_for_bit_after_two_steps(pair: list
         train(network, steps=2)
     expected, found = (network.state_dict() for network in pair)
     assert not torch.equal(start["neck.spp.before.0.conv.weight"], expected["neck.spp.before.0.conv.weight"])
-    assert expected["neck.spp.before.0.norm.num_batches_tracked"] == 2
     assert not torch.equal(start["neck.spp.before.0.norm.running_mean"], expected["neck.spp.before.0.norm.running_mean"])
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 

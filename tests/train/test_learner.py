@@ -9,8 +9,8 @@ import torch
 from tiny_batch import IMAGES, INFINITE_LOSS, TARGETS, equal, weights
 from yolor_ray.config import AugmentConfig, LossConfig
 from yolor_ray.errors import NonFiniteLossError
-from yolor_ray.train.learner import MAX_BAD_UPDATES
 from yolor_ray.train.losses.assign import Targets
+from yolor_ray.train.optim.finite_check import CHECKED_UPDATES, MAX_BAD_UPDATES
 
 NO_TARGETS = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
 
@@ -69,9 +69,8 @@ def test_a_non_finite_gradient_is_skipped_and_counted(make_learner, caplog):
             learner.learn(IMAGES, TARGETS, must_update=True)
     assert equal(before, weights(learner))
     assert equal(average, list(learner.average.network.parameters()))
-    assert learner.average.updates == 0
-    assert learner.gradients_applied
-    assert "event=gradient_not_finite step=2 in_a_row=2" in caplog.text
+    assert learner.clipper.mean_norm == 0 and learner.gradients_applied
+    assert "event=gradient_not_finite step=2 in_a_row=2 updates=1" in caplog.text
     assert all(parameter.grad is None for parameter in learner.network.parameters())
 
 
@@ -84,7 +83,7 @@ def test_a_finite_gradient_resets_the_count_of_non_finite_ones(make_learner):
             learner.learn(IMAGES, TARGETS, must_update=True)
         learner.config = finite
         learner.learn(IMAGES, TARGETS, must_update=True)
-    assert learner.average.updates == 2
+    assert learner.step == 2 * MAX_BAD_UPDATES
 
 
 def test_too_many_consecutive_non_finite_gradients_end_the_run(make_learner):
@@ -97,6 +96,30 @@ def test_too_many_consecutive_non_finite_gradients_end_the_run(make_learner):
     assert equal(before, weights(learner))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_skipped_update_changes_no_later_one(make_learner, optimizer):
+    plain, skipping = make_learner(optimizer=optimizer, momentum=0.9), make_learner(optimizer=optimizer, momentum=0.9)
+    for learner in (plain, skipping):
+        learner.learn(IMAGES, TARGETS, must_update=True)
+    finite, skipping.config = skipping.config, replace(skipping.config, loss=INFINITE_LOSS)
+    skipping.learn(IMAGES, TARGETS, must_update=True)
+    skipping.config, skipping.step = finite, 1
+    for learner in (plain, skipping):
+        learner.learn(IMAGES, TARGETS, must_update=True)
+    assert equal(weights(plain), weights(skipping))
+
+
+def test_bad_updates_are_counted_between_the_readings(make_learner, caplog):
+    learner = make_learner(loss=INFINITE_LOSS)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(CHECKED_UPDATES - 1):
+            learner.learn(IMAGES, TARGETS, must_update=False)
+        assert "event=gradient_not_finite" not in caplog.text
+        with pytest.raises(NonFiniteLossError):
+            learner.learn(IMAGES, TARGETS, must_update=False)
+    assert f"event=gradient_not_finite step={CHECKED_UPDATES} in_a_row={CHECKED_UPDATES} updates={CHECKED_UPDATES}" in caplog.text
+
+
 def distance(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
     return torch.cat([(a - b).flatten() for a, b in zip(before, after, strict=True)]).norm().item()
 
@@ -104,7 +127,7 @@ def distance(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
 def test_a_gradient_is_clipped_relative_to_earlier_ones(make_learner, monkeypatch):
     learner = make_learner(lr=0.01, clip_ratio=2.0, weight_decay=0.0, momentum=0.001, final_lr_ratio=1.0)
     learner.learn(IMAGES, NO_TARGETS, must_update=True)
-    mean, before = learner.clipper.mean_norm, weights(learner)
+    mean, before = learner.clipper.mean_norm.item(), weights(learner)
     learner.learn(IMAGES, replace(TARGETS, boxes_cxcywh=TARGETS.boxes_cxcywh * 1.01), must_update=True)
     assert distance(before, weights(learner)) <= 0.01 * 2.0 * mean * 1.01
     assert mean < learner.clipper.mean_norm <= 1.02 * mean
@@ -118,7 +141,7 @@ def test_clipping_does_not_depend_on_the_gains(make_learner, scale):
             learner._backward(IMAGES, targets, 1.0)
             learner.clipper.clip(learner.network.parameters())
             learner.optimizer.zero_grad()
-    assert scaled.clipper.mean_norm == pytest.approx(scale * plain.clipper.mean_norm, rel=1e-2)
+    assert scaled.clipper.mean_norm.item() == pytest.approx(scale * plain.clipper.mean_norm.item(), rel=1e-2)
 
 
 def test_the_size_of_a_step_does_not_depend_on_the_batch(make_learner):
@@ -129,7 +152,7 @@ def test_the_size_of_a_step_does_not_depend_on_the_batch(make_learner):
         for _ in range(batches):
             learner.learn(IMAGES, TARGETS, must_update=False)
         assert learner.gradients_applied
-        norms.append(learner.clipper.mean_norm)
+        norms.append(learner.clipper.mean_norm.item())
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 

@@ -48,7 +48,7 @@ IMAGE_OUTPUTS = ("prototypes", "image_labels")
 
 def to_input(images: UInt8[Tensor, "B S S 3"], device: torch.device) -> Float[Tensor, "B 3 S S"]:
     """Return RGB bytes as 0..1 channels-last floats on the device."""
-    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).div(255)
 
 
 def least_confidences(confidence: Confidence, info: WeightsInfo) -> float | Tensor:

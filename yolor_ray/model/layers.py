@@ -3,12 +3,14 @@
 Legend: B images, C channels, H W cells. Every block maps (B, C_in, H, W) to (B, C_out, H', W').
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from yolor_ray.config import NetworkConfig
 
@@ -16,7 +18,7 @@ FeatureMap = Float[Tensor, "B _ _ _"]
 """Features of a batch, (B, C, H, W); the docstring of a block states C, H and W where they change."""
 
 NORM_MOMENTUM = 0.03
-ACTIVATIONS = {"silu": nn.SiLU, "mish": nn.Mish}
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "mish": F.mish}
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,38 @@ def conv_settings(config: NetworkConfig) -> ConvSettings:
     return ConvSettings(config.norm_eps, config.activation)
 
 
+class Activation(nn.Module):
+    """SiLU or Mish; in place only without gradients, because autograd copies the input of an activation in place."""
+
+    def __init__(self, name: Literal["silu", "mish"]) -> None:
+        super().__init__()
+        self._name = name
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Return the activated features."""
+        return ACTIVATIONS[self._name](x, inplace=not torch.is_grad_enabled())
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that does not count its batches: with a fixed momentum nothing reads the count, and each norm would launch a kernel."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__(channels, eps=eps, momentum=NORM_MOMENTUM)
+
+    def forward(self, x: FeatureMap) -> FeatureMap:
+        """Return the normalised features."""
+        assert self.momentum is not None
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
 class Conv(nn.Module):
     """Convolution without bias, batch norm and activation."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 1, stride: int = 1, *, settings: ConvSettings) -> None:
         super().__init__()
         self.conv: nn.Module = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(c_out, eps=settings.eps, momentum=NORM_MOMENTUM)
-        self.act = ACTIVATIONS[settings.activation](inplace=True)
+        self.norm: nn.Module = BatchNorm(c_out, settings.eps)
+        self.act = Activation(settings.activation)
 
     def forward(self, x: FeatureMap) -> FeatureMap:
         """Return act(BN(conv(x))): (B, C_in, H, W) -> (B, C_out, H/stride, W/stride)."""
@@ -74,11 +100,7 @@ class Merge(nn.Module):
         super().__init__()
         self.side: nn.Module = nn.Conv2d(c_side, hidden, 1, bias=False) if joint_norm else Conv(c_side, hidden, settings=settings)
         self.joint: nn.Module = (
-            nn.Sequential(
-                nn.BatchNorm2d(2 * hidden, eps=settings.eps, momentum=NORM_MOMENTUM), ACTIVATIONS[settings.activation](inplace=True)
-            )
-            if joint_norm
-            else nn.Identity()
+            nn.Sequential(BatchNorm(2 * hidden, settings.eps), Activation(settings.activation)) if joint_norm else nn.Identity()
         )
         self.out = Conv(2 * hidden, c_out, settings=settings)
 

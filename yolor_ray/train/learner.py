@@ -4,7 +4,6 @@ Legend: B images, S side of the square network input in pixels.
 """
 
 import contextlib
-import logging
 import math
 from dataclasses import dataclass, field
 
@@ -14,26 +13,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from yolor_ray.config import TrainConfig
-from yolor_ray.errors import ConfigError, NonFiniteLossError
+from yolor_ray.errors import ConfigError
 from yolor_ray.inference.detect import to_input
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.losses.total import loss_terms
 from yolor_ray.train.optim.average import WeightAverage
 from yolor_ray.train.optim.clip import GradientClipper
+from yolor_ray.train.optim.finite_check import FiniteCheck
 from yolor_ray.train.optim.micro_batches import MicroBatches
 from yolor_ray.train.optim.optimizer import REFERENCE_IMAGES, make_optimizer
 from yolor_ray.train.optim.schedule import Schedule
 from yolor_ray.train.optim.task_balance import TaskBalance
-from yolor_ray.train.precision import autocast, lower_scale, make_scaler
+from yolor_ray.train.precision import autocast, make_scaler
 from yolor_ray.train.teacher import Teacher
-
-logger = logging.getLogger(__name__)
 
 EMA_WINDOW_SHARE = 0.1
 """Maximum window of the weight average, as a share of an adaptive run's updates."""
-MAX_BAD_UPDATES = 20
-"""Consecutive updates with a non-finite gradient that end the run; updates that a lower loss scale may cure do not count."""
 
 
 @dataclass
@@ -52,6 +48,7 @@ class Learner:
     clipper: GradientClipper = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     """Scale of the loss, which only float16 needs."""
+    finite_check: FiniteCheck = field(init=False)
     balance: TaskBalance | None = field(init=False)
     """Weights of the tasks' losses; None for detection alone, and where the tasks share nothing that learns."""
     step: int = 0
@@ -60,13 +57,14 @@ class Learner:
     """(K,) weight of a box in the class loss, by its class, on the device; None weighs all boxes equally."""
     micro_batches: MicroBatches = field(default_factory=MicroBatches)
     _accumulated_batches: int = 0
-    _bad_updates: int = 0
 
     def __post_init__(self) -> None:
         """Make the optimizer and the weight average."""
         self.optimizer = make_optimizer(self.network, self.config.optim)
-        self.clipper = GradientClipper(self.config.optim)
-        self.scaler = make_scaler(self.network.head.anchors.device)
+        device = self.network.head.anchors.device
+        self.clipper = GradientClipper(self.config.optim, torch.zeros((), device=device))
+        self.scaler = make_scaler(device)
+        self.finite_check = FiniteCheck(self.scaler)
         window = max(self.schedule.updates * EMA_WINDOW_SHARE, 1.0) if self.config.optim.recipe == "adaptive" else math.inf
         self.average = WeightAverage(self.network, self.config.optim.ema_decay, window)
         # The average is a copy of the network, so it is made before the balance listens to the neck. A frozen neck learns no task.
@@ -85,7 +83,7 @@ class Learner:
             weight: weight of the batch relative to those of the other workers, 1 on average.
 
         Raises:
-            NonFiniteLossError: `MAX_BAD_UPDATES` consecutive updates had a non-finite gradient, at a loss scale of 1 or less.
+            NonFiniteLossError: too many consecutive updates had a non-finite gradient, see `FiniteCheck.read`.
             ConfigError: the memory of one of several workers does not hold the worker's batch in the first epoch.
         """
         self.schedule.apply(self.optimizer, self.step)
@@ -96,6 +94,9 @@ class Learner:
         self.step += 1
         if is_update:
             self._update()
+            # Nothing else waits for the device between two steps.
+            if must_update or self.finite_check.is_due:
+                self.finite_check.read(self.step)
         return terms
 
     @property
@@ -151,20 +152,14 @@ class Learner:
         return pixels, targets.resize(new_side / side, new_side)
 
     def _update(self) -> None:
-        """Update the weights if the gradient is finite; otherwise count the update, and raise after too many in a row."""
+        """Update the weights and their average; a gradient that is not finite changes neither weights nor the optimizer's state."""
         self.scaler.unscale_(self.optimizer)
-        # An update with a NaN would ruin the weights for good.
-        if math.isfinite(self.clipper.clip(self.network.parameters())):
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.average.update()
-            self._bad_updates = 0
-        elif lower_scale(self.scaler):
-            logger.info("event=loss_scale_lowered step=%d scale=%g", self.step, self.scaler.get_scale())
-        else:
-            self._bad_updates += 1
-            logger.warning("event=gradient_not_finite step=%d in_a_row=%d", self.step, self._bad_updates)
+        norm = self.clipper.clip(self.network.parameters())
+        is_bad = ~(norm < math.inf)
+        # A NaN would ruin the weights for good. A fused optimizer reads this attribute on the device, which a scaler would set.
+        self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.finite_check.add(is_bad)
+        self.average.update()
         self._accumulated_batches = 0
-        if self._bad_updates >= MAX_BAD_UPDATES:
-            raise NonFiniteLossError(f"step {self.step}: {self._bad_updates} updates in a row had no finite gradient; try a lower optim.lr")

@@ -5,6 +5,8 @@ the scale before clipping. The scale is halved after a gradient that is not fini
 """
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -27,11 +29,14 @@ def make_scaler(device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=compute_dtype(device) is torch.float16)
 
 
-def lower_scale(scaler: torch.amp.GradScaler) -> bool:
-    """Update the scale after a gradient that is not finite; return True if the scale may have been the cause.
+def update_scale(scaler: torch.amp.GradScaler, device: torch.device) -> Bool[Tensor, ""]:
+    """Update the scale after a gradient, and return True if the scale may be the cause of a gradient that was not finite.
 
     A scale that was 1 or less, or that stayed the same, is not the cause.
     """
-    before = scaler.get_scale()
+    if not scaler.is_enabled():
+        return torch.zeros((), dtype=torch.bool, device=device)
+    one = torch.ones((), device=device)
+    before = scaler.scale(one)
     scaler.update()
-    return before > 1 and scaler.get_scale() < before
+    return (before > 1) & (scaler.scale(one) < before)

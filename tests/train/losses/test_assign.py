@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from yolor_ray.train.losses.assign import Matches, Targets, match_level
+from matched_cells import MatchedCells, matched_cells
+from yolor_ray.train.losses.assign import Targets, match_boxes
+from yolor_ray.train.losses.grid import contains, grid_of
 
 STRIDE, WIDTH, HEIGHT = 16, 10, 6
 
@@ -15,11 +17,13 @@ def targets_at(*boxes_cxcywh: tuple[float, float, float, float]) -> Targets:
     return Targets(torch.arange(count), torch.arange(count) % 3, torch.tensor(boxes_cxcywh).view(-1, 4))
 
 
-def match(targets: Targets, anchors: list[tuple[float, float]], ratio: float = 4.0) -> Matches:
-    return match_level(targets, torch.tensor(anchors), STRIDE, HEIGHT, WIDTH, anchor_ratio=ratio)
+def match(targets: Targets, anchors: list[tuple[float, float]], ratio: float = 4.0) -> MatchedCells:
+    grid = grid_of([torch.zeros(1, len(anchors), HEIGHT, WIDTH, 1)], [STRIDE])
+    [level] = matched_cells(match_boxes(targets, torch.tensor([anchors]), grid, anchor_ratio=ratio))
+    return level
 
 
-def cells(matches: Matches) -> list[tuple[int, int]]:
+def cells(matches: MatchedCells) -> list[tuple[int, int]]:
     return sorted(zip(matches.columns.tolist(), matches.rows.tolist(), strict=True))
 
 
@@ -114,6 +118,29 @@ def test_each_match_names_its_box():
 def test_a_batch_without_boxes_matches_nothing():
     matches = match(targets_at(), [(20.0, 20.0)])
     assert [len(indices) for indices in (matches.objects, matches.images, matches.anchors, matches.rows, matches.columns)] == [0] * 5
+
+
+def test_the_grid_lists_the_cells_level_by_level_then_by_anchor_row_and_column():
+    grid = grid_of([torch.zeros(1, 2, 2, 3, 1), torch.zeros(1, 2, 1, 2, 1)], [8, 16])
+    assert grid.cells.tolist() == [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]] * 2 + [[0, 0], [1, 0]] * 2
+    assert grid.anchors.tolist() == [0] * 6 + [1] * 6 + [2, 2, 3, 3]
+    assert grid.strides.tolist() == [8.0] * 12 + [16.0] * 4
+    assert grid.centres[4].tolist() == [12.0, 12.0] and grid.centres[13].tolist() == [24.0, 8.0]
+    assert (grid.level_starts.tolist(), grid.level_sides.tolist()) == ([0, 12], [[3.0, 2.0], [2.0, 1.0]])
+
+
+def test_a_small_box_contains_a_centre_if_it_counts_as_large_as_a_cell():
+    grid = grid_of([torch.zeros(1, 1, 4, 4, 1)], [8])
+    tiny = torch.tensor([[9.0, 9.0, 1.0, 1.0]])
+    assert contains(tiny, grid, torch.tensor([1.0])).sum() == 0
+    assert contains(tiny, grid, grid.strides).nonzero().tolist() == [[0, 5]]
+
+
+def test_a_grid_of_validation_serves_the_gradients_of_training():
+    raw = [torch.rand(1, 1, 5, 7, 1)]
+    with torch.inference_mode():
+        grid = grid_of(raw, [8])
+    assert grid_of(raw, [8]) is grid and not grid.cells.is_inference()
 
 
 def test_the_targets_of_some_images_are_those_of_a_batch_of_these_images():

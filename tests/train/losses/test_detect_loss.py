@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from matched_cells import matched_cells
 from yolor_ray.boxes import complete_iou
 from yolor_ray.config import LossConfig, NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
-from yolor_ray.train.losses.assign import Targets, match_level
+from yolor_ray.train.losses.assign import Matches, Targets, match_boxes
 from yolor_ray.train.losses.detect import detection_losses
+from yolor_ray.train.losses.grid import grid_of
 
 SIDE, CONFIDENT = 64, 20.0
 NOTHING = Targets(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
@@ -28,11 +30,11 @@ def make_head(classes: int = 3, levels: int = 2) -> DetectHead:
 
 
 def detection_loss(raw: list[torch.Tensor], targets: Targets, head: DetectHead, gains: LossConfig) -> dict[str, torch.Tensor]:
-    matches = [
-        match_level(targets, anchors, stride, *level.shape[2:4], anchor_ratio=gains.anchor_ratio)
-        for level, anchors, stride in zip(raw, head.anchors, head.strides, strict=True)
-    ]
-    return detection_losses(raw, targets, matches, head, gains)
+    return detection_losses(raw, targets, matches_of(raw, targets, head), head, gains)
+
+
+def matches_of(raw: list[torch.Tensor], targets: Targets, head: DetectHead) -> Matches:
+    return match_boxes(targets, head.anchors, grid_of(raw, head.strides), anchor_ratio=LossConfig().anchor_ratio)
 
 
 def raw_zeros(head: DetectHead, images: int = 2) -> list[torch.Tensor]:
@@ -42,11 +44,9 @@ def raw_zeros(head: DetectHead, images: int = 2) -> list[torch.Tensor]:
 
 def perfect_predictions(head: DetectHead, targets: Targets) -> list[torch.Tensor]:
     """Return raw outputs that decode to the targets at the matches, and to background elsewhere."""
-    raw = []
-    for index, stride in enumerate(head.strides):
-        side = SIDE // stride
-        level = torch.full((2, 3, side, side, 5 + head.classes), -CONFIDENT)
-        matches = match_level(targets, head.anchors[index], stride, side, side, anchor_ratio=4.0)
+    raw = [torch.full((2, 3, SIDE // stride, SIDE // stride, 5 + head.classes), -CONFIDENT) for stride in head.strides]
+    of_levels = matched_cells(matches_of(raw, targets, head))
+    for index, (level, matches, stride) in enumerate(zip(raw, of_levels, head.strides, strict=True)):
         cells = torch.stack((matches.columns, matches.rows), dim=-1)
         boxes, labels = targets.boxes_cxcywh[matches.objects], targets.labels[matches.objects]
         centre = (boxes[:, :2] / stride - cells + 0.5) / 2
@@ -55,7 +55,6 @@ def perfect_predictions(head: DetectHead, targets: Targets) -> list[torch.Tensor
         level[(*cell, slice(0, 4))] = torch.logit(torch.cat((centre, size), dim=1), eps=1e-6)
         level[(*cell, torch.full_like(labels, 4))] = CONFIDENT
         level[(*cell, 5 + labels)] = CONFIDENT
-        raw.append(level)
     return raw
 
 

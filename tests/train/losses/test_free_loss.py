@@ -6,16 +6,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from matched_cells import matched_cells
+from plain_losses import free_assignment
 from yolor_ray.boxes import complete_iou
 from yolor_ray.config import LossConfig, NetworkConfig
 from yolor_ray.model.heads.free import FreeHead
-from yolor_ray.train.losses.assign import Targets
-from yolor_ray.train.losses.free import PREDICTIONS_PER_BOX, Assignment, assign, distribution_loss, free_losses, true_distances
+from yolor_ray.train.losses.assign import Matches, Targets
+from yolor_ray.train.losses.free import PREDICTIONS_PER_BOX, assign, distribution_loss, free_losses, true_distances
+from yolor_ray.train.losses.grid import grid_of
 
 CONFIG = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 24, 32), depths=(1, 1, 1), levels=2, neck_depth=1, head="free")
 BINS = 16
 SIDE, CLASSES = 64, 3
-SHAPES, STRIDES = [(8, 8), (4, 4)], (8, 16)
+STRIDES = (8, 16)
+GRID = grid_of([torch.zeros(2, 1, n, n, 1) for n in (8, 4)], STRIDES)
 CENTRES = torch.cat(
     [(torch.cartesian_prod(torch.arange(n), torch.arange(n)).flip(1).float() + 0.5) * stride for n, stride in ((8, 8), (4, 16))]
 )
@@ -35,51 +39,43 @@ def random_predictions(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat((CENTRES.expand(2, -1, -1), sides), dim=2), torch.rand(2, 80, CLASSES, generator=generator)
 
 
-def reference(boxes: torch.Tensor, scores: torch.Tensor, targets: Targets) -> dict[tuple[int, int], tuple[int, float]]:
-    """Return (object, target score) by (image, prediction), by loops over boxes and predictions."""
-    alignments, ious, chosen = {}, {}, {}
-    for n, (image, label, box) in enumerate(zip(targets.images, targets.labels, targets.boxes_cxcywh, strict=True)):
-        pairs = []
-        for p, centre in enumerate(CENTRES):
-            if ((centre - box[:2]).abs() <= box[2:].clamp(min=8) / 2).all():
-                ious[n, p] = max(complete_iou(boxes[image, p][None], box[None]).item(), 0.0)
-                alignments[n, p] = scores[image, p, label].item() ** 0.5 * ious[n, p] ** 6 + 1e-9
-                pairs.append((-alignments[n, p], p))
-        for _, p in sorted(pairs)[:PREDICTIONS_PER_BOX]:
-            key = image.item(), p
-            if key not in chosen or ious[n, p] > ious[chosen[key], p]:
-                chosen[key] = n
-    best = {n: max((p for (_, p), m in chosen.items() if m == n), key=lambda p: alignments[n, p]) for n in chosen.values()}
-    best_iou = {n: max(ious[n, p] for (_, p), m in chosen.items() if m == n) for n in best}
-    return {(image, p): (n, alignments[n, p] / alignments[n, best[n]] * best_iou[n]) for (image, p), n in chosen.items()}
-
-
-def as_dict(assigned: Assignment) -> dict[tuple[int, int], tuple[int, float]]:
-    rows = zip(*(t.tolist() for t in (assigned.images, assigned.predictions, assigned.objects, assigned.scores)), strict=True)
-    return {(image, prediction): (box, score) for image, prediction, box, score in rows}
+def as_dict(matches: Matches, scores: torch.Tensor) -> dict[tuple[int, int], tuple[int, float]]:
+    columns = (t[matches.valid].tolist() for t in (matches.images, matches.predictions, matches.objects, scores))
+    return {(image, prediction): (box, score) for image, prediction, box, score in zip(*columns, strict=True)}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_assignment_equals_that_of_loops(seed):
     targets, (boxes, scores) = random_targets(12, seed), random_predictions(seed)
-    assigned, expected = as_dict(assign(boxes, scores, targets, SHAPES, STRIDES)), reference(boxes, scores, targets)
+    assigned = as_dict(*assign(boxes, scores, targets, GRID))
+    expected = free_assignment(boxes, scores, CENTRES.tolist(), targets, STRIDES[0])
     assert {key: box for key, (box, _) in assigned.items()} == {key: box for key, (box, _) in expected.items()}
     assert [assigned[key][1] for key in expected] == pytest.approx([score for _, score in expected.values()], abs=1e-5)
 
 
+def test_of_equal_predictions_the_first_ones_learn_a_box_and_of_equal_boxes_the_first_one_is_learned():
+    """Predictions without overlap are all equal."""
+    far, scores = torch.tensor([1000.0, 1000.0, 1.0, 1.0]).expand(2, 80, 4), torch.rand(2, 80, CLASSES)
+    boxes = torch.tensor([[32.0, 32.0, 60.0, 60.0], [32.0, 32.0, 60.0, 60.0]])
+    targets = Targets(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), boxes)
+    matches, _ = assign(far, scores, targets, GRID)
+    assert sorted(matches.predictions[matches.valid].tolist()) == list(range(PREDICTIONS_PER_BOX))
+    assert matches.objects[matches.valid].unique().tolist() == [0]
+
+
 def test_a_tiny_box_between_the_centres_of_cells_is_assigned():
     targets = Targets(torch.tensor([1]), torch.tensor([0]), torch.tensor([[40.0, 24.0, 2.0, 2.0]]))
-    assigned = assign(*random_predictions(), targets, SHAPES, STRIDES)
-    assert len(assigned.objects) > 0
-    assert set(assigned.images.tolist()) == {1}
-    assert (CENTRES[assigned.predictions] - torch.tensor([40.0, 24.0])).abs().max() <= 4
+    matches, _ = assign(*random_predictions(), targets, GRID)
+    assert matches.valid.any()
+    assert set(matches.images.tolist()) == {1}
+    assert (CENTRES[matches.predictions[matches.valid]] - torch.tensor([40.0, 24.0])).abs().max() <= 4
 
 
 def test_a_prediction_learns_one_box_and_a_box_at_most_ten_predictions():
-    assigned = assign(*random_predictions(), random_targets(40), SHAPES, STRIDES)
-    pairs = list(zip(assigned.images.tolist(), assigned.predictions.tolist(), strict=True))
-    assert len(pairs) == len(set(pairs))
-    assert torch.bincount(assigned.objects).max() <= PREDICTIONS_PER_BOX
+    matches, _ = assign(*random_predictions(), random_targets(40), GRID)
+    learned = matches.rows[matches.valid]
+    assert len(learned) == len(learned.unique()) > PREDICTIONS_PER_BOX
+    assert torch.bincount(matches.objects[matches.valid]).max() <= PREDICTIONS_PER_BOX
 
 
 def raw_outputs(bins: int = 1) -> list[torch.Tensor]:
@@ -136,23 +132,21 @@ def test_a_step_along_the_gradient_improves_box_and_class(bins):
 def test_matches_name_the_cell_of_each_assigned_prediction():
     targets, raw = random_targets(6), raw_outputs()
     _, matches = free_losses(raw, targets, FreeHead(CONFIG, CLASSES), LossConfig())
-    for level, stride in zip(matches, (8, 16), strict=True):
+    of_levels = matched_cells(matches)
+    for level, stride in zip(of_levels, (8, 16), strict=True):
         centres = (torch.stack((level.columns, level.rows), dim=1) + 0.5) * stride
         reach = targets.boxes_cxcywh[level.objects][:, 2:].clamp(min=8) / 2
         assert ((centres - targets.boxes_cxcywh[level.objects][:, :2]).abs() <= reach).all()
         assert torch.equal(level.images, targets.images[level.objects])
-    assert sum(len(level.objects) for level in matches) > 0
+    assert sum(len(level.objects) for level in of_levels) > 0
 
 
 def test_the_distribution_loss_is_the_cross_entropy_of_the_two_bins_beside_each_distance():
     # The cell in row 1, column 2 of the level with stride 16 has the distances 1.25, 0.5, 2 and 30 cells: the last counts as 15.
     raw, cell = raw_outputs(BINS), (0, 0, 1, 2)
     left, top, right, bottom = 40 - 1.25 * 16, 24 - 0.5 * 16, 40 + 2 * 16, 24 + 30 * 16
-    targets = Targets(
-        torch.tensor([0]), torch.tensor([1]), torch.tensor([[(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]])
-    )
-    assigned = Assignment(torch.tensor([0]), torch.tensor([0]), torch.tensor([64 + 1 * 4 + 2]), torch.tensor([1.0]))
-    expected = true_distances(assigned, targets, raw, STRIDES)
+    box_cxcywh = torch.tensor([[(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]])
+    expected = true_distances(box_cxcywh / 16, torch.tensor([[2.5, 1.5]]))
     assert expected[0].tolist() == pytest.approx([1.25, 0.5, 2.0, 30.0])
     logits = raw[1][cell][: 4 * BINS].detach().view(4, BINS)
     shares = torch.zeros(4, BINS)

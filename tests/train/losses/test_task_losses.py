@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from matched_cells import matched_cells
 from yolor_ray.config import LossConfig, NetworkConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.model.network import Yolor
-from yolor_ray.train.losses.assign import Targets, match_level
+from yolor_ray.train.losses.assign import Targets, match_boxes
 from yolor_ray.train.losses.classify import classify_loss
 from yolor_ray.train.losses.embed import embed_loss
+from yolor_ray.train.losses.grid import grid_of
 from yolor_ray.train.losses.pose import pose_loss
 from yolor_ray.train.losses.segment import segment_loss
 from yolor_ray.train.losses.total import LOSSES, loss_terms
@@ -57,10 +59,7 @@ def network():
 
 
 def matches_of(targets):
-    return [
-        match_level(targets, a, stride, SIDE // stride, SIDE // stride, anchor_ratio=4.0)
-        for a, stride in zip(ANCHORS, (8, 16), strict=True)
-    ]
+    return match_boxes(targets, ANCHORS, grid_of(raw_levels(1), (8, 16)), anchor_ratio=4.0)
 
 
 def raw_levels(numbers, fill=0.0):
@@ -69,12 +68,13 @@ def raw_levels(numbers, fill=0.0):
 
 def test_unknown_image_labels_are_ignored(network):
     logits = torch.tensor([[20.0, -20.0, 5.0], [9.0, 9.0, 9.0]], requires_grad=True)
-    loss = classify_loss([logits], TARGETS, [], network)
+    matches = matches_of(TARGETS)
+    loss = classify_loss([logits], TARGETS, matches, network)
     assert loss.item() == pytest.approx(0, abs=1e-6)
     loss.backward()
     assert (logits.grad[1] == 0).all() and logits.grad[0, 2] == 0
     wrong = torch.tensor([[0.0, 0.0, 5.0], [9.0, 9.0, 9.0]])
-    assert classify_loss([wrong], TARGETS, [], network).item() == pytest.approx(math.log(2))
+    assert classify_loss([wrong], TARGETS, matches, network).item() == pytest.approx(math.log(2))
 
 
 def test_an_embedding_is_pulled_to_its_own_proxy_alone(network):
@@ -93,7 +93,7 @@ def test_an_embedding_is_pulled_to_its_own_proxy_alone(network):
 def perfect_pose(network):
     """Return the raw outputs of the head that decode to the annotated keypoints."""
     raw = raw_levels(6)
-    for level, matches, anchors, stride in zip(raw, matches_of(TARGETS), ANCHORS, (8, 16), strict=True):
+    for level, matches, anchors, stride in zip(raw, matched_cells(matches_of(TARGETS)), ANCHORS, (8, 16), strict=True):
         cells = torch.stack((matches.columns, matches.rows), dim=-1)
         middle = (cells + 0.5) * stride
         points = TARGETS.keypoints[matches.objects]
@@ -108,9 +108,9 @@ def test_correct_keypoints_and_unlabelled_objects_have_no_loss(network):
     assert pose_loss(raw, TARGETS, matches, network).item() == pytest.approx(0, abs=1e-4)
     decoded = network.tasks["pose"].decode(raw, network.head)["keypoints"]
     near = (decoded[0] - TARGETS.keypoints[0] * torch.tensor([1.0, 1.0, 0.0]) - torch.tensor([0.0, 0.0, 1.0])).abs().flatten(1).amax(dim=1)
-    learned = sum(int((level.images == 0).sum()) for level in matches)
+    learned = (matches.valid & (matches.images == 0)).sum()
     assert (near < 1e-3).sum() == learned, "the head decodes the outputs that the loss expects"
-    for level, m in zip(raw, matches, strict=True):
+    for level, m in zip(raw, matched_cells(matches), strict=True):
         second = m.images == 1
         level[m.images[second], m.anchors[second], m.rows[second], m.columns[second]] = 7.0
     assert pose_loss(raw, TARGETS, matches, network).item() == pytest.approx(0, abs=1e-4)
@@ -133,7 +133,7 @@ def perfect_masks(targets):
     for index in range(2):
         inside = targets.instances[targets.images[index], ::4, ::4] == index + 1
         prototypes[targets.images[index], index] = torch.where(inside, 20.0, -20.0)
-    for level, m in zip(coefficients, matches_of(targets), strict=True):
+    for level, m in zip(coefficients, matched_cells(matches_of(targets)), strict=True):
         level[m.images, m.anchors, m.rows, m.columns, m.objects] = 1.0
     return [*coefficients, prototypes]
 

@@ -93,11 +93,16 @@ class FreeHead(DetectionHead):
         boxes, scores = [], []
         for level, stride in zip(raw, self.strides, strict=True):
             distances, logits = self.split_outputs(level.float())
-            low, high = self._cells(distances).split(2, dim=-1)
-            centre = cell_coordinates(level) + 0.5 + (high - low) / 2
-            boxes.append(torch.cat((centre, low + high), dim=-1) * stride)
+            boxes.append(self.decode_boxes(distances, cell_coordinates(level), stride))
             scores.append(logits.sigmoid())
         return concatenate_levels(boxes), concatenate_levels(scores)
+
+    def decode_boxes(
+        self, distances: Float[Tensor, "... 4 R"], cells: Float[Tensor, "... 2"], stride: int | Tensor
+    ) -> Float[Tensor, "... 4"]:
+        """Return boxes_cxcywh in pixels from the outputs of the distances, and the column and row of each cell."""
+        low, high = self._cells(distances).chunk(2, dim=-1)
+        return torch.cat((cells + 0.5 + (high - low) / 2, low + high), dim=-1) * stride
 
     def _cells(self, distances: Float[Tensor, "*_ 4 R"]) -> Float[Tensor, "*_ 4"]:
         """Return the distances in cells from their outputs: 0 or more, with bins at most R - 1."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.model.implicit import Implicit, Projection, principal_directions, project_weight
-from yolor_ray.model.layers import NORM_MOMENTUM, Conv, conv_settings
+from yolor_ray.model.layers import BatchNorm, Conv, conv_settings
 
 MIN_WIDTH = 64
 """Minimum channels of a task's 3x3 convolution: narrow pyramids have too few for the many numbers of a task."""
@@ -58,7 +58,7 @@ class PredictionLevel(nn.Module):
         self._c_in, self._width, self._pooled = c_in, width, pooled
         self.pyramid: nn.Module = nn.Identity()
         self.conv = Conv(c_in, width, 3, settings=conv_settings(config))
-        self.centre: nn.Module = nn.BatchNorm2d(width, eps=config.norm_eps, momentum=NORM_MOMENTUM) if centred else nn.Identity()
+        self.centre: nn.Module = BatchNorm(width, config.norm_eps) if centred else nn.Identity()
         self.align: nn.Module = nn.Identity()
         self.predict = nn.Conv2d(width * self._groups, outputs, 1, groups=self._groups)
         self.refine: nn.Module = nn.Identity()

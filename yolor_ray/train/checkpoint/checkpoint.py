@@ -69,7 +69,7 @@ class Checkpoint:
 def take_checkpoint(learner: Learner, progress: Progress) -> Checkpoint:
     """Copy the state of a run; the learner must have no accumulated gradients, which a checkpoint does not hold."""
     state = {**dataclasses.asdict(progress), "seen": epoch_ledger.to_json(progress.seen)}
-    state |= {"step": learner.step, "updates": learner.average.updates, "mean_norm": learner.clipper.mean_norm}
+    state |= {"step": learner.step, "updates": learner.average.updates, "mean_norm": learner.clipper.mean_norm.item()}
     state |= {"task_norms": learner.balance.norms if learner.balance else {}}
     state |= {"scaler": learner.scaler.state_dict(), "micro_batches": learner.micro_batches.count}
     return Checkpoint(_tensors(learner), state)
@@ -221,7 +221,7 @@ def resume(run: str, learner: Learner, progress: Progress, dist_context: DistCon
     _restore(run, learner, checkpoint.tensors)
     learner.step, learner.average.updates = state["step"], state["updates"]
     # Checkpoints of older versions have no mean norm.
-    learner.clipper.mean_norm = state.get("mean_norm", 0.0)
+    learner.clipper.mean_norm.fill_(state.get("mean_norm", 0.0))
     # Checkpoints of older versions have no norms of tasks: they are measured anew.
     if learner.balance:
         learner.balance.norms = state.get("task_norms", {})

@@ -1,10 +1,10 @@
 """Assign boxes to cells and anchors.
 
-Legend: B images, N boxes in the batch, D unsure boxes, K classes, H W cells of a level, P predictions of an image, A anchors per cell,
-F numbers per anchor, M matches of a level (or image labels), J keypoints.
+The numbers of matches and of all other items depend on the number of boxes alone: no tensor is read from the device.
+Legend: B images, N boxes in the batch, D unsure boxes, K classes, H W cells of a level, L levels, A anchors per cell, P predictions of an
+image, F numbers per prediction, M matches (or image labels), J keypoints.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-NEIGHBOURS = ((0.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
-"""The cell of the centre, then the left, upper, right and lower neighbour, as (x, y)."""
+from yolor_ray.model.heads.prediction_level import concatenate_levels
+from yolor_ray.train.losses.grid import Grid, contains
 
 
 @dataclass(frozen=True)
@@ -88,96 +88,92 @@ class Targets:
     def class_targets(self, objects: Int[Tensor, "M"], classes: int) -> Float[Tensor, "M K"]:
         """Return the target of each class probability, 0..1, of the boxes at the given indices."""
         if self.soft_labels is None:
-            return F.one_hot(self.labels[objects], classes).float()
+            return (self.labels[objects, None] == torch.arange(classes, device=objects.device)).float()
         return self.soft_labels[objects]
 
-    def background_known(self, shapes: Sequence[tuple[int, int]], strides: Sequence[int], images: int) -> Bool[Tensor, "B P"]:
+    @property
+    def all_background_known(self) -> bool:
+        """True if every prediction that learns no box is background."""
+        return self.boxes_known is None and self.unsure_images is None
+
+    def background_known(self, grid: Grid, images: int, smallest_px: Float[Tensor, "#P"]) -> Bool[Tensor, "B P"]:
         """Return True for predictions that are background if they learn no box.
 
         Args:
-            shapes: rows and columns of each level.
-            strides: pixels per cell of each level, the finest first.
+            grid: the P predictions of an image.
             images: B.
+            smallest_px: side that a smaller unsure box counts for, see `contains`.
         """
-        predictions = sum(height * width for height, width in shapes)
-        known = torch.ones(images, predictions, dtype=torch.bool, device=self.boxes_cxcywh.device)
+        known = torch.ones(images, len(grid.cells), dtype=torch.bool, device=self.boxes_cxcywh.device)
         if self.boxes_known is not None:
-            known &= self.boxes_known[:, None]
+            known = known & self.boxes_known[:, None]
         if self.unsure_images is not None and self.unsure_cxcywh is not None:
-            box, prediction = contains(self.unsure_cxcywh, shapes, strides).nonzero(as_tuple=True)
-            known[self.unsure_images[box], prediction] = False
+            inside = contains(self.unsure_cxcywh, grid, smallest_px).float()
+            known = known & (torch.zeros_like(known, dtype=inside.dtype).index_add(0, self.unsure_images, inside) == 0)
         return known
-
-
-def contains(boxes_cxcywh: Float[Tensor, "N 4"], shapes: Sequence[tuple[int, int]], strides: Sequence[int]) -> Bool[Tensor, "N P"]:
-    """Return True where the centre of a prediction's cell lies in a box.
-
-    A box smaller than a cell of the first level counts as large as the cell, so that every box inside the image contains a centre.
-
-    Args:
-        boxes_cxcywh: boxes in pixels.
-        shapes: rows and columns of each level.
-        strides: pixels per cell of each level, the finest first.
-    """
-    reach, levels = boxes_cxcywh[:, 2:].clamp(min=strides[0]) / 2, []
-    for (height, width), stride in zip(shapes, strides, strict=True):
-        # Columns and rows are compared by themselves: N · (H + W) numbers instead of N · H · W.
-        columns, rows = (
-            ((torch.arange(cells, device=reach.device) + 0.5) * stride - boxes_cxcywh[:, axis, None]).abs() <= reach[:, axis, None]
-            for axis, cells in ((0, width), (1, height))
-        )
-        levels.append((rows[:, :, None] & columns[:, None, :]).flatten(1))
-    return torch.cat(levels, dim=1)
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Matches of a level: a cell and an anchor, and the box that the cell and anchor learn."""
+    """Pairs of a box and a prediction; those that are not valid keep the number of pairs the same, and learn nothing."""
 
+    valid: Bool[Tensor, "M"]
+    """True if the prediction learns the box."""
     objects: Int[Tensor, "M"]
     """Index of the box in the targets."""
     images: Int[Tensor, "M"]
-    anchors: Int[Tensor, "M"]
-    rows: Int[Tensor, "M"]
-    columns: Int[Tensor, "M"]
+    """Index of the box's image in the batch."""
+    predictions: Int[Tensor, "M"]
+    """Index among the P predictions of the image."""
+    grid: Grid
+    """Places of the P predictions."""
+
+    @property
+    def rows(self) -> Int[Tensor, "M"]:
+        """Index among the B · P predictions of the batch."""
+        return self.images * len(self.grid.cells) + self.predictions
+
+    def gather(self, outputs: Float[Tensor, "B P *F"]) -> Float[Tensor, "M *F"]:
+        """Return the outputs of the predictions, in float32."""
+        return outputs.flatten(0, 1).index_select(0, self.rows).float()
+
+    def gather_levels(self, levels: list[Float[Tensor, "B A _ _ F"]]) -> Float[Tensor, "M F"]:
+        """Return the raw outputs of the predictions, in float32."""
+        return self.gather(concatenate_levels(levels))
 
 
-def match_level(targets: Targets, anchors: Float[Tensor, "A 2"], stride: int, height: int, width: int, *, anchor_ratio: float) -> Matches:
+def match_boxes(targets: Targets, anchors: Float[Tensor, "L A 2"], grid: Grid, *, anchor_ratio: float) -> Matches:
     """Match the boxes to anchors of similar size, in the cell of the centre and up to two neighbours.
 
     An anchor matches if both sides differ from the box's by a factor less than `anchor_ratio`. The left (upper) neighbour joins
     if the centre is in the left (upper) half of its cell. The right (lower) neighbour joins if the centre is in the right (lower)
-    half. Cells outside the map do not exist.
+    half. Cells outside the map do not exist. There are M = L · 5 · N · A matches, in this order.
 
     Args:
         targets: N boxes.
-        anchors: widths and heights of the level's anchors in pixels.
-        stride: pixels per cell.
-        height: rows of the level.
-        width: columns of the level.
+        anchors: widths and heights of the anchors of each level, in pixels.
+        grid: the predictions.
         anchor_ratio: limit of the ratio between box side and anchor side, either way.
     """
-    ratio = targets.boxes_cxcywh[:, None, 2:] / anchors[None]
-    box, anchor = (torch.maximum(ratio, 1 / ratio).amax(dim=-1) < anchor_ratio).nonzero(as_tuple=True)
-    centres = targets.boxes_cxcywh[box, :2] / stride
-    extent = torch.tensor((width, height), device=centres.device, dtype=centres.dtype)
-    fraction = centres % 1
-    low = (fraction < 0.5) & (centres > 1)
-    high = (fraction > 0.5) & (centres < extent - 1)
-    joins = torch.stack((torch.ones_like(low[:, 0]), low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
-    neighbour, match = joins.nonzero(as_tuple=True)
-    offsets = torch.tensor(NEIGHBOURS, device=centres.device, dtype=centres.dtype)[neighbour]
-    cells = (centres[match].floor() + offsets).clamp(min=0).minimum(extent - 1).long()
-    box = box[match]
-    return Matches(box, targets.images[box], anchor[match], cells[:, 1], cells[:, 0])
+    centres, sizes = targets.boxes_cxcywh.chunk(2, dim=-1)
+    ratio = sizes[:, None] / anchors[:, None]
+    fits = torch.maximum(ratio, 1 / ratio).amax(dim=-1) < anchor_ratio
+    cells, joins = _nearest_cells(centres / grid.level_strides[:, None, None], grid)
+    columns, rows = cells.long().unbind(dim=-1)
+    width, height = grid.level_sides.long().unbind(dim=-1)
+    anchor = torch.arange(anchors.shape[1], device=anchors.device)
+    # Each product has the shape of the matches, (L, 5, N, A).
+    starts = grid.level_starts[:, None] + anchor * (width * height)[:, None]
+    predictions = starts[:, None, None] + (rows * width[:, None, None] + columns)[..., None]
+    valid = joins[..., None] & fits[:, None]
+    objects = torch.arange(len(sizes), device=anchors.device)[:, None].expand_as(valid).flatten()
+    return Matches(valid.flatten(), objects, targets.images[objects], predictions.flatten(), grid)
 
 
-def gather_matches(levels: list[Float[Tensor, "B A _ _ F"]], matches: list[Matches]) -> Float[Tensor, "M F"]:
-    """Return the outputs at the matches of all levels, level by level, in float32.
-
-    Args:
-        levels: raw outputs, (B, A, H, W, F) per level.
-        matches: matches of each level; M counts the matches of all levels.
-    """
-    gathered = [level[m.images, m.anchors, m.rows, m.columns] for level, m in zip(levels, matches, strict=True)]
-    return torch.cat(gathered).float()
+def _nearest_cells(centres: Float[Tensor, "L N 2"], grid: Grid) -> tuple[Float[Tensor, "L 5 N 2"], Bool[Tensor, "L 5 N"]]:
+    """Return the cell of each centre and its four neighbours, and True for the cells that learn the box; centres are in cells."""
+    last, fraction = grid.level_sides[:, None] - 1, centres % 1
+    low, high = (fraction < 0.5) & (centres > 1), (fraction > 0.5) & (centres < last)
+    joins = torch.cat((torch.ones_like(low[..., :1]), low, high), dim=-1).movedim(-1, 1)
+    cells = centres.floor()[:, None] + grid.neighbours[:, None]
+    return cells.clamp(min=0).minimum(last[:, None]), joins

@@ -11,7 +11,7 @@ from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Matches, Targets
 
 
-def classify_loss(raw: list[Tensor], targets: Targets, _: list[Matches], __: Yolor) -> Tensor:
+def classify_loss(raw: list[Tensor], targets: Targets, _: Matches, __: Yolor) -> Tensor:
     """Return the mean binary cross-entropy of all known labels, or 0 if no label is known.
 
     `raw` holds one tensor, the logits (B, M). `targets.image_labels` is (B, M).

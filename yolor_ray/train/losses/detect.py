@@ -1,16 +1,20 @@
 """Loss of the task detect: CIoU of matched boxes, objectness of every cell, classes of matched boxes (YOLOR's reference recipe).
 
-Legend: B images, A anchors per cell, H W cells of a level, K classes, F = 5 + K numbers per anchor, M matches of a level.
+Legend: B images, A anchors per cell, H W cells of a level, L levels, P predictions of an image, K classes, F = 5 + K numbers per
+prediction, M matches: as many of each level.
 """
 
+import functools
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from yolor_ray.boxes import complete_iou
 from yolor_ray.config import LossConfig
 from yolor_ray.model.heads.detect import DetectHead
+from yolor_ray.model.heads.prediction_level import concatenate_levels
 from yolor_ray.train.losses.assign import Matches, Targets
 
 LEVEL_BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.4, 0.1), 5: (4.0, 1.0, 0.5, 0.4, 0.1)}
@@ -26,84 +30,90 @@ Measured on blood cells (three classes): the reference's tiny gain left classes 
 def detection_losses(
     raw: list[Float[Tensor, "B A _ _ F"]],
     targets: Targets,
-    matches: list[Matches],
+    matches: Matches,
     head: DetectHead,
     gains: LossConfig,
     class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the weighted terms `box`, `objectness` and `cls`, in float32 for any precision of the network.
 
+    The terms are sums over the levels of means over the matches of a level, or over its predictions. A level without matches still
+    learns the background.
+
     Args:
         raw: raw outputs of the head, (B, A, H, W, F) per level.
         targets: annotations of the B images.
-        matches: matches of each level.
+        matches: matches of all levels, as `match_boxes` returns them.
         head: the detection head, with anchors and strides.
         gains: gains of the terms, for three levels and 80 classes.
         class_weights: (K,) weight in `cls` of a box by its class, 1 on average over the boxes; None weighs all boxes equally.
     """
-    losses = [
-        _level_losses(level, targets, matched, head, index, class_weights)
-        for index, (level, matched) in enumerate(zip(raw, matches, strict=True))
-    ]
-    box, objectness, classes = (torch.stack(term) for term in zip(*losses, strict=True))
+    outputs = concatenate_levels(raw).float()
+    matched = matches.gather(outputs)
+    ciou = complete_iou(_decode(matched[:, :4], matches, head.anchors), targets.boxes_cxcywh[matches.objects])
     levels = len(raw)
     share = 3 / levels
-    balance = torch.tensor(LEVEL_BALANCE[levels], device=box.device)
+    weights = _objectness_weights(tuple(level[0, ..., 0].numel() for level in raw), outputs.device)
+    objectness = _objectness_loss(outputs[..., 4], _objectness_target(outputs, matches, ciou), targets, matches, weights)
     return {
-        "box": box.sum() * gains.box * share,
-        "objectness": (objectness * balance).sum() * gains.objectness * share * (1.4 if levels >= 4 else 1.0),
-        "cls": classes.sum() * gains.cls * share * max(head.classes, MIN_COUNTED_CLASSES) / REFERENCE_CLASSES,
+        "box": _sum_of_means(1 - ciou, matches.valid, levels) * gains.box * share,
+        "objectness": objectness * gains.objectness * share * (1.4 if levels >= 4 else 1.0),
+        "cls": _class_loss(matched[:, 5:], targets, matches, class_weights, levels)
+        * (gains.cls * share * max(head.classes, MIN_COUNTED_CLASSES) / REFERENCE_CLASSES),
     }
 
 
-def _level_losses(
-    level: Tensor, targets: Targets, matches: Matches, head: DetectHead, index: int, class_weights: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return box, objectness and class loss of one level; a level without matches still learns the background."""
-    level = level.float()
-    matched = level[matches.images, matches.anchors, matches.rows, matches.columns]
-    ciou = complete_iou(_decode(matched, matches, head.anchors[index], head.strides[index]), targets.boxes_cxcywh[matches.objects])
-    objectness = _objectness_loss(level[..., 4], _objectness_target(level, matches, ciou), targets, matches, head.strides[index])
-    if len(matched) == 0:
-        return matched.sum(), objectness, matched.sum()
-    return (1 - ciou).mean(), objectness, _class_loss(matched, targets, matches, class_weights)
+def _sum_of_means(losses: Float[Tensor, "M *K"], counts: Bool[Tensor, "M *#K"], levels: int) -> Tensor:
+    """Return the sum over the levels of the mean of the losses that count; 0 for a level where none counts."""
+    counts = counts.expand_as(losses).reshape(levels, -1)
+    return ((losses.reshape(levels, -1) * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)).sum()
+
+
+def _decode(outputs: Float[Tensor, "M 4"], matches: Matches, anchors: Float[Tensor, "L A 2"]) -> Float[Tensor, "M 4"]:
+    """Return the predicted boxes_cxcywh, in pixels, at the matches."""
+    grid, predictions = matches.grid, matches.predictions
+    centre, size = (2 * outputs.sigmoid()).chunk(2, dim=-1)
+    centre = (centre - 0.5 + grid.cells[predictions]) * grid.strides[predictions, None]
+    return torch.cat((centre, size**2 * anchors.flatten(0, 1)[grid.anchors[predictions]]), dim=-1)
+
+
+def _objectness_target(outputs: Float[Tensor, "B P F"], matches: Matches, ciou: Float[Tensor, "M"]) -> Float[Tensor, "B P"]:
+    """Return the objectness target: the CIoU of the match, the highest if several boxes share a prediction, 0 elsewhere."""
+    target = outputs.new_zeros(outputs.shape[:2])
+    learned = ciou.detach().clamp(min=0) * matches.valid
+    return target.flatten().scatter_reduce(0, matches.rows, learned, "amax").view_as(target)
 
 
 def _objectness_loss(
-    logits: Float[Tensor, "B A H W"], target: Float[Tensor, "B A H W"], targets: Targets, matches: Matches, stride: int
+    logits: Float[Tensor, "B P"], target: Float[Tensor, "B P"], targets: Targets, matches: Matches, weights: Float[Tensor, "P"]
 ) -> Tensor:
-    """Return the binary cross-entropy of matched cells and of known background, as a mean over images whose background is known."""
-    if targets.boxes_known is None and targets.unsure_images is None:
-        return F.binary_cross_entropy_with_logits(logits, target)
-    known = targets.background_known([(logits.shape[2], logits.shape[3])], [stride], len(logits))
-    counts = known.view(len(logits), 1, *logits.shape[2:]).expand_as(logits).clone()
-    counts[matches.images, matches.anchors, matches.rows, matches.columns] = True
-    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * counts
+    """Return the weighted binary cross-entropy of matched predictions and of known background, a mean over images of known background."""
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weights
+    if targets.all_background_known:
+        return losses.sum() / len(logits)
+    known = targets.background_known(matches.grid, len(logits), matches.grid.strides)
+    matched = torch.zeros_like(target).flatten().index_add(0, matches.rows, matches.valid.to(target.dtype)).view_as(target)
     images = len(logits) if targets.boxes_known is None else targets.boxes_known.sum().clamp(min=1)
-    return losses.sum() / (images * logits[0].numel())
+    return (losses * (known | (matched > 0))).sum() / images
 
 
-def _decode(matched: Float[Tensor, "M F"], matches: Matches, anchors: Float[Tensor, "A 2"], stride: int) -> Float[Tensor, "M 4"]:
-    """Return the predicted boxes_cxcywh, in pixels, at the matches."""
-    cells = torch.stack((matches.columns, matches.rows), dim=-1)
-    centre = (2 * matched[:, :2].sigmoid() - 0.5 + cells) * stride
-    size = (2 * matched[:, 2:4].sigmoid()) ** 2 * anchors[matches.anchors]
-    return torch.cat((centre, size), dim=-1)
+@functools.lru_cache(maxsize=64)
+def _objectness_weights(predictions: tuple[int, ...], device: torch.device) -> Float[Tensor, "P"]:
+    """Return the weight of each prediction's objectness loss: that of its level, divided by the number of predictions of the level."""
+    # A tensor that validation makes in inference mode could not be used for gradients later.
+    with torch.inference_mode(False):
+        levels = zip(predictions, LEVEL_BALANCE[len(predictions)], strict=True)
+        return torch.cat([torch.full((count,), weight / count) for count, weight in levels]).to(device)
 
 
-def _objectness_target(level: Tensor, matches: Matches, ciou: Float[Tensor, "M"]) -> Float[Tensor, "B A H W"]:
-    """Return the objectness target: the CIoU of the match, the highest if several boxes share a cell and anchor, 0 elsewhere."""
-    b, a, h, w, _ = level.shape
-    flat = ((matches.images * a + matches.anchors) * h + matches.rows) * w + matches.columns
-    target = torch.zeros(b * a * h * w, device=level.device)
-    return target.scatter_reduce(0, flat, ciou.detach().clamp(min=0), "amax").view(b, a, h, w)
-
-
-def _class_loss(matched: Float[Tensor, "M F"], targets: Targets, matches: Matches, class_weights: Tensor | None) -> Tensor:
-    """Return the binary cross-entropy as a mean over the known classes of the matches."""
-    classes = matched.shape[1] - 5
+def _class_loss(logits: Float[Tensor, "M K"], targets: Targets, matches: Matches, class_weights: Tensor | None, levels: int) -> Tensor:
+    """Return the sum over the levels of the mean binary cross-entropy of the known classes of the matches."""
+    classes = logits.shape[1]
     if classes == 1:
-        return matched[:, 5:].sum() * 0
+        return logits.sum() * 0
     weights = None if class_weights is None else class_weights[targets.labels[matches.objects], None]
-    losses = F.binary_cross_entropy_with_logits(matched[:, 5:], targets.class_targets(matches.objects, classes), weights, reduction="none")
-    return losses.mean() if targets.classes_known is None else losses[targets.classes_known[matches.images]].mean()
+    losses = F.binary_cross_entropy_with_logits(logits, targets.class_targets(matches.objects, classes), weights, reduction="none")
+    counts = matches.valid[:, None]
+    if targets.classes_known is not None:
+        counts = counts & targets.classes_known[matches.images]
+    return _sum_of_means(losses, counts, levels)

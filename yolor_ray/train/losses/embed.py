@@ -2,7 +2,7 @@
 
 Normalised softmax (arXiv 1704.06369) over the identities of the training set, as in joint detection and embedding (JDE,
 arXiv 1909.12605; YOLOR table 3).
-Legend: B images, A anchors per cell, H W cells of a level, M matches of all levels, E numbers of an embedding, I identities.
+Legend: B images, A anchors per cell, H W cells of a level, M matches, E numbers of an embedding, I identities.
 """
 
 import torch
@@ -11,21 +11,21 @@ from torch.nn import functional as F
 
 from yolor_ray.model.heads.embed import EmbedHead
 from yolor_ray.model.network import Yolor
-from yolor_ray.train.losses.assign import Matches, Targets, gather_matches
+from yolor_ray.train.losses.assign import Matches, Targets
 
 COSINE_SCALE = 16.0
 """Factor of the cosines before the softmax."""
 
 
-def embed_loss(raw: list[Tensor], targets: Targets, matches: list[Matches], network: Yolor) -> Tensor:
+def embed_loss(raw: list[Tensor], targets: Targets, matches: Matches, network: Yolor) -> Tensor:
     """Return the mean cross-entropy of the matches with a known identity, or 0 if there is none.
 
     `raw` holds the embeddings, (B, A, H, W, E) per level. The proxies of the head are (I, E).
     """
     head = network.tasks["embed"]
     assert isinstance(head, EmbedHead) and head.proxies is not None and targets.identities is not None
-    embeddings = F.normalize(gather_matches(raw, matches), dim=-1)
-    identities = targets.identities[torch.cat([level.objects for level in matches])]
+    embeddings = F.normalize(matches.gather_levels(raw), dim=-1)
+    identities = torch.where(matches.valid, targets.identities[matches.objects], -1)
     cosines = embeddings @ F.normalize(head.proxies.float(), dim=-1).T
     total = F.cross_entropy(COSINE_SCALE * cosines, identities, ignore_index=-1, reduction="sum")
     return total / (identities >= 0).sum().clamp(min=1)

@@ -1,11 +1,8 @@
 """Loss of the head without anchors: task-aligned assignment, CIoU of assigned boxes, classes of every cell (TOOD, arXiv 2108.07755).
 
 Legend: B images, N boxes in the batch, P predictions of an image, K classes, R bins of a distance, F = 4 · R + K numbers per cell,
-M pairs of box and prediction.
+T predictions that may learn a box, M = N · T pairs of box and prediction.
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,8 +12,9 @@ from torch.nn import functional as F
 from yolor_ray.boxes import complete_iou
 from yolor_ray.config import LossConfig
 from yolor_ray.model.heads.free import FreeHead
-from yolor_ray.model.heads.prediction_level import cell_coordinates
-from yolor_ray.train.losses.assign import Matches, Targets, contains
+from yolor_ray.model.heads.prediction_level import concatenate_levels
+from yolor_ray.train.losses.assign import Matches, Targets
+from yolor_ray.train.losses.grid import Grid, contains, grid_of
 
 SCORE_POWER, IOU_POWER = 0.5, 6.0
 """Exponents of the alignment score^0.5 · IoU^6 (equation 1 of TOOD, whose own exponents are 1 and 6)."""
@@ -26,25 +24,10 @@ BOX_SCALE, CLS_SCALE = 150.0, 10 / 3
 """Factors of the gains, whose defaults are for the head with anchors: the default gains become 7.5 and 1."""
 DISTRIBUTION_SHARE = 0.2
 """Factor of the cross-entropy of the distances' bins within the term `box`, beside 1 - CIoU."""
+LOWEST_RANK = -(2**62)
+"""Rank below those of all numbers."""
 MIN_ALIGNMENT = 1e-9
 """Alignment of a prediction without overlap, so that each box has a best prediction."""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """Pairs of a box and a prediction that learns the box."""
-
-    objects: Int[Tensor, "M"]
-    """Index of the box in the targets."""
-    images: Int[Tensor, "M"]
-    predictions: Int[Tensor, "M"]
-    """Index among the P predictions of the image."""
-    scores: Float[Tensor, "M"]
-    """Target of the class probability, 0..1: the alignment, scaled to the box's best IoU."""
-
-    def select(self, keep: Tensor) -> "Assignment":
-        """Return the pairs at the given indices."""
-        return Assignment(self.objects[keep], self.images[keep], self.predictions[keep], self.scores[keep])
 
 
 def free_losses(
@@ -53,8 +36,8 @@ def free_losses(
     head: FreeHead,
     gains: LossConfig,
     class_weights: Tensor | None = None,
-) -> tuple[dict[str, Tensor], list[Matches]]:
-    """Return the weighted terms `box` and `cls`, in float32 for any precision of the network, and the matches of each level.
+) -> tuple[dict[str, Tensor], Matches]:
+    """Return the weighted terms `box` and `cls`, in float32 for any precision of the network, and the matches.
 
     Both terms are sums over the batch, divided by the sum of the target scores.
 
@@ -65,105 +48,103 @@ def free_losses(
         gains: gains of the terms.
         class_weights: (K,) weight in `cls` of a box by its class; None weighs all boxes equally.
     """
-    boxes_cxcywh, _ = head.decode(raw)
-    outputs = torch.cat([level.flatten(1, 3) for level in raw], dim=1).float()
-    distances, logits = head.split_outputs(outputs)
-    shapes = [(level.shape[2], level.shape[3]) for level in raw]
-    background = targets.background_known(shapes, head.strides, len(logits))
-    assigned = assign(boxes_cxcywh.detach(), logits.detach().sigmoid(), targets, shapes, head.strides)
-    total = assigned.scores.sum().clamp(min=1)
-    cells = assigned.images, assigned.predictions
-    box_losses = 1 - complete_iou(boxes_cxcywh[cells], targets.boxes_cxcywh[assigned.objects])
-    if head.bins > 1:
-        expected = true_distances(assigned, targets, raw, head.strides)
-        box_losses = box_losses + DISTRIBUTION_SHARE * distribution_loss(distances[cells], expected)
+    grid = grid_of(raw, head.strides)
+    distances, logits = head.split_outputs(concatenate_levels(raw).float())
+    with torch.no_grad():
+        boxes_cxcywh = head.decode_boxes(distances, grid.cells, grid.strides[:, None])
+        matches, scores = assign(boxes_cxcywh, logits.sigmoid(), targets, grid)
+    total = scores.sum().clamp(min=1)
     terms = {
-        "box": (box_losses * assigned.scores).sum() / total * (gains.box * BOX_SCALE),
-        "cls": _class_loss(logits, assigned, targets, background, class_weights) / total * (gains.cls * CLS_SCALE),
+        "box": (_box_losses(distances, targets, matches, head) * scores).sum() / total * (gains.box * BOX_SCALE),
+        "cls": _class_loss(logits, scores, targets, matches, class_weights) / total * (gains.cls * CLS_SCALE),
     }
-    return terms, _matches(assigned, raw)
+    return terms, matches
 
 
-def true_distances(assigned: Assignment, targets: Targets, raw: list[Tensor], strides: Sequence[int]) -> Float[Tensor, "M 4"]:
-    """Return the distances from the centre of each assigned cell to the sides of its box, in cells; below 0 outside of the box."""
-    centres = torch.cat([(cell_coordinates(level) + 0.5).flatten(0, 1) for level in raw])[assigned.predictions]
-    cell_sides = torch.cat([torch.full(level.shape[2:4], stride).flatten() for level, stride in zip(raw, strides, strict=True)])
-    boxes = targets.boxes_cxcywh[assigned.objects] / cell_sides.to(centres)[assigned.predictions, None]
-    offset, half = boxes[:, :2] - centres, boxes[:, 2:] / 2
-    return torch.cat((half - offset, half + offset), dim=1)
+def _box_losses(distances: Float[Tensor, "B P 4 R"], targets: Targets, matches: Matches, head: FreeHead) -> Float[Tensor, "M"]:
+    """Return 1 - CIoU of each pair, and with bins the cross-entropy of the distances too."""
+    matched, expected = matches.gather(distances), targets.boxes_cxcywh[matches.objects]
+    cells, strides = matches.grid.cells[matches.predictions], matches.grid.strides[matches.predictions, None]
+    losses = 1 - complete_iou(head.decode_boxes(matched, cells, strides), expected)
+    if head.bins == 1:
+        return losses
+    return losses + DISTRIBUTION_SHARE * distribution_loss(matched, true_distances(expected / strides, cells + 0.5))
+
+
+def true_distances(boxes_cxcywh: Float[Tensor, "M 4"], centres: Float[Tensor, "M 2"]) -> Float[Tensor, "M 4"]:
+    """Return the distances from each centre of a cell to the sides of its box, below 0 outside of the box; all in cells."""
+    middle, size = boxes_cxcywh.chunk(2, dim=-1)
+    offset, half = middle - centres, size / 2
+    return torch.cat((half - offset, half + offset), dim=-1)
 
 
 def distribution_loss(distances: Float[Tensor, "M 4 R"], expected: Float[Tensor, "M 4"]) -> Float[Tensor, "M"]:
     """Return the cross-entropy of the two bins beside each expected distance, a mean over the four (arXiv 2006.04388, equation 6)."""
-    last = distances.shape[-1] - 1
-    expected = expected.clamp(0, last)
-    lower = expected.floor().clamp(max=last - 1)
-    logs = distances.log_softmax(dim=-1)
-    log_lower, log_upper = (logs.gather(-1, bins.long()[..., None])[..., 0] for bins in (lower, lower + 1))
-    return -(log_lower * (lower + 1 - expected) + log_upper * (expected - lower)).mean(dim=1)
+    bins = torch.arange(distances.shape[-1], device=distances.device)
+    shares = (1 - (expected.clamp(0, len(bins) - 1)[..., None] - bins).abs()).clamp(min=0)
+    return -(distances.log_softmax(dim=-1) * shares).sum(dim=-1).mean(dim=1)
 
 
 def _class_loss(
-    logits: Float[Tensor, "B P K"], assigned: Assignment, targets: Targets, background: Bool[Tensor, "B P"], class_weights: Tensor | None
+    logits: Float[Tensor, "B P K"], scores: Float[Tensor, "M"], targets: Targets, matches: Matches, class_weights: Tensor | None
 ) -> Tensor:
     """Return the summed binary cross-entropy of known classes; where not every object has a box, only assigned predictions count."""
-    expected = torch.zeros_like(logits)
-    expected[assigned.images, assigned.predictions] = assigned.scores[:, None] * targets.class_targets(assigned.objects, logits.shape[-1])
+    rows, objects = matches.rows, matches.objects
+    learned = scores[:, None] * targets.class_targets(objects, logits.shape[-1])
+    expected = torch.zeros_like(logits).flatten(0, 1).index_add(0, rows, learned).view_as(logits)
     losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none")
     if targets.classes_known is not None:
         losses = losses * targets.classes_known[:, None]
-    labels, weights = targets.labels[assigned.objects], background.to(losses)
-    weights[assigned.images, assigned.predictions] = 1.0 if class_weights is None else class_weights[labels]
-    return (losses.sum(dim=-1) * weights).sum()
+    if class_weights is None and targets.all_background_known:
+        return losses.sum()
+    grid = matches.grid
+    weights = targets.background_known(grid, len(logits), grid.strides[:1]).to(losses).flatten()
+    weight = 1.0 if class_weights is None else class_weights[targets.labels[objects]]
+    # Each prediction learns one box at most, so the sum has one addend.
+    weights = weights.index_add(0, rows, (weight - weights[rows]) * matches.valid)
+    return (losses.sum(dim=-1).flatten() * weights).sum()
 
 
 def assign(
-    boxes_cxcywh: Float[Tensor, "B P 4"],
-    scores: Float[Tensor, "B P K"],
-    targets: Targets,
-    shapes: Sequence[tuple[int, int]],
-    strides: Sequence[int],
-) -> Assignment:
+    boxes_cxcywh: Float[Tensor, "B P 4"], scores: Float[Tensor, "B P K"], targets: Targets, grid: Grid
+) -> tuple[Matches, Float[Tensor, "M"]]:
     """Assign each box to its best-aligned predictions among the cells whose centre lies in the box.
 
-    A prediction learns the box with which it overlaps most.
+    A prediction learns the box with which it overlaps most. Of equal predictions or boxes, the first one counts. Returns the matches in
+    the order of the boxes, and the target of each class probability, 0..1: the alignment, scaled to the box's best IoU.
 
     Args:
         boxes_cxcywh: predicted boxes in pixels.
         scores: predicted class probabilities.
         targets: N boxes.
-        shapes: rows and columns of each level.
-        strides: pixels per cell of each level, the finest first.
+        grid: the P predictions.
     """
-    objects, predictions = contains(targets.boxes_cxcywh, shapes, strides).nonzero(as_tuple=True)
-    images = targets.images[objects]
-    iou = complete_iou(boxes_cxcywh[images, predictions], targets.boxes_cxcywh[objects]).clamp(min=0)
-    alignment = scores[images, predictions, targets.labels[objects]] ** SCORE_POWER * iou**IOU_POWER + MIN_ALIGNMENT
-    best = _best_of_each(objects, alignment, PREDICTIONS_PER_BOX)
-    best = best[_best_of_each(images[best] * boxes_cxcywh.shape[1] + predictions[best], iou[best], 1)]
-    objects, alignment, iou = objects[best], alignment[best], iou[best]
-    largest = torch.zeros(2, len(targets.labels), device=iou.device)
-    largest = largest.scatter_reduce(1, objects.expand(2, -1), torch.stack((alignment, iou)), "amax")
-    best_alignment, best_iou = largest[:, objects]
-    return Assignment(objects, images[best], predictions[best], alignment / best_alignment * best_iou)
+    images = targets.images
+    # A CPU computes fast on whole rows of P numbers: x of all predictions, then y, and so on.
+    predicted = boxes_cxcywh.movedim(2, 0).contiguous().index_select(1, images).movedim(0, 2)
+    score = scores.movedim(2, 1).flatten(0, 1).index_select(0, images * scores.shape[2] + targets.labels)
+    all_iou = complete_iou(predicted, targets.boxes_cxcywh[:, None]).clamp(min=0)
+    inside = contains(targets.boxes_cxcywh, grid, grid.strides[:1])
+    all_alignments = (score**SCORE_POWER * all_iou**IOU_POWER + MIN_ALIGNMENT) * inside
+    order = torch.arange(len(grid.cells), device=images.device)
+    best = _rank(all_alignments, order).topk(min(PREDICTIONS_PER_BOX, len(order)), dim=1).indices
+    alignment, iou = all_alignments.gather(1, best), all_iou.gather(1, best)
+    valid = _keep_best_boxes(iou, alignment > 0, images[:, None] * len(order) + best, boxes_cxcywh[..., 0].numel())
+    alignment, iou = alignment * valid, iou * valid
+    best_alignment, best_iou = (values.amax(dim=1, keepdim=True) for values in (alignment, iou))
+    objects = torch.arange(len(images), device=images.device)[:, None].expand_as(best).flatten()
+    matches = Matches(valid.flatten(), objects, images[objects], best.flatten(), grid)
+    return matches, (alignment / best_alignment.clamp(min=MIN_ALIGNMENT) * best_iou).flatten()
 
 
-def _best_of_each(groups: Int[Tensor, "M"], values: Float[Tensor, "M"], limit: int) -> Tensor:
-    """Return the indices of the `limit` largest values of each group; of equal values, the first."""
-    order = values.argsort(descending=True, stable=True)
-    order = order[groups[order].argsort(stable=True)]
-    _, counts = torch.unique_consecutive(groups[order], return_counts=True)
-    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return order[torch.arange(len(order), device=order.device) - starts < limit]
+def _keep_best_boxes(iou: Float[Tensor, "N T"], valid: Bool[Tensor, "N T"], rows: Int[Tensor, "N T"], count: int) -> Bool[Tensor, "N T"]:
+    """Return True for the valid pair with the largest IoU of each prediction; `rows` are indices among `count` predictions of the batch."""
+    ranks = _rank(iou, torch.arange(rows.numel(), device=rows.device).view_as(rows)).where(valid, LOWEST_RANK)
+    best = torch.full((count,), LOWEST_RANK, device=rows.device).scatter_reduce(0, rows.flatten(), ranks.flatten(), "amax")
+    return valid & (ranks == best[rows])
 
 
-def _matches(assigned: Assignment, raw: list[Tensor]) -> list[Matches]:
-    """Return the assignment level by level, for the losses of other tasks."""
-    matches, start = [], 0
-    for level in raw:
-        height, width = level.shape[2:4]
-        own = assigned.select(((assigned.predictions >= start) & (assigned.predictions < start + height * width)).nonzero()[:, 0])
-        cells = own.predictions - start
-        matches.append(Matches(own.objects, own.images, torch.zeros_like(cells), cells // width, cells % width))
-        start += height * width
-    return matches
+def _rank(values: Float[Tensor, "..."], order: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Return different integers in the order of numbers from 0; of equal numbers, the first in `order` has the largest integer."""
+    # The bits of a float from 0, read as an integer, have the order of the floats.
+    return values.view(torch.int32).long().mul_(2**32).sub_(order)

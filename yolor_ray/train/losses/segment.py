@@ -1,15 +1,16 @@
 """Loss of the task segment, on sample points in and around each box: the cost does not grow with the image.
 
-Legend: B images, A anchors per cell, H W cells of a level or of the prototypes, C prototypes, M matches of all levels, Q points per match.
+Legend: B images, A anchors per cell, H W cells of a level or of the prototypes, C prototypes, M matches, S selected matches,
+Q points per match.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from yolor_ray.model.network import Yolor
-from yolor_ray.train.losses.assign import Matches, Targets, gather_matches
+from yolor_ray.train.losses.assign import Matches, Targets
 
 POINTS_PER_SIDE = 20
 """Sample points per side of the grid over a box; Q is the square."""
@@ -21,49 +22,68 @@ PROTOTYPE_PX = 4
 """Input pixels per cell of the prototypes; the instance map is finer, so prototypes learn the position of an edge inside a cell."""
 
 
-def segment_loss(raw: list[Tensor], targets: Targets, matches: list[Matches], _: Yolor) -> Tensor:
+def segment_loss(raw: list[Tensor], targets: Targets, matches: Matches, _: Yolor) -> Tensor:
     """Return the mean binary cross-entropy plus Dice loss of the matches with a mask, or 0 if there is none.
 
     `raw` holds the coefficients, (B, A, H, W, C) per level, and last the prototypes (B, C, H, W).
     """
     assert targets.instances is not None and targets.has_mask is not None
     *levels, prototypes = raw
-    objects = torch.cat([level.objects for level in matches])
-    selected = targets.has_mask[objects].nonzero()[:, 0]
-    # Evenly spaced matches: a random draw would need its state in every checkpoint.
-    selected = selected[:: max(-(-len(selected) // (MATCHES_PER_IMAGE * len(prototypes))), 1)]
-    coefficients, objects = gather_matches(levels, matches)[selected], objects[selected]
-    images, points = targets.images[objects], _sample_points(targets.boxes_cxcywh[objects])
+    selected, learns = _select_evenly(matches.valid & targets.has_mask[matches.objects], MATCHES_PER_IMAGE * len(prototypes))
+    coefficients = matches.gather_levels(levels)[selected]
+    objects, images = matches.objects[selected], matches.images[selected]
+    points = _sample_points(targets.boxes_cxcywh[objects])
     height, width = targets.instances.shape[1:]
     columns, rows = points.floor().long().unbind(dim=-1)
     inside = ((columns >= 0) & (rows >= 0) & (columns < width) & (rows < height)).float()
     instances = targets.instances[images[:, None], rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
     expected = (instances == objects[:, None] + 1).float()
-    logits = torch.einsum("mc,mcq->mq", coefficients, _prototypes_at(prototypes.float(), images, points))
-    return _mask_losses(logits, expected, inside).sum() / max(len(selected), 1)
+    logits = _mask_logits(coefficients, prototypes.float(), images, points)
+    return (_mask_losses(logits, expected, inside) * learns).sum() / learns.sum().clamp(min=1)
 
 
-def _sample_points(boxes_cxcywh: Float[Tensor, "M 4"]) -> Float[Tensor, "M Q 2"]:
+def _select_evenly(chosen: Bool[Tensor, "M"], limit: int) -> tuple[Int[Tensor, "S"], Bool[Tensor, "S"]]:
+    """Return at most `limit` positions, and True for those in use: of the chosen matches all, or every second, third, ….
+
+    A random draw would need its state in every checkpoint.
+    """
+    if len(chosen) <= limit:
+        return torch.arange(len(chosen), device=chosen.device), chosen
+    count = chosen.sum()
+    step = ((count + limit - 1) // limit).clamp(min=1)
+    rank = chosen.cumsum(0) - 1
+    # All matches that are not selected share the place behind the last one.
+    places = torch.where(chosen & (rank % step == 0), rank // step, limit)
+    positions = torch.arange(len(chosen), device=chosen.device)
+    selected = torch.zeros_like(positions[: limit + 1]).scatter(0, places, positions)[:limit]
+    return selected, positions[:limit] * step < count
+
+
+def _sample_points(boxes_cxcywh: Float[Tensor, "S 4"]) -> Float[Tensor, "S Q 2"]:
     """Return a grid of points over each box and its margin, x and y in pixels of the network input."""
     along = (torch.arange(POINTS_PER_SIDE, device=boxes_cxcywh.device) + 0.5) / POINTS_PER_SIDE - 0.5
     grid = torch.cartesian_prod(along, along) * MARGIN
     return boxes_cxcywh[:, None, :2] + grid * boxes_cxcywh[:, None, 2:]
 
 
-def _prototypes_at(prototypes: Float[Tensor, "B C H W"], images: Int[Tensor, "M"], points: Float[Tensor, "M Q 2"]) -> Tensor:
-    """Return the prototypes of each match's image at the match's points, (M, C, Q)."""
-    sides = torch.tensor((prototypes.shape[3], prototypes.shape[2]), device=points.device) * PROTOTYPE_PX
-    grid = 2 * points / sides - 1
-    order = images.argsort(stable=True)
-    counts = torch.bincount(images, minlength=len(prototypes)).tolist()
-    samples = [
-        F.grid_sample(maps[None], image_grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0].transpose(0, 1)
-        for maps, image_grid in zip(prototypes, grid[order].split(counts), strict=True)
-    ]
-    return torch.cat(samples)[order.argsort()]
+def _mask_logits(
+    coefficients: Float[Tensor, "S C"], prototypes: Float[Tensor, "B C H W"], images: Int[Tensor, "S"], points: Float[Tensor, "S Q 2"]
+) -> Float[Tensor, "S Q"]:
+    """Return the weighted sums of the prototypes at the points of each match, by bilinear interpolation up to the border."""
+    height, width = prototypes.shape[2:]
+    columns, rows = (points / PROTOTYPE_PX - 0.5).unbind(dim=-1)
+    columns, rows = columns.clamp(0, width - 1), rows.clamp(0, height - 1)
+    left, upper = columns.floor(), rows.floor()
+    cells, logits = prototypes.permute(0, 2, 3, 1).flatten(0, 2), torch.zeros_like(columns)
+    for column, column_share in ((left, 1 - (columns - left)), ((left + 1).clamp(max=width - 1), columns - left)):
+        for row, row_share in ((upper, 1 - (rows - upper)), ((upper + 1).clamp(max=height - 1), rows - upper)):
+            index = ((images[:, None] * height + row.long()) * width + column.long()).flatten()
+            corner = cells.index_select(0, index).unflatten(0, points.shape[:2])
+            logits = logits + (corner @ coefficients[..., None])[..., 0] * (column_share * row_share)
+    return logits
 
 
-def _mask_losses(logits: Float[Tensor, "M Q"], expected: Float[Tensor, "M Q"], inside: Float[Tensor, "M Q"]) -> Float[Tensor, "M"]:
+def _mask_losses(logits: Float[Tensor, "S Q"], expected: Float[Tensor, "S Q"], inside: Float[Tensor, "S Q"]) -> Float[Tensor, "S"]:
     """Return binary cross-entropy plus Dice loss of each mask over the points inside the image; `inside` is 1 or 0."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, expected, reduction="none") * inside
     predicted = logits.sigmoid() * inside

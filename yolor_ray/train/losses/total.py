@@ -1,6 +1,6 @@
 """Losses of the tasks beside detection, by task name, and the loss terms of a network.
 
-A loss takes the raw outputs of its head, the targets, the matches of each level and the network, and returns one number. The number is
+A loss takes the raw outputs of its head, the targets, the matches and the network, and returns one number. The number is
 a mean over the annotated items, so batches with few annotations of a task count as much as others. A task without annotations
 has loss 0 but gives every parameter of its head a gradient: distributed workers must agree on the parameters with gradients.
 """
@@ -14,15 +14,16 @@ from yolor_ray.model.heads.detect import DetectHead
 from yolor_ray.model.heads.detection_head import DetectionHead
 from yolor_ray.model.heads.free import FreeHead
 from yolor_ray.model.network import Yolor
-from yolor_ray.train.losses.assign import Matches, Targets, match_level
+from yolor_ray.train.losses.assign import Matches, Targets, match_boxes
 from yolor_ray.train.losses.classify import classify_loss
 from yolor_ray.train.losses.detect import detection_losses
 from yolor_ray.train.losses.embed import embed_loss
 from yolor_ray.train.losses.free import free_losses
+from yolor_ray.train.losses.grid import grid_of
 from yolor_ray.train.losses.pose import pose_loss
 from yolor_ray.train.losses.segment import segment_loss
 
-TaskLoss = Callable[[list[Tensor], Targets, list[Matches], Yolor], Tensor]
+TaskLoss = Callable[[list[Tensor], Targets, Matches, Yolor], Tensor]
 
 LOSSES: dict[str, TaskLoss] = {"classify": classify_loss, "embed": embed_loss, "segment": segment_loss, "pose": pose_loss}
 """Loss of each task beside detection."""
@@ -60,21 +61,15 @@ def _dataset_terms(
 ) -> dict[str, Tensor]:
     """Return the terms of the loss of images of one dataset."""
     terms, matches = _detection_terms(raw["detect"], targets, network.head, gains, class_weights)
-    for task in network.tasks:
-        zero_with_gradient = sum(output.float().sum() for output in raw[task]) * 0
-        terms[task] = LOSSES[task](raw[task], targets, matches, network) + zero_with_gradient
-    return terms
+    return terms | {task: LOSSES[task](raw[task], targets, matches, network) for task in network.tasks}
 
 
 def _detection_terms(
     raw: list[Tensor], targets: Targets, head: DetectionHead, gains: LossConfig, class_weights: Tensor | None
-) -> tuple[dict[str, Tensor], list[Matches]]:
-    """Return the terms of the detection head, and the matches of each level."""
+) -> tuple[dict[str, Tensor], Matches]:
+    """Return the terms of the detection head, and the matches of boxes and predictions."""
     if isinstance(head, FreeHead):
         return free_losses(raw, targets, head, gains, class_weights)
     assert isinstance(head, DetectHead)
-    matches = [
-        match_level(targets, anchors, stride, *level.shape[2:4], anchor_ratio=gains.anchor_ratio)
-        for level, anchors, stride in zip(raw, head.anchors, head.strides, strict=True)
-    ]
+    matches = match_boxes(targets, head.anchors, grid_of(raw, head.strides), anchor_ratio=gains.anchor_ratio)
     return detection_losses(raw, targets, matches, head, gains, class_weights), matches

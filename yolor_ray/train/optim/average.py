@@ -33,7 +33,10 @@ class WeightAverage(Generic[Averaged]):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the network's weights; the first updates have a lower decay."""
+        """Move the average towards the network's weights; the first updates have a lower decay.
+
+        An update that left the weights as they were, because its gradient was not finite, counts too.
+        """
         self.updates += 1
         decay = self.decay * (1 - math.exp(-self.updates / self.ramp))
         averages, values = zip(*self._floats, strict=True)

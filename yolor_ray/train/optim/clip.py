@@ -1,10 +1,12 @@
 """Scale gradients by their norm, so that an update depends on neither the batch nor the gains of the loss."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from yolor_ray.config import OptimConfig
 
@@ -21,24 +23,23 @@ class GradientClipper:
     """
 
     optim: OptimConfig
-    mean_norm: float = 0.0
-    """Mean norm of earlier gradients; 0 before the first update."""
+    mean_norm: Float[Tensor, ""]
+    """Mean norm of earlier gradients, on their device; 0 before the first update."""
 
-    def clip(self, parameters: Iterable[nn.Parameter]) -> float:
-        """Scale the gradients in place and return their norm before scaling; a norm that is not finite changes nothing."""
+    def clip(self, parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+        """Scale the gradients in place and return their norm before scaling; a norm of 0 or without a finite value changes nothing."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # One number is read from the device per update.
-        norm = nn.utils.get_total_norm(gradients).item()
-        if not 0 < norm < float("inf"):
-            return norm
-        target = 1.0 if self.optim.optimizer != "sgd" else self._limit(norm)
-        if target != norm:
-            torch._foreach_mul_(gradients, target / norm)
+        norm = nn.utils.get_total_norm(gradients)
+        is_usable = (norm > 0) & (norm < math.inf)
+        target = self._limit(norm, is_usable) if self.optim.optimizer == "sgd" else 1.0
+        torch._foreach_mul_(gradients, torch.where(is_usable, target / norm, 1.0))
         return norm
 
-    def _limit(self, norm: float) -> float:
-        """Return the norm, limited relative to the mean norm, and move the mean."""
-        can_clip = self.optim.clip_ratio and self.mean_norm
-        limited = min(norm, self.optim.clip_ratio * self.mean_norm) if can_clip else norm
-        self.mean_norm = DECAY * (self.mean_norm or norm) + (1 - DECAY) * limited
+    def _limit(self, norm: Float[Tensor, ""], is_usable: Bool[Tensor, ""]) -> Float[Tensor, ""]:
+        """Return the norm, limited relative to the mean norm, and move the mean if the norm is usable."""
+        mean = torch.where(self.mean_norm > 0, self.mean_norm, norm)
+        # The first gradient has no limit.
+        limit = torch.where(self.mean_norm > 0, self.optim.clip_ratio * mean, norm) if self.optim.clip_ratio else norm
+        limited = torch.minimum(norm, limit)
+        self.mean_norm = torch.where(is_usable, DECAY * mean + (1 - DECAY) * limited, self.mean_norm)
         return limited

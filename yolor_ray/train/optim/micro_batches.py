@@ -36,11 +36,13 @@ class MicroBatches:
             weight: weight of the batch.
         """
         parts = min(self.count, len(images))
+        if parts == 1:
+            return backward(images, targets, weight)
         totals: dict[str, Tensor] = {}
         for part in range(parts):
             start, stop = len(images) * part // parts, len(images) * (part + 1) // parts
             share = (stop - start) / len(images)
-            part_targets = targets if parts == 1 else targets.of_images(torch.arange(start, stop, device=targets.images.device))
+            part_targets = targets.of_images(torch.arange(start, stop, device=targets.images.device))
             terms = backward(images[start:stop], part_targets, weight * share)
             totals = {name: totals.get(name, 0) + term * share for name, term in terms.items()}
         return totals

@@ -41,4 +41,8 @@ def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optim
     groups = parameter_groups(network, config.weight_decay * config.nominal_batch / REFERENCE_IMAGES)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, BETA2), fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)
+    # If the first update is skipped on the device, SGD would keep a momentum that torch has not initialised.
+    for parameter in (parameter for group in groups for parameter in group["params"]):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -235,7 +235,7 @@ def test_requests_that_wait_for_the_network_form_one_batch(serve, engine):
         first = in_parallel(client, 1)
         wait_for(lambda: len(engine.batches) == 1)
         rest = in_parallel(client, 6)
-        wait_for(lambda: len(client.service._batcher._pending) == 6)
+        wait_for(lambda: len(client.service.models.stable.batcher._pending) == 6)
         engine.gate.set()
         assert {future.result().status_code for future in first + rest} == {200}
     assert [len(batch) for batch in engine.batches] == [1, 4, 2]

@@ -14,15 +14,22 @@ import requests
 import torch
 
 from http_server import served
-from red_engine import RedEngine, encode_image
-from yolor_ray.errors import StorageError, WeightsError
+from red_engine import RedEngine, encode_image, serve_settings
+from yolor_ray.config import NetworkConfig
+from yolor_ray.errors import ConfigError, StorageError, WeightsError
 from yolor_ray.inference.detect import Detections
 from yolor_ray.io.release_folder import Event, ReleaseFolder
-from yolor_ray.serve.engine import TimedDetections
+from yolor_ray.model.network import Yolor
+from yolor_ray.model.weights import WeightsInfo, weights_files
+from yolor_ray.serve import engine as engine_module
+from yolor_ray.serve.deployment import start_service
+from yolor_ray.serve.engine import DetectOptions, TimedDetections
+from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.rollout import comparison, models, rollout
 from yolor_ray.serve.rollout.rollout import Rollout, Stage
 
 JPEG = encode_image()
+TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), neck_depth=1, levels=2)
 V1, V2, V3 = "0001-aaaaaaaaaaaa", "0002-bbbbbbbbbbbb", "0003-cccccccccccc"
 
 
@@ -178,7 +185,7 @@ def test_weights_that_cannot_be_read_now_are_read_again_and_not_rejected(folder,
     ("engine", "reason"),
     [
         (BlindEngine(), "detections per image: found 0.00, expected 0.50 to 2.00"),
-        (SlowEngine(), "latency: found a median of 3"),
+        (SlowEngine(), "latency: found a median of "),
     ],
 )
 def test_a_version_that_finds_nothing_or_is_slow_is_rejected_before_it_answers(folder, engine, reason):
@@ -188,6 +195,47 @@ def test_a_version_that_finds_nothing_or_is_slow_is_rejected_before_it_answers(f
         assert set(one.traffic(30)) == {V1}
         assert one.models.candidate is None
     assert rejection(folder, V2).startswith(reason) and rejection(folder, V2).endswith("(16 images)")
+
+
+def test_a_version_that_would_hold_up_requests_is_rejected_before_its_comparison(folder):
+    class StallingEngine(RedEngine):
+        def _detect(self, view, options):
+            return replace(super()._detect(view, options), seconds=60.0)
+
+    engine = StallingEngine()
+    with replica(folder, {V1: RedEngine(), V2: engine}) as one:
+        released(folder, V2)
+        one.poll()
+        assert one.models.candidate is None and len(engine.batches) == 1
+    assert rejection(folder, V2) == "latency: found 60.00 s for an image, expected at most 0.10 s"
+
+
+def test_a_release_is_the_way_out_of_a_version_that_fails(folder, caplog):
+    engine = RedEngine()
+    with replica(folder, {V1: engine, V2: RedEngine()}) as one:
+        engine.failure = ValueError("broken")
+        released(folder, V2)
+        one.poll()
+        one.client.service.models.sample(JPEG, DetectOptions(0.5, 0.5, 10))
+        for _ in range(2):
+            one.wait(rollout.STAGE_LIMIT_S)
+        assert "event=image_not_compared" in caplog.text and set(one.traffic(3)) == {V2}
+    assert rejection(folder, V2) is None
+
+
+def test_the_thread_of_the_rollout_survives_a_failure(folder, monkeypatch, caplog):
+    monkeypatch.setattr(rollout, "POLL_S", 0.01)
+    failures = [ValueError("a bug")]
+    poll = Rollout.poll
+    monkeypatch.setattr(Rollout, "poll", lambda self: (_ for _ in ()).throw(failures.pop()) if failures else poll(self))
+    released(folder, V2)
+    with served(RedEngine(), V1) as client:
+        Rollout(client.service, folder, lambda version: RedEngine()).start()
+        deadline = time.monotonic() + 10
+        while client.service.models.candidate is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert "event=rollout_failed" in caplog.text and "a bug" in caplog.text
 
 
 def test_allowed_changes_are_no_reason_for_a_rejection(folder):
@@ -200,12 +248,22 @@ def test_allowed_changes_are_no_reason_for_a_rejection(folder):
 
 def test_a_version_that_fails_in_the_comparison_is_rejected_before_it_answers(folder):
     engine = RedEngine()
+    with replica(folder, {V1: RedEngine(), V2: engine}) as one:
+        released(folder, V2)
+        one.poll()
+        engine.failure = ValueError("broken")
+        assert set(one.traffic(2)) == {V1}
+    assert rejection(folder, V2) == "comparison: found ValueError: broken, expected detections"
+
+
+def test_a_version_that_fails_on_its_first_image_is_rejected(folder):
+    engine = RedEngine()
     engine.failure = ValueError("broken")
     with replica(folder, {V1: RedEngine(), V2: engine}) as one:
         released(folder, V2)
         one.poll()
-        assert set(one.traffic(2)) == {V1}
-    assert rejection(folder, V2) == "comparison: found ValueError: broken, expected detections"
+        assert one.models.candidate is None
+    assert rejection(folder, V2) == "loading: found ValueError: broken, expected weights that can be loaded"
 
 
 @pytest.mark.parametrize("kind", ["image", "batch", "tensors"])
@@ -446,3 +504,57 @@ def test_no_request_fails_under_load_while_versions_come_fail_and_go(folder, mon
         done.result()
     assert len(answers) > 200 and {status for status, *_ in answers} == {200} and {boxes for *_, boxes in answers} == {1}
     assert {V1, good, last} <= {release for _, release, _ in answers} and not {broken, blind} & {release for _, release, _ in answers}
+
+
+@pytest.fixture
+def real_versions(tmp_path):
+    """Release two real networks: one, and one whose predictions are not finite; return the folder."""
+    folder = ReleaseFolder(str(tmp_path / "cars"))
+    for number, variance in enumerate((1.0, -1.0)):
+        torch.manual_seed(0)
+        network = Yolor(TINY, 1, torch.tensor([[[12.0, 12]] * 3, [[40.0, 40]] * 3])).eval()
+        for norm in (module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+            norm.running_var.fill_(variance)
+        folder.add(Event("release", folder.publish(weights_files(network, WeightsInfo(f"run-{number}", ("thing",), 64)))))
+    return folder
+
+
+def test_a_service_of_a_release_folder_follows_it_with_real_weights(real_versions, monkeypatch):
+    monkeypatch.setattr(rollout, "POLL_S", 0.05)
+    first, second = (event.version for event in real_versions.read().events)
+    service = start_service(serve_settings(weights=real_versions.url, engine="torch"), ServiceMetrics())
+    # The name is that of the folder, so that the paths of the model stay.
+    stable = service.models.stable
+    assert stable.identity == {"name": "cars", "version": stable.info.version, "release": first}
+    deadline = time.monotonic() + 30
+    while not (reason := real_versions.read().rejected.get(second)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "WeightsError" in reason and "values that are not finite on a built-in scene, expected numbers" in reason
+    assert service.models.stable is stable and service.models.candidate is None
+
+
+def test_weights_without_a_release_folder_have_no_release(real_versions):
+    url = real_versions.version_url(real_versions.read().events[0].version)
+    assert start_service(serve_settings(weights=url, engine="torch"), ServiceMetrics()).models.stable.release == ""
+
+
+def test_a_version_takes_the_engine_of_the_one_before_where_it_runs_it(monkeypatch):
+    asked = []
+
+    class Loaded:
+        info = RedEngine().info
+
+        def __init__(self, settings):
+            asked.append(settings.engine)
+            if settings.engine == "openvino":
+                raise ConfigError("engine: found openvino")
+
+    monkeypatch.setattr(engine_module, "LocalEngine", Loaded)
+    assert engine_module.load_version(serve_settings(), "url", "cars", "onnxruntime").info.name == "cars"
+    engine_module.load_version(serve_settings(), "url", "cars", "openvino")
+    engine_module.load_version(serve_settings(), "url", "cars")
+    engine_module.load_version(serve_settings(engine="torch"), "url", "cars", "onnxruntime")
+    assert asked == ["onnxruntime", "openvino", "fastest", "fastest", "torch"]
+    with pytest.raises(ConfigError):
+        engine_module.load_version(serve_settings(engine="openvino"), "url", "cars", "torch")

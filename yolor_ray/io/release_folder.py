@@ -150,8 +150,8 @@ class ReleaseFolder:
 
 
 def is_release_folder(url: str) -> bool:
-    """Return True if a folder has events of releases."""
-    return any(EVENT_NAME.fullmatch(name) for name in storage.list_names(storage.join(url, EVENTS)))
+    """Return True if a folder has events of releases; a weights folder is not listed, which may need a permission of its own."""
+    return not manifest.is_published(url) and any(EVENT_NAME.fullmatch(name) for name in storage.list_names(storage.join(url, EVENTS)))
 
 
 def starting_weights(url: str) -> str:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ def load_version(settings: config.ServeConfig, url: str, name: str, engine: str 
     """
     settings = replace(settings, weights=url)
     try:
-        loaded = LocalEngine(replace(settings, engine=engine) if engine and settings.engine == FASTEST else settings)
+        loaded = LocalEngine(replace(settings, engine=cast(Any, engine)) if engine and settings.engine == FASTEST else settings)
     except ConfigError:
         if engine is None or settings.engine != FASTEST:
             raise

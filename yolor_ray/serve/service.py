@@ -31,7 +31,7 @@ from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.pixel_budget import PixelBudget
 from yolor_ray.serve.requests import DetectedImage, ImageResult, LargeImage, ReceivedRequest
 from yolor_ray.serve.response import Json, detections_json, locate
-from yolor_ray.serve.rollout.models import Model, Models
+from yolor_ray.serve.rollout.models import ImageBatcher, Model, Models
 
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
@@ -69,7 +69,7 @@ class Service:
     def add_model(self, engine: Engine, release: str) -> Model:
         """Return the model of an engine, with a queue of its own; requests go to the model when `models` chooses it."""
         wait_s = self.settings.batch_wait_ms / 1e3
-        batcher = Batcher(lambda images: self._detect_batch(model, images), self.settings.max_batch, wait_s, self._network)
+        batcher: ImageBatcher = Batcher(lambda images: self._detect_batch(model, images), self.settings.max_batch, wait_s, self._network)
         model = Model(engine, batcher, release)
         return model
 

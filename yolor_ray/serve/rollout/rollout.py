@@ -5,16 +5,18 @@ all of them. It is accepted when it has kept all bounds on enough images. Otherw
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.errors import IntegrityError, StorageError, UserError
-from yolor_ray.inference.views import Tiling, open_image
+from yolor_ray.inference.views import Tiling, View, open_image
 from yolor_ray.io.release_folder import Event, ReleaseFolder, Releases
-from yolor_ray.serve.engine import Engine
+from yolor_ray.serve.engine import DetectOptions, Engine
 from yolor_ray.serve.rollout.comparison import Comparison, Found, found_in
 from yolor_ray.serve.rollout.models import Model, SampledImage
 from yolor_ray.serve.service import Service
@@ -30,6 +32,8 @@ SHADOW_IMAGES = 64
 """Images that are compared before the new version answers a request."""
 SHARE, SHARE_IMAGES = 0.25, 128
 """Share of the requests that the new version answers at first, and the number of compared images after which it answers all."""
+MAX_STALL, MIN_STALL_S = 10.0, 0.1
+"""Seconds of an image that reject a version before its comparison, as a multiple of the other version's; fewer seconds never do."""
 PAUSES = 3
 """Pause after the comparison of an image, as a multiple of its time: a comparison takes at most a quarter of the network's time."""
 
@@ -95,8 +99,8 @@ class Rollout:
 
     def poll(self) -> None:
         """Read the release folder, and begin, finish or drop a version; a folder that cannot be read changes nothing."""
+        self._write_rejections()
         try:
-            self._write_rejections()
             releases = self._folder.read().without(self._rejected)
         except UserError as error:
             logger.warning("event=releases_unreadable folder=%s next='the present version stays' error='%s'", self._folder.url, error)
@@ -129,10 +133,11 @@ class Rollout:
             self._advance_stage(trial)
 
     def _begin(self, event: Event, releases: Releases) -> None:
-        version, is_proven = event.version, releases.is_proven(event)
+        version, is_proven, before = event.version, releases.is_proven(event), self._models.stable
         logger.info("event=version_found version=%s proven=%s", version, is_proven)
         try:
-            engine = self._load(version)
+            model = self._service.add_model(self._load(version), version)
+            problem = None if is_proven or event.allow_changes else _lost_tasks(before, model) or self._stall(before, model)
         except Exception as error:  # noqa: BLE001 - a broken version may raise anything, and must not reach the requests
             reason = f"loading: found {type(error).__name__}: {error}, expected weights that can be loaded"
             is_storage_failure = isinstance(error, StorageError) and not isinstance(error, IntegrityError)
@@ -143,38 +148,53 @@ class Rollout:
             else:
                 self._reject(version, reason)
             return
-        before, model = self._models.stable, self._service.add_model(engine, version)
-        if is_proven:
-            self._finish(model)
-            return
-        if (problem := _lost_tasks(before, model)) and not event.allow_changes:
+        if problem:
             self._reject(version, problem)
-            return
-        _log_classes(before, model)
-        self._trial = Trial(model, Comparison(before.info, model.info, event.allow_changes), self._clock())
-        self._models.start(model)
-        logger.info("event=version_shadows version=%s before=%s", version, before.release)
+        elif is_proven:
+            self._finish(model)
+        else:
+            _log_classes(before, model)
+            self._trial = Trial(model, Comparison(before.info, model.info, event.allow_changes), self._clock())
+            self._models.start(model)
+            logger.info("event=version_shadows version=%s before=%s", version, before.release)
+
+    def _stall(self, before: Model, new: Model) -> str | None:
+        """Return the seconds of a version that is so slow that its comparison would hold up requests, in words."""
+        settings, data = self._service.settings, scene(0).image
+        image = SampledImage(data, DetectOptions(settings.confidence, settings.iou, settings.max_detections))
+        found = self._found_before(before, image)
+        # Not in the thread of the network, where requests would wait.
+        [result] = new.engine.detect([_view(new, image)])
+        allowed_s = max(MAX_STALL * found.seconds, MIN_STALL_S) if found else math.inf
+        if result.seconds <= allowed_s:
+            return None
+        return f"latency: found {result.seconds:.2f} s for an image, expected at most {allowed_s:.2f} s"
 
     def _compare(self, trial: Trial, image: SampledImage) -> str | None:
         """Run both versions on an image; return the failure of the new one."""
         started = time.perf_counter()
-        try:
-            before = self._found(self._models.stable, image)
-        except Exception as error:  # noqa: BLE001 - the fault of the version before is not that of the new one
-            logger.warning("event=image_not_compared version=%s reason='%s: %s'", trial.model.release, type(error).__name__, error)
+        before = self._found_before(self._models.stable, image)
+        if before is None:
             return None
         try:
             new = self._found(trial.model, image)
         except Exception as error:  # noqa: BLE001 - a broken version may raise anything, and must not reach the requests
             return f"comparison: found {type(error).__name__}: {error}, expected detections"
         trial.comparison.add(before, new)
-        time.sleep(PAUSES * (time.perf_counter() - started))
+        time.sleep(min(PAUSES * (time.perf_counter() - started), POLL_S))
         return None
+
+    def _found_before(self, before: Model, image: SampledImage) -> Found | None:
+        """Run the version before; return None if it fails, which is no fault of the new one."""
+        try:
+            return self._found(before, image)
+        except Exception as error:  # noqa: BLE001 - a release may be the way out of a broken version
+            logger.warning("event=image_not_compared version=%s reason='%s: %s'", before.release, type(error).__name__, error)
+            return None
 
     def _found(self, model: Model, image: SampledImage) -> Found:
         """Run a version on an image as a whole, between two batches of requests."""
-        [view] = open_image(image.data, model.info.image_px, Tiling()).views
-        [result] = self._service.run_alone(model.engine.detect, [(view, replace(image.options, tile=0))])
+        [result] = self._service.run_alone(model.engine.detect, [_view(model, image)])
         return found_in(result.detections, model.info.classes, result.seconds)
 
     def _advance_stage(self, trial: Trial) -> None:
@@ -195,10 +215,7 @@ class Rollout:
 
     def _accept(self, trial: Trial) -> None:
         self._finish(trial.model)
-        try:
-            self._folder.add(Event("accepted", trial.model.release))
-        except UserError as error:
-            logger.warning("event=version_not_recorded version=%s error='%s'", trial.model.release, error)
+        self._record(Event("accepted", trial.model.release))
 
     def _finish(self, model: Model) -> None:
         """Give all requests to a version, and forget the one before."""
@@ -214,16 +231,28 @@ class Rollout:
         self._service.metrics.count("yolor_rejected_versions")
         logger.warning("event=version_rejected version=%s serves=%s reason='%s'", version, self._models.stable.release, reason)
         self._rejected[version] = reason
-        try:
-            self._write_rejections()
-        except UserError as error:
-            logger.warning("event=version_not_recorded version=%s error='%s'", version, error)
+        self._write_rejections()
 
     def _write_rejections(self) -> None:
-        """Tell the other replicas what this one rejected."""
+        """Tell the other replicas what this one rejected; what cannot be written counts here, and is written later."""
         for version, reason in list(self._rejected.items()):
-            self._folder.add(Event("rejected", version, reason))
-            del self._rejected[version]
+            if self._record(Event("rejected", version, reason)):
+                del self._rejected[version]
+
+    def _record(self, event: Event) -> bool:
+        """Append an event to the folder; return False if the storage refuses it."""
+        try:
+            self._folder.add(event)
+        except UserError as error:
+            logger.warning("event=version_not_recorded version=%s kind=%s error='%s'", event.version, event.kind, error)
+            return False
+        return True
+
+
+def _view(model: Model, image: SampledImage) -> tuple[View, DetectOptions]:
+    """Return the image as a whole in the input of a model."""
+    [view] = open_image(image.data, model.info.image_px, Tiling()).views
+    return view, replace(image.options, tile=0)
 
 
 def _lost_tasks(before: Model, new: Model) -> str | None:

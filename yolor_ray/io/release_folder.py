@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, get_args
 
 from yolor_ray.errors import NotFoundError, StorageError
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.redact import redact
 
 VERSIONS, EVENTS = "versions", "events"
 """Subfolders of a release folder."""
@@ -124,9 +125,9 @@ class ReleaseFolder:
         return version
 
     def add(self, event: Event) -> None:
-        """Append an event."""
+        """Append an event; credentials in its reason are hidden."""
         number = max(_numbers(EVENT_NAME, self._event_names()), default=0) + 1
-        fields = {"version": event.version, "reason": event.reason, "allow_changes": event.allow_changes}
+        fields = {"version": event.version, "reason": redact(event.reason), "allow_changes": event.allow_changes}
         content = json.dumps({**fields, "time": datetime.now(UTC).isoformat(timespec="seconds")}, indent=1)
         storage.write_bytes(storage.join(self.url, EVENTS, f"{number:06d}-{event.kind}-{uuid.uuid4().hex[:8]}.json"), content.encode())
 

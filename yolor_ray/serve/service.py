@@ -31,7 +31,7 @@ from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.pixel_budget import PixelBudget
 from yolor_ray.serve.requests import DetectedImage, ImageResult, LargeImage, ReceivedRequest
 from yolor_ray.serve.response import Json, detections_json, locate
-from yolor_ray.serve.rollout.models import ImageBatcher, Model, Models
+from yolor_ray.serve.rollout.models import Health, ImageBatcher, Model, Models
 
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
@@ -68,10 +68,11 @@ class Service:
 
     def add_model(self, engine: Engine, release: str) -> Model:
         """Return the model of an engine, with a queue of its own; requests go to the model when `models` chooses it."""
-        wait_s = self.settings.batch_wait_ms / 1e3
-        batcher: ImageBatcher = Batcher(lambda images: self._detect_batch(model, images), self.settings.max_batch, wait_s, self._network)
-        model = Model(engine, batcher, release)
-        return model
+        # The batcher knows the engine and not the model: without a cycle, the memory of an old version is free at once.
+        health = Health()
+        process = functools.partial(self._detect_batch, engine, health)
+        batcher: ImageBatcher = Batcher(process, self.settings.max_batch, self.settings.batch_wait_ms / 1e3, self._network)
+        return Model(engine, batcher, health, release)
 
     def run_alone(self, function: Callable[Arguments, Value], *args: Arguments.args, **options: Arguments.kwargs) -> Value:
         """Return the result of a function that runs between two batches, in the thread of the network; not for the event loop."""
@@ -80,7 +81,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Return True unless the last MAX_FAILED_BATCHES batches failed."""
-        return self.models.stable.failed_batches < MAX_FAILED_BATCHES
+        return self.models.current.health.failed_batches < MAX_FAILED_BATCHES
 
     def check_ready(self) -> None:
         """Raise ApiError unless the service is ready."""
@@ -270,11 +271,11 @@ class Service:
         pixels = decoded_pixels(header, info.image_px if tile_count == 1 else None)
         return LargeImage(open_, pixels, tile_count > 1) if tile_count > 1 or pixels > SMALL_PIXELS else open_()
 
-    def _detect_batch(self, model: Model, images: Sequence[tuple[View, DetectOptions]]) -> list[TimedDetections]:
+    def _detect_batch(self, engine: Engine, health: Health, images: Sequence[tuple[View, DetectOptions]]) -> list[TimedDetections]:
         self.metrics.observe("yolor_batch_images", len(images))
         self.metrics.observe("yolor_batch_fill", len(images) / self.settings.max_batch)
         self.metrics.set("yolor_queue_depth", self.models.waiting)
-        model.failed_batches += 1
-        results = model.engine.detect(images)
-        model.failed_batches = 0
+        health.failed_batches += 1
+        results = engine.detect(images)
+        health.failed_batches = 0
         return results

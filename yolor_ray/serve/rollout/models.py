@@ -16,14 +16,23 @@ MAX_SAMPLES = 4
 ImageBatcher = Batcher[tuple[View, DetectOptions], TimedDetections]
 
 
+@dataclass
+class Health:
+    """State of an engine after its last batches."""
+
+    failed_batches: int = 0
+    """Batches that failed in a row."""
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
     """Engine of one version, and the queue of its images."""
 
-    def __init__(self, engine: Engine, batcher: ImageBatcher, release: str = "") -> None:
-        """Take an engine that is loaded; `release` is the name of its version in the release folder, empty without one."""
-        self.engine, self.batcher, self.release = engine, batcher, release
-        self.failed_batches = 0
-        """Batches that failed in a row."""
+    engine: Engine
+    batcher: ImageBatcher
+    health: Health
+    release: str = ""
+    """Name of the version in the release folder; empty without one."""
 
     @property
     def info(self) -> WeightsInfo:

@@ -35,7 +35,7 @@ SHARE, SHARE_IMAGES = 0.25, 128
 MAX_STALL, MIN_STALL_S = 10.0, 0.1
 """Seconds of an image that reject a version before its comparison, as a multiple of the other version's; fewer seconds never do."""
 PAUSES = 3
-"""Pause after the comparison of an image, as a multiple of its time: a comparison takes at most a quarter of the network's time."""
+"""Pause after the comparison of an image, as a multiple of its seconds: comparisons take at most a quarter of the network's time."""
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,8 @@ class Rollout:
             model = self._service.add_model(self._load(version), version)
             problem = None if is_proven or event.allow_changes else _lost_tasks(before, model) or self._stall(before, model)
         except Exception as error:  # noqa: BLE001 - a broken version may raise anything, and must not reach the requests
-            reason = f"loading: found {type(error).__name__}: {error}, expected weights that can be loaded"
+            found = error if isinstance(error, UserError) else f"found {type(error).__name__}: {error}, expected weights that can be loaded"
+            reason = f"loading: {found}"
             is_storage_failure = isinstance(error, StorageError) and not isinstance(error, IntegrityError)
             if is_proven or is_storage_failure:
                 # Of a proven version, the failure is one of this replica.
@@ -172,7 +173,6 @@ class Rollout:
 
     def _compare(self, trial: Trial, image: SampledImage) -> str | None:
         """Run both versions on an image; return the failure of the new one."""
-        started = time.perf_counter()
         before = self._found_before(self._models.stable, image)
         if before is None:
             return None
@@ -181,7 +181,7 @@ class Rollout:
         except Exception as error:  # noqa: BLE001 - a broken version may raise anything, and must not reach the requests
             return f"comparison: found {type(error).__name__}: {error}, expected detections"
         trial.comparison.add(before, new)
-        time.sleep(min(PAUSES * (time.perf_counter() - started), POLL_S))
+        time.sleep(min(PAUSES * (before.seconds + new.seconds), POLL_S))
         return None
 
     def _found_before(self, before: Model, image: SampledImage) -> Found | None:

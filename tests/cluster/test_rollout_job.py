@@ -20,7 +20,7 @@ import torch
 
 from yolor_ray.config import NetworkConfig
 from yolor_ray.data.synthetic.scenes import scene
-from yolor_ray.io.release_folder import ReleaseFolder
+from yolor_ray.io.release_folder import Event, ReleaseFolder
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, save_weights
 
@@ -114,6 +114,7 @@ def test_versions_come_are_rejected_and_go_back_without_a_failed_request(s3, tmp
 
         wait_for(lambda: serves(first), log)
         second = release(save_version(tmp_path / "second", 0.001), "--to", live)
+        wait_for(lambda: any(event == Event("accepted", second) for event in releases.read().events), log)
         wait_for(lambda: serves(second), log)
         start = len(clients.answers)
         broken = release(save_version(tmp_path / "broken", 0.0, variance=-1.0), "--to", live)

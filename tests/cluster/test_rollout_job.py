@@ -54,7 +54,7 @@ def environment():
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"OMP_NUM_THREADS": "1"}
 
 
-def wait_for(condition, log, seconds=120):
+def wait_for(condition, log, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, log.read_text()[-5000:]

@@ -287,6 +287,11 @@ JOBS = {
         "yolor_ray.study.run:tune",
     ),
     "serve": Job("Serve weights over HTTP.", functools.partial(read_flags, config.ServeConfig), "yolor_ray.serve.run:serve"),
+    "release": Job(
+        "Release weights to running services as a new version, or go back to the version before (--back).",
+        functools.partial(read_flags, config.ReleaseConfig),
+        "yolor_ray.release.run:release",
+    ),
     "benchmark": Job(
         "Measure ingest, inference, learning, scoring or prediction on this machine or cluster.",
         read_benchmark,

@@ -34,6 +34,8 @@ JOBS = (
     (f"evaluate {WEIGHTS} --data BUCKET/broken --workers 1", False),
     (f"export {WEIGHTS} --data BUCKET/val --output BUCKET/fused", True),
     ("export --weights BUCKET/absent --data BUCKET/val --output BUCKET/nothing", False),
+    ("release BUCKET/fused --to BUCKET/live", True),
+    ("release --back --to BUCKET/live", False),
     (f"predict {WEIGHTS} --images BUCKET/photos --output BUCKET/predicted --draw 1", True),
     (f"predict {WEIGHTS} --images BUCKET/absent --output BUCKET/nothing", False),
     ("serve --weights BUCKET/absent", False),

@@ -94,6 +94,17 @@ def test_an_absent_file_is_an_integrity_error_and_an_absent_manifest_a_not_found
         manifest.read_published(folder)
 
 
+def test_a_folder_that_is_made_while_it_is_listed_lists_nothing(tmp_path, monkeypatch):
+    """pyarrow looks for a folder that it could not open once more, and raises the first failure if the folder is there now."""
+
+    class Racing:
+        def get_file_info(self, selector):
+            raise FileNotFoundError(f"Cannot list directory '{selector.base_dir}'")
+
+    monkeypatch.setattr(storage, "filesystem", lambda url: (Racing(), url))
+    assert storage.list_names(str(tmp_path / "new")) == []
+
+
 def test_a_file_that_the_manifest_does_not_list_is_refused(folder):
     manifest.publish(folder, {"a.bin": b"1"})
     with pytest.raises(StorageError, match=r"found a\.bin in manifest\.json, expected also b\.bin"):

@@ -11,7 +11,7 @@ def engine():
 
 @pytest.fixture
 def serve(engine):
-    return lambda engine=engine, **changes: served(engine, **changes)
+    return lambda engine=engine, **options: served(engine, **options)
 
 
 @pytest.fixture(scope="module")

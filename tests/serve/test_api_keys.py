@@ -189,8 +189,9 @@ def test_a_file_that_cannot_be_read_again_changes_nothing_and_is_told(file, dama
 
 def test_a_key_is_in_no_log(serve, file, caplog):
     caplog.set_level(logging.DEBUG)
-    with serve(RedEngine(), api_keys=str(file)) as client:
-        client.service._engine.failure = ValueError("broken")
+    engine = RedEngine()
+    engine.failure = ValueError("broken")
+    with serve(engine, api_keys=str(file)) as client:
         for key in (LAB, "wrong-key-77aa"):
             client.post(JPEG, **bearer(key))
             client.post(JPEG, **{"X-API-Key": key})

@@ -82,7 +82,7 @@ def test_the_images_share_forward_passes(serve):
         [first] = in_parallel(client, 1)
         wait_for(lambda: engine.batches)
         batch = pool.submit(post, client, PHOTOS)
-        wait_for(lambda: client.service._batcher.waiting == 4)
+        wait_for(lambda: client.service.models.waiting == 4)
         assert sample(client, "yolor_in_flight") == 5 and sample(client, "yolor_queue_depth") == 4
         engine.gate.set()
         assert first.result().status_code == batch.result().status_code == 200
@@ -126,7 +126,7 @@ def test_a_batch_is_refused_as_a_whole_when_the_queue_cannot_take_all_its_images
         wait_for(lambda: client.service._in_progress == 2)
         answer = post(client, PHOTOS)
         assert error_of(answer) == (429, "overloaded") and answer.headers["Retry-After"] == "1"
-        assert client.service._in_progress == 2 and client.service._batcher.waiting <= 2
+        assert client.service._in_progress == 2 and client.service.models.waiting <= 2
         engine.gate.set()
         assert [future.result().status_code for future in waiting] == [200, 200]
         assert len(results_of(post(client, PHOTOS))) == 4
@@ -197,7 +197,7 @@ def test_a_slow_batch_is_a_timeout_and_leaves_the_queue(serve):
     with serve(engine, request_timeout_s=0.3, max_batch=1) as client:
         assert error_of(post(client, PHOTOS)) == (504, "timeout")
         engine.gate.set()
-        wait_for(lambda: client.service._in_progress == 0 and client.service._batcher.waiting == 0)
+        wait_for(lambda: client.service._in_progress == 0 and client.service.models.waiting == 0)
     assert len(engine.batches) == 1
 
 

@@ -236,7 +236,7 @@ def test_requests_that_wait_for_the_network_form_one_batch(serve, engine):
         first = in_parallel(client, 1)
         wait_for(lambda: len(engine.batches) == 1)
         rest = in_parallel(client, 6)
-        wait_for(lambda: len(client.service._batcher._pending) == 6)
+        wait_for(lambda: len(client.service.models.stable.batcher._pending) == 6)
         engine.gate.set()
         assert {future.result().status_code for future in first + rest} == {200}
     assert [len(batch) for batch in engine.batches] == [1, 4, 2]
@@ -285,7 +285,7 @@ def test_a_request_whose_deadline_cannot_be_met_is_refused_at_once(serve, engine
     with serve(max_batch=1) as client:
         assert client.post(JPEG).status_code == 200
         engine.gate.clear()
-        client.service._batcher.seconds_per_item = 0.5
+        client.service.models.current.batcher.seconds_per_item = 0.5
         waiting = in_parallel(client, 3)
         wait_for(lambda: client.service._in_progress == 3)
         answer = client.post(JPEG, **{"X-Request-Timeout-Ms": "1400"})
@@ -306,7 +306,7 @@ def test_the_image_of_a_client_that_left_never_reaches_the_network(serve, engine
         with socket.create_connection((host, int(port))) as leaving:
             head = f"POST /v1/detect HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(JPEG)}\r\n\r\n"
             leaving.sendall(head.encode() + JPEG)
-            wait_for(lambda: len(client.service._batcher._pending) == 1)
+            wait_for(lambda: client.service.models.waiting == 1)
         wait_for(lambda: client.service._in_progress == 1)
         engine.gate.set()
         assert first[0].result().status_code == client.post(JPEG).status_code == 200

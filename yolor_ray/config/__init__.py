@@ -18,7 +18,7 @@ from yolor_ray.config.pack import (
     PackVocConfig,
     PackYoloConfig,
 )
-from yolor_ray.config.serve import ServeConfig
+from yolor_ray.config.serve import ReleaseConfig, ServeConfig
 from yolor_ray.config.train import AugmentConfig, ClusterConfig, DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig, WorkersConfig
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "PackVocConfig",
     "PackYoloConfig",
     "PredictConfig",
+    "ReleaseConfig",
     "RunConfig",
     "ServeConfig",
     "TrainConfig",

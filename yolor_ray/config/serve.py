@@ -1,8 +1,10 @@
-"""Define the settings of serving."""
+"""Define the settings of serving, and of releases for running services."""
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from yolor_ray.config.network import Precision
 from yolor_ray.errors import check
@@ -66,7 +68,8 @@ class ServeConfig:
     """HTTP service of weights on autoscaling replicas."""
 
     weights: str
-    """URL of a weights folder, or of the folder of a finished run; unfused weights are fused when they are loaded."""
+    """URL of a weights folder, of the folder of a finished run, or of a release folder, from which new versions come while the service
+    runs; unfused weights are fused when they are loaded."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8000
@@ -152,3 +155,23 @@ class ServeConfig:
         check(self.max_decoded_megapixels >= self.max_megapixels, "max_decoded_megapixels", self.max_decoded_megapixels, expected)
         for name in ("target_ongoing_requests", "max_body_mb", "max_megapixels", "request_timeout_s"):
             check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseConfig:
+    """New version of the weights in a release folder, for the services that run with this folder, or the version before again."""
+
+    weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[URL]")] = ""
+    """URL of a weights folder, or of the folder of a finished run; its files are copied. Or give back."""
+    to: str
+    """URL of the release folder, such as `s3://bucket/live`; the first release makes it, and `serve --weights` takes it."""
+    back: bool = False
+    """Go back to the version before the present one, at once."""
+    allow_changes: bool = False
+    """The version may take longer, find other things, and have fewer tasks, than the version before: only failures reject it."""
+
+    def __post_init__(self) -> None:
+        """Check for weights or the way back."""
+        check(bool(self.weights) != self.back, "release", self.weights or "no weights", "either the URL of weights or --back")
+        check(bool(self.to), "to", self.to, "the URL of a release folder")
+        check(not (self.back and self.allow_changes), "allow_changes", True, "weights beside: the version before is not compared again")

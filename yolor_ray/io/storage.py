@@ -92,7 +92,11 @@ def list_files(url: str, recursive: bool = False) -> list[fs.FileInfo]:
         system, path = filesystem(url)
         return list(system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive)))
 
-    infos = call_with_retries(url, "list", list_all)
+    try:
+        infos = call_with_retries(url, "list", list_all)
+    except NotFoundError:
+        # pyarrow found no folder, and then the folder that another process had made in the meantime.
+        return []
     return sorted((info for info in infos if not TEMPORARY.fullmatch(info.base_name)), key=lambda info: info.path)
 
 

@@ -27,18 +27,25 @@ class _PendingItem(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Queue of items and the thread that processes them, one batch at a time, off the event loop."""
 
-    def __init__(self, process: Callable[[Sequence[Item]], Sequence[Result]], max_batch: int, wait_s: float) -> None:
+    def __init__(
+        self,
+        process: Callable[[Sequence[Item]], Sequence[Result]],
+        max_batch: int,
+        wait_s: float,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
         """Create an idle batcher.
 
         Args:
             process: blocking function; returns one result per item, in order.
             max_batch: most items per call.
             wait_s: longest time that an item waits for further items while `process` is idle.
+            thread: executor with one thread, which batchers may share; None takes a thread of its own.
         """
         self._process = process
         self._max_batch = max_batch
         self._wait_s = wait_s
-        self._thread = ThreadPoolExecutor(1, "network")
+        self._thread = thread or ThreadPoolExecutor(1, "network")
         self._pending: deque[_PendingItem[Item, Result]] = deque()
         self._arrived = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None

@@ -15,10 +15,12 @@ from yolor_ray.cluster.environment import PROCESS_SETTINGS
 from yolor_ray.config.renamed import current_fields
 from yolor_ray.errors import ConfigError
 from yolor_ray.io.redact import hide_secrets
-from yolor_ray.serve.engine import LocalEngine
+from yolor_ray.io.release_folder import ReleaseFolder, is_release_folder, starting_version
+from yolor_ray.serve.engine import LocalEngine, load_version
 from yolor_ray.serve.http.api import create_app
 from yolor_ray.serve.http.upgrade import ignore_upgrades
 from yolor_ray.serve.metrics import ServiceMetrics
+from yolor_ray.serve.rollout.rollout import Rollout
 from yolor_ray.serve.service import Service
 
 PROBE_SLOTS = 32
@@ -39,7 +41,7 @@ class Detector:
         # Under HAProxy the replica is an HTTP server, which Ray starts when the constructor has returned.
         ignore_upgrades()
         replica = serve.get_replica_context().replica_id.unique_id
-        self._service = Service(LocalEngine(settings), settings, ServiceMetrics(replica, to_ray=True))
+        self._service = start_service(settings, ServiceMetrics(replica, to_ray=True))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the ASGI application for the HTTP server of this replica."""
@@ -49,6 +51,27 @@ class Detector:
         """Raise RuntimeError if the network has stopped working; Ray then replaces this replica."""
         if not self._service.ready:
             raise RuntimeError("the network failed several times in a row")
+
+
+def start_service(settings: config.ServeConfig, metrics: ServiceMetrics) -> Service:
+    """Return a service whose weights are loaded; that of a release folder follows the releases from now on.
+
+    Raises:
+        ConfigError: the engine does not run the network.
+        StorageError: the weights cannot be read.
+        WeightsError: the weights do not fit the network.
+    """
+    if not is_release_folder(settings.weights):
+        return Service(LocalEngine(settings), settings, metrics)
+    folder = ReleaseFolder(settings.weights)
+    version, name = starting_version(folder), folder.url.rstrip("/").rpartition("/")[2]
+    service = Service(load_version(settings, folder.version_url(version), name), settings, metrics, version)
+
+    def load(version: str) -> LocalEngine:
+        return load_version(settings, folder.version_url(version), name, service.models.stable.engine.name)
+
+    Rollout(service, folder, load).start()
+    return service
 
 
 def make_application(settings: config.ServeConfig) -> Application:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ import torch
 from yolor_ray import config
 from yolor_ray.config.serve import Confidence
 from yolor_ray.data.images.decode import FILL
+from yolor_ray.errors import ConfigError, WeightsError
 from yolor_ray.inference import detect
 from yolor_ray.inference.detect import Detections
-from yolor_ray.inference.engine_choice import RunnableModel, choose_engine
+from yolor_ray.inference.engine_choice import FASTEST, RunnableModel, choose_engine, scene_images
 from yolor_ray.inference.views import View, make_view
 from yolor_ray.model.weights import WeightsInfo, load_weights
 
@@ -78,7 +79,7 @@ class LocalEngine:
     """One fused network in this process, on a GPU if the replica reserves one."""
 
     def __init__(self, settings: config.ServeConfig, choose: EngineChooser = choose_engine) -> None:
-        """Load the weights, choose the engine and warm it up; raises WeightsError, StorageError or ConfigError."""
+        """Load the weights, choose the engine, check its predictions and warm it up; raises WeightsError, StorageError or ConfigError."""
         torch.set_num_threads(settings.compute_threads)
         network, info = load_weights(settings.weights)
         self.info = replace(info, fused=True)
@@ -88,7 +89,17 @@ class LocalEngine:
         self._predictor = model.predict
         torch.set_num_threads(model.threads)
         logger.info("event=engine_chosen engine=%s precision=%s max_error=%.2g", model.engine, model.precision, model.error)
+        self._check_finite(settings)
         self._warm_up(settings)
+
+    def _check_finite(self, settings: config.ServeConfig) -> None:
+        """Raise WeightsError if predictions are not numbers: NMS would drop them, and every image would seem to be empty."""
+        with torch.inference_mode():
+            outputs = self._predictor(detect.to_input(torch.from_numpy(scene_images(self.info.image_px, 1)), self._device))
+        broken = [name for name, values in outputs.items() if not values.isfinite().all()]
+        if broken:
+            found = f"{', '.join(broken)} with values that are not finite on a built-in scene"
+            raise WeightsError(f"{settings.weights}: found {found}, expected numbers")
 
     def _warm_up(self, settings: config.ServeConfig) -> None:
         side = self.info.image_px
@@ -123,6 +134,27 @@ class LocalEngine:
         return [
             TimedDetections(_apply_limits(detections, *image), seconds) for detections, image in zip(batch_detections, images, strict=True)
         ]
+
+
+def load_version(settings: config.ServeConfig, url: str, name: str, engine: str | None = None) -> LocalEngine:
+    """Return the engine of a released version; raises as `LocalEngine` does.
+
+    Args:
+        settings: settings of the service.
+        url: weights folder of the version.
+        name: name of the model, which all versions of a release folder share.
+        engine: engine of the version before, which is taken where `settings` leave the choice; None measures all engines.
+    """
+    settings = replace(settings, weights=url)
+    try:
+        loaded = LocalEngine(replace(settings, engine=cast(Any, engine)) if engine and settings.engine == FASTEST else settings)
+    except ConfigError:
+        if engine is None or settings.engine != FASTEST:
+            raise
+        # The engine of the version before does not run this network.
+        loaded = LocalEngine(settings)
+    loaded.info = replace(loaded.info, name=name)
+    return loaded
 
 
 def _apply_limits(detections: Detections, view: View, options: DetectOptions) -> Detections:

@@ -33,6 +33,8 @@ SPECS: Mapping[str, _MetricSpec] = {
         "Time of one image per stage: body, decode, queue, network (with NMS), answer.", ("stage",), SECONDS
     ),
     "yolor_refusals": _MetricSpec("Requests, and images of a batch, answered with an error, by its code.", ("reason",)),
+    "yolor_version_requests": _MetricSpec("Requests with an image answered by each version of the weights.", ("version",)),
+    "yolor_rejected_versions": _MetricSpec("Versions that the replica rejected after the comparison with the version before."),
     "yolor_in_flight": _MetricSpec("Images in work.", is_gauge=True),
     "yolor_queue_depth": _MetricSpec("Images that wait for the network.", is_gauge=True),
     "yolor_batch_images": _MetricSpec("Images per forward pass.", (), COUNTS),
@@ -83,7 +85,11 @@ class ServiceMetrics:
         labels = ("replica", *spec.labels)
         if spec.buckets:
             return Histogram(name, spec.description, labels, buckets=spec.buckets, registry=self._registry)
-        return (Gauge if spec.is_gauge else Counter)(name, spec.description, labels, registry=self._registry)
+        metric = (Gauge if spec.is_gauge else Counter)(name, spec.description, labels, registry=self._registry)
+        if not spec.labels:
+            # Prometheus sees no increase of a counter that begins with 1.
+            metric.labels(self._replica)
+        return metric
 
 
 def _label_values(name: str, labels: Mapping[str, str]) -> Sequence[str]:

@@ -21,6 +21,7 @@ from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.environment import WORKER_HOOK
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.release_folder import starting_weights
 from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, absolute_weights, weights_folder
 from yolor_ray.serve import local, shared
 
@@ -48,7 +49,7 @@ def serve(settings: config.ServeConfig) -> dict[str, Any]:
     """
     settings = replace(settings, weights=weights_folder(absolute_weights(settings.weights)))
     if settings.weights != BUILTIN:
-        manifest.read_published(settings.weights, [CONFIG_FILE])
+        manifest.read_published(starting_weights(settings.weights), [CONFIG_FILE])
     files: dict[str, Any] = {name: storage.absolute(getattr(settings, name)) for name in FILES if getattr(settings, name)}
     settings = replace(settings, **files)
     local.check_access_files(settings)
@@ -166,7 +167,7 @@ def _raise_replica_error(settings: config.ServeConfig) -> None:
     from yolor_ray.inference.engine_choice import FASTEST, choose_engine
     from yolor_ray.model.weights import load_weights
 
-    network, info = load_weights(settings.weights)
+    network, info = load_weights(starting_weights(settings.weights))
     if settings.engine != FASTEST:
         choose_engine(network, info, engine=settings.engine, precision=settings.precision)
 

@@ -9,10 +9,10 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import ParamSpec, TypeAlias, TypeVar
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from starlette.requests import Request
@@ -29,7 +29,9 @@ from yolor_ray.serve.http.body import image_bytes, read_body, time_limit_s, whil
 from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.pixel_budget import PixelBudget
+from yolor_ray.serve.requests import DetectedImage, ImageResult, LargeImage, ReceivedRequest
 from yolor_ray.serve.response import Json, detections_json, locate
+from yolor_ray.serve.rollout.models import Health, ImageBatcher, Model, Models
 
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
@@ -45,43 +47,6 @@ MAX_FAILED_BATCHES = 3
 """Consecutive failed batches after which a replica is no longer ready."""
 
 
-@dataclass(frozen=True)
-class ReceivedRequest:
-    """Request whose body has arrived."""
-
-    request: Request
-    body: bytes
-    body_s: float
-    """Seconds until the body was complete."""
-
-
-@dataclass(frozen=True)
-class DetectedImage:
-    """Answer to one image."""
-
-    fields: Json
-    """Response, without request id and model."""
-    tiles: int
-
-    @property
-    def detections(self) -> int:
-        """Return the number of objects."""
-        return len(self.fields["detections"])
-
-
-ImageResult: TypeAlias = DetectedImage | ApiError | ImageError
-
-
-@dataclass(frozen=True)
-class _LargeImage:
-    """Encoded image whose pixels count in the budget."""
-
-    open: Callable[[], OpenImage]
-    pixels: int
-    is_tiled: bool
-    """The pixels stay until the last tile is cut."""
-
-
 def _overloaded(found: str) -> ApiError:
     """Return the error of a request that the replica has no place or no time for."""
     return ApiError("overloaded", f"found {found}; try again later", {"Retry-After": str(RETRY_AFTER_S)})
@@ -90,28 +55,38 @@ def _overloaded(found: str) -> ApiError:
 class Service:
     """Engine of one replica with its queue and its metrics."""
 
-    def __init__(self, engine: Engine, settings: config.ServeConfig, metrics: ServiceMetrics) -> None:
+    def __init__(self, engine: Engine, settings: config.ServeConfig, metrics: ServiceMetrics, release: str = "") -> None:
+        """Answer requests with an engine; `release` is the name of its version in the release folder, empty without one."""
         self.settings = settings
         self.metrics = metrics
-        self.info = engine.info
-        self.model: Json = {"name": engine.info.name, "version": engine.info.version}
-        self.engine_name, self.precision = engine.name, engine.precision
         self.keys = ApiKeys(settings.api_keys) if settings.api_keys else None
         if self.keys:
             self.keys.keep_fresh()
-        self._engine = engine
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         # A pool of their own, so that responses do not wait behind the decoding of new requests.
         self._responders = ThreadPoolExecutor(settings.decode_threads, "answer")
-        self._batcher = Batcher(self._detect_batch, settings.max_batch, settings.batch_wait_ms / 1e3)
+        # One thread for all models: two versions take no more cores than one, and are timed under the same conditions.
+        self._network = ThreadPoolExecutor(1, "network")
+        self.models = Models(self.add_model(engine, release))
         self._pixels = PixelBudget(int(settings.max_decoded_megapixels * 1e6))
         self._in_progress = 0
-        self._failed_batches = 0
+
+    def add_model(self, engine: Engine, release: str) -> Model:
+        """Return the model of an engine, with a queue of its own; requests go to the model when `models` chooses it."""
+        # The batcher knows the engine and not the model: without a cycle, the memory of an old version is free at once.
+        health = Health()
+        process = functools.partial(self._detect_batch, engine, health)
+        batcher: ImageBatcher = Batcher(process, self.settings.max_batch, self.settings.batch_wait_ms / 1e3, self._network)
+        return Model(engine, batcher, health, release)
+
+    def run_alone(self, function: Callable[Arguments, Value], *args: Arguments.args, **options: Arguments.kwargs) -> Value:
+        """Return the result of a function that runs between two batches, in the thread of the network; not for the event loop."""
+        return self._network.submit(function, *args, **options).result()
 
     @property
     def ready(self) -> bool:
         """Return True unless the last MAX_FAILED_BATCHES batches failed."""
-        return self._failed_batches < MAX_FAILED_BATCHES
+        return self.models.current.health.failed_batches < MAX_FAILED_BATCHES
 
     def check_ready(self) -> None:
         """Raise ApiError unless the service is ready."""
@@ -131,10 +106,10 @@ class Service:
         """Return the response to a request with one image, without its request id; raises ApiError or ImageError."""
         async with self.receive(request) as received:
             read = functools.partial(image_bytes, request.headers.get("content-type", ""), received.body)
-            detected = await self._detect(received, read, options)
+            detected = await self._answer_of_model(received, lambda: self._detect(received, read, options))
             counts = {"body_bytes": len(received.body), "tiles": detected.tiles, "detections": detected.detections}
             request.state.facts = counts | {name: detected.fields[name] for name in ("image", "timing_ms")}
-            return {"model": self.model, **detected.fields}
+            return {"model": received.model.identity, **detected.fields}
 
     async def detect_images(self, received: ReceivedRequest, images: Sequence[bytes], options: DetectOptions) -> list[ImageResult]:
         """Return the answer to each encoded image, or its error; raises ApiError if the queue cannot take all images.
@@ -146,12 +121,7 @@ class Service:
         """
         # The request itself holds the place of its first image.
         with self._slots(len(images) - 1):
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._detect_or_fail(received, data, options)) for data in images]
-            except ExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-        results = [task.result() for task in tasks]
+            results = await self._answer_of_model(received, lambda: self._detect_all(received, images, options))
         detected = [result for result in results if isinstance(result, DetectedImage)]
         received.request.state.facts = {
             "body_bytes": len(received.body),
@@ -161,6 +131,30 @@ class Service:
             "detections": sum(image.detections for image in detected),
         }
         return results
+
+    async def _answer_of_model(self, received: ReceivedRequest, answer: Callable[[], Awaitable[Value]]) -> Value:
+        """Return the answer of the request's model; where a candidate fails, reject the candidate, and return that of the model before."""
+        try:
+            result = await answer()
+        except (ApiError, ImageError):
+            raise
+        except Exception as error:
+            if received.model is self.models.stable:
+                raise
+            self.models.drop(received.model, f"found {type(error).__name__}: {error} in a request, expected an answer")
+            received.model, received.is_repeated = self.models.stable, True
+            result = await answer()
+        received.request.state.model = received.model
+        self.metrics.count("yolor_version_requests", version=received.model.label)
+        return result
+
+    async def _detect_all(self, received: ReceivedRequest, images: Sequence[bytes], options: DetectOptions) -> list[ImageResult]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._detect_or_fail(received, data, options)) for data in images]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
 
     async def _detect_or_fail(self, received: ReceivedRequest, data: bytes, options: DetectOptions) -> ImageResult:
         try:
@@ -172,7 +166,7 @@ class Service:
     async def receive(self, request: Request) -> AsyncIterator[ReceivedRequest]:
         """Read the body of a request, and hold a place in the queue inside the block, which ends at the time limit; raises ApiError."""
         started, limit_s = time.perf_counter(), time_limit_s(request, self.settings.request_timeout_s)
-        wait_s = self._in_progress * self._batcher.seconds_per_item
+        wait_s = self._in_progress * self.models.current.batcher.seconds_per_item
         if wait_s > limit_s:
             found = f"{self._in_progress} images in work, which take about {wait_s:.1f} s, expected an answer within {limit_s:g} s"
             raise _overloaded(found)
@@ -182,7 +176,7 @@ class Service:
                     # A stalled body is the client's fault and has an error code of its own, hence a timeout a little before the request's.
                     body = await read_body(request, int(self.settings.max_body_mb * 1e6), 0.9 * limit_s)
                     async with while_connected(request):
-                        yield ReceivedRequest(request, body, time.perf_counter() - started)
+                        yield ReceivedRequest(request, body, time.perf_counter() - started, self.models.choose())
         except TimeoutError:
             raise ApiError("timeout", f"no answer within {limit_s:g} s; the service is slow or overloaded") from None
 
@@ -208,9 +202,9 @@ class Service:
     async def _detect(self, received: ReceivedRequest, read: Callable[[], bytes], options: DetectOptions) -> DetectedImage:
         """Return the answer to one image; `read` returns the encoded image."""
         started = time.perf_counter()
-        opened = await self.in_decoder(self._open, received.request, read, options)
+        opened = await self.in_decoder(self._open, received, read, options)
         async with contextlib.AsyncExitStack() as stack:
-            if isinstance(opened, _LargeImage):
+            if isinstance(opened, LargeImage):
                 await stack.enter_async_context(self._pixels.hold(opened.pixels))
                 image = await self.in_decoder(opened.open)
                 if not opened.is_tiled:
@@ -219,9 +213,9 @@ class Service:
             else:
                 image = opened
             decoded = time.perf_counter()
-            found = await self._detect_views(image, options)
+            found = await self._detect_views(received.model, image, options)
         detected = time.perf_counter()
-        fields = await asyncio.get_running_loop().run_in_executor(self._responders, self._fields, image, found, options)
+        fields = await asyncio.get_running_loop().run_in_executor(self._responders, self._fields, received.model, image, found, options)
         network_s = min(sum(result.seconds for _, result in found), detected - decoded)
         stages_s = {
             "body": received.body_s,
@@ -229,8 +223,10 @@ class Service:
             "queue": detected - decoded - network_s,
             "network": network_s,
         }
-        if len(self.info.tasks) > 1 or image.view_count > 1:
+        if len(received.model.info.tasks) > 1 or image.view_count > 1:
             stages_s["answer"] = time.perf_counter() - detected
+        if self.models.wants_sample:
+            self.models.sample(await self.in_decoder(read), options)
         return DetectedImage(self._answer(image, fields, stages_s), image.view_count)
 
     def _answer(self, image: OpenImage, fields: Json, stages_s: Mapping[str, float]) -> Json:
@@ -244,30 +240,30 @@ class Service:
         timing = {"timing_ms": {stage: round(seconds * 1e3, 3) for stage, seconds in stages_s.items()}}
         return {**size, **fields, **timing}
 
-    async def _detect_views(self, image: OpenImage, options: DetectOptions) -> list[tuple[View, TimedDetections]]:
+    async def _detect_views(self, model: Model, image: OpenImage, options: DetectOptions) -> list[tuple[View, TimedDetections]]:
         """Return the detections of each view; at most a batch of views is in memory, and in the queue, at a time."""
         found: list[tuple[View, TimedDetections]] = []
         for start in range(0, image.view_count, self.settings.max_batch):
             count = min(self.settings.max_batch, image.view_count - start)
             views = await self.in_decoder(list, itertools.islice(image.views, count))
-            submitted = [self._batcher.submit((view, options)) for view in views]
-            self.metrics.set("yolor_queue_depth", self._batcher.waiting)
+            submitted = [model.batcher.submit((view, options)) for view in views]
+            self.metrics.set("yolor_queue_depth", self.models.waiting)
             results = await asyncio.gather(*submitted)
             # The pixels are not needed any more.
             found += [(replace(view, pixels=NO_PIXELS), result) for view, result in zip(views, results, strict=True)]
         return found
 
-    def _fields(self, image: OpenImage, found: Sequence[tuple[View, TimedDetections]], options: DetectOptions) -> Json:
-        located = locate(self.info, image, [(view, result.detections) for view, result in found], options)
-        return detections_json(self.info, located, image, options)
+    def _fields(self, model: Model, image: OpenImage, found: Sequence[tuple[View, TimedDetections]], options: DetectOptions) -> Json:
+        located = locate(model.info, image, [(view, result.detections) for view, result in found], options)
+        return detections_json(model.info, located, image, options)
 
-    def _open(self, request: Request, read: Callable[[], bytes], options: DetectOptions) -> "OpenImage | _LargeImage":
+    def _open(self, received: ReceivedRequest, read: Callable[[], bytes], options: DetectOptions) -> OpenImage | LargeImage:
         """Decode the image of a request, unless its pixels count in the budget."""
-        data = read()
+        info, data = received.model.info, read()
         header = read_header(data)
         max_pixels = int(self.settings.max_megapixels * 1e6)
-        tiling = Tiling(options.tile, options.overlap, with_whole="classify" in self.info.tasks and options.labels)
-        open_ = functools.partial(open_image, data, self.info.image_px, tiling, max_pixels=max_pixels)
+        tiling = Tiling(options.tile, options.overlap, with_whole="classify" in info.tasks and options.labels)
+        open_ = functools.partial(open_image, data, info.image_px, tiling, max_pixels=max_pixels)
         # An image over the limit is refused without decoding.
         if header.width * header.height > max_pixels:
             return open_()
@@ -275,16 +271,16 @@ class Service:
         if tile_count > MAX_TILES:
             advice = "send a smaller image, or ask for larger tiles"
             raise ApiError("too_many_tiles", f"found {tile_count} tiles, expected at most {MAX_TILES}: {advice}")
-        if self.keys is not None:
-            self.keys.charge_pixels(request.state.api_key, header.width * header.height)
-        pixels = decoded_pixels(header, self.info.image_px if tile_count == 1 else None)
-        return _LargeImage(open_, pixels, tile_count > 1) if tile_count > 1 or pixels > SMALL_PIXELS else open_()
+        if self.keys is not None and not received.is_repeated:
+            self.keys.charge_pixels(received.request.state.api_key, header.width * header.height)
+        pixels = decoded_pixels(header, info.image_px if tile_count == 1 else None)
+        return LargeImage(open_, pixels, tile_count > 1) if tile_count > 1 or pixels > SMALL_PIXELS else open_()
 
-    def _detect_batch(self, images: Sequence[tuple[View, DetectOptions]]) -> list[TimedDetections]:
+    def _detect_batch(self, engine: Engine, health: Health, images: Sequence[tuple[View, DetectOptions]]) -> list[TimedDetections]:
         self.metrics.observe("yolor_batch_images", len(images))
         self.metrics.observe("yolor_batch_fill", len(images) / self.settings.max_batch)
-        self.metrics.set("yolor_queue_depth", self._batcher.waiting)
-        self._failed_batches += 1
-        results = self._engine.detect(images)
-        self._failed_batches = 0
+        self.metrics.set("yolor_queue_depth", self.models.waiting)
+        health.failed_batches += 1
+        results = engine.detect(images)
+        health.failed_batches = 0
         return results

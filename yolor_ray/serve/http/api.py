@@ -19,8 +19,9 @@ from yolor_ray.serve.http.body import named_images
 from yolor_ray.serve.http.parameters import DetectParams, default_limits, in_words
 from yolor_ray.serve.http.request_log import AccessLog, RequestLogMiddleware
 from yolor_ray.serve.http.schemas import Answer, BatchAnswer, ErrorBody, ModelCard
+from yolor_ray.serve.requests import DetectedImage, ImageResult
 from yolor_ray.serve.response import model_json
-from yolor_ray.serve.service import MAX_IMAGES, DetectedImage, ImageResult, Service
+from yolor_ray.serve.service import MAX_IMAGES, Service
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 
@@ -72,7 +73,7 @@ async def detect_batch(request: Request, params: Annotated[DetectParams, Query()
         files = await service.in_decoder(named_images, content_type, received.body, service.max_images)
         results = await service.detect_images(received, [data for _, data in files], params.options(service.settings))
     named = [{"name": name, **_result_json(service, result)} for (name, _), result in zip(files, results, strict=True)]
-    return JSONResponse({"request_id": errors.request_id(request), "model": service.model, "results": named})
+    return JSONResponse({"request_id": errors.request_id(request), "model": received.model.identity, "results": named})
 
 
 def _result_json(service: Service, result: ImageResult) -> dict[str, Any]:
@@ -87,10 +88,12 @@ def _result_json(service: Service, result: ImageResult) -> dict[str, Any]:
 async def model(request: Request) -> Response:
     """Return the description of the served weights."""
     service: Service = request.app.state.service
+    current = service.models.current
     card = {
-        **model_json(service.info),
-        "engine": service.engine_name,
-        "precision": service.precision,
+        **current.identity,
+        **model_json(current.info),
+        "engine": current.engine.name,
+        "precision": current.engine.precision,
         "fallback_confidence": FALLBACK_CONFIDENCE,
         "defaults": default_limits(service.settings),
     }

@@ -20,8 +20,9 @@ from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.http.parameters import DetectParams
 from yolor_ray.serve.http.schemas import ProtocolErrorBody
 from yolor_ray.serve.http.tensors import EXTENSION, JSON_LENGTH, Tensor, read_elements, split_body, tensors_response
+from yolor_ray.serve.requests import DetectedImage, ImageResult
 from yolor_ray.serve.response import Json
-from yolor_ray.serve.service import MAX_IMAGES, DetectedImage, ImageResult, Service
+from yolor_ray.serve.service import MAX_IMAGES, Service
 
 INPUT = "images"
 OUTPUTS = {"boxes": "FP32", "scores": "FP32", "labels": "BYTES", "image_index": "INT64", "detections": "BYTES"}
@@ -140,7 +141,7 @@ async def model(request: Request, name: str) -> dict[str, Any]:
         {"name": output, "datatype": datatype, "shape": [-1, 4] if output == "boxes" else [-1]} for output, datatype in OUTPUTS.items()
     ]
     inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
-    return {"name": name, "platform": f"yolor_ray_{service.engine_name}", "inputs": inputs, "outputs": outputs}
+    return {"name": name, "platform": f"yolor_ray_{service.models.current.engine.name}", "inputs": inputs, "outputs": outputs}
 
 
 @router.post("/v2/models/{name}/infer", dependencies=KEYED, responses=ERROR_RESPONSES, openapi_extra={"requestBody": BODY})
@@ -151,7 +152,7 @@ async def infer(request: Request, name: str) -> Response:
         asked = await service.in_decoder(read_request, received.body, request.headers.get(JSON_LENGTH), service.max_images)
         results = await service.detect_images(received, asked.images, asked.params.options(service.settings))
     answers = [_answer_of(index, result) for index, result in enumerate(results)]
-    fields = {"model_name": name, "model_version": service.model["version"], **({} if asked.id is None else {"id": asked.id})}
+    fields = {"model_name": name, "model_version": received.model.info.version, **({} if asked.id is None else {"id": asked.id})}
     return tensors_response(fields, [tensor for tensor in output_tensors(answers) if tensor.name in asked.outputs], asked.as_bytes)
 
 
@@ -222,6 +223,7 @@ def _answer_of(index: int, result: ImageResult) -> Json:
 def _service(request: Request, name: str) -> Service:
     """Return the service; raises ApiError unless its weights have the name."""
     service: Service = request.app.state.service
-    if name != service.info.name:
-        raise ApiError("not_found", f"found the model {name[:80]!r} in the path, expected {service.info.name!r}")
+    expected = service.models.current.info.name
+    if name != expected:
+        raise ApiError("not_found", f"found the model {name[:80]!r} in the path, expected {expected!r}")
     return service

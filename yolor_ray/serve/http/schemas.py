@@ -26,6 +26,7 @@ class Model(BaseModel):
 
     name: str
     version: str = Field(description="First 12 hexadecimal digits of the SHA-256 of the weights.")
+    release: str | SkipJsonSchema[None] = _optional("Version in the release folder, such as 0007-3f9a1c2d2b10; absent without one.")
 
 
 class ModelCard(Model):

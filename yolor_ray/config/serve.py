@@ -66,7 +66,7 @@ class ServeConfig:
     """HTTP service of weights on autoscaling replicas."""
 
     weights: str
-    """URL of a weights folder, or of the folder of a finished run; unfused weights are fused when they are loaded."""
+    """URL of a weights folder, of an export, or of the folder of a finished run; unfused weights are fused when they are loaded."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8000
@@ -107,7 +107,8 @@ class ServeConfig:
     """Threads per replica that decode images beside the network, and as many threads that make masks, 1 or more."""
     engine: Literal["fastest", "torch", "onnxruntime", "openvino"] = "fastest"
     """Engine that executes the network. When a replica starts, `fastest` builds each installed engine, compares its predictions with
-    the weights' and measures its speed. A named engine saves most of that time. On a GPU there is only torch."""
+    the weights' and measures its speed. A named engine saves most of that time. On a GPU there is only torch. An export has its own
+    engine."""
     precision: Precision = "float32"
     """Number format of the network's computation. `bfloat16` is faster on a CPU or GPU that supports it, most of all for large networks.
     Scores change by about 0.01: measure the AP of the weights before. ONNX Runtime always computes in float32."""

@@ -26,6 +26,8 @@ class ServedRange:
         return f"over {self.low}, up to {self.high}" if self.above_low else f"{self.low} to {self.high}"
 
 
+MAX_IMAGES = 32
+"""Most images of one request: the service refuses more, and the client sends no more."""
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", re.IGNORECASE)
 """Origin of a web page."""
 NAME = re.compile(r"[A-Za-z0-9._-]+")

@@ -18,6 +18,7 @@ import numpy as np
 from starlette.requests import Request
 
 from yolor_ray import config
+from yolor_ray.config.serve import MAX_IMAGES
 from yolor_ray.data.images.decode import decoded_pixels
 from yolor_ray.data.images.header import read_header
 from yolor_ray.errors import ImageError
@@ -34,8 +35,6 @@ from yolor_ray.serve.response import Json, detections_json, locate
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
 RETRY_AFTER_S = 1
-MAX_IMAGES = 32
-"""Most images of one request."""
 MAX_TILES = 256
 """Most tiles of one image: a batch of other images passes between two batches of its tiles."""
 SMALL_PIXELS = 4_000_000

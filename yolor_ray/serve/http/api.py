@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import yolor_ray
-from yolor_ray.config.serve import FALLBACK_CONFIDENCE
+from yolor_ray.config.serve import FALLBACK_CONFIDENCE, MAX_IMAGES
 from yolor_ray.serve.http import errors, kserve
 from yolor_ray.serve.http.api_keys import KEYED
 from yolor_ray.serve.http.body import named_images
@@ -20,7 +20,7 @@ from yolor_ray.serve.http.parameters import DetectParams, default_limits, in_wor
 from yolor_ray.serve.http.request_log import AccessLog, RequestLogMiddleware
 from yolor_ray.serve.http.schemas import Answer, BatchAnswer, ErrorBody, ModelCard
 from yolor_ray.serve.response import model_json
-from yolor_ray.serve.service import MAX_IMAGES, DetectedImage, ImageResult, Service
+from yolor_ray.serve.service import DetectedImage, ImageResult, Service
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 
@@ -92,6 +92,7 @@ async def model(request: Request) -> Response:
         "engine": service.engine_name,
         "precision": service.precision,
         "fallback_confidence": FALLBACK_CONFIDENCE,
+        "max_images": service.max_images,
         "defaults": default_limits(service.settings),
     }
     return JSONResponse(card)

@@ -28,6 +28,7 @@ from yolor_ray.serve.engine import DetectOptions, Engine, TimedDetections
 from yolor_ray.serve.http.api_keys import ApiKeys
 from yolor_ray.serve.http.body import image_bytes, read_body
 from yolor_ray.serve.http.errors import ApiError
+from yolor_ray.serve.http.tracing import note_stages
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.pixel_budget import PixelBudget
 from yolor_ray.serve.response import Json, detections_json, locate
@@ -171,6 +172,7 @@ class Service:
                 with self._slots(1):
                     # A stalled body is the client's fault and has an error code of its own, hence a timeout a little before the request's.
                     body = await read_body(request, int(self.settings.max_body_mb * 1e6), 0.9 * self.settings.request_timeout_s)
+                    note_stages(request, body=(started, time.perf_counter()))
                     yield ReceivedRequest(request, body, time.perf_counter() - started)
         except TimeoutError:
             raise ApiError(
@@ -225,6 +227,9 @@ class Service:
         }
         if len(self.info.tasks) > 1 or image.view_count > 1:
             stages_s["answer"] = time.perf_counter() - detected
+        began = detected - network_s
+        spans = {"decode": (started, decoded), "queue": (decoded, began), "network": (began, detected)}
+        note_stages(received.request, **spans, answer=(detected, time.perf_counter()))
         return DetectedImage(self._answer(image, fields, stages_s), image.view_count)
 
     def _answer(self, image: OpenImage, fields: Json, stages_s: Mapping[str, float]) -> Json:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import yolor_ray
 from yolor_ray.config.serve import FALLBACK_CONFIDENCE, MAX_IMAGES
-from yolor_ray.serve.http import errors, kserve
+from yolor_ray.serve.http import errors, kserve, tracing
 from yolor_ray.serve.http.api_keys import KEYED
 from yolor_ray.serve.http.body import named_images
 from yolor_ray.serve.http.parameters import DetectParams, default_limits, in_words
@@ -142,6 +142,9 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     app.include_router(router)
     app.include_router(kserve.router)
     errors.install_handlers(app, {name: in_words(name) for name in DetectParams.model_fields})
+    tracer = tracing.request_tracer()
+    if tracer is not None:
+        app.add_middleware(tracing.TracingMiddleware, tracer=tracer, model=service.model)
     log = AccessLog(service.settings) if service.settings.access_log else None
     app.add_middleware(RequestLogMiddleware, service=service, echo=echo_request_id, log=log)
     app.add_middleware(HeadMiddleware)

@@ -144,7 +144,7 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     errors.install_handlers(app, {name: in_words(name) for name in DetectParams.model_fields})
     tracer = tracing.request_tracer()
     if tracer is not None:
-        app.add_middleware(tracing.TracingMiddleware, tracer=tracer, model=service.model)
+        app.add_middleware(tracing.TracingMiddleware, tracer=tracer, service=service)
     log = AccessLog(service.settings) if service.settings.access_log else None
     app.add_middleware(RequestLogMiddleware, service=service, echo=echo_request_id, log=log)
     app.add_middleware(HeadMiddleware)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.trace import Span, Tracer
 
+    from yolor_ray.serve.service import Service
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT")
 """Methods that a span names; a client can invent others."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -87,9 +89,8 @@ def note_stages(request: Request, **stages: tuple[float, float]) -> None:
 class TracingMiddleware:
     """Middleware for the spans of each request, whose parent is that of the header `traceparent`."""
 
-    def __init__(self, app: ASGIApp, tracer: "Tracer", model: dict[str, Any]) -> None:
-        self._app, self._tracer = app, tracer
-        self._model = {f"yolor_ray.model.{name}": value for name, value in model.items()}
+    def __init__(self, app: ASGIApp, tracer: "Tracer", service: "Service") -> None:
+        self._app, self._tracer, self._service = app, tracer, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request to the application."""
@@ -116,7 +117,7 @@ class TracingMiddleware:
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind
 
-        attributes = {"http.request.method": _method(scope), "yolor_ray.request_id": scope["state"]["request_id"], **self._model}
+        attributes = {"http.request.method": _method(scope), "yolor_ray.request_id": scope["state"]["request_id"]}
         return self._tracer.start_span(_method(scope), extract(Headers(scope=scope)), SpanKind.SERVER, attributes)
 
     def _end(self, span: "Span", scope: Scope, status: int, clock_ns: int) -> None:
@@ -135,6 +136,7 @@ class TracingMiddleware:
             span.set_attribute("error.type", scope["state"].get("error_code", "internal_error"))
         if status >= 500:
             span.set_status(StatusCode.ERROR)
+        span.set_attributes({f"yolor_ray.model.{name}": text for name, text in self._service.model.items()})
         facts = scope["state"].get("facts", {})
         counts = {name: facts[name] for name in ("body_bytes", "images", "failed_images", "tiles", "detections") if name in facts}
         span.set_attributes({f"yolor_ray.{name}": count for name, count in counts.items()})

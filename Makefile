@@ -7,7 +7,7 @@ MINUTES ?= 60
 
 setup: .venv/ready
 
-.venv/ready: requirements.txt requirements-export.txt requirements-video.txt requirements-loggers.txt requirements-dev.txt constraints.txt pyproject.toml
+.venv/ready: requirements.txt requirements-export.txt requirements-video.txt requirements-loggers.txt requirements-tracing.txt requirements-dev.txt constraints.txt pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
 		($(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip)
 	$(BIN)/pip install --quiet torch==2.13.0

@@ -19,6 +19,7 @@ import yolor_ray as yr
 from http_server import served
 from red_engine import ALL_TASKS, RECTANGLE, RedEngine, draw_image, encode_image, serve_settings
 from yolor_ray import client as client_module
+from yolor_ray import client_calls
 from yolor_ray.serve.http.api import create_app
 from yolor_ray.serve.http.api_keys import ApiKeys
 from yolor_ray.serve.metrics import ServiceMetrics
@@ -97,7 +98,8 @@ def clock(monkeypatch):
         sleep(seconds)
 
     times = SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now, sleep=sleep)
-    monkeypatch.setattr(client_module, "time", times)
+    for module in (client_module, client_calls):
+        monkeypatch.setattr(module, "time", times)
     monkeypatch.setattr(client_module, "asyncio", SimpleNamespace(sleep=async_sleep, to_thread=asyncio.to_thread))
     return clock
 
@@ -173,8 +175,41 @@ def test_more_images_than_a_request_takes_are_sent_in_several(serve):
         assert boxes(result) == [pytest.approx(rectangle, abs=2.5)]
 
 
+def test_a_service_with_a_short_queue_gets_requests_of_as_many_images_as_it_takes(serve):
+    images = [encode_image(draw_image((300, 120), rectangle), "PNG") for rectangle in RECTANGLES]
+    with serve(RedEngine(), max_batch=2, max_queued=6) as (service, ask):
+        assert ask("model")["max_images"] == 8
+        results = ask("detect_batch", images)
+        metrics = service.metrics.text()[0].decode()
+    assert [result["name"] for result in results] == [f"image-{index}" for index in range(35)]
+    for rectangle, result in zip(RECTANGLES, results, strict=True):
+        assert boxes(result) == [pytest.approx(rectangle, abs=2.5)]
+    # Only the first request, of 32 images, is refused.
+    assert 'route="/v1/detect/batch",status="422"} 1.0' in metrics and 'route="/v1/detect/batch",status="200"} 5.0' in metrics
+
+
+TOO_MANY = dict(status_code=422, json={"code": "too_many_images", "message": "expected 1 to 2 parts", "request_id": ""})
+
+
+def test_the_limit_of_a_service_is_learned_once_and_again_when_it_shrinks(call):
+    def results(*names):
+        return dict(status_code=200, json={"results": [{"name": name} for name in names]})
+
+    limits = [dict(status_code=200, json={"max_images": limit}) for limit in (2, 1)]
+    transport, got = scripted(TOO_MANY, limits[0], results("0", "1"), TOO_MANY, limits[1], results("2"), results("3"), results("4"))
+    assert call("http://service", "detect_batch", [PNG] * 5, transport=transport) == [{"name": str(index)} for index in range(5)]
+    assert [request.content.count(PNG) for request in got if request.method == "POST"] == [5, 2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("limit", [0, 3, 32])
+def test_a_service_that_refuses_fewer_images_than_it_says_is_an_error(call, limit):
+    transport, _ = scripted(TOO_MANY, dict(status_code=200, json={"max_images": limit}))
+    with pytest.raises(yr.errors.RefusedError, match="too_many_images: expected 1 to 2 parts"):
+        call("http://service", "detect_batch", [PNG] * 3, transport=transport)
+
+
 def test_no_request_of_a_batch_has_more_bytes_than_services_take(serve, monkeypatch):
-    monkeypatch.setattr(client_module, "BATCH_BYTES", 2 * len(PNG))
+    monkeypatch.setattr(client_calls, "BATCH_BYTES", 2 * len(PNG))
     with serve(RedEngine()) as (service, ask):
         assert len(ask("detect_batch", [PNG] * 5)) == 5
         assert 'route="/v1/detect/batch",status="200"} 3.0' in service.metrics.text()[0].decode()

@@ -24,11 +24,12 @@ from yolor_ray.data.images.letterbox import Letterbox, letterbox
 from yolor_ray.data.rle import decode_mask
 from yolor_ray.errors import ConfigError, ImageError, StorageError
 from yolor_ray.inference import detect
-from yolor_ray.inference.engine_choice import choose_engine
+from yolor_ray.inference.engine_choice import FASTEST, choose_engine
+from yolor_ray.inference.models import load_model
 from yolor_ray.inference.postprocess import select_detections, to_image_detections
 from yolor_ray.io import storage
 from yolor_ray.io.redact import redact
-from yolor_ray.model.weights import load_weights
+from yolor_ray.model.network import Yolor
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 """A path, an `s3://`, `http://` or `https://` URL, the bytes of an image file, (H, W, 3) uint8 RGB, (H, W) uint8 grey,
@@ -85,24 +86,27 @@ class Detector:
     """A fused network in this process."""
 
     def __init__(
-        self, weights: str | os.PathLike[str], *, engine: str = "torch", precision: Precision = "float32", device: str = "", batch: int = 16
+        self, weights: str | os.PathLike[str], *, engine: str = "", precision: Precision = "float32", device: str = "", batch: int = 16
     ) -> None:
         """Load weights and fuse them.
 
         Args:
-            weights: path or URL of a weights folder, fused or not.
-            engine: `torch`, `onnxruntime`, `openvino`, or `fastest`, which times those that are installed.
+            weights: path or URL of a weights folder, fused or not, or of an export.
+            engine: `torch`, `onnxruntime`, `openvino`, or `fastest`, which times those that are installed. Empty takes torch, or the engine
+                that an export was made for.
             precision: `float32` or `bfloat16`.
-            device: a torch device such as `cuda:0` or `cpu`; empty takes the GPU where there is one.
+            device: a torch device such as `cuda:0` or `cpu`; empty takes the GPU where there is one. An export computes on the CPU.
             batch: images of a list that share a forward pass.
 
         Raises:
-            WeightsError: the folder holds no weights, or the weights do not verify.
+            WeightsError: the folder holds no weights, they do not verify, or the graph of an export does not fit its metadata.
             StorageError: the URL cannot be read.
-            ConfigError: the engine does not run this network on this machine.
+            ConfigError: the engine does not run this network on this machine, or is not that of the export.
         """
-        network, self._info = load_weights(os.fspath(weights))
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        network, self._info = load_model(os.fspath(weights))
+        runs_on_gpu = isinstance(network, Yolor) and torch.cuda.is_available()
+        self._device = torch.device(device or ("cuda" if runs_on_gpu else "cpu"))
+        engine = engine or ("torch" if isinstance(network, Yolor) else FASTEST)
         self._engine = choose_engine(network.to(self._device), self._info, engine=engine, precision=precision)
         self._batch = batch
 

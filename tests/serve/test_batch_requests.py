@@ -13,7 +13,7 @@ from test_http import error_of, in_parallel, wait_for
 from test_request_log import sample
 
 from red_engine import RedEngine, draw_image, encode_image
-from yolor_ray.serve import service as service_module
+from yolor_ray.config.serve import MAX_IMAGES
 
 JPEG = encode_image()
 RECTANGLES = [(10 + 20 * index, 30, 60 + 20 * index, 90) for index in range(4)]
@@ -106,9 +106,9 @@ def test_tiles_are_limited_for_each_image(client):
 
 def test_more_images_than_a_request_may_have_are_refused(client):
     dot = ("dot.png", encode_image(Image.new("RGB", (2, 2)), "PNG"))
-    assert len(results_of(post(client, [dot] * service_module.MAX_IMAGES))) == 32
+    assert len(results_of(post(client, [dot] * MAX_IMAGES))) == 32
     answer = post(client, [dot] * 33)
-    assert error_of(answer) == (400, "bad_multipart")
+    assert error_of(answer) == (422, "too_many_images")
     assert answer.json()["message"] == "found more than 32 parts, expected 1 to 32 parts named 'file', each with a file name"
 
 
@@ -116,6 +116,7 @@ def test_a_queue_that_never_takes_so_many_images_names_its_size(serve):
     with serve(max_batch=1, max_queued=2) as client:
         assert len(results_of(post(client, PHOTOS[:3]))) == 3
         assert "expected 1 to 3 parts" in post(client, PHOTOS).json()["message"]
+        assert client.get("/v1/model").json()["max_images"] == 3
 
 
 def test_a_batch_is_refused_as_a_whole_when_the_queue_cannot_take_all_its_images(serve):

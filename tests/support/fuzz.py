@@ -31,7 +31,7 @@ from hostile_readers import READERS, Reader
 from poisons import poisons
 
 NEVER_READ = ("upstream", "graph")
-"""Readers without a valid input among theirs: real checkpoints are large, and graphs are for other programs."""
+"""Readers without a valid input among theirs: real checkpoints and graphs are large."""
 LIMIT_S, LIMIT_MB = 2.0, 500.0
 """Processor time and memory that an input may take."""
 HANG_CPU_S, HANG_S = 20, 240

@@ -17,23 +17,24 @@ settings.load_profile("steady")
 ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0], [60.0, 32.0], [40.0, 80.0]]])
 
 
+def tiny_network(classes: int = 3, seed: int = 0, **settings: object) -> Yolor:
+    """Return a tiny network with two levels; keywords are fields of `NetworkConfig`."""
+    settings = {"stem": "reorg", **settings}
+    stages = 3 if settings["stem"] == "reorg" else 4
+    widths, depths = (8, 16, 24, 32)[:stages], (1, 2, 1, 1)[:stages]
+    config = NetworkConfig(**{"stem_width": 8, "widths": widths, "depths": depths, "levels": 2, "neck_depth": 1, **settings})
+    torch.manual_seed(seed)
+    network = Yolor(config, classes, ANCHORS, image_classes=3, keypoints=5, identities=4)
+    with torch.no_grad():
+        for module in network.modules():
+            _randomize(module)
+    return network.eval()
+
+
 @pytest.fixture
 def make_network() -> Callable[..., Yolor]:
-    """Return a factory of tiny networks with two levels; keywords are fields of `NetworkConfig`."""
-
-    def make(classes: int = 3, seed: int = 0, **settings: object) -> Yolor:
-        settings = {"stem": "reorg", **settings}
-        stages = 3 if settings["stem"] == "reorg" else 4
-        widths, depths = (8, 16, 24, 32)[:stages], (1, 2, 1, 1)[:stages]
-        config = NetworkConfig(**{"stem_width": 8, "widths": widths, "depths": depths, "levels": 2, "neck_depth": 1, **settings})
-        torch.manual_seed(seed)
-        network = Yolor(config, classes, ANCHORS, image_classes=3, keypoints=5, identities=4)
-        with torch.no_grad():
-            for module in network.modules():
-                _randomize(module)
-        return network.eval()
-
-    return make
+    """Return `tiny_network`."""
+    return tiny_network
 
 
 def _randomize(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ class EvaluateConfig:
     """Evaluation of weights on a packed dataset, for every task of both, or of a COCO results file with an annotation file."""
 
     weights: str = ""
-    """URL of a weights folder, or of the folder of a finished run; needs data."""
+    """URL of a weights folder, of an export, or of the folder of a finished run; needs data."""
     data: str = ""
     """URL of a packed dataset, several separated by commas that count as one dataset, or `scenes:N`."""
     against: str = ""
@@ -56,7 +56,7 @@ class PredictConfig:
     """Detections of every image of a folder, a list, a packed dataset or a video, as Parquet files and COCO JSON."""
 
     weights: str
-    """URL of a weights folder, or of the folder of a finished run; unfused weights are fused when they are loaded."""
+    """URL of a weights folder, of an export, or of the folder of a finished run; unfused weights are fused when they are loaded."""
     images: str
     """URL of a folder or bucket prefix of images, a text file with one image per line, a packed dataset, a video, or an image."""
     output: str
@@ -85,7 +85,7 @@ class PredictConfig:
     """Decode threads beside each worker, 1 or more."""
     engine: Literal["fastest", "torch", "onnxruntime", "openvino"] = "fastest"
     """Engine that executes the network. `fastest` compares the predictions of each installed engine with the weights', and measures its
-    speed, as serving does. A named engine saves most of that time. On a GPU there is only torch."""
+    speed, as serving does. A named engine saves most of that time. On a GPU there is only torch. An export has its own engine."""
     precision: Precision = "float32"
     """Number format of the network's computation. Scores in `bfloat16` differ by about 0.01. ONNX Runtime always computes in float32."""
     cluster: WorkersConfig = field(default_factory=WorkersConfig)

@@ -5,6 +5,9 @@ from typing import Literal
 
 from yolor_ray.errors import check
 
+EXPORT_ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""Engine that runs the graph of an export, by format; weights run by any engine."""
+
 
 @dataclass(frozen=True)
 class ExportConfig:

@@ -28,6 +28,8 @@ class ServedRange:
         return f"over {self.low}, up to {self.high}" if self.above_low else f"{self.low} to {self.high}"
 
 
+MAX_IMAGES = 32
+"""Most images of one request: the service refuses more, and the client sends no more."""
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", re.IGNORECASE)
 """Origin of a web page."""
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -68,8 +70,8 @@ class ServeConfig:
     """HTTP service of weights on autoscaling replicas."""
 
     weights: str
-    """URL of a weights folder, of the folder of a finished run, or of a release folder, from which new versions come while the service
-    runs; unfused weights are fused when they are loaded."""
+    """URL of a weights folder, of an export, of the folder of a finished run, or of a release folder, from which new versions come while
+    the service runs; unfused weights are fused when they are loaded."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8000
@@ -110,7 +112,8 @@ class ServeConfig:
     """Threads per replica that decode images beside the network, and as many threads that make masks, 1 or more."""
     engine: Literal["fastest", "torch", "onnxruntime", "openvino"] = "fastest"
     """Engine that executes the network. When a replica starts, `fastest` builds each installed engine, compares its predictions with
-    the weights' and measures its speed. A named engine saves most of that time. On a GPU there is only torch."""
+    the weights' and measures its speed. A named engine saves most of that time. On a GPU there is only torch. An export has its own
+    engine."""
     precision: Precision = "float32"
     """Number format of the network's computation. `bfloat16` is faster on a CPU or GPU that supports it, most of all for large networks.
     Scores change by about 0.01: measure the AP of the weights before. ONNX Runtime always computes in float32."""

@@ -33,12 +33,13 @@ from yolor_ray.evaluate.predict import Detect, merge_detections, predict_row_gro
 from yolor_ray.evaluate.report import report_files
 from yolor_ray.inference import detect
 from yolor_ray.inference.engine_choice import choose_engine
+from yolor_ray.inference.models import Model, load_model
 from yolor_ray.inference.postprocess import ImageDetections
 from yolor_ray.io.manifest import publish
 from yolor_ray.io.weights_url import absolute_weights
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.network import Yolor
-from yolor_ray.model.weights import WeightsInfo, load_weights
+from yolor_ray.model.weights import WeightsInfo
 from yolor_ray.pack.scenes_url import temporary_dataset_urls
 
 PROGRESS: dict[str, Any] = {
@@ -100,7 +101,7 @@ def _measure_weights(config: EvaluateConfig, dataset: Dataset) -> _Measured:
         shares = list(_predict_on_workers(config, dataset))
     detections = merge_detections(shares, dataset.images)
     predicted = time.perf_counter()
-    result = measure(dataset, detections, network.config.tasks)
+    result = measure(dataset, detections, info.tasks)
     for task, task_result in {"detect": result.boxes, "segment": result.masks, "pose": result.keypoints}.items():
         warn_of_limit(task, task_result.images_over_limit if task_result else 0)
     seconds = predicted - started
@@ -119,30 +120,31 @@ def _facts(config: EvaluateConfig, measured: _Measured) -> dict[str, str]:
     }
 
 
-def _load_network(config: EvaluateConfig) -> tuple[Yolor, WeightsInfo]:
-    network, info = load_weights(config.weights)
+def _load_network(config: EvaluateConfig) -> tuple[Model, WeightsInfo]:
+    network, info = load_model(config.weights)
     image_px = config.image_px or info.image_px
-    network.config.check_image_px(image_px, "image_px")
+    (network.config if isinstance(network, Yolor) else network).check_image_px(image_px, "image_px")
     return network, replace(info, image_px=image_px)
 
 
 def _predict(
-    config: EvaluateConfig, network: Yolor, info: WeightsInfo, dataset: Dataset, groups: Sequence[RowGroup]
+    config: EvaluateConfig, network: Model, info: WeightsInfo, dataset: Dataset, groups: Sequence[RowGroup]
 ) -> Iterator[tuple[int, ImageDetections]]:
     """Yield (image id, detections) for every image of the row groups, predicted in this process."""
     if config.gpu and not torch.cuda.is_available():
         raise ConfigError("gpu: found no CUDA device in this process, expected one; leave --gpu out to use the CPU")
-    detector = _make_detector(network.to("cuda" if config.gpu else "cpu"), info, config.precision)
+    device = torch.device("cuda" if config.gpu else "cpu")
+    detector = _make_detector(network.to(device), info, config.precision, device)
     return predict_row_groups(detector, dataset, groups, info.image_px, config.batch, config.decode_threads)
 
 
-def _make_detector(network: Yolor, info: WeightsInfo, precision: Precision) -> Detect:
-    """Return the network's detection function: by torch in float32, else by the engine that a replica would choose."""
-    if precision == "float32":
+def _make_detector(network: Model, info: WeightsInfo, precision: Precision, device: torch.device) -> Detect:
+    """Return the detection function: of weights in float32 by torch, else by the engine that a replica would choose."""
+    if precision == "float32" and isinstance(network, Yolor):
         return functools.partial(detect.predict, network if info.fused else fuse(network))
     model = choose_engine(network, info, precision=precision)
     torch.set_num_threads(model.threads)
-    return functools.partial(detect.detect, model.predict, device=network.head.anchors.device)
+    return functools.partial(detect.detect, model.predict, device=device)
 
 
 def _predict_share(config: EvaluateConfig, dataset: Dataset, groups: Sequence[RowGroup]) -> dict[int, ImageDetections]:

@@ -97,7 +97,7 @@ def _check_config(config: ExportConfig) -> None:
     if storage.absolute(config.output).rstrip("/") == storage.absolute(_source(config)).rstrip("/"):
         raise ConfigError(f"output: found the URL of the weights, {config.output}, expected another URL")
     if config.format in PACKAGES:
-        require_packages(config.format)
+        require_packages(f"format {config.format}", PACKAGES[config.format])
 
 
 def _fuse(config: ExportConfig, network: Yolor) -> Yolor:

@@ -1,6 +1,7 @@
 """Choose the fastest engine for a network on this machine: build every engine, check its predictions, time them in turns.
 
 torch always works. ONNX Runtime and OpenVINO run on the CPU, where their packages are installed.
+An export has its own engine, and its predictions were compared when it was written.
 Legend: B images, S side of the square network input in pixels, P predictions, K classes.
 """
 
@@ -20,11 +21,14 @@ from yolor_ray.data.images.letterbox import letterbox
 from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.errors import ConfigError, check
 from yolor_ray.inference.detect import to_input
+from yolor_ray.inference.models import Model
 from yolor_ray.inference.parity import difference
+from yolor_ray.inference.runtimes.export_folder import Export, compile_export, open_export
 from yolor_ray.inference.runtimes.onnx_runtime import onnx_files, onnx_predictor
 from yolor_ray.inference.runtimes.openvino_runtime import openvino_predictor
 from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor, Predictor, torch_predictor
 from yolor_ray.inference.timing import median, time_interleaved
+from yolor_ray.io.weights_url import check_own_engine
 from yolor_ray.model.fuse import fuse, is_fused
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo
@@ -56,21 +60,25 @@ class RunnableModel:
     threads: int
     """Compute threads for torch itself. Beside another engine torch has little to do, and its spinning threads would take the cores."""
     error: float
-    """Largest difference from the predictions of the given network: see `parity.Parity.max_error`."""
+    """Largest difference from the predictions of the given network, or from those of the given export in float32: see
+    `parity.Parity.max_error`."""
 
 
-def choose_engine(network: Yolor, info: WeightsInfo, *, engine: str = FASTEST, precision: Precision = "float32") -> RunnableModel:
+def choose_engine(network: Model, info: WeightsInfo, *, engine: str = FASTEST, precision: Precision = "float32") -> RunnableModel:
     """Return the network with the fastest engine among those that predict the same on built-in scenes.
 
     Args:
-        network: fused or not, in eval mode on its device; a fused network may get another memory layout in place.
+        network: fused or not, in eval mode on its device; a fused network may get another memory layout in place. Or an export.
         info: description of the weights; `image_px` is the side of the input to run at.
-        engine: name of the engine to use whatever its speed, or `fastest`.
+        engine: name of the engine to use whatever its speed, or `fastest`, which for an export is its own engine.
         precision: precision that the engine may compute in; ONNX Runtime stays in float32.
 
     Raises:
         ConfigError: `image_px` does not fit the network, or the named engine cannot run this network or predicts something else.
+        WeightsError: the graph of an export is damaged, or does not fit its metadata.
     """
+    if isinstance(network, Export):
+        return _run_export(network, info, engine, precision)
     network.config.check_image_px(info.image_px, "image_px")
     pixels = to_input(torch.from_numpy(scene_images(info.image_px, CHECK_IMAGES)), next(network.parameters()).device)
     with torch.inference_mode():
@@ -89,6 +97,23 @@ def choose_engine(network: Yolor, info: WeightsInfo, *, engine: str = FASTEST, p
         )
     logger.warning("event=no_engine_passed engine=torch precision=float32")
     return RunnableModel("torch", torch_predictor(fused), "float32", torch.get_num_threads(), math.nan)
+
+
+def _run_export(export: Export, info: WeightsInfo, engine: str, precision: Precision) -> RunnableModel:
+    """Return an export with its own engine; its outputs are those of its metadata."""
+    check_own_engine(export.url, export.format, engine)
+    export.check_image_px(info.image_px, "image_px")
+    graph, precision = open_export(export, info), PRECISIONS.get(export.engine, precision)
+    pixels = to_input(torch.from_numpy(scene_images(info.image_px, CHECK_IMAGES)), torch.device("cpu"))
+
+    predict, expected = compile_export(export, info, graph, "float32", pixels)
+    if precision == "float32":
+        return RunnableModel(export.engine, predict, precision, 1, 0.0)
+    predict, outputs = compile_export(export, info, graph, precision, pixels)
+    error = difference(expected, outputs, info.image_px)
+    limit = f"a precision with a difference of at most {TOLERANCES[precision]} from float32; found {error:.3g} for {export.url}"
+    check(error <= TOLERANCES[precision], "precision", precision, limit)
+    return RunnableModel(export.engine, predict, precision, 1, error)
 
 
 def scene_images(image_px: int, count: int) -> np.ndarray:

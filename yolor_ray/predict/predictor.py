@@ -18,10 +18,10 @@ from yolor_ray.config import PredictConfig
 from yolor_ray.errors import ConfigError, ImageError
 from yolor_ray.inference.detect import detect_within_memory, least_confidences
 from yolor_ray.inference.engine_choice import choose_engine
+from yolor_ray.inference.models import load_model
 from yolor_ray.inference.postprocess import ImageDetections, select_detections, to_image_detections
 from yolor_ray.inference.tiles import Tile
 from yolor_ray.inference.views import OpenImage, Tiling, View, merge_views, open_image
-from yolor_ray.model.weights import load_weights
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.predict.sources import EncodedImage
 
@@ -67,7 +67,7 @@ class Predictor:
         if config.cluster.gpu and not torch.cuda.is_available():
             raise ConfigError("cluster.gpu: found no CUDA device in this process, expected one; leave the flag out to use the CPU")
         torch.set_num_threads(threads)
-        network, self.info = load_weights(config.weights)
+        network, self.info = load_model(config.weights)
         self._config = config
         self._device = torch.device("cuda" if config.cluster.gpu else "cpu")
         model = choose_engine(network.to(self._device), self.info, engine=config.engine, precision=config.precision)

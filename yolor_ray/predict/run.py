@@ -19,10 +19,11 @@ from yolor_ray.cluster.capacity import check_capacity, wait_for_resources, worke
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.config import PredictConfig
 from yolor_ray.errors import ConfigError, UserError
+from yolor_ray.inference.models import load_model
 from yolor_ray.io import manifest
 from yolor_ray.io.storage import absolute, delete, is_file, join, write_bytes
 from yolor_ray.io.weights_url import absolute_weights
-from yolor_ray.model.weights import WeightsInfo, load_weights
+from yolor_ray.model.weights import WeightsInfo
 from yolor_ray.pack.annotations.faults import Fault, count_by_code
 from yolor_ray.predict import output as outputs
 from yolor_ray.predict.coco_json import COCO_FILE, coco_json
@@ -66,7 +67,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     )
     if f"{config.output}/".startswith(f"{config.images.rstrip('/')}/"):
         raise ConfigError(f"output: found {config.output} inside of the images, expected a folder elsewhere")
-    _, info = load_weights(config.weights)
+    _, info = load_model(config.weights)
     is_video = config.images.lower().endswith(VIDEO_SUFFIXES) and is_file(config.images)
     # Tiles are cut from frames of full size.
     fit_px = 0 if config.tile else info.image_px

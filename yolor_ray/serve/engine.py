@@ -19,8 +19,9 @@ from yolor_ray.errors import ConfigError, WeightsError
 from yolor_ray.inference import detect
 from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.engine_choice import FASTEST, RunnableModel, choose_engine, scene_images
+from yolor_ray.inference.models import load_model
 from yolor_ray.inference.views import View, make_view
-from yolor_ray.model.weights import WeightsInfo, load_weights
+from yolor_ray.model.weights import WeightsInfo
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class LocalEngine:
     def __init__(self, settings: config.ServeConfig, choose: EngineChooser = choose_engine) -> None:
         """Load the weights, choose the engine, check its predictions and warm it up; raises WeightsError, StorageError or ConfigError."""
         torch.set_num_threads(settings.compute_threads)
-        network, info = load_weights(settings.weights)
+        network, info = load_model(settings.weights)
         self.info = replace(info, fused=True)
         self._device = torch.device("cuda" if settings.gpus_per_replica > 0 else "cpu")
         model = choose(network.to(self._device), info, engine=settings.engine, precision=settings.precision)

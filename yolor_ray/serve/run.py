@@ -19,10 +19,10 @@ from typing import Any, NoReturn
 from yolor_ray import config
 from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.environment import WORKER_HOOK
-from yolor_ray.errors import ConfigError
+from yolor_ray.errors import ConfigError, check
 from yolor_ray.io import manifest, storage
 from yolor_ray.io.release_folder import starting_weights
-from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, absolute_weights, weights_folder
+from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, absolute_weights, check_own_engine, export_format, weights_folder
 from yolor_ray.serve import local, shared
 
 FILES = ("api_keys", "tls_cert", "tls_key", "access_log")
@@ -45,11 +45,12 @@ def serve(settings: config.ServeConfig) -> dict[str, Any]:
             reserve, no cluster answers at RAY_ADDRESS, the cluster rejects this process, or an application of the cluster has the name or
             the prefix.
         StorageError: there are no complete weights at the URL.
-        WeightsError: the weights do not fit the network.
+        WeightsError: the weights do not fit the network, or the graph of an export does not fit its metadata.
     """
     settings = replace(settings, weights=weights_folder(absolute_weights(settings.weights)))
     if settings.weights != BUILTIN:
         manifest.read_published(starting_weights(settings.weights), [CONFIG_FILE])
+    _check_export(settings)
     files: dict[str, Any] = {name: storage.absolute(getattr(settings, name)) for name in FILES if getattr(settings, name)}
     settings = replace(settings, **files)
     local.check_access_files(settings)
@@ -139,6 +140,15 @@ def _http_options(settings: config.ServeConfig, uses_haproxy: bool) -> dict[str,
     return options
 
 
+def _check_export(settings: config.ServeConfig) -> None:
+    """Raise ConfigError for settings that an export cannot have, before Ray starts."""
+    format_name = export_format(settings.weights)
+    if format_name:
+        check_own_engine(settings.weights, format_name, settings.engine)
+        expected = f"0, as {settings.weights} is an export as {format_name}, which computes on the CPU"
+        check(settings.gpus_per_replica == 0, "gpus_per_replica", settings.gpus_per_replica, expected)
+
+
 def _warn_of_open_service(settings: config.ServeConfig) -> None:
     missing = [flag for flag, value in (("--api-keys", settings.api_keys), ("--tls-cert and --tls-key", settings.tls_cert)) if not value]
     if missing and settings.host not in LOOPBACK:
@@ -165,10 +175,11 @@ def _deploy_and_wait(settings: config.ServeConfig, url: str) -> NoReturn:
 def _raise_replica_error(settings: config.ServeConfig) -> None:
     """Raise WeightsError or ConfigError if weights or engine prevent the start of replicas; Ray's own error does not name the cause."""
     from yolor_ray.inference.engine_choice import FASTEST, choose_engine
-    from yolor_ray.model.weights import load_weights
+    from yolor_ray.inference.models import load_model
+    from yolor_ray.model.network import Yolor
 
-    network, info = load_weights(starting_weights(settings.weights))
-    if settings.engine != FASTEST:
+    network, info = load_model(starting_weights(settings.weights))
+    if settings.engine != FASTEST or not isinstance(network, Yolor):
         choose_engine(network, info, engine=settings.engine, precision=settings.precision)
 
 

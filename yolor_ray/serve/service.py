@@ -18,6 +18,7 @@ import numpy as np
 from starlette.requests import Request
 
 from yolor_ray import config
+from yolor_ray.config.serve import MAX_IMAGES
 from yolor_ray.data.images.decode import decoded_pixels
 from yolor_ray.data.images.header import read_header
 from yolor_ray.errors import ImageError
@@ -27,6 +28,7 @@ from yolor_ray.serve.engine import DetectOptions, Engine, TimedDetections
 from yolor_ray.serve.http.api_keys import ApiKeys
 from yolor_ray.serve.http.body import image_bytes, read_body, time_limit_s, while_connected
 from yolor_ray.serve.http.errors import ApiError
+from yolor_ray.serve.http.tracing import note_stages
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.pixel_budget import PixelBudget
 from yolor_ray.serve.requests import DetectedImage, ImageResult, LargeImage, ReceivedRequest
@@ -36,8 +38,6 @@ from yolor_ray.serve.rollout.models import Health, ImageBatcher, Model, Models
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
 RETRY_AFTER_S = 1
-MAX_IMAGES = 32
-"""Most images of one request."""
 MAX_TILES = 256
 """Most tiles of one image: a batch of other images passes between two batches of its tiles."""
 SMALL_PIXELS = 4_000_000
@@ -175,6 +175,7 @@ class Service:
                 with self._slots(1):
                     # A stalled body is the client's fault and has an error code of its own, hence a timeout a little before the request's.
                     body = await read_body(request, int(self.settings.max_body_mb * 1e6), 0.9 * limit_s)
+                    note_stages(request, body=(started, time.perf_counter()))
                     async with while_connected(request):
                         yield ReceivedRequest(request, body, time.perf_counter() - started, self.models.choose())
         except TimeoutError:
@@ -227,6 +228,9 @@ class Service:
             stages_s["answer"] = time.perf_counter() - detected
         if self.models.wants_sample:
             self.models.sample(await self.in_decoder(read), options)
+        began = detected - network_s
+        spans = {"decode": (started, decoded), "queue": (decoded, began), "network": (began, detected)}
+        note_stages(received.request, **spans, answer=(detected, time.perf_counter()))
         return DetectedImage(self._answer(image, fields, stages_s), image.view_count)
 
     def _answer(self, image: OpenImage, fields: Json, stages_s: Mapping[str, float]) -> Json:

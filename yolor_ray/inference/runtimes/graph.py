@@ -10,18 +10,22 @@ import importlib.util
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from yolor_ray.config.network import Precision
 from yolor_ray.errors import ConfigError
-from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor
+from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor, Predictor
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo
+from yolor_ray.model.weights_info import info_json
 
-FORMAT, VERSION = "yolor_ray.graph", 1
+KIND = {"format": "yolor_ray.graph", "format_version": 1}
+"""Keys of `config.json` that say what the folder holds."""
 INPUT = "image"
 OUTPUTS = {
     "boxes_xyxy": "(B, P, 4) float32 pixels of the input",
@@ -34,8 +38,18 @@ OUTPUTS = {
     "class_keypoints says which of them belong to a class",
 }
 """Shape and meaning of each output of a graph; outputs of tasks that a network has not learned are absent."""
+TASK_OUTPUTS = {
+    "detect": ("boxes_xyxy", "scores"),
+    "classify": ("image_labels",),
+    "embed": ("embeddings",),
+    "segment": ("coefficients", "prototypes"),
+    "pose": ("keypoints",),
+}
+"""Outputs of each task."""
 PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
-"""Packages that each format needs beside torch."""
+"""Packages that writing a format needs beside torch."""
+READER_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino",)}
+"""Packages that running an export of a format needs beside torch."""
 DYNAMIC_AXES = {
     INPUT: {0: "batch", 2: "height", 3: "width"},
     **{name: {0: "batch", 1: "predictions"} for name in OUTPUTS},
@@ -45,12 +59,26 @@ DYNAMIC_AXES = {
 """Names of the axes of variable size."""
 
 
-def require_packages(format_name: str) -> None:
-    """Raise ConfigError with the pip command if a package of the format is absent."""
-    packages = PACKAGES[format_name]
+@dataclass(frozen=True)
+class Graph:
+    """Graph of an export that its engine has read, before it is compiled."""
+
+    inputs: Mapping[str, tuple[int | None, ...]]
+    """Shape of each input by name; None is a side of variable size."""
+    outputs: frozenset[str]
+    """Names of the outputs."""
+    metadata: Mapping[str, str]
+    """Texts of `metadata_texts` in the graph file itself."""
+    compile: Callable[[Precision, int], Predictor]
+    """Makes a predictor for a precision and for square images of a side in pixels."""
+
+
+def require_packages(subject: str, packages: Sequence[str]) -> None:
+    """Raise ConfigError with the pip command if a package is absent that `subject`, a format or an export, needs."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"format {format_name}: found no {' and no '.join(missing)}; install with: pip install {' '.join(packages)}")
+        extra = "the extra `export` of yolor_ray has all of them"
+        raise ConfigError(f"{subject}: found no {' and no '.join(missing)}; install with: pip install {' '.join(packages)}; {extra}")
 
 
 def output_names(network: Yolor) -> list[str]:
@@ -65,21 +93,14 @@ def graph_config(network: Yolor, info: WeightsInfo) -> dict[str, Any]:
     """Return the metadata of a graph, for `config.json` and for the graph file itself."""
     stride = network.config.strides[-1]
     return {
-        "format": FORMAT,
-        "format_version": VERSION,
-        "name": info.name,
+        **KIND,
         "version": info.version,
-        "classes": list(info.classes),
-        "image_classes": list(info.image_classes),
-        "keypoint_names": list(info.keypoint_names),
-        "class_keypoints": {name: list(keypoints) for name, keypoints in info.class_keypoints.items()},
-        "image_px": info.image_px,
+        **info_json(info),
+        "tasks": list(network.config.tasks),
         "stride": stride,
         "input": f"{INPUT} (B, 3, H, W) float32 RGB 0..1, any B, H and W any multiples of {stride}; trained for H = W = {info.image_px}, "
         "letterboxed: scaled to fit, centred on grey 114",
         "outputs": "; ".join(f"{name} {OUTPUTS[name]}" for name in output_names(network)) + "; before NMS",
-        "metrics": info.metrics,
-        "thresholds": info.thresholds,
     }
 
 

@@ -1,4 +1,4 @@
-"""Write OpenVINO models and execute them.
+"""Write OpenVINO models, read them, and execute them.
 
 The package openvino is optional and imported where it is used.
 """
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from yolor_ray.config.network import Precision
-from yolor_ray.inference.runtimes.graph import INPUT, OUTPUTS, graph_config, metadata_texts, trace_onnx
-from yolor_ray.inference.runtimes.onnx_runtime import ONNX_FILE
+from yolor_ray.errors import WeightsError
+from yolor_ray.inference.runtimes.graph import INPUT, OUTPUTS, Graph, graph_config, metadata_texts, trace_onnx
 from yolor_ray.inference.runtimes.torch_runtime import Predictor
+from yolor_ray.io.weights_url import CONFIG_FILE, ONNX_FILE, OPENVINO_FILES
 from yolor_ray.model.network import Yolor
-from yolor_ray.model.weights import CONFIG_FILE, WeightsInfo
+from yolor_ray.model.weights import WeightsInfo
 
-OPENVINO_FILES = ("model.xml", "model.bin")
+XML_START = b"<?xml"
 OPENVINO_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -58,10 +59,42 @@ def openvino_predictor(files: Mapping[str, bytes], precision: Precision = "float
 
     With `image_px` the predictor takes square images of that side alone, which is faster for small networks.
     """
+    return _compile(_read_model(files), precision, image_px)
+
+
+def read_openvino(files: Mapping[str, bytes]) -> Graph:
+    """Read the OpenVINO model of an export; raises WeightsError if `model.xml` is no XML."""
+    xml = files[OPENVINO_FILES[0]]
+    # OpenVINO reads other formats, too. Some of them, such as ONNX, name further files, which it would open.
+    if not xml.startswith(XML_START):
+        raise WeightsError(f"{OPENVINO_FILES[0]}: found {xml[:8]!r} at its start, expected {XML_START!r}")
+    model = _read_model(files)
+    inputs = {name: _shape(port) for port in model.inputs for name in port.get_names()}
+    # An output of OpenVINO may have further names beside ours.
+    outputs = frozenset(_name(port.get_names()) for port in model.outputs)
+    texts = model.get_rt_info("model_info").value if model.has_rt_info("model_info") else {}
+    metadata = {name: str(text) for name, text in texts.items()}
+    return Graph(inputs, outputs, metadata, lambda precision, image_px: _compile(model, precision, image_px))
+
+
+def _name(names: set[str]) -> str:
+    """Return the name of an output that is ours, or else any."""
+    return next((name for name in OUTPUTS if name in names), min(names, default=""))
+
+
+def _shape(port: Any) -> tuple[int | None, ...]:
+    return tuple(axis.get_length() if axis.is_static else None for axis in port.partial_shape)
+
+
+def _read_model(files: Mapping[str, bytes]) -> Any:
     import openvino
 
-    core = _shared_core(openvino)
-    model = core.read_model(*(files[name] for name in (ONNX_FILE, *OPENVINO_FILES) if name in files))
+    return _shared_core(openvino).read_model(*(files[name] for name in (ONNX_FILE, *OPENVINO_FILES) if name in files))
+
+
+def _compile(model: Any, precision: Precision, image_px: int | None) -> Predictor:
+    import openvino
+
     if image_px:
         model.reshape([-1, 3, image_px, image_px])
     options = {
@@ -71,8 +104,7 @@ def openvino_predictor(files: Mapping[str, bytes], precision: Precision = "float
         # Pinned threads of several replicas would share the machine's first cores.
         "ENABLE_CPU_PINNING": False,
     }
-    compiled = core.compile_model(model, "CPU", options)
-    # An output of OpenVINO may have further names beside ours.
+    compiled = _shared_core(openvino).compile_model(model, "CPU", options)
     graph_names = {name for output in compiled.outputs for name in output.get_names()}
     names = [name for name in OUTPUTS if name in graph_names]
 

@@ -12,8 +12,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import yolor_ray
-from yolor_ray.config.serve import FALLBACK_CONFIDENCE
-from yolor_ray.serve.http import errors, kserve
+from yolor_ray.config.serve import FALLBACK_CONFIDENCE, MAX_IMAGES
+from yolor_ray.serve.http import errors, kserve, tracing
 from yolor_ray.serve.http.api_keys import KEYED
 from yolor_ray.serve.http.body import named_images
 from yolor_ray.serve.http.parameters import DetectParams, default_limits, in_words
@@ -21,7 +21,7 @@ from yolor_ray.serve.http.request_log import AccessLog, RequestLogMiddleware
 from yolor_ray.serve.http.schemas import Answer, BatchAnswer, ErrorBody, ModelCard
 from yolor_ray.serve.requests import DetectedImage, ImageResult
 from yolor_ray.serve.response import model_json
-from yolor_ray.serve.service import MAX_IMAGES, Service
+from yolor_ray.serve.service import Service
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
 
@@ -95,6 +95,7 @@ async def model(request: Request) -> Response:
         "engine": current.engine.name,
         "precision": current.engine.precision,
         "fallback_confidence": FALLBACK_CONFIDENCE,
+        "max_images": service.max_images,
         "defaults": default_limits(service.settings),
     }
     return JSONResponse(card)
@@ -144,6 +145,9 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     app.include_router(router)
     app.include_router(kserve.router)
     errors.install_handlers(app, {name: in_words(name) for name in DetectParams.model_fields})
+    tracer = tracing.request_tracer()
+    if tracer is not None:
+        app.add_middleware(tracing.TracingMiddleware, tracer=tracer, service=service)
     log = AccessLog(service.settings) if service.settings.access_log else None
     app.add_middleware(RequestLogMiddleware, service=service, echo=echo_request_id, log=log)
     app.add_middleware(HeadMiddleware)

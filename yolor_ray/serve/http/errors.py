@@ -35,6 +35,7 @@ STATUS: Mapping[str, int] = {
     "unsupported_media_type": 415,
     "bad_parameter": 422,
     "masks_too_large": 422,
+    "too_many_images": 422,
     "too_many_tiles": 422,
     "truncated_image": 422,
     "overloaded": 429,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
 import yolor_ray
+from yolor_ray.config.serve import MAX_IMAGES
 from yolor_ray.serve.http.api_keys import KEYED
 from yolor_ray.serve.http.body import decode_base64, parse_json
 from yolor_ray.serve.http.errors import ApiError
@@ -22,7 +23,7 @@ from yolor_ray.serve.http.schemas import ProtocolErrorBody
 from yolor_ray.serve.http.tensors import EXTENSION, JSON_LENGTH, Tensor, read_elements, split_body, tensors_response
 from yolor_ray.serve.requests import DetectedImage, ImageResult
 from yolor_ray.serve.response import Json
-from yolor_ray.serve.service import MAX_IMAGES, Service
+from yolor_ray.serve.service import Service
 
 INPUT = "images"
 OUTPUTS = {"boxes": "FP32", "scores": "FP32", "labels": "BYTES", "image_index": "INT64", "detections": "BYTES"}

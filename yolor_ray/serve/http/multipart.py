@@ -33,10 +33,10 @@ class _Part:
 
 
 class _Reader:
-    """Collector of at most `max_parts` parts, by callbacks of the parser."""
+    """Collector of at most `max_parts` parts, by callbacks of the parser; `code` is that of the error for more."""
 
-    def __init__(self, max_parts: int, expected: str) -> None:
-        self._max_parts, self._expected = max_parts, expected
+    def __init__(self, max_parts: int, expected: str, code: str) -> None:
+        self._max_parts, self._expected, self._code = max_parts, expected, code
         self.parts: list[_Part] = []
         self.complete = False
         self._name, self._value = b"", b""
@@ -53,7 +53,7 @@ class _Reader:
 
     def _begin(self) -> None:
         if len(self.parts) == self._max_parts:
-            raise ApiError("bad_multipart", f"found more than {self._max_parts} parts, expected {self._expected}")
+            raise ApiError(self._code, f"found more than {self._max_parts} parts, expected {self._expected}")
         self.parts.append(_Part())
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
@@ -75,7 +75,7 @@ class _Reader:
 
 def file_part(content_type: str, body: bytes) -> bytes:
     """Return the content of the part `file`; raises ApiError unless exactly one such part has a file name."""
-    files = [part for part in _parts(content_type, body, MAX_PARTS, "one named 'file'") if part.is_file]
+    files = [part for part in _parts(content_type, body, MAX_PARTS, "one named 'file'", "bad_multipart") if part.is_file]
     if len(files) != 1:
         raise ApiError("bad_multipart", f"found {len(files)} parts named 'file' with a file name, expected one")
     return files[0].content
@@ -84,17 +84,17 @@ def file_part(content_type: str, body: bytes) -> bytes:
 def file_parts(content_type: str, body: bytes, max_files: int) -> list[tuple[str, bytes]]:
     """Return file name and content of each part; raises ApiError unless all parts are named `file` and have a file name."""
     expected = f"1 to {max_files} parts named 'file', each with a file name"
-    parts = _parts(content_type, body, max_files, expected)
+    parts = _parts(content_type, body, max_files, expected, "too_many_images")
     if not parts or not all(part.is_file for part in parts):
         raise ApiError("bad_multipart", f"found {sum(part.is_file for part in parts)} such parts among {len(parts)}, expected {expected}")
     return [(part.disposition[b"filename"].decode("utf-8", "replace"), part.content) for part in parts]
 
 
-def _parts(content_type: str, body: bytes, max_parts: int, expected: str) -> list[_Part]:
+def _parts(content_type: str, body: bytes, max_parts: int, expected: str, code: str) -> list[_Part]:
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
         raise ApiError("bad_multipart", "found no boundary in Content-Type, expected multipart/form-data; boundary=…")
-    reader = _Reader(max_parts, expected)
+    reader = _Reader(max_parts, expected, code)
     try:
         parser = MultipartParser(boundary, reader.callbacks())
         parser.write(body)

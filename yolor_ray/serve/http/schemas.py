@@ -47,6 +47,7 @@ class ModelCard(Model):
     metrics: dict[str, float] = Field(description="Metrics on the validation set, where known.")
     thresholds: dict[str, float] = Field(description="Confidence with the best F1 score on the validation set, by class, where known.")
     fallback_confidence: float = Field(description="Confidence that `confidence=best` takes for a class without a threshold.")
+    max_images: int = Field(description="Most images of one request: 32, or all that the queue of a replica takes.")
     defaults: dict[str, float | str] = Field(description="Values of the query parameters that a request leaves out.")
 
 

@@ -37,7 +37,7 @@ def direct_source(dataset: Dataset) -> Source:
 
 
 class _Reader:
-    """Actor that reads row groups into the object store of its node."""
+    """Reader of row groups into the object store of its node, an actor."""
 
     def read(self, dataset: Dataset, group: RowGroup) -> pa.Table:
         """Return a row group, which Ray keeps in the object store."""

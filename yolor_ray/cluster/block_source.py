@@ -113,7 +113,7 @@ def _kept(dataset: Dataset) -> ObjectStoreSource:
     nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=True) for node in ray.nodes() if node["Alive"]]
     # Without a CPU of their own, readers neither wait for workers nor keep a worker from starting.
     options = {"num_cpus": 0, "max_concurrency": READERS_PER_NODE}
-    readers = [ray.remote(_Reader).options(**options, scheduling_strategy=node).remote() for node in nodes]
+    readers: list[Any] = [ray.remote(_Reader).options(**options, scheduling_strategy=node).remote() for node in nodes]
     # The description of all shards of ten million records has 12 MB, too much for each call.
     parts = {(group.member, group.shard): ray.put(dataset.with_shard_of(group)) for group in dataset.row_groups}
     turns = zip(dataset.row_groups, itertools.cycle(readers), strict=False)

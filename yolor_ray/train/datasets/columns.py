@@ -1,6 +1,6 @@
 """Read some columns of a training set's row groups before the first epoch, several row groups at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ READERS = 8
 """Row groups that are read at a time, because a reader waits for storage most of the time."""
 
 
-def read_columns(dataset: Dataset, columns: list[str], groups: Sequence[RowGroup]) -> Iterator[pa.Table]:
+def read_columns(dataset: Dataset, columns: list[str], groups: Sequence[RowGroup]) -> Generator[pa.Table, None, None]:
     """Yield columns of row groups in their order; row groups that were not read yet when the caller stops are not read.
 
     Raises:

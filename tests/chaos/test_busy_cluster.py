@@ -22,7 +22,7 @@ TINY = (
     f"--optim.nominal_batch 4 --run.validate_epochs {EPOCHS} --cluster.compute_threads 1 --cluster.workers 2"
 )
 WAIT_S = 240
-HOLD = "import ray, time; ray.init(); holder = ray.remote(num_cpus=3)(time.sleep).remote(40); ray.get(holder)"
+HOLD = "import ray, time; ray.init(); holder = ray.remote(num_cpus=3)(lambda: time.sleep(40)).remote(); ray.get(holder)"
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,8 @@ def test_ray_brings_whole_row_groups_in_the_order_of_the_plan(dataset: Dataset, 
 
 
 def test_a_row_group_that_has_not_arrived_or_was_lost_is_read_from_storage(dataset: Dataset, caplog) -> None:
-    pending = ray.remote(num_cpus=0)(time.sleep).remote(600)
-    failed = ray.remote(num_cpus=0, max_retries=0)(int).remote("lost")
+    pending = ray.remote(num_cpus=0)(lambda: time.sleep(600)).remote()
+    failed = ray.remote(num_cpus=0, max_retries=0)(lambda: int("lost")).remote()
     ray.wait([failed])
     first, second, *_ = dataset.row_groups
     source = block_source.ObjectStoreSource(dataset, {first: pending, second: failed}, [])

@@ -21,8 +21,9 @@ from yolor_ray.pack.run import pack_scenes
 TINY = "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 8"
 LOG_A_SECRET = """
 import logging, os, runpy, sys
+sys.argv = sys.argv[1:]
 try:
-    runpy.run_path(sys.argv[1], run_name="__main__")
+    runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as ended:
     print("ended", ended.code, flush=True)
 import ray
@@ -62,9 +63,14 @@ def bucket(s3: Callable[[], str]) -> str:
     return url
 
 
-def test_submitted_jobs_train_evaluate_export_and_serve_from_s3(head: Head, bucket: str) -> None:
+@pytest.fixture(scope="module")
+def trained(head: Head, bucket: str) -> dict:
+    """Return the result of a submitted training."""
     places = f"--data.train {bucket}/train --data.val {bucket}/val --run.storage {bucket}/runs --run.name submitted"
-    trained = head.result("jobs/train.py", "nano", *places.split(), *TINY.split(), "--optim.epochs", "2", "--cluster.workers", "1")
+    return head.result("jobs/train.py", "nano", *places.split(), *TINY.split(), "--optim.epochs", "2", "--cluster.workers", "1")
+
+
+def test_submitted_jobs_train_evaluate_export_and_serve_from_s3(head: Head, bucket: str, trained: dict) -> None:
     assert trained["weights"] == f"{bucket}/runs/submitted/weights"
     measured = head.result("jobs/evaluate.py", "--weights", trained["weights"], "--data", f"{bucket}/val", "--workers", "1")
     assert measured["AP"] == pytest.approx(trained["metrics"]["AP"], abs=2e-3)
@@ -106,9 +112,10 @@ def test_a_users_mistake_in_a_submitted_job_is_told_and_fails_it(head: Head, buc
     assert "absent" in done.stdout and "not found" in done.stdout
 
 
-def test_no_byte_that_cluster_and_jobs_leave_behind_holds_a_credential(head: Head, bucket: str, canaries: dict[str, str]) -> None:
-    weights = f"{bucket}/runs/submitted/weights"
-    broken = ["jobs/evaluate.py", "--weights", weights, "--data", f"{bucket}/broken", "--workers", "1"]
+def test_no_byte_that_cluster_and_jobs_leave_behind_holds_a_credential(
+    head: Head, bucket: str, trained: dict, canaries: dict[str, str]
+) -> None:
+    broken = ["jobs/evaluate.py", "--weights", trained["weights"], "--data", f"{bucket}/broken", "--workers", "1"]
     failed = head.submit("--", "python", "-c", LOG_A_SECRET, *broken)
     assert "ended 2" in failed.stdout, failed.stdout[-4000:]
     deadline = time.monotonic() + REPORTED_S

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,8 +79,11 @@ class Head:
 
     def _get(self, url: str) -> bytes:
         token = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        with urllib.request.urlopen(urllib.request.Request(url, headers=token), timeout=60) as answer:
-            return answer.read()
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=token), timeout=60) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{url}: {error}: {error.read()[:2000]!r}") from None
 
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGTERM)

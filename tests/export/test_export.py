@@ -47,7 +47,7 @@ def _network(config=TINY, classes=3, seed=3):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
-            module.momentum = None
+            module.momentum = 1.0
         elif isinstance(module, Implicit):
             nn.init.normal_(module.z, mean=module.z.mean().item(), std=0.3)
     with torch.no_grad():

@@ -43,7 +43,7 @@ def plain() -> Yolor:
     network = make_tiny_network(PLAIN)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None
+            module.momentum = 1.0
     with torch.no_grad():
         network.train()(torch.rand(16, 3, 64, 64))
     return network.eval()

@@ -16,6 +16,7 @@ from yolor_ray.data.synthetic import scenes
 from yolor_ray.evaluate.metrics import MAIN_METRICS, measure
 from yolor_ray.inference.detect import Detections
 from yolor_ray.inference.postprocess import to_image_detections
+from yolor_ray.model.weights import load_weights
 from yolor_ray.train.run import train
 
 SIDE = 128
@@ -56,9 +57,15 @@ def metrics(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
         run=RunConfig(storage=str(folder / "runs"), validate_epochs=90, checkpoint_epochs=1000),
     )
     threads = torch.get_num_threads()
-    result = train(config)["metrics"]
+    result = train(config)
     torch.set_num_threads(threads)
-    return {**result, "url": url}
+    return {**result["metrics"], "url": url, "weights": result["weights"]}
+
+
+def test_each_class_has_the_confidence_with_its_best_f1_score(metrics):
+    thresholds, boxes = load_weights(metrics["weights"])[1].thresholds, open_dataset(metrics["url"]).boxes_per_class
+    assert thresholds.keys() == {name for name, count in boxes.items() if count}
+    assert all(0 < threshold < 1 for threshold in thresholds.values())
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "segment"])

@@ -85,6 +85,7 @@ def test_the_learner_of_a_balanced_run_has_the_weights_of_the_training_set(folde
 def test_crowd_regions_do_not_count(folder: Path, monkeypatch) -> None:
     from yolor_ray.data.shards.dataset import read_row_group
     from yolor_ray.train import run
+    from yolor_ray.train.datasets import columns
 
     dataset = run.open_datasets(tiny_run(folder, "crowd"))[0]
 
@@ -94,7 +95,7 @@ def test_crowd_regions_do_not_count(folder: Path, monkeypatch) -> None:
         crowd = [[label != 0 for label in labels] for labels in table["labels"].to_pylist()]
         return table.set_column(table.schema.get_field_index("crowd"), "crowd", [crowd])
 
-    monkeypatch.setattr(run, "read_row_group", read_with_crowd)
+    monkeypatch.setattr(columns, "read_row_group", read_with_crowd)
     assert run._choose_class_weights(dataset) == pytest.approx(1), "only class 0 is left"
 
 

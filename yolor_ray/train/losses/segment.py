@@ -5,7 +5,7 @@ Q points per match.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,7 +29,10 @@ def segment_loss(raw: list[Tensor], targets: Targets, matches: Matches, _: Yolor
     """
     assert targets.instances is not None and targets.has_mask is not None
     *levels, prototypes = raw
-    selected, learns = _select_evenly(matches.valid & targets.has_mask[matches.objects], MATCHES_PER_IMAGE * len(prototypes))
+    selected = (matches.valid & targets.has_mask[matches.objects]).nonzero()[:, 0]
+    # Evenly spaced matches: a random draw would need its state in every checkpoint. Places for the other matches would cost more than the
+    # device waits here for their number.
+    selected = selected[:: max(-(-len(selected) // (MATCHES_PER_IMAGE * len(prototypes))), 1)]
     coefficients = matches.gather_levels(levels)[selected]
     objects, images = matches.objects[selected], matches.images[selected]
     points = _sample_points(targets.boxes_cxcywh[objects])
@@ -38,25 +41,8 @@ def segment_loss(raw: list[Tensor], targets: Targets, matches: Matches, _: Yolor
     inside = ((columns >= 0) & (rows >= 0) & (columns < width) & (rows < height)).float()
     instances = targets.instances[images[:, None], rows.clamp(0, height - 1), columns.clamp(0, width - 1)]
     expected = (instances == objects[:, None] + 1).float()
-    logits = _mask_logits(coefficients, prototypes.float(), images, points)
-    return (_mask_losses(logits, expected, inside) * learns).sum() / learns.sum().clamp(min=1)
-
-
-def _select_evenly(chosen: Bool[Tensor, "M"], limit: int) -> tuple[Int[Tensor, "S"], Bool[Tensor, "S"]]:
-    """Return at most `limit` positions, and True for those in use: of the chosen matches all, or every second, third, ….
-
-    A random draw would need its state in every checkpoint.
-    """
-    if len(chosen) <= limit:
-        return torch.arange(len(chosen), device=chosen.device), chosen
-    count = chosen.sum()
-    step = ((count + limit - 1) // limit).clamp(min=1)
-    rank = chosen.cumsum(0) - 1
-    # All matches that are not selected share the place behind the last one.
-    places = torch.where(chosen & (rank % step == 0), rank // step, limit)
-    positions = torch.arange(len(chosen), device=chosen.device)
-    selected = torch.zeros_like(positions[: limit + 1]).scatter(0, places, positions)[:limit]
-    return selected, positions[:limit] * step < count
+    logits = torch.einsum("mc,mcq->mq", coefficients, _prototypes_at(prototypes.float(), images, points))
+    return _mask_losses(logits, expected, inside).sum() / max(len(selected), 1)
 
 
 def _sample_points(boxes_cxcywh: Float[Tensor, "S 4"]) -> Float[Tensor, "S Q 2"]:
@@ -66,21 +52,17 @@ def _sample_points(boxes_cxcywh: Float[Tensor, "S 4"]) -> Float[Tensor, "S Q 2"]
     return boxes_cxcywh[:, None, :2] + grid * boxes_cxcywh[:, None, 2:]
 
 
-def _mask_logits(
-    coefficients: Float[Tensor, "S C"], prototypes: Float[Tensor, "B C H W"], images: Int[Tensor, "S"], points: Float[Tensor, "S Q 2"]
-) -> Float[Tensor, "S Q"]:
-    """Return the weighted sums of the prototypes at the points of each match, by bilinear interpolation up to the border."""
-    height, width = prototypes.shape[2:]
-    columns, rows = (points / PROTOTYPE_PX - 0.5).unbind(dim=-1)
-    columns, rows = columns.clamp(0, width - 1), rows.clamp(0, height - 1)
-    left, upper = columns.floor(), rows.floor()
-    cells, logits = prototypes.permute(0, 2, 3, 1).flatten(0, 2), torch.zeros_like(columns)
-    for column, column_share in ((left, 1 - (columns - left)), ((left + 1).clamp(max=width - 1), columns - left)):
-        for row, row_share in ((upper, 1 - (rows - upper)), ((upper + 1).clamp(max=height - 1), rows - upper)):
-            index = ((images[:, None] * height + row.long()) * width + column.long()).flatten()
-            corner = cells.index_select(0, index).unflatten(0, points.shape[:2])
-            logits = logits + (corner @ coefficients[..., None])[..., 0] * (column_share * row_share)
-    return logits
+def _prototypes_at(prototypes: Float[Tensor, "B C H W"], images: Int[Tensor, "S"], points: Float[Tensor, "S Q 2"]) -> Tensor:
+    """Return the prototypes of each match's image at the match's points, (S, C, Q)."""
+    sides = torch.tensor((prototypes.shape[3], prototypes.shape[2]), device=points.device) * PROTOTYPE_PX
+    grid = 2 * points / sides - 1
+    order = images.argsort(stable=True)
+    counts = torch.bincount(images, minlength=len(prototypes)).tolist()
+    samples = [
+        F.grid_sample(maps[None], image_grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0].transpose(0, 1)
+        for maps, image_grid in zip(prototypes, grid[order].split(counts), strict=True)
+    ]
+    return torch.cat(samples)[order.argsort()]
 
 
 def _mask_losses(logits: Float[Tensor, "S Q"], expected: Float[Tensor, "S Q"], inside: Float[Tensor, "S Q"]) -> Float[Tensor, "S"]:

@@ -1,9 +1,10 @@
 """Memory, files and threads of a cluster's processes over time, and the slopes of these numbers with their intervals."""
 
+import os
 import re
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,12 +114,19 @@ def processes(hosts: Sequence[Host]) -> Iterator[tuple[str, psutil.Process]]:
             continue
 
 
+def thread_names(pid: int) -> Counter[str]:
+    """Return the number of threads of a process by name; raises OSError if the process, or one of them, ends meanwhile."""
+    return Counter(Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip() for thread in os.listdir(f"/proc/{pid}/task"))
+
+
 class Usage:
     """Thread that measures the processes of hosts every PERIOD_S, `with Usage(hosts) as usage:`."""
 
     def __init__(self, hosts: Sequence[Host]) -> None:
         self._hosts = hosts
         self._samples: dict[tuple[str, psutil.Process], list[tuple[float, ...]]] = defaultdict(list)
+        self._threads: dict[tuple[str, psutil.Process], tuple[Counter[str], Counter[str]]] = {}
+        """Names of the threads of each process, at its first and at its last sample."""
         self.counts: list[tuple[float, float]] = []
         """Time and number of the hosts' processes that have a role."""
         self._stop = threading.Event()
@@ -141,10 +149,18 @@ class Usage:
                     if time.time() - process.create_time() < WARM_UP_S:
                         continue
                     memory_mb = process.memory_full_info().uss / 1e6
-                    row = (time.monotonic(), memory_mb, process.num_fds(), process.num_threads())
+                    names = thread_names(process.pid)
+                    row = (time.monotonic(), memory_mb, process.num_fds(), names.total())
                 except (OSError, psutil.Error):
                     continue
                 self._samples[role, process].append(row)
+                first, _ = self._threads.get((role, process), (names, names))
+                self._threads[role, process] = first, names
+
+    def new_threads(self, role: str) -> Counter[str]:
+        """Return the names of the threads that the processes of a role have started, and not ended, after their warm-up."""
+        pairs = [pair for (found, _), pair in self._threads.items() if found == role]
+        return sum((last - first for first, last in pairs), Counter())
 
     def slope(self, role: str, measure: int) -> Slope | None:
         """Return the slope of a measure, by its number in MEASURES, over the processes of a role."""

@@ -1,6 +1,5 @@
 """Memory, files and threads of a cluster's processes over time, and the slopes of these numbers with their intervals."""
 
-import os
 import re
 import threading
 import time
@@ -116,7 +115,7 @@ def processes(hosts: Sequence[Host]) -> Iterator[tuple[str, psutil.Process]]:
 
 def thread_names(pid: int) -> Counter[str]:
     """Return the number of threads of a process by name; raises OSError if the process, or one of them, ends meanwhile."""
-    return Counter(Path(f"/proc/{pid}/task/{thread}/comm").read_text().strip() for thread in os.listdir(f"/proc/{pid}/task"))
+    return Counter((thread / "comm").read_text().strip() for thread in Path(f"/proc/{pid}/task").iterdir())
 
 
 class Usage:

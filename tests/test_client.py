@@ -22,6 +22,7 @@ from yolor_ray import client as client_module
 from yolor_ray import client_calls
 from yolor_ray.serve.http.api import create_app
 from yolor_ray.serve.http.api_keys import ApiKeys
+from yolor_ray.serve.http.body import time_limit_s
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.service import Service
 
@@ -154,6 +155,20 @@ def test_the_query_reaches_the_service(serve):
         assert "mask" not in ask("detect", PNG, masks=False)["detections"][0]
         assert ask("detect", PNG, confidence=0.95)["detections"] == []
         assert [result["detections"] for result in ask("detect_batch", [PNG, PNG], confidence=0.95)] == [[], []]
+
+
+def test_the_time_limit_of_a_call_reaches_the_service(serve, monkeypatch):
+    limits_s = []
+
+    def noted(request, longest_s):
+        limits_s.append(time_limit_s(request, longest_s))
+        return limits_s[-1]
+
+    monkeypatch.setattr("yolor_ray.serve.service.time_limit_s", noted)
+    with serve(RedEngine(), request_timeout_s=30.0) as (_, ask):
+        ask("detect", PNG, timeout_s=7.0)
+        ask("detect", PNG, timeout_s=60.0)
+    assert 5 < limits_s[0] <= 7 and limits_s[1] == 30, "the service's own limit is 30 s"
 
 
 def test_a_batch_has_the_order_of_its_images_and_an_error_for_a_broken_one(ask, tmp_path):

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from yolor_ray.config.serve import MAX_IMAGES
+from yolor_ray.config.serve import MAX_IMAGES, TIMEOUT_HEADER
 from yolor_ray.data.images.decode import pixels_of
 from yolor_ray.errors import BusyError, RefusedError, ServiceError, UnreachableError
 from yolor_ray.io import storage
@@ -124,7 +124,8 @@ class Calls:
         while True:
             # A pause may end a little late, and a time limit of 0 would be none.
             timeout_s = max(deadline - time.monotonic(), 0.01)
-            request = self.build(method, path, headers=headers, timeout=timeout_s, **content)
+            deadline_ms = {TIMEOUT_HEADER: str(min(int(timeout_s * 1e3), 999_999_999))}
+            request = self.build(method, path, headers=headers | deadline_ms, timeout=timeout_s, **content)
             reply = yield request
             if isinstance(reply, CUT) and not was_cut:
                 was_cut = True

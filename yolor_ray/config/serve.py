@@ -30,6 +30,8 @@ class ServedRange:
 
 MAX_IMAGES = 32
 """Most images of one request: the service refuses more, and the client sends no more."""
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+"""Header with the longest time that a client waits for its answer, in milliseconds."""
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", re.IGNORECASE)
 """Origin of a web page."""
 NAME = re.compile(r"[A-Za-z0-9._-]+")

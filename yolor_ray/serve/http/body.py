@@ -14,14 +14,13 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from yolor_ray.config.serve import TIMEOUT_HEADER
 from yolor_ray.data.images.header import image_format_of
 from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.http.multipart import file_part, file_parts
 
 ACCEPTED_BODIES = 'image bytes (Content-Type: image/*), multipart/form-data with one part `file`, or JSON {"image": "<base64>"}'
 
-TIMEOUT_HEADER = "X-Request-Timeout-Ms"
-"""Header with the longest time that a client waits for its answer, in milliseconds."""
 UNDECLARED = ("", "application/x-www-form-urlencoded")
 """Content types of requests that declare none, as curl does by default: the bytes decide."""
 

@@ -88,6 +88,7 @@ class Clients:
             thread.join(60)
 
 
+@pytest.mark.chaos
 def test_versions_come_are_rejected_and_go_back_without_a_failed_request(s3, tmp_path):
     live = f"{s3()}/live"
     first = release(save_version(tmp_path / "first", 0.0), "--to", live)

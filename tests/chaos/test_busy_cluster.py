@@ -19,7 +19,7 @@ EPOCHS, LONG_EPOCHS, IMAGES = 24, 100, 33
 """The long run lasts until a second job has started, which takes some 20 s on an idle machine."""
 TINY = (
     "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
-    f"--optim.nominal_batch 4 --run.validate_epochs {EPOCHS} --cluster.compute_threads 1 --cluster.workers 2"
+    "--optim.nominal_batch 4 --cluster.compute_threads 1 --cluster.workers 2"
 )
 WAIT_S = 240
 HOLD = "import ray, time; ray.init(); holder = ray.remote(num_cpus=3)(lambda: time.sleep(40)).remote(); ray.get(holder)"
@@ -41,7 +41,8 @@ def bucket(s3: Callable[[], str]) -> str:
 
 def training(bucket: str, name: str, epochs: int = EPOCHS) -> list[str]:
     places = f"--data.train {bucket}/train --data.val {bucket}/val --run.storage {bucket}/runs --run.name {name}"
-    return ["python", "jobs/train.py", "nano", *places.split(), *TINY.split(), "--optim.epochs", str(epochs), "--run.checkpoint_steps", "8"]
+    length = f"--optim.epochs {epochs} --run.validate_epochs {EPOCHS} --run.checkpoint_steps 8"
+    return ["python", "jobs/train.py", "nano", *places.split(), *TINY.split(), *length.split()]
 
 
 def start(head: Head, name: str, command: list[str]) -> None:

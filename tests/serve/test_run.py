@@ -1,12 +1,14 @@
 """Checks of the job `serve` before it starts or joins Ray: certificates, open services, and other applications of a cluster."""
 
 import datetime
+import socket
 import ssl
 
 import pytest
 from ray.serve.config import HTTPOptions
 
 from red_engine import serve_settings
+from yolor_ray.cluster import ray_internals
 from yolor_ray.errors import ConfigError, NotFoundError
 from yolor_ray.serve import haproxy, local, run, shared
 
@@ -61,6 +63,26 @@ def test_haproxy_gets_no_tls_from_ray_and_the_python_proxy_does(certificate):
     options = HTTPOptions(**run._http_options(settings, uses_haproxy=False))
     assert (options.ssl_certfile, options.ssl_keyfile) == (settings.tls_cert, settings.tls_key)
     assert set(run._http_options(serve_settings(), uses_haproxy=False)) == {"host", "port"}
+
+
+def internal_ports(folder):
+    environment = local._haproxy_environment(folder)
+    names = ("HAPROXY_STATISTICS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PORT", "MIN_REPLICA_PORT", "MAX_REPLICA_PORT")
+    return [int(environment[getattr(ray_internals, name)]) for name in names]
+
+
+def test_services_on_one_machine_have_no_internal_port_in_common(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "PORTS", range(20_000, 20_000 + 2 * local.PORTS_PER_SERVICE))
+    statistics, metrics, fallback, first, last = internal_ports(tmp_path)
+    assert last - first > 200 and not {statistics, metrics, fallback} & set(range(first, last + 1))
+    with socket.create_server(("127.0.0.1", fallback)):
+        others = internal_ports(tmp_path)
+        assert not set(range(min(others), max(others) + 1)) & {statistics, metrics, fallback, *range(first, last + 1)}
+        with (
+            socket.create_server(("127.0.0.1", others[-1])),
+            pytest.raises(ConfigError, match=r"no free block on 127\.0\.0\.1, expected 250 free ports in a row, from 20000 to 20499"),
+        ):
+            internal_ports(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,9 @@ HAPROXY_STATE_FILE = "RAY_SERVE_HAPROXY_SERVER_STATE_FILE"
 HAPROXY_METRICS_SOCKET = "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"
 HAPROXY_STATISTICS_PORT = "RAY_SERVE_HAPROXY_STATS_PORT"
 HAPROXY_METRICS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT"
+FALLBACK_PORT = "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"
+MIN_REPLICA_PORT = "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"
+MAX_REPLICA_PORT = "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"
 
 TRAIN_CONSTANTS, SERVE_CONSTANTS = "ray.train.v2._internal.constants", "ray.serve._private.constants"
 """Modules of Ray that read most of these variables."""
@@ -133,6 +136,9 @@ PRIVATE_VARIABLES = {
     HAPROXY_METRICS_SOCKET: PrivateVariable(SERVE_CONSTANTS, "files of HAProxy in the session folder of Ray"),
     HAPROXY_STATISTICS_PORT: PrivateVariable(SERVE_CONSTANTS, "ports of HAProxy in serve.config.HTTPOptions"),
     HAPROXY_METRICS_PORT: PrivateVariable(SERVE_CONSTANTS, "ports of HAProxy in serve.config.HTTPOptions"),
+    FALLBACK_PORT: PrivateVariable(SERVE_CONSTANTS, "internal ports of a service in serve.config.HTTPOptions"),
+    MIN_REPLICA_PORT: PrivateVariable(SERVE_CONSTANTS, "internal ports of a service in serve.config.HTTPOptions"),
+    MAX_REPLICA_PORT: PrivateVariable(SERVE_CONSTANTS, "internal ports of a service in serve.config.HTTPOptions"),
 }
 """Environment variables of Ray that no page of its documentation describes."""
 

@@ -1,6 +1,5 @@
 """Prepare a Ray of its own for a service on this machine: checks before Ray starts, and the environment of Ray's processes."""
 
-import itertools
 import os
 import random
 import resource
@@ -18,8 +17,11 @@ from yolor_ray.errors import ConfigError
 from yolor_ray.serve import haproxy
 from yolor_ray.serve.http.api_keys import ApiKeys
 
-HAPROXY_PORTS = range(20_000, 32_000)
-"""Range of HAProxy's ports: above Ray's and below those of outgoing connections, because HAProxy opens a port seconds after its choice."""
+PORTS = range(20_000, 32_000)
+"""Range of a service's internal ports: above Ray's and below those of outgoing connections, because Ray Serve opens a port seconds after
+its choice."""
+PORTS_PER_SERVICE = 250
+"""Internal ports of one service, those of its replicas last."""
 PROXY_ENVIRONMENT = {ray_internals.HTTP_PROXY_CALLBACK: "yolor_ray.serve.http.proxy:middlewares"}
 """Variable for Ray's Python proxy: it reads bodies of requests that offer another protocol, and answers 503 until the service is ready."""
 MIN_OPEN_FILES = 16_384
@@ -97,13 +99,16 @@ def without_those_set(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _haproxy_environment(folder: Path) -> dict[str, str]:
-    """Return the variables that give HAProxy files and ports of its own; by default all instances on a machine share and overwrite them."""
+    """Return the variables that give a service files of HAProxy and internal ports of its own.
+
+    By default all services on a machine use the same ones. They overwrite the files, and while a service has no replica that is ready,
+    its HAProxy passes requests to a port on which the proxies of all services listen: an answer can be another service's.
+    """
     starter = folder / "haproxy"
     command = shlex.join([sys.executable, "-IS", haproxy.__file__, ray_internals.get_haproxy_binary()])
     starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     starter.chmod(0o700)
-    free_ports = filter(_is_free, random.sample(HAPROXY_PORTS, len(HAPROXY_PORTS)))
-    statistics_port, metrics_port = itertools.islice(free_ports, 2)
+    statistics_port, metrics_port, fallback_port, *replica_ports = _free_ports()
     return {
         ray_internals.HAPROXY_BINARY: str(starter),
         ray_internals.HAPROXY_CONFIG: str(folder / "haproxy.cfg"),
@@ -113,7 +118,21 @@ def _haproxy_environment(folder: Path) -> dict[str, str]:
         ray_internals.HAPROXY_METRICS_SOCKET: str(folder / "metrics.sock"),
         ray_internals.HAPROXY_STATISTICS_PORT: str(statistics_port),
         ray_internals.HAPROXY_METRICS_PORT: str(metrics_port),
+        ray_internals.FALLBACK_PORT: str(fallback_port),
+        ray_internals.MIN_REPLICA_PORT: str(replica_ports[0]),
+        ray_internals.MAX_REPLICA_PORT: str(replica_ports[-1]),
     }
+
+
+def _free_ports() -> range:
+    """Return the internal ports of a service, a random block of PORTS in which all ports are free."""
+    starts = PORTS[::PORTS_PER_SERVICE]
+    for start in random.sample(starts, len(starts)):
+        block = range(start, start + PORTS_PER_SERVICE)
+        if all(map(_is_free, block)):
+            return block
+    expected = f"{PORTS_PER_SERVICE} free ports in a row, from {PORTS.start} to {PORTS[-1]}"
+    raise ConfigError(f"internal ports of the service: found no free block on 127.0.0.1, expected {expected}")
 
 
 def _is_free(port: int) -> bool:

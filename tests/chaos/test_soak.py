@@ -4,7 +4,7 @@
 | --- | --- |
 | no record is taken twice or lost | each epoch's ledger, and weights equal bit for bit to those of an undisturbed run |
 | every request gets its right answer | except in the stated seconds after a fault (`soak_faults.LIMITS_S`) |
-| memory, files, threads and actors are flat | the 95 % interval of the slope allows 5 % per hour, and 10 MB for Ray's daemons of a node |
+| memory, files, threads and actors are flat | the 95 % interval of a slope allows 5 % per hour, and what Ray itself keeps (`soak_usage`) |
 
 Slopes are judged from 25 minutes on.
 

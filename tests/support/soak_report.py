@@ -23,6 +23,7 @@ def report(faults: Faults, usage: Usage, actors: str) -> tuple[list[str], list[s
     run_rows, differing = tabulate_runs(faults.trainer)
     count_rows = [f"{name} of the cluster, mean: change per hour [95 %]: {slope}" for name, slope in cluster.items()]
     growing += [f"{name}: {slope}" for name, slope in cluster.items() if slope and not slope.is_flat]
+    count_rows.append(f"worker processes that a node started per hour: {usage.workers_per_hour():.0f}")
     count_rows += [f"new threads of {role}: {dict(names)}" for role in ROLES if (names := usage.new_threads(role))]
     lines = [*run_rows, *tabulate_requests(answers), *fault_rows, "", "mean: change per hour [95 %]", *slope_rows, *count_rows]
     return lines, failed + growing + differing

@@ -29,15 +29,23 @@ ROLES = {
     "runtime environment agent": "ray::RuntimeEnvAgent",
 }
 """Part of the command line of each role's processes."""
+MEASURES = ("memory, MB", "files", "threads", "threads of gRPC's pool")
+"""The threads are those outside of gRPC's pool."""
 NODE_DAEMONS = ("raylet", "GCS", "dashboard", "dashboard agent", "runtime environment agent")
 """Ray's own processes of a node, which run none of the project's code."""
-MEASURES = ("memory, MB", "files", "threads")
 DAEMON_MB = 10.0
 """Growth of a node daemon's memory per hour that counts as flat (MB).
 
 A raylet keeps memory of each worker process and driver that has ended, most of it for the first hundred processes. The project cannot
 change that, and a soak has some hundred worker processes on a node.
 """
+AGENT_KEPT_MB = 0.05
+"""Memory that a dashboard agent keeps of each worker process of its node (MB), also without the project: see `test_bare_ray.py`."""
+POOL_THREAD = "event_engine"
+POOL_PER_HOUR = 5.0
+"""Growth of gRPC's pool of threads per hour that counts as flat: every process of Ray has one, also GCS, which runs none of the project's
+code, and starts a thread now and then."""
+WORKER_TITLE = "ray::"
 PERIOD_S = 10.0
 WARM_UP_S = 180.0
 """First seconds of a process, which loads modules and fills caches, without an influence on slopes."""
@@ -103,11 +111,14 @@ def role_of(command_line: str) -> str:
 
 
 def processes(hosts: Sequence[Host]) -> Iterator[tuple[str, psutil.Process]]:
-    """Yield role and process of the processes of hosts that have a role."""
+    """Yield role and process of the processes of hosts that have a role, or the title of a worker process of Ray."""
     namespaces = {Path(f"/proc/{host.init_pid}/ns/pid").readlink() for host in hosts}
     for process in psutil.process_iter():
         try:
-            if Path(f"/proc/{process.pid}/ns/pid").readlink() in namespaces and (role := role_of(" ".join(process.cmdline()))):
+            if Path(f"/proc/{process.pid}/ns/pid").readlink() not in namespaces:
+                continue
+            command_line = " ".join(process.cmdline())
+            if (role := role_of(command_line)) or command_line.startswith(WORKER_TITLE):
                 yield role, process
         except (OSError, psutil.Error):
             continue
@@ -128,6 +139,8 @@ class Usage:
         """Names of the threads of each process, at its first and at its last sample."""
         self.counts: list[tuple[float, float]] = []
         """Time and number of the hosts' processes that have a role."""
+        self._started: dict[psutil.Process, float] = {}
+        """Time at which each worker process was first seen."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll)
 
@@ -141,15 +154,19 @@ class Usage:
 
     def _poll(self) -> None:
         while not self._stop.wait(PERIOD_S):
-            found = list(processes(self._hosts))
-            self.counts.append((time.monotonic(), len(found)))
-            for role, process in found:
+            found, now = list(processes(self._hosts)), time.monotonic()
+            for _, process in found:
+                self._started.setdefault(process, now)
+            named = [(role, process) for role, process in found if role]
+            self.counts.append((now, len(named)))
+            for role, process in named:
                 try:
                     if time.time() - process.create_time() < WARM_UP_S:
                         continue
                     memory_mb = process.memory_full_info().uss / 1e6
                     names = thread_names(process.pid)
-                    row = (time.monotonic(), memory_mb, process.num_fds(), names.total())
+                    pool = names[POOL_THREAD]
+                    row = (time.monotonic(), memory_mb, process.num_fds(), names.total() - pool, pool)
                 except (OSError, psutil.Error):
                     continue
                 self._samples[role, process].append(row)
@@ -164,5 +181,15 @@ class Usage:
     def slope(self, role: str, measure: int) -> Slope | None:
         """Return the slope of a measure, by its number in MEASURES, over the processes of a role."""
         series = [np.array(rows) for (found, _), rows in self._samples.items() if found == role]
-        allowed = DAEMON_MB if role in NODE_DAEMONS and measure == 0 else 0.0
+        kept_mb = AGENT_KEPT_MB * self.workers_per_hour() if role == "dashboard agent" else 0.0
+        memory_mb = max(DAEMON_MB if role in NODE_DAEMONS else 0.0, kept_mb)
+        allowed = (memory_mb, 0.0, 0.0, POOL_PER_HOUR)[measure]
         return common_slope([rows[:, [0, 1 + measure]] for rows in series], allowed)
+
+    def workers_per_hour(self) -> float:
+        """Return the worker processes that a node has started per hour, as a mean of the nodes."""
+        times = sorted(self._started.values())
+        hours = (times[-1] - times[0]) / 3600 if times else 0.0
+        # Those of the first sample had started before.
+        started = sum(at > times[0] for at in times)
+        return started / hours / len(self._hosts) if hours else 0.0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from canaries import files, find_canaries, objects, plant
+from canaries import files, find_canaries, lacking, objects, plant
 from head import RAY, Head, free_port, running_head
 from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.io import storage
@@ -101,10 +101,10 @@ def test_no_job_leaves_a_credential_behind(s3: Callable[[], str], monkeypatch: p
         texts = {name: text.encode() for name, text in outputs.items()}
         everything = {**texts, **head.read_dashboard(), **dict(objects(bucket)), **dict(files(head.folder))}
     assert find_canaries(canaries, everything.items()) == []
-    for name, text in (
+    expected = (
         ("/job-driver-", b"event="),
         ("/worker-", b"event="),
         ("/runtime_env_agent.log", b"working_dir"),
         ("api/jobs/", b"jobs/tune.py"),
-    ):
-        assert any(name in location and text in data for location, data in everything.items()), f"{text!r} is not in any {name}"
+    )
+    assert lacking(expected, everything) == []

@@ -131,10 +131,10 @@ def test_a_body_in_one_byte_chunks_is_read_completely(client):
 def test_a_body_that_stalls_is_answered_408(serve):
     def body():
         yield JPEG[:100]
-        time.sleep(1.0)
+        time.sleep(2.0)
         yield JPEG[100:]
 
-    with serve(request_timeout_s=0.5) as client:
+    with serve(request_timeout_s=1.5) as client:
         assert error_of(client.post(body())) == (408, "body_timeout")
 
 

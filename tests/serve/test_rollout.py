@@ -15,14 +15,16 @@ import pytest
 import requests
 import torch
 
+from exported import export_weights
 from http_server import served
 from red_engine import RedEngine, encode_image, serve_settings
-from yolor_ray.config import NetworkConfig
+from yolor_ray.config import NetworkConfig, ReleaseConfig
 from yolor_ray.errors import ConfigError, StorageError, WeightsError
 from yolor_ray.inference.detect import Detections
 from yolor_ray.io.release_folder import Event, ReleaseFolder
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo, weights_files
+from yolor_ray.release.run import release
 from yolor_ray.serve import engine as engine_module
 from yolor_ray.serve.deployment import start_service
 from yolor_ray.serve.engine import DetectOptions, TimedDetections
@@ -541,6 +543,20 @@ def test_a_service_of_a_release_folder_follows_it_with_real_weights(real_version
         time.sleep(0.05)
     assert reason.startswith("loading: ") and "values that are not finite on a built-in scene, expected numbers" in reason
     assert service.models.stable is stable and service.models.candidate is None
+
+
+def test_a_service_of_weights_takes_the_release_of_their_export(tmp_path, real_versions, monkeypatch):
+    monkeypatch.setattr(rollout, "POLL_S", 0.05)
+    weights = real_versions.version_url(real_versions.read().events[0].version)
+    live = str(tmp_path / "live")
+    for source in (weights, export_weights(weights, str(tmp_path / "export"), "onnx")):
+        version = release(ReleaseConfig(weights=source, to=live))["version"]
+    service = start_service(serve_settings(weights=live, engine="fastest"), ServiceMetrics())
+    deadline = time.monotonic() + 30
+    while service.models.candidate is None:
+        assert ReleaseFolder(live).read().rejected == {} and time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (service.models.candidate.release, service.models.candidate.engine.name) == (version, "onnxruntime")
 
 
 def test_weights_without_a_release_folder_have_no_release(real_versions):

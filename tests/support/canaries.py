@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,11 @@ def find_canaries(canaries: dict[str, str], contents: Iterable[tuple[str, bytes]
     """Return the name and the location of each canary in the contents, which are pairs of a location and its bytes."""
     searched = [(name, spelling) for name, secret in canaries.items() for spelling in spellings(secret)]
     return [f"{name} in {location}" for location, data in contents for name, spelling in searched if spelling in data]
+
+
+def lacking(expected: Iterable[tuple[str, bytes]], contents: Mapping[str, bytes]) -> list[str]:
+    """Return the pairs of a part of a location and a text in it that no content has; a search of nothing finds nothing."""
+    return [f"{text!r} in {name}" for name, text in expected if not any(name in at and text in data for at, data in contents.items())]
 
 
 def files(folder: Path) -> Iterator[tuple[str, bytes]]:

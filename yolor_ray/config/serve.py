@@ -167,7 +167,7 @@ class ReleaseConfig:
     """New version of the weights in a release folder, for the services that run with this folder, or the version before again."""
 
     weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[URL]")] = ""
-    """URL of a weights folder, or of the folder of a finished run; its files are copied. Or give back."""
+    """URL of a weights folder, of an export, or of the folder of a finished run; its files are copied. Or give back."""
     to: str
     """URL of the release folder, such as `s3://bucket/live`; the first release makes it, and `serve --weights` takes it."""
     back: bool = False

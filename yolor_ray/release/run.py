@@ -8,10 +8,10 @@ from typing import Any
 
 from yolor_ray.config import ReleaseConfig
 from yolor_ray.errors import ConfigError, UserError
+from yolor_ray.inference.models import load_model
 from yolor_ray.io import manifest, storage
 from yolor_ray.io.release_folder import Event, ReleaseFolder
 from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, weights_folder
-from yolor_ray.model.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,14 @@ def release(config: ReleaseConfig) -> dict[str, Any]:
 
 
 def _publish(folder: ReleaseFolder, config: ReleaseConfig) -> tuple[str, str | None]:
-    """Copy the weights, check the copy, and release it; return its name and the version before."""
+    """Copy the weights or the export, check the copy, and release it; return its name and the version before."""
     if config.weights == BUILTIN:
         raise ConfigError(f"weights: found {BUILTIN}, expected the URL of a weights folder: every installation has the built-in weights")
     url = weights_folder(storage.absolute(config.weights))
     target = folder.read().target
     version = folder.publish(manifest.read_published(url))
     try:
-        load_weights(folder.version_url(version))
+        load_model(folder.version_url(version))
     except UserError:
         storage.delete(folder.version_url(version))
         raise

@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 
 import pictures
-from exported import export_weights
 from yolor_ray.config import NetworkConfig
 from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.model.network import Yolor
@@ -206,22 +205,6 @@ def test_a_second_service_on_the_same_port_is_the_users_mistake(job):
     )
     assert second.returncode == 2
     assert f"127.0.0.1:{job.port}" in second.stderr
-
-
-def test_an_export_is_served_by_its_own_engine(jpeg):
-    pytest.importorskip("openvino")
-    folder = Path(tempfile.mkdtemp(prefix="ye", dir="/tmp"))
-    publish_weights(folder / "unfused")
-    export_weights(str(folder / "unfused"), str(folder / "weights"), "openvino")
-    job = Job(folder)
-    try:
-        job.wait_until_ready()
-        model = requests.get(f"{job.url}/v1/model", timeout=20).json()
-        assert (model["engine"], model["classes"], model["tasks"]) == ("openvino", ["circle", "square", "triangle"], ["detect"])
-        assert len(post(job, jpeg).json()["detections"]) == 20
-    finally:
-        job.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_missing_weights_are_the_users_mistake_and_start_no_service(tmp_path):

@@ -31,9 +31,9 @@ pytestmark = pytest.mark.filterwarnings(
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "--network.stem_width 8 --network.widths 8 16 16 16 --network.depths 1 1 1 1 --data.image_px 64 --optim.batch 4 "
-    "--optim.nominal_batch 4 --run.validate_epochs 12 --run.checkpoint_steps 4 --cluster.compute_threads 1"
+    "--optim.nominal_batch 4 --run.validate_epochs 8 --run.checkpoint_steps 4 --cluster.compute_threads 1"
 )
-EPOCHS = 12
+EPOCHS = 8
 """Long enough for two faults."""
 
 

@@ -89,6 +89,13 @@ def test_a_page_of_images_without_annotated_boxes_is_made(dataset, monkeypatch):
     assert "nan" not in page.lower().replace("annotations", "") and "Worst images" not in page
 
 
+def test_a_class_of_other_datasets_is_not_in_the_confusion_matrix(dataset):
+    others = replace(dataset, classes=(*dataset.classes, "of another dataset"))
+    page = report_page(others, files_of(others, shift_px=30.0), Subject("Evaluation", {})).decode()
+    heads = re.findall(r"<th>([^<]*)</th>", page[page.index("Confusion matrix") :].partition("</tr>")[0])
+    assert heads == [*dataset.classes, "missed"] and "of another dataset" in page and "are left out" not in page
+
+
 def test_names_cannot_add_markup_to_the_page(dataset):
     hostile = "<script>alert(1)</script>"
     named = replace(dataset, classes=(hostile, *dataset.classes[1:]))

@@ -97,14 +97,22 @@ def _class_row(name: str, score: Mapping[str, Any], curve: Curve | None, thresho
 
 
 def _confusion(over: Sequence[tuple[ImageBoxes, Comparison]], classes: Sequence[str]) -> dict[str, Any]:
-    """Return names and counts of the confusion matrix, reduced to the classes with the most confusions."""
+    """Return names and counts of the confusion matrix, reduced to the classes with the most confusions.
+
+    A class without an object and without a detection is not in the matrix: weights may know classes of other datasets.
+    """
     counts = confusion_matrix(over, len(classes))
     wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1))[:-1], kind="stable")
-    shown = [*np.sort(order[:MAX_CONFUSED]).tolist(), len(classes)]
+    confusions = (wrong.sum(axis=0) + wrong.sum(axis=1))[:-1]
+    present = np.flatnonzero((counts.sum(axis=0) + counts.sum(axis=1))[:-1])
+    most = present[np.argsort(-confusions[present], kind="stable")[:MAX_CONFUSED]]
+    shown = [*np.sort(most).tolist(), len(classes)]
     names = [*classes, "background"]
-    shown_counts = counts[np.ix_(shown, shown)].tolist()
-    return {"names": [names[label] for label in shown], "counts": shown_counts, "left_out": len(names) - len(shown)}
+    return {
+        "names": [names[label] for label in shown],
+        "counts": counts[np.ix_(shown, shown)].tolist(),
+        "left_out": len(present) - len(most),
+    }
 
 
 def side_by_side(image: ImageBoxes, comparison: Comparison, classes: Sequence[str]) -> tuple[Picture, Picture]:

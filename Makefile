@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 MINUTES ?= 60
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo check test bench chaos soak
 
@@ -24,10 +25,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests of whole clusters keep all cores busy by themselves; the others each need one.
+# Tests of whole clusters start many processes, and run after the others, which each keep one core busy.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster --ignore tests/chaos
-	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) --ignore tests/cluster --ignore tests/chaos
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) tests/cluster
 
 bench: setup
 	$(BIN)/python jobs/benchmark.py ingest

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 import torch
@@ -30,6 +31,8 @@ REPOSITORY = Path(__file__).parents[2]
 JOB = REPOSITORY / "jobs" / "serve.py"
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1)
 ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]], [[90, 90], [120, 120], [150, 150]]])
+HOST = "127.0.0.2"
+"""Address of the service, other than the one at which replicas listen."""
 ALL_BOXES = "?confidence=0.001&max_detections=20"
 
 
@@ -65,22 +68,20 @@ def haproxies(processes):
 
 
 def listening_addresses(pid):
-    """Return the IPv4 addresses on which a process listens."""
-    sockets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
-    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
-    listening = [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
-    return {socket.inet_ntoa(bytes.fromhex(address)[::-1]) for address in listening}
+    """Return the addresses on which a process listens."""
+    connections = psutil.Process(pid).net_connections("inet")
+    return {connection.laddr.ip.removeprefix("::ffff:") for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
 class Job:
     def __init__(self, folder, *flags):
         self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as probe:
+        with socket.create_server((HOST, 0)) as probe:
             self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{HOST}:{self.port}"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {"TMPDIR": str(folder), "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-        command = [sys.executable, str(JOB), "--weights", str(folder / "weights"), "--port", str(self.port), *flags]
+        command = [sys.executable, str(JOB), "--weights", str(folder / "weights"), "--host", HOST, "--port", str(self.port), *flags]
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -194,17 +195,21 @@ def test_pages_probes_and_metrics_are_served(job, jpeg):
     assert 'route="/v1/detect",status="200"' in text and 'stage="network"' in text
 
 
-def test_haproxy_listens_on_loopback_alone(job):
-    [pid] = haproxies(descendants(job.process.pid))
-    assert listening_addresses(pid) == {"127.0.0.1"}
+def test_haproxy_alone_listens_at_the_address_of_the_service(job):
+    processes = descendants(job.process.pid)
+    [pid] = haproxies(processes)
+    assert listening_addresses(pid) == {"127.0.0.1", HOST}
+    assert set().union(*(listening_addresses(other) for other in processes if other != pid)) == {"127.0.0.1"}
 
 
 def test_a_second_service_on_the_same_port_is_the_users_mistake(job):
     second = subprocess.run(
-        [sys.executable, str(JOB), "--weights", str(job.folder / "weights"), "--port", str(job.port)], capture_output=True, text=True
+        [sys.executable, str(JOB), "--weights", str(job.folder / "weights"), "--host", HOST, "--port", str(job.port)],
+        capture_output=True,
+        text=True,
     )
     assert second.returncode == 2
-    assert f"127.0.0.1:{job.port}" in second.stderr
+    assert f"{HOST}:{job.port}" in second.stderr
 
 
 def test_missing_weights_are_the_users_mistake_and_start_no_service(tmp_path):

@@ -73,11 +73,24 @@ def test_rays_limit_is_above_the_queue_so_that_probes_reach_a_full_replica():
     assert built.max_ongoing_requests > 14
 
 
-def test_haproxy_statistics_listen_on_loopback_and_the_service_as_before():
-    lines = ["frontend prometheus", "    bind :9101", "frontend http_frontend", "    bind 0.0.0.0:8000", "listen stats", "  bind *:8404"]
-    changed = haproxy.bind_statistics_to_loopback("\n".join(lines)).split("\n")
-    assert changed[1::2] == ["    bind 127.0.0.1:9101", "    bind 0.0.0.0:8000", "  bind 127.0.0.1:8404"]
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "::", "::1", "node.example"])
+@pytest.mark.parametrize("rays", ["127.0.0.1", "*"])
+def test_haproxy_statistics_listen_on_loopback_and_the_service_on_its_host(rays, host, tmp_path):
+    lines = ["frontend prometheus", "    bind :9101", "frontend http_frontend", f"    bind {rays}:8000", "listen stats", "  bind *:8404"]
+    text = haproxy.bind_statistics_to_loopback("\n".join(lines))
+    changed = haproxy.listen_on(text, host, tmp_path / "none.pem").split("\n")
+    assert changed[1::2] == ["    bind 127.0.0.1:9101", f"    bind {host}:8000", "  bind 127.0.0.1:8404"]
     assert changed[::2] == lines[::2]
+
+
+def test_the_starter_of_haproxy_knows_the_host_and_keeps_the_users_program(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", sys.executable)
+    environment = local.ray_environment(tmp_path, "0.0.0.0")
+    starter = Path(environment["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    assert starter.is_relative_to(tmp_path) and starter.read_text().endswith(f' {sys.executable} 0.0.0.0 "$@"\n')
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
+    assert "RAY_SERVE_HAPROXY_BINARY_PATH" not in local.ray_environment(tmp_path, "0.0.0.0")
 
 
 def test_rays_haproxy_template_binds_its_statistics_as_expected():

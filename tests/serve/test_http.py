@@ -369,6 +369,20 @@ def test_a_class_name_with_markup_is_not_interpreted(serve):
         assert answer.json()["detections"][0]["class"] == hostile.info.classes[0]
 
 
+def test_no_request_waits_for_a_thread_of_the_framework(serve, monkeypatch):
+    async def in_thread(*_):
+        raise AssertionError("a function that is not async runs in a thread, which costs more than a refusal")
+
+    monkeypatch.setattr("fastapi.dependencies.utils.run_in_threadpool", in_thread)
+    monkeypatch.setattr("fastapi.routing.run_in_threadpool", in_thread)
+    monkeypatch.setattr("starlette._exception_handler.run_in_threadpool", in_thread)
+    with serve() as client:
+        assert client.post(JPEG).status_code == 200
+        assert client.post(JPEG[:200]).status_code == 422
+        assert client.post(JPEG, query="?iou=0").status_code == 422
+        assert [client.get(path).status_code for path in ("/v1/model", "/nowhere", "/", "/readyz")] == [200, 404, 200, 200]
+
+
 def test_the_page_of_the_api_reads_schemas_that_openapi_has(client):
     names = set(re.findall(r"\bschemas\.(\w+)", client.get("/docs").text))
     assert names == {"ErrorBody"}

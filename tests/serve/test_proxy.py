@@ -104,12 +104,14 @@ def test_haproxy_without_an_application_answers_503_in_json():
     assert len(changed.splitlines()) == len(HAPROXY_CONFIG_TEMPLATE.splitlines())
 
 
-def test_haproxy_speaks_tls_at_the_services_address_alone():
+def test_haproxy_speaks_tls_at_the_services_address_alone(tmp_path):
     from yolor_ray.cluster.ray_internals import HAPROXY_CONFIG_TEMPLATE
 
-    text = HAPROXY_CONFIG_TEMPLATE.replace("{{ config.frontend_host }}:{{ config.frontend_port }}", "0.0.0.0:8000")
-    changed = haproxy.serve_tls(text, Path("/x/tls.pem"))
-    assert "    bind 0.0.0.0:8000 ssl crt /x/tls.pem alpn h2,http/1.1\n" in changed
+    text = HAPROXY_CONFIG_TEMPLATE.replace("{{ config.frontend_host }}:{{ config.frontend_port }}", "127.0.0.1:8000")
+    certificate = tmp_path / "tls.pem"
+    certificate.touch()
+    changed = haproxy.listen_on(text, "0.0.0.0", certificate)
+    assert f"    bind 0.0.0.0:8000 ssl crt {certificate} alpn h2,http/1.1\n" in changed
     assert changed.count(" ssl crt ") == 1 and len(changed.splitlines()) == len(text.splitlines())
 
 
@@ -119,8 +121,8 @@ def test_haproxy_speaks_tls_with_the_certificate_beside_the_folders_of_the_nodes
     (tmp_path / haproxy.CERTIFICATE_FILE).write_text("certificate")
     (node / "haproxy.cfg").write_text("frontend http_frontend\n    bind 127.0.0.1:8000\n")
     monkeypatch.setattr(haproxy.sys, "platform", "other")
-    monkeypatch.setattr(haproxy.os, "execv", lambda *_: None)
-    haproxy.main("haproxy", ["-f", str(node / "haproxy.cfg")])
+    monkeypatch.setattr(haproxy.os, "execvp", lambda *_: None)
+    haproxy.main("haproxy", "127.0.0.1", ["-f", str(node / "haproxy.cfg")])
     assert f"bind 127.0.0.1:8000 ssl crt {tmp_path / haproxy.CERTIFICATE_FILE} alpn" in (node / "haproxy.cfg").read_text()
-    with pytest.raises(ValueError, match="plain HTTP"):
-        haproxy.serve_tls("frontend other\n    bind 127.0.0.1:8000\n", tmp_path / haproxy.CERTIFICATE_FILE)
+    with pytest.raises(ValueError, match="would listen elsewhere"):
+        haproxy.listen_on("frontend other\n    bind 127.0.0.1:8000\n", "127.0.0.1", tmp_path / haproxy.CERTIFICATE_FILE)

@@ -78,6 +78,9 @@ PRIVATE_NAMES = {
     "get_serve_client": PrivateName(
         "ray.serve.context", "_get_global_client", "the HTTP options and route prefixes of a running Serve in ray.serve.status()"
     ),
+    "add_port_to_grpc_server": PrivateName(
+        "ray.serve._private.replica", "add_port_to_grpc_server", "the address of a replica's port for handles in serve.config"
+    ),
     # The last three serve the tests of clusters/ alone.
     "prepare_config": PrivateName("ray.autoscaler._private.util", "prepare_config", "a command that checks the file of `ray up`"),
     "validate_config": PrivateName("ray.autoscaler._private.util", "validate_config", "a command that checks the file of `ray up`"),
@@ -206,6 +209,20 @@ def _start_away_from_signals(popen: Any, *arguments: Any, **options: Any) -> Any
         return popen(*arguments, **options, start_new_session=True)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def keep_replica_on_loopback() -> None:
+    """Let the port of this replica for handles, which Ray opens on all interfaces, listen on loopback alone, where its node does.
+
+    The port takes pickled calls from anyone. To be called in the constructor of a deployment: Ray opens the port after that.
+    """
+    import ray
+
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        return
+    replica: Any = importlib.import_module(PRIVATE_NAMES["add_port_to_grpc_server"].module)
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add_port(server, address.replace("[::]", "127.0.0.1"))
 
 
 def has_haproxy() -> bool:

@@ -12,6 +12,7 @@ from ray.serve import Application
 
 from yolor_ray import config
 from yolor_ray.cluster.environment import PROCESS_SETTINGS
+from yolor_ray.cluster.ray_internals import keep_replica_on_loopback
 from yolor_ray.config.renamed import current_fields
 from yolor_ray.errors import ConfigError
 from yolor_ray.io.redact import hide_secrets
@@ -40,6 +41,7 @@ class Detector:
         hide_secrets()
         # Under HAProxy the replica is an HTTP server, which Ray starts when the constructor has returned.
         ignore_upgrades()
+        keep_replica_on_loopback()
         replica = serve.get_replica_context().replica_id.unique_id
         self._service = start_service(settings, ServiceMetrics(replica, to_ray=True))
 

@@ -1,8 +1,9 @@
 """Start HAProxy with settings for one machine; Ray Serve runs this file in place of HAProxy's binary.
 
-Ray's template binds the statistics pages to all interfaces and has no TLS, nothing stops HAProxy when Ray is killed, HAProxy's errors are
-plain text, and before there is an application HAProxy answers 404. This file corrects all that between the writing of the configuration and
-the start of the binary. This file runs without site-packages, because every reload of HAProxy waits for this file.
+Ray's template has one address for HAProxy and for the replicas, which speak plain HTTP. The statistics pages listen on all interfaces, and
+there is no TLS. Nothing stops HAProxy when Ray is killed, HAProxy's errors are plain text, and before there is an application HAProxy
+answers 404. This file corrects all that between the writing of the configuration and the start of the binary. This file runs without
+site-packages, because every reload of HAProxy waits for this file.
 """
 
 import ctypes
@@ -21,7 +22,7 @@ NO_REPLICA = {"code": "not_ready", "message": "no replica is ready; try again la
 
 
 def bind_statistics_to_loopback(text: str) -> str:
-    """Return an HAProxy configuration whose statistics listen on loopback; the address of the service is unchanged."""
+    """Return an HAProxy configuration whose statistics listen on loopback."""
     return re.sub(r"(?m)^(\s*bind )\*?:(\d+)", r"\g<1>127.0.0.1:\2", text)
 
 
@@ -31,11 +32,12 @@ def answer_503_without_application(text: str) -> str:
     return re.sub(r"(?m)(^backend default_backend\n\s*)http-request return status 404 .*$", lambda found: found[1] + answer, text)
 
 
-def serve_tls(text: str, certificate: Path) -> str:
-    """Return an HAProxy configuration whose service speaks TLS with this certificate."""
-    served, count = re.subn(r"(?m)(^frontend http_frontend\n\s*bind \S+)$", rf"\g<1> ssl crt {certificate} alpn h2,http/1.1", text)
+def listen_on(text: str, host: str, certificate: Path) -> str:
+    """Return an HAProxy configuration whose service listens on a host; it speaks TLS with the certificate if the file exists."""
+    tls = f" ssl crt {certificate} alpn h2,http/1.1" if certificate.exists() else ""
+    served, count = re.subn(r"(?m)(^frontend http_frontend\n\s*bind )\S+:(\d+)$", rf"\g<1>{host}:\g<2>{tls}", text)
     if not count:
-        raise ValueError("found no frontend of Ray Serve in HAProxy's configuration, expected one: the service would speak plain HTTP")
+        raise ValueError("found no frontend of Ray Serve in HAProxy's configuration, expected one: the service would listen elsewhere")
     return served
 
 
@@ -46,19 +48,18 @@ def no_replica_response() -> str:
     return "\r\n".join((*head, "Connection: close", "", body))
 
 
-def main(binary: str, arguments: list[str]) -> None:
-    """Replace this process by HAProxy; `arguments` are those of Ray and contain `-f CONFIGURATION`."""
+def main(binary: str, host: str, arguments: list[str]) -> None:
+    """Replace this process by HAProxy for a service on a host; `arguments` are those of Ray and contain `-f CONFIGURATION`."""
     path = Path(arguments[arguments.index("-f") + 1])
     text = answer_503_without_application(bind_statistics_to_loopback(path.read_text()))
     # Ray writes the configuration into a folder of the node, inside the folder that it was told.
-    certificate = path.parent.parent / CERTIFICATE_FILE
-    path.write_text(serve_tls(text, certificate) if certificate.exists() else text)
+    path.write_text(listen_on(text, host, path.parent.parent / CERTIFICATE_FILE))
     (path.parent / ERROR_FILE).write_text(no_replica_response())
     if sys.platform == "linux":
         # The kernel sends the signal when the parent thread ends; the setting survives exec.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    os.execv(binary, [binary, *arguments])
+    os.execvp(binary, [binary, *arguments])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

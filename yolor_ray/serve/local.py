@@ -78,8 +78,11 @@ def check_resources(settings: config.ServeConfig, resources: Mapping[str, float]
             raise ConfigError(f"{flag}: found {reserved}, expected at most the {available:g} {name}s of this machine in all")
 
 
-def ray_environment(folder: Path) -> dict[str, str]:
-    """Return the environment that Ray's processes need before they start, without the variables that the user has set."""
+def ray_environment(folder: Path, host: str) -> dict[str, str]:
+    """Return the environment that Ray's processes need before they start, without the variables that the user has set.
+
+    HAProxy listens on the host. Its program is started by this package, whatever program the user has named.
+    """
     variables = {ray_internals.USES_HAPROXY: "1" if ray_internals.has_haproxy() else "0"}
     variables |= {**PROXY_ENVIRONMENT, **local_ray_settings()}
     # On one machine there is no load balancer that must first notice that a replica leaves.
@@ -88,9 +91,11 @@ def ray_environment(folder: Path) -> dict[str, str]:
     variables[ray_internals.PROXY_START_TIMEOUT] = "60"
     # A killed proxy is found by the third check that fails; by default the checks are 10 s apart.
     variables[ray_internals.PROXY_CHECK_PERIOD] = "2"
-    if variables[ray_internals.USES_HAPROXY] == "1":
+    uses_haproxy = os.environ.get(ray_internals.USES_HAPROXY, variables[ray_internals.USES_HAPROXY]) == "1"
+    if uses_haproxy:
         variables |= _haproxy_environment(folder)
-    return without_those_set(variables)
+    variables = without_those_set(variables)
+    return variables | {ray_internals.HAPROXY_BINARY: _write_starter(folder, host)} if uses_haproxy else variables
 
 
 def without_those_set(variables: Mapping[str, str]) -> dict[str, str]:
@@ -104,13 +109,8 @@ def _haproxy_environment(folder: Path) -> dict[str, str]:
     By default all services on a machine use the same ones. They overwrite the files, and while a service has no replica that is ready,
     its HAProxy passes requests to a port on which the proxies of all services listen: an answer can be another service's.
     """
-    starter = folder / "haproxy"
-    command = shlex.join([sys.executable, "-IS", haproxy.__file__, ray_internals.get_haproxy_binary()])
-    starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    starter.chmod(0o700)
     statistics_port, metrics_port, fallback_port, *replica_ports = _free_ports()
     return {
-        ray_internals.HAPROXY_BINARY: str(starter),
         ray_internals.HAPROXY_CONFIG: str(folder / "haproxy.cfg"),
         ray_internals.HAPROXY_SOCKET: str(folder / "admin.sock"),
         ray_internals.HAPROXY_STATE_FOLDER: str(folder),
@@ -122,6 +122,17 @@ def _haproxy_environment(folder: Path) -> dict[str, str]:
         ray_internals.MIN_REPLICA_PORT: str(replica_ports[0]),
         ray_internals.MAX_REPLICA_PORT: str(replica_ports[-1]),
     }
+
+
+def _write_starter(folder: Path, host: str) -> str:
+    """Write the program that starts HAProxy for a service on a host, and return its path."""
+    starter = folder / "haproxy"
+    named = os.environ.get(ray_internals.HAPROXY_BINARY, "haproxy")
+    binary = ray_internals.get_haproxy_binary() if ray_internals.has_haproxy() else named
+    command = shlex.join([sys.executable, "-IS", haproxy.__file__, binary, host])
+    starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    starter.chmod(0o700)
+    return str(starter)
 
 
 def _free_ports() -> range:

@@ -73,7 +73,7 @@ def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
     local.check_port(settings)
     # Not TMPDIR: HAProxy refuses socket paths over 97 characters, and Ray appends 70 characters to this path.
     with tempfile.TemporaryDirectory(prefix="yolor-", dir="/tmp") as folder:
-        os.environ.update(local.ray_environment(Path(folder)))
+        os.environ.update(local.ray_environment(Path(folder), settings.host))
         local.check_open_files()
         uses_haproxy = os.environ[ray_internals.USES_HAPROXY] == "1"
         if uses_haproxy and settings.tls_cert:
@@ -87,7 +87,9 @@ def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
         _stop_on_signals()
         try:
             local.check_resources(settings, ray.cluster_resources())  # type: ignore[no-untyped-call]
-            serve.start(http_options=_http_options(settings, uses_haproxy))
+            # HAProxy alone listens on the host. Replicas, which speak plain HTTP, listen where Ray Serve believes that HAProxy does.
+            inside = replace(settings, host="127.0.0.1") if uses_haproxy else settings
+            serve.start(http_options=_http_options(inside, uses_haproxy))
             _deploy_and_wait(settings, url)
         finally:
             _ignore_signals()

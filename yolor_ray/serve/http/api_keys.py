@@ -172,7 +172,7 @@ class ApiKeys:
             raise ApiError("rate_limited", message, {"Retry-After": str(retry_s)})
 
 
-def require_key(request: Request) -> None:
+async def require_key(request: Request) -> None:
     """Admit a request by its API key, where the service has keys; raises ApiError."""
     settings: ServeConfig = request.app.state.service.settings
     keys: ApiKeys | None = request.app.state.service.keys

@@ -72,7 +72,7 @@ def install_handlers(app: FastAPI, allowed: Mapping[str, str]) -> None:
         allowed: allowed values of each query parameter in words, by name.
     """
 
-    def answer_bad_parameters(request: Request, error: Exception) -> JSONResponse:
+    async def answer_bad_parameters(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         faults = dict.fromkeys(_parameter_fault(fault, allowed) for fault in error.errors())
         return _answer(request, "bad_parameter", "; ".join(faults))
@@ -102,12 +102,12 @@ def _parameter_fault(fault: Mapping[str, Any], allowed: Mapping[str, str]) -> st
     return f"{name}: found {str(fault.get('input'))[:80]!r}, expected {allowed[name]}"
 
 
-def _on_api_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError | ImageError)
     return _answer(request, error.code, str(error), getattr(error, "headers", None))
 
 
-def _on_framework_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_framework_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     message = {
@@ -117,11 +117,11 @@ def _on_framework_error(request: Request, error: Exception) -> JSONResponse:
     return _answer(request, code, message, error.headers)
 
 
-def _on_disconnect(request: Request, error: Exception) -> JSONResponse:
+async def _on_disconnect(request: Request, error: Exception) -> JSONResponse:
     del error
     return _answer(request, "client_closed", "the client disconnected before its request was complete")
 
 
-def _on_crash(request: Request, error: Exception) -> JSONResponse:
+async def _on_crash(request: Request, error: Exception) -> JSONResponse:
     logger.error("event=internal_error request_id=%s error=%s", request_id(request), type(error).__name__)
     return _answer(request, "internal_error", "the service failed; its log has an entry with this request id")

@@ -38,10 +38,10 @@ class Client:
 
 
 @contextmanager
-def served(engine, release="", **changes):
+def served(engine, release="", loader=None, **changes):
     """Serve an engine over real HTTP in a thread, as each replica of Ray Serve does with uvicorn."""
     ignore_upgrades()
-    service = Service(engine, serve_settings(**changes), ServiceMetrics("replica-1"), release)
+    service = Service(engine, serve_settings(**changes), ServiceMetrics("replica-1"), release, loader)
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run)
     thread.start()

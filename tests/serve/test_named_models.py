@@ -3,11 +3,9 @@
 import base64
 import gc
 import json
-import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 import requests
@@ -15,7 +13,8 @@ import torch
 from test_api_keys import LAB, bearer, line
 from test_http import error_of, wait_for
 
-from red_engine import RedEngine, encode_image
+from fake_loader import MB, NAMES, FakeLoader
+from red_engine import encode_image
 from yolor_ray import config
 from yolor_ray.config import NetworkConfig
 from yolor_ray.errors import ConfigError, NotFoundError, WeightsError
@@ -29,39 +28,6 @@ from yolor_ray.serve.deployment import build, start_service
 from yolor_ray.serve.metrics import ServiceMetrics
 
 JPEG = encode_image()
-MB = 10**6
-NAMES = ("cars", "cats", "dogs", "cows")
-"""Names of the models; the first one is the default."""
-
-
-def engine_of(name):
-    """Return an engine whose one class is the singular of its name."""
-    engine = RedEngine((name[:-1],))
-    engine.info = replace(engine.info, name=name, version=f"{name}-version")
-    return engine
-
-
-class FakeLoader:
-    """Loader of engines, each of 10 MB; `errors` has those that are raised, and a load waits while `gate` is cleared."""
-
-    def __init__(self, names=NAMES):
-        self.names = names
-        self.engines = {name: engine_of(name) for name in names}
-        self.sizes = dict.fromkeys(names, 10 * MB)
-        self.errors = {}
-        self.loads = []
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def size_bytes(self, name):
-        return self.sizes[name]
-
-    def load(self, name, engine=None):
-        self.loads.append((name, engine))
-        assert self.gate.wait(20)
-        if name in self.errors:
-            raise self.errors[name]
-        return self.engines[name]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from test_api_keys import LAB, bearer, line
 from test_http import error_of, wait_for
 
 from fake_loader import MB, NAMES, FakeLoader
+from http_server import running
 from red_engine import encode_image
 from yolor_ray import config
 from yolor_ray.config import NetworkConfig
@@ -482,6 +483,17 @@ def test_a_service_of_a_list_loads_real_weights_under_the_names_of_the_list(weig
         loader.size_bytes("live")
 
 
+def test_requests_load_real_weights_and_unload_them_for_others(weights):
+    url = write_list(weights, "small.yaml", autos="cars", hounds="dogs/weights", dogs="dogs")
+    sizes = [read_model_list(url).size_bytes(name) / MB for name in ("autos", "hounds")]
+    service = start_service(config.ServeConfig(models=url, engine="torch", max_model_mb=sum(sizes) * 1.1), ServiceMetrics())
+    with running(service) as client:
+        for name, expected in (("autos", {"autos"}), ("hounds", {"autos", "hounds"}), ("dogs", {"autos", "dogs"})):
+            answer = detect(client, name)
+            assert answer.status_code == 200 and answer.json()["model"]["name"] == name
+            assert loaded(client) == expected
+
+
 @pytest.mark.parametrize(
     ("urls", "changes", "error", "message"),
     [
@@ -503,7 +515,7 @@ def test_a_list_whose_models_can_be_served_is_accepted(weights):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({}, "weights: found 'none', expected either the URL of weights or that of a file of models"),
+        ({}, "weights: found 'none', expected either weights, a URL, or models, the URL of a list of models"),
         ({"weights": "w", "models": "m.yaml"}, "weights: found 'w and models m.yaml', expected either"),
         ({"models": "m.yaml", "max_model_mb": 0}, "max_model_mb: found 0.0, expected more than 0"),
     ],

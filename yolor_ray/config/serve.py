@@ -149,7 +149,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         """Check for weights or models, and check ranges."""
         given = self.weights and self.models and f"{self.weights} and models {self.models}"
-        check(bool(self.weights) != bool(self.models), "weights", given or "none", "either the URL of weights or that of a file of models")
+        expected = "either weights, a URL, or models, the URL of a list of models"
+        check(bool(self.weights) != bool(self.models), "weights", given or "none", expected)
         for origin in self.cors_origins:
             check(origin == "*" or ORIGIN.fullmatch(origin) is not None, "cors_origins", origin, "* or SCHEME://HOST[:PORT] without a path")
         check(1 <= self.port <= 65535, "port", self.port, "1 to 65535")

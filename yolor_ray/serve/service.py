@@ -192,6 +192,8 @@ class Service:
                         is_loaded = named.models is not None
                         models = await self.catalog.load(named)
                         load_s = 0.0 if is_loaded else time.perf_counter() - arrived
+                        if load_s:
+                            note_stages(request, load=(arrived, arrived + load_s))
                         yield ReceivedRequest(request, body, arrived - started, load_s, named, models, models.choose())
         except TimeoutError:
             raise named.timeout(limit_s) from None

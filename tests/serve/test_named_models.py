@@ -246,6 +246,19 @@ def test_no_model_is_loaded_for_requests_that_have_left_while_it_waited_for_room
     assert [name for name, _ in loader.loads] == ["cats", "dogs"]
 
 
+def test_no_model_is_loaded_for_requests_that_have_left_while_another_was_loaded(several, loader, pool):
+    loader.gate.clear()
+    with several() as client:
+        first = pool.submit(detect, client, "cats")
+        wait_for(lambda: loader.loads)
+        assert error_of(detect(client, "dogs", **{"X-Request-Timeout-Ms": "300"})) == (504, "timeout")
+        loader.gate.set()
+        assert first.result().status_code == 200
+        wait_for(lambda: client.service.catalog.named["dogs"].loading is None)
+        assert loaded(client) == {"cars", "cats"}
+    assert [name for name, _ in loader.loads] == ["cats"]
+
+
 def test_a_model_that_never_has_room_is_unavailable_with_the_reason(several, loader):
     loader.sizes["cats"] = 25 * MB
     with several(max_model_mb=30) as client:
@@ -307,7 +320,9 @@ def test_a_model_whose_network_keeps_failing_is_unloaded_and_the_replica_is_read
         detect(client, "cats")
         loader.engines["cats"].failure = ValueError("broken")
         for _ in range(3):
+            assert client.get("/v2/models/cats/ready").status_code == 200
             assert error_of(detect(client, "cats")) == (500, "internal_error")
+        assert client.get("/v2/models/cats/ready").status_code == 503
         answer = detect(client, "cats")
         assert error_of(answer) == (503, "model_unavailable") and "its network failed several times in a row" in answer.json()["message"]
         assert loaded(client) == {"cars"}

@@ -1,8 +1,8 @@
 """Hold the named models of a replica: the default, which is always loaded, and others, which requests load within a budget of memory.
 
-Ray Serve's model multiplexing (`serve.multiplexed`) does not fit. Ray's handles and Python proxy choose replicas by model, but HAProxy
-passes a request to any replica. Its cache on a replica counts models and not bytes, unloads models with images in work, loads a broken
-model again for every request, and sets no limit to the requests that wait.
+Ray Serve's model multiplexing (`serve.multiplexed`) does not fit. Ray's handles and its Python proxy choose replicas by model, but HAProxy
+passes a request to any replica, unless the application has a router of its own. The cache of a replica counts models and not bytes,
+unloads models with images in work, loads a broken model again for every request, and sets no limit to the requests that wait.
 """
 
 import asyncio
@@ -106,7 +106,7 @@ class Catalog:
         name = default.current.info.name
         self.named = {other: NamedModel(other) for other in (loader.names if loader else (name,))}
         self.default = self.named[name]
-        self.default.models = default
+        self.default.models = self._default_models = default
         self._loader, self._make_model, self._budget_bytes, self._max_waiting = loader, make_model, budget_bytes, max_waiting
         if loader:
             self.default.size_bytes = loader.size_bytes(name)
@@ -142,7 +142,10 @@ class Catalog:
         return named.failure if named.failure and time.monotonic() < named.failure.retry_at_s else None
 
     def check_usable(self, named: NamedModel) -> None:
-        """Raise ApiError if a model could not be loaded a short time ago."""
+        """Raise ApiError if a model could not be loaded a short time ago, or if its engine is broken."""
+        if named.models and named is not self.default and named.models.current.health.is_broken:
+            self._fail(named, "its network failed several times in a row")
+            self._unload(named)
         fault = self.fault(named)
         if fault:
             wait_s = math.ceil(fault.retry_at_s - time.monotonic())
@@ -175,13 +178,10 @@ class Catalog:
         """Return the versions of a model, loaded now if they were not; inside a block of `hold`.
 
         Raises:
-            ApiError: the model cannot be loaded, or too many requests wait for models.
+            ApiError: the model cannot be loaded, its engine is broken, or too many requests wait for models.
         """
-        if named.models and named is not self.default and named.models.current.health.is_broken:
-            self._fail(named, "its network failed several times in a row")
-            self._unload(named)
+        self.check_usable(named)
         while named.models is None:
-            self.check_usable(named)
             if self._waiting_requests >= self._max_waiting:
                 raise overloaded(f"{self._waiting_requests} requests that wait for models to be loaded, expected fewer")
             named.loading = named.loading or asyncio.create_task(self._load(named))
@@ -191,14 +191,17 @@ class Catalog:
                 await asyncio.shield(named.loading)
             finally:
                 self._waiting_requests -= 1
+            self.check_usable(named)
         return named.models
 
     async def _load(self, named: NamedModel) -> None:
-        """Load a model, or note its failure."""
+        """Load a model, or note its failure; a model for which no request waits any more when its turn comes is not loaded."""
         assert self._loader is not None, "without a list, the only model is loaded"
         try:
             async with self._turn:
-                started, engine_name = time.monotonic(), self.default_engine
+                if not named.in_work:
+                    return
+                started, engine_name = time.monotonic(), self._default_models.current.engine.name
                 size_bytes = await asyncio.to_thread(self._loader.size_bytes, named.name)
                 check_budget({self.default.name: self.default.size_bytes, named.name: size_bytes}, self._budget_bytes)
                 if not await self._make_room(named, size_bytes):
@@ -217,12 +220,6 @@ class Catalog:
         finally:
             named.loading = None
 
-    @property
-    def default_engine(self) -> str:
-        """Return the name of the engine of the default model."""
-        assert self.default.models is not None, "the default is never unloaded"
-        return self.default.models.current.engine.name
-
     def _fail(self, named: NamedModel, reason: str) -> None:
         named.failure = LoadFailure(redact(reason), time.monotonic() + RETRY_S)
         logger.warning("event=model_unavailable model=%s retry_s=%g reason='%s'", named.name, RETRY_S, reason)
@@ -234,6 +231,7 @@ class Catalog:
             if idle:
                 self._unload(min(idle, key=lambda other: other.last_use))
                 continue
+            logger.warning("event=model_waits_for_room model=%s mb=%.1f", named.name, size_bytes / 1e6)
             self._idle.clear()
             await self._idle.wait()
             if not named.in_work:

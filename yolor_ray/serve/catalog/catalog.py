@@ -208,7 +208,6 @@ class Catalog:
                     return
                 engine = await asyncio.to_thread(self._loader.load, named.name, engine_name)
                 named.models, named.size_bytes, named.known = Models(self._make_model(engine)), size_bytes, engine.info
-            named.failure = None
             seconds = time.monotonic() - started
             logger.info("event=model_loaded model=%s mb=%.1f seconds=%.1f", named.name, size_bytes / 1e6, seconds)
         except UserError as error:

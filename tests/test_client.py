@@ -16,10 +16,12 @@ from PIL import Image
 
 import http_server
 import yolor_ray as yr
+from fake_loader import FakeLoader
 from http_server import served
 from red_engine import ALL_TASKS, RECTANGLE, RedEngine, draw_image, encode_image, serve_settings
 from yolor_ray import client as client_module
 from yolor_ray import client_calls
+from yolor_ray.errors import WeightsError
 from yolor_ray.serve.http.api import create_app
 from yolor_ray.serve.http.api_keys import ApiKeys
 from yolor_ray.serve.http.body import time_limit_s
@@ -43,7 +45,8 @@ def sync_service(engine, **changes):
 @contextmanager
 def async_service(engine, **changes):
     """Yield a service and a function that calls its application by an `AsyncClient`."""
-    service = Service(engine, serve_settings(**PATIENT | changes), ServiceMetrics("replica-1"))
+    loader = changes.pop("loader", None)
+    service = Service(engine, serve_settings(**PATIENT | changes), ServiceMetrics("replica-1"), loader=loader)
     transport = httpx.ASGITransport(create_app(service))
     yield service, lambda method, *args, **given: async_call("http://service", method, *args, transport=transport, **given)
 
@@ -201,6 +204,36 @@ def test_a_service_with_a_short_queue_gets_requests_of_as_many_images_as_it_take
         assert boxes(result) == [pytest.approx(rectangle, abs=2.5)]
     # Only the first request, of 32 images, is refused.
     assert 'route="/v1/detect/batch",status="422"} 1.0' in metrics and 'route="/v1/detect/batch",status="200"} 5.0' in metrics
+
+
+def test_a_call_names_its_model_and_the_default_answers_without_a_name(serve):
+    loader = FakeLoader()
+    with serve(loader.engines["cars"], loader=loader, max_batch=2, max_queued=6) as (_, ask):
+        assert [(model["name"], model["default"], model["loaded"]) for model in ask("models")][:2] == [
+            ("cars", True, True),
+            ("cats", False, False),
+        ]
+        assert ask("detect", PNG)["model"]["name"] == ask("model")["name"] == "cars"
+        answer = ask("detect", PNG, model="cats", confidence=0.5)
+        assert answer["model"]["name"] == "cats" and answer["detections"][0]["class"] == "cat"
+        # The queue is shorter than the batch.
+        results = ask("detect_batch", [PNG] * 9, model="dogs")
+        assert [result["detections"][0]["class"] for result in results] == ["dog"] * 9
+        assert ask("model", model="dogs")["classes"] == ["dog"] and ask("detect_batch", [PNG])[0]["detections"][0]["class"] == "car"
+        with pytest.raises(yr.errors.RefusedError, match=r"found the model 'big birds\?' in the path, expected one of 'cars'") as caught:
+            ask("detect", PNG, model="big birds?")
+        assert caught.value.code == "not_found"
+
+
+def test_a_model_that_cannot_be_loaded_is_busy_for_its_clients(serve):
+    loader = FakeLoader()
+    loader.errors["cats"] = WeightsError("no tensors")
+    with (
+        serve(loader.engines["cars"], loader=loader) as (_, ask),
+        pytest.raises(yr.errors.BusyError, match="model_unavailable: the model cats cannot be used: no tensors"),
+    ):
+        ask("detect", PNG, model="cats")
+    assert len(loader.loads) == 1
 
 
 TOO_MANY = dict(status_code=422, json={"code": "too_many_images", "message": "expected 1 to 2 parts", "request_id": ""})

@@ -29,11 +29,12 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=_headers(api_key), **http)
         self._calls = Calls(self._http.build_request, timeout_s)
 
-    def detect(self, image: ClientImage, **query: Query) -> Json:
+    def detect(self, image: ClientImage, *, model: str = "", **query: Query) -> Json:
         """Return the answer of `POST /v1/detect` to an image.
 
         Args:
             image: see `ClientImage`; arrays and PIL images are sent as PNG.
+            model: name of a model of the service; empty for the default model.
             query: query parameters of the service, such as `confidence=0.5` and `masks=False`.
 
         Raises:
@@ -44,20 +45,24 @@ class Client:
             StorageError: a path or URL cannot be read.
             ImageError: an array or a PIL image is no image.
         """
-        return self._run(self._calls.detect(image, query))
+        return self._run(self._calls.detect(image, model, query))
 
-    def detect_batch(self, images: Iterable[ClientImage], **query: Query) -> list[Json]:
+    def detect_batch(self, images: Iterable[ClientImage], *, model: str = "", **query: Query) -> list[Json]:
         """Return `results` of `POST /v1/detect/batch`: `name` and the answer to each image, or `name` and its `error`.
 
         Images beyond 32, or beyond those that the service takes, and beyond 16 MB are sent in further requests, one after another, each
         with the time limit of a request.
-        The name is that of the file, or `image-INDEX`. The errors are those of `detect`, for a request as a whole.
+        The name is that of the file, or `image-INDEX`. `model` and the errors are those of `detect`, for a request as a whole.
         """
-        return self._run(self._calls.detect_batch(images, query))
+        return self._run(self._calls.detect_batch(images, model, query))
 
-    def model(self) -> Json:
-        """Return the description of the served weights; raises the errors of `detect`."""
-        return self._run(self._calls.model())
+    def model(self, model: str = "") -> Json:
+        """Return the description of the weights of a model, by default those of the default model; raises the errors of `detect`."""
+        return self._run(self._calls.model(model))
+
+    def models(self) -> list[Json]:
+        """Return name, state and description of each model of the service; raises the errors of `detect`."""
+        return self._run(self._calls.models())
 
     def ready(self) -> bool:
         """Return True if the service can be reached and its network works; asks once."""
@@ -98,17 +103,21 @@ class AsyncClient:
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), **http)
         self._calls = Calls(self._http.build_request, timeout_s)
 
-    async def detect(self, image: ClientImage, **query: Query) -> Json:
+    async def detect(self, image: ClientImage, *, model: str = "", **query: Query) -> Json:
         """Return the answer to an image; see `Client.detect`."""
-        return await self._run(self._calls.detect(image, query))
+        return await self._run(self._calls.detect(image, model, query))
 
-    async def detect_batch(self, images: Iterable[ClientImage], **query: Query) -> list[Json]:
+    async def detect_batch(self, images: Iterable[ClientImage], *, model: str = "", **query: Query) -> list[Json]:
         """Return the answers to images; see `Client.detect_batch`."""
-        return await self._run(self._calls.detect_batch(images, query))
+        return await self._run(self._calls.detect_batch(images, model, query))
 
-    async def model(self) -> Json:
-        """Return the description of the served weights; see `Client.model`."""
-        return await self._run(self._calls.model())
+    async def model(self, model: str = "") -> Json:
+        """Return the description of the weights of a model; see `Client.model`."""
+        return await self._run(self._calls.model(model))
+
+    async def models(self) -> list[Json]:
+        """Return the models of the service; see `Client.models`."""
+        return await self._run(self._calls.models())
 
     async def ready(self) -> bool:
         """Return True if the service can be reached and its network works; asks once."""

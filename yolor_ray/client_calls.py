@@ -8,6 +8,7 @@ import functools
 import io
 import os
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
@@ -66,53 +67,60 @@ class Calls:
     max_images: int = MAX_IMAGES
     """Most images of one request, until a service with a shorter queue refuses so many."""
 
-    def detect(self, image: ClientImage, query: dict[str, Query]) -> Call[Json]:
+    def detect(self, image: ClientImage, model: str, query: dict[str, Query]) -> Call[Json]:
         """Return the steps of `Client.detect`."""
         _, data = yield functools.partial(_read, image, 0)
-        return (yield from self._ask("POST", "/v1/detect", params=query, content=data, media_type="application/octet-stream"))
+        return (yield from self._ask("POST", _path(model, "/detect"), params=query, content=data, media_type="application/octet-stream"))
 
-    def detect_batch(self, images: Iterable[ClientImage], query: dict[str, Query]) -> Call[list[Json]]:
+    def detect_batch(self, images: Iterable[ClientImage], model: str, query: dict[str, Query]) -> Call[list[Json]]:
         """Return the steps of `Client.detect_batch`."""
         results: list[Json] = []
         files: list[tuple[str, bytes]] = []
         for index, image in enumerate(images):
             file = yield functools.partial(_read, image, index)
             if files and (len(files) >= self.max_images or sum(len(data) for _, data in [*files, file]) > BATCH_BYTES):
-                results += yield from self._ask_batch(files, query)
+                results += yield from self._ask_batch(files, model, query)
                 files = []
             files.append(file)
         if files:
-            results += yield from self._ask_batch(files, query)
+            results += yield from self._ask_batch(files, model, query)
         return results
 
-    def model(self) -> Call[Json]:
+    def model(self, model: str) -> Call[Json]:
         """Return the steps of `Client.model`."""
-        return self._ask("GET", "/v1/model")
+        return self._ask("GET", _path(model, "") if model else "/v1/model")
+
+    def models(self) -> Call[list[Json]]:
+        """Return the steps of `Client.models`."""
+        answer = yield from self._ask("GET", "/v1/models")
+        listed: list[Json] = answer["models"]
+        return listed
 
     def ready(self) -> Call[bool]:
         """Return the steps of `Client.ready`."""
         reply = yield self.build("GET", "/readyz", timeout=self.timeout_s)
         return isinstance(reply, httpx.Response) and reply.is_success
 
-    def _ask_batch(self, files: list[tuple[str, bytes]], query: dict[str, Query]) -> Call[list[Json]]:
+    def _ask_batch(self, files: list[tuple[str, bytes]], model: str, query: dict[str, Query]) -> Call[list[Json]]:
         try:
-            answer = yield from self._ask("POST", "/v1/detect/batch", params=query, files=[("file", file) for file in files])
+            answer = yield from self._ask("POST", _path(model, "/detect/batch"), params=query, files=[("file", file) for file in files])
         except RefusedError as error:
             if error.code != "too_many_images":
                 raise
-            model = yield from self.model()
-            if not 1 <= model["max_images"] < len(files):
+            # The queue is that of all models of the service.
+            card = yield from self.model("")
+            if not 1 <= card["max_images"] < len(files):
                 raise
-            self.max_images = model["max_images"]
-            return (yield from self._ask_parts(files, query))
+            self.max_images = card["max_images"]
+            return (yield from self._ask_parts(files, model, query))
         results: list[Json] = answer["results"]
         return results
 
-    def _ask_parts(self, files: list[tuple[str, bytes]], query: dict[str, Query]) -> Call[list[Json]]:
+    def _ask_parts(self, files: list[tuple[str, bytes]], model: str, query: dict[str, Query]) -> Call[list[Json]]:
         results: list[Json] = []
         count = self.max_images
         for start in range(0, len(files), count):
-            results += yield from self._ask_batch(files[start : start + count], query)
+            results += yield from self._ask_batch(files[start : start + count], model, query)
         return results
 
     def _ask(self, method: str, path: str, media_type: str = "", **content: Any) -> Call[Json]:
@@ -147,6 +155,11 @@ def next_step(call: Call[Value], outcome: Any) -> Step | CallResult[Value]:
         return call.send(outcome)
     except StopIteration as end:
         return CallResult(end.value)
+
+
+def _path(model: str, path: str) -> str:
+    """Return the path of a route of a model; an empty name stands for the default model."""
+    return f"/v1/models/{urllib.parse.quote(model, safe='')}{path}" if model else f"/v1{path}"
 
 
 def _read(image: ClientImage, index: int) -> tuple[str, bytes]:

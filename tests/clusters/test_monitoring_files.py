@@ -68,4 +68,8 @@ def test_reasons_and_routes_in_the_rules_are_those_of_the_service():
 
     text = json.dumps([*TARGETS.values(), *RULES.values()]).replace('\\"', '"')
     assert set(re.findall(r'reason="(\w+)"', text)) <= set(STATUS)
-    assert set(re.findall(r'route="([^"]+)"', text)) <= {route.path for route in router.routes}
+    patterns = set(re.findall(r'route=~"([^"]+)"', text))
+    assert patterns and 'route="' not in text
+    # The routes of an image, for the default model and by name.
+    for pattern in patterns:
+        assert {route.path for route in router.routes if re.fullmatch(pattern, route.path)} == {"/v1/detect", "/v1/models/{name}/detect"}

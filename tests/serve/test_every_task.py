@@ -116,7 +116,8 @@ def test_openapi_describes_parameters_bodies_and_errors(client):
     assert {"200", "400", "408", "413", "415", "422", "429", "500", "504"} <= set(detect["responses"])
     assert "class" in api["components"]["schemas"]["Detection"]["properties"]
     ours = {path for path in api["paths"] if not path.startswith("/v2")}
-    assert ours == {"/v1/detect", "/v1/detect/batch", "/v1/model", "/healthz", "/readyz", "/metrics"}
+    by_model = {"/v1/models", "/v1/models/{name}", "/v1/models/{name}/detect", "/v1/models/{name}/detect/batch"}
+    assert ours == {"/v1/detect", "/v1/detect/batch", "/v1/model", "/healthz", "/readyz", "/metrics", *by_model}
     assert {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/{name}", "/v2/models/{name}/infer"} <= set(api["paths"])
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from red_engine import RedEngine, encode_image, serve_settings
 from yolor_ray.errors import ConfigError
-from yolor_ray.serve import service
+from yolor_ray.serve import requests
 from yolor_ray.serve.pixel_budget import PixelBudget
 
 
@@ -82,7 +82,7 @@ def test_large_and_tiled_images_count_and_are_answered(serve, monkeypatch):
         return hold(self, pixels)
 
     monkeypatch.setattr(PixelBudget, "hold", record)
-    monkeypatch.setattr(service, "SMALL_PIXELS", 20_000)
+    monkeypatch.setattr(requests, "SMALL_PIXELS", 20_000)
     with serve(RedEngine(), max_megapixels=0.5, max_decoded_megapixels=0.5) as client:
         for body, query in (
             (encode_image(format="PNG"), ""),

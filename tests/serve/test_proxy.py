@@ -13,6 +13,7 @@ from yolor_ray.serve import haproxy
 from yolor_ray.serve.http import proxy
 
 RAY_404 = PlainTextResponse(f"Path '/readyz' not found. {NO_ROUTE}", 404)
+V1_ROUTES = ["/v1/detect", "/v1/detect/batch", "/v1/model", "/v1/models", "/v1/models/cars", "/cars/v1/models/cars/detect"]
 V2_ROUTES = ["/v2/health/live", "/v2/health/ready", "/v2/models/cars", "/v2/models/cars/ready", "/cars/v2/models/cars/infer"]
 
 
@@ -50,7 +51,7 @@ def short_probes(monkeypatch):
     monkeypatch.setattr(proxy, "PROBE_TIMEOUT_S", 0.05)
 
 
-@pytest.mark.parametrize("path", ["/readyz", "/healthz", "/v1/detect", "/v1/detect/batch", "/v1/model", "/cars/readyz", "/v2", *V2_ROUTES])
+@pytest.mark.parametrize("path", ["/readyz", "/healthz", "/cars/readyz", "/v2", *V1_ROUTES, *V2_ROUTES])
 def test_a_path_of_the_service_without_an_application_is_503_in_json(path):
     status, headers, body = ask(RAY_404, path)
     assert (status, headers[b"content-type"], headers[b"retry-after"]) == (503, b"application/json", b"1")

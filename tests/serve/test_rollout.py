@@ -140,7 +140,7 @@ def test_a_version_is_shadowed_then_has_a_share_then_all_requests(folder):
         one.poll()
         assert one.loaded == [V2] and rejection(folder, V2) is None
         text = one.client.get("/metrics").text
-        assert f'yolor_version_requests_total{{replica="replica-1",version="{V2}"}} 15.0' in text
+        assert f'yolor_version_requests_total{{model="fake",replica="replica-1",version="{V2}"}} 15.0' in text
 
 
 def test_old_weights_are_released_when_the_new_version_is_accepted(folder):

@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 from red_engine import ALL_TASKS, SIDE, RedEngine, encode_image
 from yolor_ray.inference import views
-from yolor_ray.serve import service
+from yolor_ray.serve import requests as received_requests
 
 SQUARES = ((30, 40, 60, 70), (350, 20, 372, 44), (200, 300, 290, 380))
 """Boxes of red objects; a border of tiles of 160 px cuts the last one."""
@@ -80,7 +80,7 @@ def test_a_wrong_tile_or_overlap_is_named(client, query, message):
 
 
 def test_too_many_tiles_are_refused_before_decoding(serve, monkeypatch):
-    monkeypatch.setattr(service, "open_image", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(received_requests, "open_image", lambda *_, **__: pytest.fail("decoded"))
     with serve() as client:
         answer = client.post(encode_image(Image.new("RGB", (1000, 1000)), "PNG"), query="?tile=64&overlap=0.5")
         assert (answer.status_code, answer.json()["code"]) == (422, "too_many_tiles")

@@ -8,7 +8,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import requests
 
+from fake_loader import FakeLoader
 from http_server import served
 from red_engine import RedEngine, encode_image, serve_settings
 from yolor_ray.serve.http import tracing
@@ -77,6 +79,18 @@ def test_a_request_is_one_server_span_with_its_stages_as_children(spans):
     assert times == sorted(times) and server.start_time <= times[0] + 10**6 and times[-1] <= server.end_time
     for span in stages[:4]:
         assert (span.end_time - span.start_time) / 1e6 == pytest.approx(answer["timing_ms"][span.name], abs=0.2)
+
+
+def test_the_wait_for_a_model_is_a_stage_and_the_span_names_the_model(spans):
+    loader = FakeLoader()
+    with served(loader.engines["cars"], loader=loader) as client:
+        for _ in range(2):
+            requests.post(f"{client.base}/v1/models/cats/detect", data=JPEG, headers={"Content-Type": "image/jpeg"}, timeout=20)
+        servers, children = spans()
+    stages = [[span.name for span in children[server.context.span_id]] for server in servers]
+    assert stages == [["body", "load", *STAGES[1:]], STAGES]
+    for server in servers:
+        assert server.name == "POST /v1/models/{name}/detect" and server.attributes["yolor_ray.model.name"] == "cats"
 
 
 def test_each_image_of_a_batch_has_its_stages(spans):

@@ -38,10 +38,9 @@ class Client:
 
 
 @contextmanager
-def served(engine, release="", **changes):
-    """Serve an engine over real HTTP in a thread, as each replica of Ray Serve does with uvicorn."""
+def running(service):
+    """Serve a service over real HTTP in a thread, as each replica of Ray Serve does with uvicorn."""
     ignore_upgrades()
-    service = Service(engine, serve_settings(**changes), ServiceMetrics("replica-1"), release)
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -50,6 +49,15 @@ def served(engine, release="", **changes):
     try:
         yield Client(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service)
     finally:
-        engine.gate.set()
         server.should_exit = True
         thread.join(20)
+
+
+@contextmanager
+def served(engine, release="", loader=None, **changes):
+    """Serve an engine, and the other models of a loader, over real HTTP."""
+    with running(Service(engine, serve_settings(**changes), ServiceMetrics("replica-1"), release, loader)) as client:
+        try:
+            yield client
+        finally:
+            engine.gate.set()

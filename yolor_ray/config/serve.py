@@ -69,11 +69,14 @@ def check_limits(confidence: Confidence, iou: float, max_detections: int) -> Non
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """HTTP service of weights on autoscaling replicas."""
+    """HTTP service of weights, or of several models, on autoscaling replicas."""
 
-    weights: str
+    weights: str = ""
     """URL of a weights folder, of an export, of the folder of a finished run, or of a release folder, from which new versions come while
-    the service runs; unfused weights are fused when they are loaded."""
+    the service runs; unfused weights are fused when they are loaded. Or give models."""
+    models: str = ""
+    """URL of a YAML file with the names and weights of several models, and the name of the default. Each replica loads the default when it
+    starts, and each other model at its first request."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8000
@@ -131,6 +134,9 @@ class ServeConfig:
     """Largest image, million pixels, checked before decoding."""
     max_decoded_megapixels: float = 100.0
     """Pixels, in million, of all images that a replica decodes or cuts into tiles at a time; further images wait."""
+    max_model_mb: float = 2000.0
+    """Files of the models that a replica with several models keeps loaded, MB; the least recently used model without work is unloaded
+    where another one needs the room, and never the default."""
     request_timeout_s: float = 30.0
     """Longest time for one request, seconds; the body must arrive within nine tenths of that time."""
     access_log: str = ""
@@ -141,7 +147,10 @@ class ServeConfig:
     """Origins of web pages that may read the answers in a browser, such as `https://app.example`; `*` = all. Empty = none."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check for weights or models, and check ranges."""
+        given = self.weights and self.models and f"{self.weights} and models {self.models}"
+        expected = "either weights, a URL, or models, the URL of a list of models"
+        check(bool(self.weights) != bool(self.models), "weights", given or "none", expected)
         for origin in self.cors_origins:
             check(origin == "*" or ORIGIN.fullmatch(origin) is not None, "cors_origins", origin, "* or SCHEME://HOST[:PORT] without a path")
         check(1 <= self.port <= 65535, "port", self.port, "1 to 65535")
@@ -158,7 +167,7 @@ class ServeConfig:
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         expected = f"max_megapixels, {self.max_megapixels:g}, or more"
         check(self.max_decoded_megapixels >= self.max_megapixels, "max_decoded_megapixels", self.max_decoded_megapixels, expected)
-        for name in ("target_ongoing_requests", "max_body_mb", "max_megapixels", "request_timeout_s"):
+        for name in ("target_ongoing_requests", "max_body_mb", "max_megapixels", "max_model_mb", "request_timeout_s"):
             check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
 
 

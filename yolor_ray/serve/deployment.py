@@ -17,6 +17,8 @@ from yolor_ray.config.renamed import current_fields
 from yolor_ray.errors import ConfigError
 from yolor_ray.io.redact import hide_secrets
 from yolor_ray.io.release_folder import ReleaseFolder, is_release_folder, starting_version
+from yolor_ray.serve.catalog.listed_models import ListedModels
+from yolor_ray.serve.catalog.model_list import read_model_list
 from yolor_ray.serve.engine import LocalEngine, load_version
 from yolor_ray.serve.http.api import create_app
 from yolor_ray.serve.http.upgrade import ignore_upgrades
@@ -58,11 +60,17 @@ class Detector:
 def start_service(settings: config.ServeConfig, metrics: ServiceMetrics) -> Service:
     """Return a service whose weights are loaded; that of a release folder follows the releases from now on.
 
+    Of several models, the default is loaded.
+
     Raises:
-        ConfigError: the engine does not run the network.
+        ConfigError: the engine does not run the network, or the file of models cannot be used.
         StorageError: the weights cannot be read.
         WeightsError: the weights do not fit the network.
     """
+    if settings.models:
+        listed = read_model_list(settings.models)
+        loader = ListedModels(settings, listed)
+        return Service(loader.load(listed.default), settings, metrics, loader=loader)
     if not is_release_folder(settings.weights):
         return Service(LocalEngine(settings), settings, metrics)
     folder = ReleaseFolder(settings.weights)

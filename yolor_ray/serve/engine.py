@@ -138,21 +138,22 @@ class LocalEngine:
 
 
 def load_version(settings: config.ServeConfig, url: str, name: str, engine: str | None = None) -> LocalEngine:
-    """Return the engine of a released version; raises as `LocalEngine` does.
+    """Return the engine of a released version, or of a model of a list; raises as `LocalEngine` does.
 
     Args:
         settings: settings of the service.
-        url: weights folder of the version.
-        name: name of the model, which all versions of a release folder share.
-        engine: engine of the version before, which is taken where `settings` leave the choice; None measures all engines.
+        url: weights of the version.
+        name: name of the model, in place of that in the weights; all versions of a release folder share it.
+        engine: engine of the version before, or of another model, which is taken where `settings` leave the choice;
+            None measures all engines.
     """
-    settings = replace(settings, weights=url)
+    settings = replace(settings, weights=url, models="")
     try:
         loaded = LocalEngine(replace(settings, engine=cast(Any, engine)) if engine and settings.engine == FASTEST else settings)
     except ConfigError:
         if engine is None or settings.engine != FASTEST:
             raise
-        # The engine of the version before does not run this network.
+        # That engine does not run this network.
         loaded = LocalEngine(settings)
     loaded.info = replace(loaded.info, name=name)
     return loaded

@@ -30,10 +30,12 @@ SPECS: Mapping[str, _MetricSpec] = {
     "yolor_requests": _MetricSpec("Requests answered, by route and HTTP status.", ("route", "status")),
     "yolor_request_seconds": _MetricSpec("Time from first byte to answer, by route.", ("route",), SECONDS),
     "yolor_stage_seconds": _MetricSpec(
-        "Time of one image per stage: body, decode, queue, network (with NMS), answer.", ("stage",), SECONDS
+        "Time of one image per stage: body, load, decode, queue, network (with NMS), answer.", ("stage",), SECONDS
     ),
     "yolor_refusals": _MetricSpec("Requests, and images of a batch, answered with an error, by its code.", ("reason",)),
-    "yolor_version_requests": _MetricSpec("Requests with an image answered by each version of the weights.", ("version",)),
+    "yolor_version_requests": _MetricSpec(
+        "Requests with an image answered by each model and version of its weights.", ("model", "version")
+    ),
     "yolor_rejected_versions": _MetricSpec("Versions that the replica rejected after the comparison with the version before."),
     "yolor_in_flight": _MetricSpec("Images in work.", is_gauge=True),
     "yolor_queue_depth": _MetricSpec("Images that wait for the network.", is_gauge=True),

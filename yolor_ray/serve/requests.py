@@ -1,16 +1,28 @@
 """Requests and answers inside a service, from the received body to the fields of the response."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from starlette.requests import Request
 
+from yolor_ray import config
+from yolor_ray.data.images.decode import decoded_pixels
+from yolor_ray.data.images.header import read_header
 from yolor_ray.errors import ImageError
-from yolor_ray.inference.views import OpenImage
+from yolor_ray.inference.views import OpenImage, Tiling, open_image
+from yolor_ray.serve.catalog.catalog import NamedModel
+from yolor_ray.serve.engine import DetectOptions
+from yolor_ray.serve.http.api_keys import ApiKeys
 from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.response import Json
-from yolor_ray.serve.rollout.models import Model
+from yolor_ray.serve.rollout.models import Model, Models
+
+MAX_TILES = 256
+"""Most tiles of one image: a batch of other images passes between two batches of its tiles."""
+SMALL_PIXELS = 4_000_000
+"""Pixels up to which an image that is not cut into tiles is decoded at once: of these, no more than `decode_threads` are in memory."""
 
 
 @dataclass
@@ -21,8 +33,14 @@ class ReceivedRequest:
     body: bytes
     body_s: float
     """Seconds until the body was complete."""
+    load_s: float
+    """Seconds until the model was loaded; 0 if it was loaded already."""
+    named: NamedModel
+    """Model that the request names, or the default."""
+    models: Models
+    """Versions of that model."""
     model: Model
-    """Model that answers all images of the request."""
+    """Version that answers all images of the request."""
     is_repeated: bool = False
     """A candidate failed, and the model before answers."""
 
@@ -52,3 +70,33 @@ class LargeImage:
     pixels: int
     is_tiled: bool
     """The pixels stay until the last tile is cut."""
+
+
+def open_received(
+    received: ReceivedRequest, read: Callable[[], bytes], options: DetectOptions, settings: config.ServeConfig, keys: ApiKeys | None
+) -> OpenImage | LargeImage:
+    """Decode an image of a request, unless its pixels count in the budget; raises ApiError or ImageError.
+
+    Args:
+        received: request of the image.
+        read: returns the encoded image.
+        options: options of the image.
+        settings: settings of the service.
+        keys: keys of the service, which charge the pixels to the client; None without keys.
+    """
+    info, data = received.model.info, read()
+    header = read_header(data)
+    max_pixels = int(settings.max_megapixels * 1e6)
+    tiling = Tiling(options.tile, options.overlap, with_whole="classify" in info.tasks and options.labels)
+    open_ = functools.partial(open_image, data, info.image_px, tiling, max_pixels=max_pixels)
+    # An image over the limit is refused without decoding.
+    if header.width * header.height > max_pixels:
+        return open_()
+    tile_count = len(tiling.tiles(header.width, header.height))
+    if tile_count > MAX_TILES:
+        advice = "send a smaller image, or ask for larger tiles"
+        raise ApiError("too_many_tiles", f"found {tile_count} tiles, expected at most {MAX_TILES}: {advice}")
+    if keys is not None and not received.is_repeated:
+        keys.charge_pixels(received.request.state.api_key, header.width * header.height)
+    pixels = decoded_pixels(header, info.image_px if tile_count == 1 else None)
+    return LargeImage(open_, pixels, tile_count > 1) if tile_count > 1 or pixels > SMALL_PIXELS else open_()

@@ -19,13 +19,15 @@ from typing import Any, NoReturn
 from yolor_ray import config
 from yolor_ray.cluster import ray_internals
 from yolor_ray.cluster.environment import WORKER_HOOK
-from yolor_ray.errors import ConfigError, check
+from yolor_ray.errors import ConfigError, UserError, check
 from yolor_ray.io import manifest, storage
+from yolor_ray.io.filesystem import check_reachable, urls_in
 from yolor_ray.io.release_folder import starting_weights
 from yolor_ray.io.weights_url import BUILTIN, CONFIG_FILE, absolute_weights, check_own_engine, export_format, weights_folder
 from yolor_ray.serve import local, shared
+from yolor_ray.serve.catalog.model_list import check_budget, read_model_list
 
-FILES = ("api_keys", "tls_cert", "tls_key", "access_log")
+FILES = ("models", "api_keys", "tls_cert", "tls_key", "access_log")
 """Settings that name a file."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -38,21 +40,22 @@ class _Stopped(BaseException):
 
 
 def serve(settings: config.ServeConfig) -> dict[str, Any]:
-    """Serve until SIGINT or SIGTERM, then shut down; return the service's URL, the weights and the seconds of service.
+    """Serve until SIGINT or SIGTERM, then shut down; return the service's URL, the weights or the models, and the seconds of service.
 
     Raises:
-        ConfigError: certificate, key or API keys cannot be used, the port is taken, this machine has fewer CPUs or GPUs than the replicas
-            reserve, no cluster answers at RAY_ADDRESS, the cluster rejects this process, or an application of the cluster has the name or
-            the prefix.
+        ConfigError: certificate, key, API keys or the file of models cannot be used, the models are too large for the memory, the port is
+            taken, this machine has fewer CPUs or GPUs than the replicas reserve, no cluster answers at RAY_ADDRESS, the cluster rejects
+            this process, or an application of the cluster has the name or the prefix.
         StorageError: there are no complete weights at the URL.
         WeightsError: the weights do not fit the network, or the graph of an export does not fit its metadata.
     """
-    settings = replace(settings, weights=weights_folder(absolute_weights(settings.weights)))
-    if settings.weights != BUILTIN:
-        manifest.read_published(starting_weights(settings.weights), [CONFIG_FILE])
-    _check_export(settings)
     files: dict[str, Any] = {name: storage.absolute(getattr(settings, name)) for name in FILES if getattr(settings, name)}
     settings = replace(settings, **files)
+    if settings.models:
+        _check_models(settings)
+    else:
+        settings = replace(settings, weights=weights_folder(absolute_weights(settings.weights)))
+        _check_weights(settings)
     local.check_access_files(settings)
     _warn_of_open_service(settings)
     url = _url(settings)
@@ -66,7 +69,7 @@ def serve(settings: config.ServeConfig) -> dict[str, Any]:
         except (_Stopped, SystemExit):
             # While Ray starts, its own handler turns a signal into SystemExit.
             logger.info("event=service_stopped")
-    return {"url": url, "weights": settings.weights, "seconds": round(time.monotonic() - started, 1)}
+    return {"url": url, **_served(settings), "seconds": round(time.monotonic() - started, 1)}
 
 
 def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
@@ -142,8 +145,28 @@ def _http_options(settings: config.ServeConfig, uses_haproxy: bool) -> dict[str,
     return options
 
 
-def _check_export(settings: config.ServeConfig) -> None:
-    """Raise ConfigError for settings that an export cannot have, before Ray starts."""
+def _served(settings: config.ServeConfig) -> dict[str, str]:
+    return {"models": settings.models} if settings.models else {"weights": settings.weights}
+
+
+def _check_models(settings: config.ServeConfig) -> None:
+    """Raise an error for the first model of the list that cannot be served, before Ray starts."""
+    listed = read_model_list(settings.models)
+    check_reachable(urls_in(tuple(listed.urls.values())))
+    size_bytes: dict[str, int] = {}
+    for name in dict.fromkeys((listed.default, *listed.urls)):
+        try:
+            size_bytes[name] = listed.size_bytes(name)
+            check_budget({other: size_bytes[other] for other in (listed.default, name)}, int(settings.max_model_mb * 1e6))
+            _check_weights(replace(settings, models="", weights=listed.folder(name)))
+        except UserError as error:
+            raise type(error)(f"{settings.models}: models.{name}: {error}") from error
+
+
+def _check_weights(settings: config.ServeConfig) -> None:
+    """Raise an error unless there are weights that the settings fit, before Ray starts."""
+    if settings.weights != BUILTIN:
+        manifest.read_published(starting_weights(settings.weights), [CONFIG_FILE])
     format_name = export_format(settings.weights)
     if format_name:
         check_own_engine(settings.weights, format_name, settings.engine)
@@ -163,13 +186,14 @@ def _deploy_and_wait(settings: config.ServeConfig, url: str) -> NoReturn:
 
     from yolor_ray.serve.deployment import make_application
 
-    logger.info("event=deployment_started weights=%s", settings.weights)
+    [(kind, location)] = _served(settings).items()
+    logger.info("event=deployment_started %s=%s", kind, location)
     try:
         serve.run(make_application(settings), name=settings.name, route_prefix=settings.prefix)
     except RuntimeError:
         _raise_replica_error(settings)
         raise
-    logger.info("event=service_ready url=%s weights=%s", url, settings.weights)
+    logger.info("event=service_ready url=%s %s=%s", url, kind, location)
     while True:
         signal.pause()
 
@@ -180,7 +204,8 @@ def _raise_replica_error(settings: config.ServeConfig) -> None:
     from yolor_ray.inference.models import load_model
     from yolor_ray.model.network import Yolor
 
-    network, info = load_model(starting_weights(settings.weights))
+    listed = read_model_list(settings.models) if settings.models else None
+    network, info = load_model(listed.urls[listed.default] if listed else starting_weights(settings.weights))
     if settings.engine != FASTEST or not isinstance(network, Yolor):
         choose_engine(network, info, engine=settings.engine, precision=settings.precision)
 

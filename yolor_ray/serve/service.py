@@ -19,44 +19,41 @@ from starlette.requests import Request
 
 from yolor_ray import config
 from yolor_ray.config.serve import MAX_IMAGES
-from yolor_ray.data.images.decode import decoded_pixels
-from yolor_ray.data.images.header import read_header
 from yolor_ray.errors import ImageError
-from yolor_ray.inference.views import OpenImage, Tiling, View, open_image
+from yolor_ray.inference.views import OpenImage, View
 from yolor_ray.serve.batcher import Batcher
+from yolor_ray.serve.catalog.catalog import Catalog, Loader, NamedModel
 from yolor_ray.serve.engine import DetectOptions, Engine, TimedDetections
 from yolor_ray.serve.http.api_keys import ApiKeys
 from yolor_ray.serve.http.body import image_bytes, read_body, time_limit_s, while_connected
-from yolor_ray.serve.http.errors import ApiError
+from yolor_ray.serve.http.errors import ApiError, overloaded
 from yolor_ray.serve.http.tracing import note_stages
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.pixel_budget import PixelBudget
-from yolor_ray.serve.requests import DetectedImage, ImageResult, LargeImage, ReceivedRequest
+from yolor_ray.serve.requests import DetectedImage, ImageResult, LargeImage, ReceivedRequest, open_received
 from yolor_ray.serve.response import Json, detections_json, locate
 from yolor_ray.serve.rollout.models import Health, ImageBatcher, Model, Models
 
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
-RETRY_AFTER_S = 1
-MAX_TILES = 256
-"""Most tiles of one image: a batch of other images passes between two batches of its tiles."""
-SMALL_PIXELS = 4_000_000
-"""Pixels up to which an image that is not cut into tiles is decoded at once: of these, no more than `decode_threads` are in memory."""
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
-MAX_FAILED_BATCHES = 3
-"""Consecutive failed batches after which a replica is no longer ready."""
-
-
-def _overloaded(found: str) -> ApiError:
-    """Return the error of a request that the replica has no place or no time for."""
-    return ApiError("overloaded", f"found {found}; try again later", {"Retry-After": str(RETRY_AFTER_S)})
 
 
 class Service:
-    """Engine of one replica with its queue and its metrics."""
+    """Engines of one replica with their queue and their metrics."""
 
-    def __init__(self, engine: Engine, settings: config.ServeConfig, metrics: ServiceMetrics, release: str = "") -> None:
-        """Answer requests with an engine; `release` is the name of its version in the release folder, empty without one."""
+    def __init__(
+        self, engine: Engine, settings: config.ServeConfig, metrics: ServiceMetrics, release: str = "", loader: Loader | None = None
+    ) -> None:
+        """Answer requests with an engine, and with those that requests load.
+
+        Args:
+            engine: engine of the default model.
+            settings: settings of the service.
+            metrics: metrics of the replica.
+            release: name of the engine's version in the release folder; empty without one.
+            loader: loads the models of a list, of which `engine` is one; None without a list.
+        """
         self.settings = settings
         self.metrics = metrics
         self.keys = ApiKeys(settings.api_keys) if settings.api_keys else None
@@ -65,13 +62,14 @@ class Service:
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         # A pool of their own, so that responses do not wait behind the decoding of new requests.
         self._responders = ThreadPoolExecutor(settings.decode_threads, "answer")
-        # One thread for all models: two versions take no more cores than one, and are timed under the same conditions.
+        # One thread for all models: they take no more cores than one, and two versions are timed under the same conditions.
         self._network = ThreadPoolExecutor(1, "network")
         self.models = Models(self.add_model(engine, release))
+        self.catalog = Catalog(self.models, loader, self.add_model, int(settings.max_model_mb * 1e6), max(self._max_in_work // 2, 1))
         self._pixels = PixelBudget(int(settings.max_decoded_megapixels * 1e6))
         self._in_progress = 0
 
-    def add_model(self, engine: Engine, release: str) -> Model:
+    def add_model(self, engine: Engine, release: str = "") -> Model:
         """Return the model of an engine, with a queue of its own; requests go to the model when `models` chooses it."""
         # The batcher knows the engine and not the model: without a cycle, the memory of an old version is free at once.
         health = Health()
@@ -85,8 +83,8 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Return True unless the last MAX_FAILED_BATCHES batches failed."""
-        return self.models.current.health.failed_batches < MAX_FAILED_BATCHES
+        """Return True unless the engine of the default model is broken."""
+        return not self.models.current.health.is_broken
 
     def check_ready(self) -> None:
         """Raise ApiError unless the service is ready."""
@@ -102,9 +100,15 @@ class Service:
     def _max_in_work(self) -> int:
         return self.settings.max_queued + self.settings.max_batch
 
-    async def detect(self, request: Request, options: DetectOptions) -> Json:
-        """Return the response to a request with one image, without its request id; raises ApiError or ImageError."""
-        async with self.receive(request) as received:
+    async def detect(self, request: Request, options: DetectOptions, name: str | None = None) -> Json:
+        """Return the response of a model to a request with one image, without its request id; raises ApiError or ImageError.
+
+        Args:
+            request: request whose body has not been read.
+            options: options of the image.
+            name: name of the model; None for the default.
+        """
+        async with self.receive(request, name) as received:
             read = functools.partial(image_bytes, request.headers.get("content-type", ""), received.body)
             detected = await self._answer_of_model(received, lambda: self._detect(received, read, options))
             counts = {"body_bytes": len(received.body), "tiles": detected.tiles, "detections": detected.detections}
@@ -120,7 +124,7 @@ class Service:
             options: options of all images.
         """
         # The request itself holds the place of its first image.
-        with self._slots(len(images) - 1):
+        with self._slots(received.named, len(images) - 1):
             results = await self._answer_of_model(received, lambda: self._detect_all(received, images, options))
         detected = [result for result in results if isinstance(result, DetectedImage)]
         received.request.state.facts = {
@@ -139,13 +143,13 @@ class Service:
         except (ApiError, ImageError):
             raise
         except Exception as error:
-            if received.model is self.models.stable:
+            if received.model is received.models.stable:
                 raise
-            self.models.drop(received.model, f"found {type(error).__name__}: {error} in a request, expected an answer")
-            received.model, received.is_repeated = self.models.stable, True
+            received.models.drop(received.model, f"found {type(error).__name__}: {error} in a request, expected an answer")
+            received.model, received.is_repeated = received.models.stable, True
             result = await answer()
-        received.request.state.model = received.model
-        self.metrics.count("yolor_version_requests", version=received.model.label)
+        received.request.state.model = received.model.identity
+        self.metrics.count("yolor_version_requests", model=received.named.name, version=received.model.label)
         return result
 
     async def _detect_all(self, received: ReceivedRequest, images: Sequence[bytes], options: DetectOptions) -> list[ImageResult]:
@@ -163,36 +167,50 @@ class Service:
             return error
 
     @contextlib.asynccontextmanager
-    async def receive(self, request: Request) -> AsyncIterator[ReceivedRequest]:
-        """Read the body of a request, and hold a place in the queue inside the block, which ends at the time limit; raises ApiError."""
+    async def receive(self, request: Request, name: str | None = None) -> AsyncIterator[ReceivedRequest]:
+        """Read the body of a request, load its model, and hold a place in the queue inside the block; raises ApiError.
+
+        Args:
+            request: request whose body has not been read; its time limit counts for the block, too.
+            name: name of the model; None for the default.
+        """
+        named = self.catalog.find(name)
+        request.state.model = named.identity
         started, limit_s = time.perf_counter(), time_limit_s(request, self.settings.request_timeout_s)
-        wait_s = self._in_progress * self.models.current.batcher.seconds_per_item
+        wait_s = self.catalog.seconds_of_work
         if wait_s > limit_s:
             found = f"{self._in_progress} images in work, which take about {wait_s:.1f} s, expected an answer within {limit_s:g} s"
-            raise _overloaded(found)
+            raise overloaded(found)
         try:
             async with asyncio.timeout(limit_s):
-                with self._slots(1):
+                with self._slots(named, 1):
                     # A stalled body is the client's fault and has an error code of its own, hence a timeout a little before the request's.
                     body = await read_body(request, int(self.settings.max_body_mb * 1e6), 0.9 * limit_s)
-                    note_stages(request, body=(started, time.perf_counter()))
+                    arrived = time.perf_counter()
+                    note_stages(request, body=(started, arrived))
                     async with while_connected(request):
-                        yield ReceivedRequest(request, body, time.perf_counter() - started, self.models.choose())
+                        is_loaded = named.models is not None
+                        models = await self.catalog.load(named)
+                        load_s = 0.0 if is_loaded else time.perf_counter() - arrived
+                        if load_s:
+                            note_stages(request, load=(arrived, arrived + load_s))
+                        yield ReceivedRequest(request, body, arrived - started, load_s, named, models, models.choose())
         except TimeoutError:
-            raise ApiError("timeout", f"no answer within {limit_s:g} s; the service is slow or overloaded") from None
+            raise named.timeout(limit_s) from None
 
     async def in_decoder(self, function: Callable[Arguments, Value], *args: Arguments.args, **options: Arguments.kwargs) -> Value:
         """Return the result of a function that runs in a thread for bodies and images."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, functools.partial(function, *args, **options))
 
     @contextlib.contextmanager
-    def _slots(self, count: int) -> Iterator[None]:
-        """Hold places of the queue, one for each image."""
+    def _slots(self, named: NamedModel, count: int) -> Iterator[None]:
+        """Hold places of the queue for a model, one for each image."""
         if self._in_progress + count > self._max_in_work:
-            raise _overloaded(f"{self._in_progress} images in work and a request with {count} more, expected at most {self._max_in_work}")
+            raise overloaded(f"{self._in_progress} images in work and a request with {count} more, expected at most {self._max_in_work}")
         self._count_in_progress(count)
         try:
-            yield
+            with self.catalog.hold(named, count):
+                yield
         finally:
             self._count_in_progress(-count)
 
@@ -203,7 +221,7 @@ class Service:
     async def _detect(self, received: ReceivedRequest, read: Callable[[], bytes], options: DetectOptions) -> DetectedImage:
         """Return the answer to one image; `read` returns the encoded image."""
         started = time.perf_counter()
-        opened = await self.in_decoder(self._open, received, read, options)
+        opened = await self.in_decoder(open_received, received, read, options, self.settings, self.keys)
         async with contextlib.AsyncExitStack() as stack:
             if isinstance(opened, LargeImage):
                 await stack.enter_async_context(self._pixels.hold(opened.pixels))
@@ -220,14 +238,15 @@ class Service:
         network_s = min(sum(result.seconds for _, result in found), detected - decoded)
         stages_s = {
             "body": received.body_s,
+            **({"load": received.load_s} if received.load_s else {}),
             "decode": decoded - started,
             "queue": detected - decoded - network_s,
             "network": network_s,
         }
         if len(received.model.info.tasks) > 1 or image.view_count > 1:
             stages_s["answer"] = time.perf_counter() - detected
-        if self.models.wants_sample:
-            self.models.sample(await self.in_decoder(read), options)
+        if received.models.wants_sample:
+            received.models.sample(await self.in_decoder(read), options)
         began = detected - network_s
         spans = {"decode": (started, decoded), "queue": (decoded, began), "network": (began, detected)}
         note_stages(received.request, **spans, answer=(detected, time.perf_counter()))
@@ -251,7 +270,7 @@ class Service:
             count = min(self.settings.max_batch, image.view_count - start)
             views = await self.in_decoder(list, itertools.islice(image.views, count))
             submitted = [model.batcher.submit((view, options)) for view in views]
-            self.metrics.set("yolor_queue_depth", self.models.waiting)
+            self.metrics.set("yolor_queue_depth", self.catalog.waiting)
             results = await asyncio.gather(*submitted)
             # The pixels are not needed any more.
             found += [(replace(view, pixels=NO_PIXELS), result) for view, result in zip(views, results, strict=True)]
@@ -261,29 +280,10 @@ class Service:
         located = locate(model.info, image, [(view, result.detections) for view, result in found], options)
         return detections_json(model.info, located, image, options)
 
-    def _open(self, received: ReceivedRequest, read: Callable[[], bytes], options: DetectOptions) -> OpenImage | LargeImage:
-        """Decode the image of a request, unless its pixels count in the budget."""
-        info, data = received.model.info, read()
-        header = read_header(data)
-        max_pixels = int(self.settings.max_megapixels * 1e6)
-        tiling = Tiling(options.tile, options.overlap, with_whole="classify" in info.tasks and options.labels)
-        open_ = functools.partial(open_image, data, info.image_px, tiling, max_pixels=max_pixels)
-        # An image over the limit is refused without decoding.
-        if header.width * header.height > max_pixels:
-            return open_()
-        tile_count = len(tiling.tiles(header.width, header.height))
-        if tile_count > MAX_TILES:
-            advice = "send a smaller image, or ask for larger tiles"
-            raise ApiError("too_many_tiles", f"found {tile_count} tiles, expected at most {MAX_TILES}: {advice}")
-        if self.keys is not None and not received.is_repeated:
-            self.keys.charge_pixels(received.request.state.api_key, header.width * header.height)
-        pixels = decoded_pixels(header, info.image_px if tile_count == 1 else None)
-        return LargeImage(open_, pixels, tile_count > 1) if tile_count > 1 or pixels > SMALL_PIXELS else open_()
-
     def _detect_batch(self, engine: Engine, health: Health, images: Sequence[tuple[View, DetectOptions]]) -> list[TimedDetections]:
         self.metrics.observe("yolor_batch_images", len(images))
         self.metrics.observe("yolor_batch_fill", len(images) / self.settings.max_batch)
-        self.metrics.set("yolor_queue_depth", self.models.waiting)
+        self.metrics.set("yolor_queue_depth", self.catalog.waiting)
         health.failed_batches += 1
         results = engine.detect(images)
         health.failed_batches = 0

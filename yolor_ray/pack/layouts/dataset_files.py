@@ -15,8 +15,8 @@ import yaml
 
 from yolor_ray.errors import DataError
 from yolor_ray.io.storage import exists, read_bytes
+from yolor_ray.io.yaml_text import read_mapping
 from yolor_ray.pack.annotations.yolo.names import read_names
-from yolor_ray.pack.annotations.yolo.yaml_text import read_mapping
 from yolor_ray.pack.layouts.layout import SPLIT_WORDS, SPLITS, Layout, Source, by_split, split_of_file
 from yolor_ray.pack.layouts.tree import FolderTree, list_tree, lowest_common_folder
 from yolor_ray.pack.layouts.yolo_lists import list_sources

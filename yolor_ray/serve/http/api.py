@@ -13,14 +13,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import yolor_ray
 from yolor_ray.config.serve import FALLBACK_CONFIDENCE, MAX_IMAGES
+from yolor_ray.serve.catalog.catalog import summary
 from yolor_ray.serve.http import errors, kserve, tracing
 from yolor_ray.serve.http.api_keys import KEYED
-from yolor_ray.serve.http.body import named_images
+from yolor_ray.serve.http.body import named_images, time_limit_s
 from yolor_ray.serve.http.parameters import DetectParams, default_limits, in_words
 from yolor_ray.serve.http.request_log import AccessLog, RequestLogMiddleware
-from yolor_ray.serve.http.schemas import Answer, BatchAnswer, ErrorBody, ModelCard
+from yolor_ray.serve.http.schemas import Answer, BatchAnswer, ErrorBody, ModelCard, ModelNames
 from yolor_ray.serve.requests import DetectedImage, ImageResult
-from yolor_ray.serve.response import model_json
+from yolor_ray.serve.response import Json, model_json
+from yolor_ray.serve.rollout.models import Model
 from yolor_ray.serve.service import Service
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
@@ -45,7 +47,8 @@ BATCH_BODY = {
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody} for code in (400, 401, 403, 408, 413, 415, 422, 429, 500, 504)
 }
-
+NAMED_ERRORS: dict[int | str, dict[str, Any]] = ERROR_RESPONSES | {code: {"model": ErrorBody} for code in (404, 503)}
+CARD_ERRORS: dict[int | str, dict[str, Any]] = {code: NAMED_ERRORS[code] for code in (401, 403, 404, 429, 503, 504)}
 
 router = APIRouter()
 
@@ -53,9 +56,19 @@ router = APIRouter()
 @router.post("/v1/detect", dependencies=KEYED, response_model=Answer, responses=ERROR_RESPONSES, openapi_extra={"requestBody": BODY})
 async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> Response:
     """Detect objects in one image, with all tasks of the network: raw bytes (fastest), multipart `file`, or JSON with base64."""
-    service: Service = request.app.state.service
-    fields = await service.detect(request, params.options(service.settings))
-    return JSONResponse({"request_id": errors.request_id(request), **fields})
+    return await _detect(request, params, None)
+
+
+@router.post(
+    "/v1/models/{name}/detect",
+    dependencies=KEYED,
+    response_model=Answer,
+    responses=NAMED_ERRORS,
+    openapi_extra={"requestBody": BODY},
+)
+async def detect_by_model(request: Request, name: str, params: Annotated[DetectParams, Query()]) -> Response:
+    """Detect objects in one image with a model of `/v1/models`."""
+    return await _detect(request, params, name)
 
 
 @router.post(
@@ -67,8 +80,30 @@ async def detect(request: Request, params: Annotated[DetectParams, Query()]) -> 
 )
 async def detect_batch(request: Request, params: Annotated[DetectParams, Query()]) -> Response:
     """Detect objects in each of several images, multipart with parts `file`; an image that cannot be used leaves the others as they are."""
+    return await _detect_batch(request, params, None)
+
+
+@router.post(
+    "/v1/models/{name}/detect/batch",
+    dependencies=KEYED,
+    response_model=BatchAnswer,
+    responses=NAMED_ERRORS,
+    openapi_extra={"requestBody": BATCH_BODY},
+)
+async def detect_batch_by_model(request: Request, name: str, params: Annotated[DetectParams, Query()]) -> Response:
+    """Detect objects in each of several images with a model of `/v1/models`."""
+    return await _detect_batch(request, params, name)
+
+
+async def _detect(request: Request, params: DetectParams, name: str | None) -> Response:
     service: Service = request.app.state.service
-    async with service.receive(request) as received:
+    fields = await service.detect(request, params.options(service.settings), name)
+    return JSONResponse({"request_id": errors.request_id(request), **fields})
+
+
+async def _detect_batch(request: Request, params: DetectParams, name: str | None) -> Response:
+    service: Service = request.app.state.service
+    async with service.receive(request, name) as received:
         content_type = request.headers.get("content-type", "")
         files = await service.in_decoder(named_images, content_type, received.body, service.max_images)
         results = await service.detect_images(received, [data for _, data in files], params.options(service.settings))
@@ -76,7 +111,7 @@ async def detect_batch(request: Request, params: Annotated[DetectParams, Query()
     return JSONResponse({"request_id": errors.request_id(request), "model": received.model.identity, "results": named})
 
 
-def _result_json(service: Service, result: ImageResult) -> dict[str, Any]:
+def _result_json(service: Service, result: ImageResult) -> Json:
     """Return the fields of an image of a batch, and count its error."""
     if isinstance(result, DetectedImage):
         return result.fields
@@ -86,10 +121,29 @@ def _result_json(service: Service, result: ImageResult) -> dict[str, Any]:
 
 @router.get("/v1/model", dependencies=KEYED, response_model=ModelCard)
 async def model(request: Request) -> Response:
-    """Return the description of the served weights."""
+    """Return the description of the served weights, those of the default model."""
     service: Service = request.app.state.service
-    current = service.models.current
-    card = {
+    return JSONResponse(_card(service, service.models.current))
+
+
+@router.get("/v1/models", dependencies=KEYED, response_model=ModelNames)
+async def models(request: Request) -> Response:
+    """Return the names of the models, and the replica's knowledge of each."""
+    catalog = request.app.state.service.catalog
+    return JSONResponse({"models": [summary(catalog, named) for named in catalog.named.values()]})
+
+
+@router.get("/v1/models/{name}", dependencies=KEYED, response_model=ModelCard, responses=CARD_ERRORS)
+async def model_by_name(request: Request, name: str) -> Response:
+    """Return the description of the weights of a model, which is loaded for that."""
+    service: Service = request.app.state.service
+    current = await service.catalog.current(name, time_limit_s(request, service.settings.request_timeout_s))
+    return JSONResponse(_card(service, current))
+
+
+def _card(service: Service, current: Model) -> Json:
+    """Return the fields of ModelCard."""
+    return {
         **current.identity,
         **model_json(current.info),
         "engine": current.engine.name,
@@ -98,7 +152,6 @@ async def model(request: Request) -> Response:
         "max_images": service.max_images,
         "defaults": default_limits(service.settings),
     }
-    return JSONResponse(card)
 
 
 @router.get("/healthz")

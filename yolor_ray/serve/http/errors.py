@@ -42,10 +42,13 @@ STATUS: Mapping[str, int] = {
     "rate_limited": 429,
     "client_closed": 499,
     "internal_error": 500,
+    "model_unavailable": 503,
     "not_ready": 503,
     "timeout": 504,
 }
 """HTTP status of every error code."""
+
+RETRY_AFTER_S = 1
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,11 @@ class ApiError(YolorError):
         super().__init__(message)
         self.code = code
         self.headers = headers
+
+
+def overloaded(found: str) -> ApiError:
+    """Return the error of a request that the replica has no place or no time for."""
+    return ApiError("overloaded", f"found {found}; try again later", {"Retry-After": str(RETRY_AFTER_S)})
 
 
 def request_id(request: Request) -> str:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 import yolor_ray
 from yolor_ray.config.serve import MAX_IMAGES
 from yolor_ray.serve.http.api_keys import KEYED
-from yolor_ray.serve.http.body import decode_base64, parse_json
+from yolor_ray.serve.http.body import decode_base64, parse_json, time_limit_s
 from yolor_ray.serve.http.errors import ApiError
 from yolor_ray.serve.http.parameters import DetectParams
 from yolor_ray.serve.http.schemas import ProtocolErrorBody
@@ -51,6 +51,7 @@ BODY = {"required": True, "content": {"application/json": {"schema": BODY_SCHEMA
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     code: {"model": ProtocolErrorBody} for code in (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 }
+MODEL_ERRORS: dict[int | str, dict[str, Any]] = {code: ERROR_RESPONSES[code] for code in (401, 403, 404, 429, 503, 504)}
 
 router = APIRouter()
 
@@ -129,27 +130,30 @@ async def ready(request: Request) -> dict[str, bool]:
 
 @router.get("/v2/models/{name}/ready", responses={code: ERROR_RESPONSES[code] for code in (404, 503)})
 async def model_ready(request: Request, name: str) -> dict[str, str | bool]:
-    """Return 200 while the weights of this name are loaded and the network works, else 404 or 503."""
-    _service(request, name).check_ready()
+    """Return 200 while the network works and the weights of this name are, or can be, loaded; else 404 or 503."""
+    service: Service = request.app.state.service
+    service.catalog.check_usable(service.catalog.find(name))
+    service.check_ready()
     return {"name": name, "ready": True}
 
 
-@router.get("/v2/models/{name}", dependencies=KEYED, responses={code: ERROR_RESPONSES[code] for code in (401, 403, 404, 429)})
+@router.get("/v2/models/{name}", dependencies=KEYED, responses=MODEL_ERRORS)
 async def model(request: Request, name: str) -> dict[str, Any]:
     """Return the inputs and outputs of the served weights."""
-    service = _service(request, name)
+    service: Service = request.app.state.service
+    current = await service.catalog.current(name, time_limit_s(request, service.settings.request_timeout_s))
     outputs = [
         {"name": output, "datatype": datatype, "shape": [-1, 4] if output == "boxes" else [-1]} for output, datatype in OUTPUTS.items()
     ]
     inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
-    return {"name": name, "platform": f"yolor_ray_{service.models.current.engine.name}", "inputs": inputs, "outputs": outputs}
+    return {"name": name, "platform": f"yolor_ray_{current.engine.name}", "inputs": inputs, "outputs": outputs}
 
 
 @router.post("/v2/models/{name}/infer", dependencies=KEYED, responses=ERROR_RESPONSES, openapi_extra={"requestBody": BODY})
 async def infer(request: Request, name: str) -> Response:
     """Detect objects in a tensor of encoded images; an image that cannot be used refuses the request."""
-    service = _service(request, name)
-    async with service.receive(request) as received:
+    service: Service = request.app.state.service
+    async with service.receive(request, name) as received:
         asked = await service.in_decoder(read_request, received.body, request.headers.get(JSON_LENGTH), service.max_images)
         results = await service.detect_images(received, asked.images, asked.params.options(service.settings))
     answers = [_answer_of(index, result) for index, result in enumerate(results)]
@@ -219,12 +223,3 @@ def _answer_of(index: int, result: ImageResult) -> Json:
     if not isinstance(result, DetectedImage):
         raise ApiError(result.code, f"{INPUT}[{index}]: {result}", getattr(result, "headers", None))
     return result.fields
-
-
-def _service(request: Request, name: str) -> Service:
-    """Return the service; raises ApiError unless its weights have the name."""
-    service: Service = request.app.state.service
-    expected = service.models.current.info.name
-    if name != expected:
-        raise ApiError("not_found", f"found the model {name[:80]!r} in the path, expected {expected!r}")
-    return service

@@ -17,7 +17,9 @@ from yolor_ray.serve.haproxy import NO_REPLICA
 from yolor_ray.serve.http.upgrade import ignore_upgrades
 
 PROBES = re.compile(r".*/(readyz|healthz|v2/health/(live|ready)|v2/models/[^/]+/ready)")
-ROUTES = re.compile(rf"{PROBES.pattern}|.*/(v1/(detect|detect/batch|model)|v2|v2/models/[^/]+(/infer)?)")
+ROUTES = re.compile(
+    rf"{PROBES.pattern}|.*/(v1/(detect|detect/batch|model|models|models/[^/]+(/detect|/detect/batch)?)|v2|v2/models/[^/]+(/infer)?)"
+)
 """Paths that this package serves, after any prefix; other 404 answers of the proxy are for applications of others."""
 RAY_ROUTES = "/-/"
 """Start of the paths that the proxy answers by itself."""

@@ -94,5 +94,5 @@ class RequestLogMiddleware:
             request = {"time": datetime.now(UTC).isoformat(), "request_id": state["request_id"], "method": scope["method"], "route": route}
             key = state["api_key"].name if "api_key" in state else None
             answer = {"status": status, "code": state.get("error_code"), "seconds": round(seconds, 6)}
-            model = state.get("model", self._service.models.current)
-            self._log.write({**request, "key": key, "model": model.identity, **answer, **state.get("facts", {})})
+            model = state.get("model", self._service.models.current.identity)
+            self._log.write({**request, "key": key, "model": model, **answer, **state.get("facts", {})})

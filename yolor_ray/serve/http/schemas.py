@@ -51,6 +51,24 @@ class ModelCard(Model):
     defaults: dict[str, float | str] = Field(description="Values of the query parameters that a request leaves out.")
 
 
+class ListedModel(BaseModel):
+    """Model of the list, as the replica that answers knows it."""
+
+    name: str
+    default: bool = Field(description="Whether the model answers where a request names none.")
+    loaded: bool = Field(description="Whether the model is loaded; the first request for another one loads it.")
+    version: str | SkipJsonSchema[None] = _optional("Version of the weights; absent before the first load.")
+    classes: list[str] | SkipJsonSchema[None] = _optional("Absent before the first load.")
+    tasks: list[str] | SkipJsonSchema[None] = _optional("Tasks that the network has learned; absent before the first load.")
+    fault: str | SkipJsonSchema[None] = _optional("Reason for which requests of the model are refused now; absent without one.")
+
+
+class ModelNames(BaseModel):
+    """Models of the service, in the order of their file."""
+
+    models: list[ListedModel]
+
+
 class Size(BaseModel):
     """Pixels of the displayed image (EXIF orientation applied)."""
 
@@ -124,7 +142,8 @@ class Detected(BaseModel):
     detections: list[Detection]
     labels: list[ImageLabel] | SkipJsonSchema[None] = _optional("All of them; absent without the task classify, or with labels=false.")
     timing_ms: dict[str, float] = Field(
-        description="Milliseconds per stage: body, decode, queue, network; with other tasks than detect also answer, which encodes masks."
+        description="Milliseconds per stage: body, decode, queue, network; with other tasks than detect also answer, which encodes masks; "
+        "load where the request waited for its model."
     )
 
 

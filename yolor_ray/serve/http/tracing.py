@@ -136,8 +136,8 @@ class TracingMiddleware:
             span.set_attribute("error.type", scope["state"].get("error_code", "internal_error"))
         if status >= 500:
             span.set_status(StatusCode.ERROR)
-        model = scope["state"].get("model", self._service.models.current)
-        span.set_attributes({f"yolor_ray.model.{name}": text for name, text in model.identity.items()})
+        model = scope["state"].get("model", self._service.models.current.identity)
+        span.set_attributes({f"yolor_ray.model.{name}": text for name, text in model.items()})
         facts = scope["state"].get("facts", {})
         counts = {name: facts[name] for name in ("body_bytes", "images", "failed_images", "tiles", "detections") if name in facts}
         span.set_attributes({f"yolor_ray.{name}": count for name, count in counts.items()})

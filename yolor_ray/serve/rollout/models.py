@@ -13,6 +13,9 @@ from yolor_ray.serve.engine import DetectOptions, Engine, TimedDetections
 MAX_SAMPLES = 4
 """Images that wait for the comparison of two versions; of further ones none is kept, so that a comparison never holds up requests."""
 
+MAX_FAILED_BATCHES = 3
+"""Consecutive failed batches after which an engine is broken."""
+
 ImageBatcher = Batcher[tuple[View, DetectOptions], TimedDetections]
 
 
@@ -22,6 +25,11 @@ class Health:
 
     failed_batches: int = 0
     """Batches that failed in a row."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Return True if the last MAX_FAILED_BATCHES batches failed."""
+        return self.failed_batches >= MAX_FAILED_BATCHES
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from yaml import Node
 
 from yolor_ray.data.augment.keypoint_flip import flipped_keypoint_order
-from yolor_ray.pack.annotations.yolo import yaml_text
+from yolor_ray.io import yaml_text
 
 logger = logging.getLogger(__name__)
 

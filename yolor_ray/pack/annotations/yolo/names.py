@@ -9,9 +9,9 @@ from yaml import Node
 
 from yolor_ray.data.images.header import read_header
 from yolor_ray.errors import DataError, ImageError
+from yolor_ray.io import yaml_text
 from yolor_ray.io.storage import read_bytes
 from yolor_ray.pack.annotations.safe_xml import XmlError, parse_xml
-from yolor_ray.pack.annotations.yolo import yaml_text
 from yolor_ray.pack.annotations.yolo.keypoint_names import KeypointSpec, read_keypoints
 
 EXPECTED = "expected one class name per line, or YAML with names:"

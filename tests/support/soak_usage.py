@@ -45,7 +45,8 @@ POOL_THREAD = "event_engine"
 POOL_PER_HOUR = 5.0
 """Growth of gRPC's pool of threads per hour that counts as flat: every process of Ray has one, also GCS, which runs none of the project's
 code, and starts a thread now and then."""
-WORKER_TITLE = "ray::"
+WORKER_LOGS = "ray/session_2*/logs/python-core-worker-*"
+"""Files in the folder of a host: Ray writes one for each worker process."""
 PERIOD_S = 10.0
 WARM_UP_S = 180.0
 """First seconds of a process, which loads modules and fills caches, without an influence on slopes."""
@@ -111,14 +112,11 @@ def role_of(command_line: str) -> str:
 
 
 def processes(hosts: Sequence[Host]) -> Iterator[tuple[str, psutil.Process]]:
-    """Yield role and process of the processes of hosts that have a role, or the title of a worker process of Ray."""
+    """Yield role and process of the processes of hosts that have a role."""
     namespaces = {Path(f"/proc/{host.init_pid}/ns/pid").readlink() for host in hosts}
     for process in psutil.process_iter():
         try:
-            if Path(f"/proc/{process.pid}/ns/pid").readlink() not in namespaces:
-                continue
-            command_line = " ".join(process.cmdline())
-            if (role := role_of(command_line)) or command_line.startswith(WORKER_TITLE):
+            if Path(f"/proc/{process.pid}/ns/pid").readlink() in namespaces and (role := role_of(" ".join(process.cmdline()))):
                 yield role, process
         except (OSError, psutil.Error):
             continue
@@ -139,8 +137,8 @@ class Usage:
         """Names of the threads of each process, at its first and at its last sample."""
         self.counts: list[tuple[float, float]] = []
         """Time and number of the hosts' processes that have a role."""
-        self._started: dict[psutil.Process, float] = {}
-        """Time at which each worker process was first seen."""
+        self._workers: list[tuple[float, int]] = []
+        """Time and number of the worker processes that the hosts have started."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll)
 
@@ -154,12 +152,11 @@ class Usage:
 
     def _poll(self) -> None:
         while not self._stop.wait(PERIOD_S):
-            found, now = list(processes(self._hosts)), time.monotonic()
-            for _, process in found:
-                self._started.setdefault(process, now)
-            named = [(role, process) for role, process in found if role]
-            self.counts.append((now, len(named)))
-            for role, process in named:
+            found = list(processes(self._hosts))
+            self.counts.append((time.monotonic(), len(found)))
+            started = sum(len(list(host.outside_path(host.folder).glob(WORKER_LOGS))) for host in self._hosts)
+            self._workers.append((time.monotonic(), started))
+            for role, process in found:
                 try:
                     if time.time() - process.create_time() < WARM_UP_S:
                         continue
@@ -188,8 +185,5 @@ class Usage:
 
     def workers_per_hour(self) -> float:
         """Return the worker processes that a node has started per hour, as a mean of the nodes."""
-        times = sorted(self._started.values())
-        hours = (times[-1] - times[0]) / 3600 if times else 0.0
-        # Those of the first sample had started before.
-        started = sum(at > times[0] for at in times)
-        return started / hours / len(self._hosts) if hours else 0.0
+        (first_s, before), (last_s, after) = self._workers[0], self._workers[-1]
+        return (after - before) / (last_s - first_s) * 3600 / len(self._hosts) if last_s > first_s else 0.0

@@ -39,8 +39,9 @@ DAEMON_MB = 10.0
 A raylet keeps memory of each worker process and driver that has ended, most of it for the first hundred processes. The project cannot
 change that, and a soak has some hundred worker processes on a node.
 """
-AGENT_KEPT_MB = 0.05
-"""Memory that a dashboard agent keeps of each worker process of its node (MB), also without the project: see `test_bare_ray.py`."""
+AGENT_KEPT_MB = 0.15
+"""Memory that a dashboard agent keeps of each worker process of trainings on its node (MB), also without the project: see
+`test_bare_ray.py`."""
 POOL_THREAD = "event_engine"
 POOL_PER_HOUR = 5.0
 """Growth of gRPC's pool of threads per hour that counts as flat: every process of Ray has one, also GCS, which runs none of the project's

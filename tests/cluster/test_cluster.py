@@ -77,7 +77,7 @@ def test_ray_starts_where_tmpdir_names_no_folder():
         "from ray._common.utils import get_default_system_temp_dir as folder; assert folder() == tempfile.gettempdir() != '/proc/none'"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"TMPDIR": "/proc/none"}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=180)
 
 
 def test_an_address_without_a_cluster_is_a_user_error(monkeypatch):
@@ -158,7 +158,7 @@ def check_access_in_a_process(home: Path, allow_unauthenticated: bool = False, *
     )
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     environment = inherited | {"HOME": str(home), "RAY_AUTH_MODE": "token"} | variables
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=180)
 
 
 def test_a_cluster_with_this_processes_token_is_joined(start_head, tmp_path):

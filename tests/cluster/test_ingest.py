@@ -51,7 +51,7 @@ def test_a_row_group_that_has_not_arrived_or_was_lost_is_read_from_storage(datas
 def test_a_dataset_arrives_in_the_object_store(dataset: Dataset, monkeypatch) -> None:
     expected = names(block_source.direct_source(dataset), dataset, [3, 0, 1, 2])
     source = block_source.cluster_source(dataset)
-    arrived, _ = ray.wait(list(source.tables.values()), num_returns=len(source.tables), timeout=60)
+    arrived, _ = ray.wait(list(source.tables.values()), num_returns=len(source.tables), timeout=180)
     assert len(arrived) == len(dataset.row_groups)
     monkeypatch.setattr(block_source, "read_row_group", None)
     assert names(source, dataset, [3, 0, 1, 2]) == expected

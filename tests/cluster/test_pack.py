@@ -27,7 +27,7 @@ def faults_of(url: str) -> list[dict]:
 
 
 def run_job(*flags: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(JOB), *flags], capture_output=True, text=True, timeout=120, check=False, env=environment)
+    return subprocess.run([sys.executable, str(JOB), *flags], capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -117,7 +117,7 @@ def test_a_killed_pack_leaves_no_dataset_and_a_rerun_finishes_it(yolo_set, s3, r
     flags = ["yolo", *(word for name, value in sources.items() for word in (f"--{name}", value)), "--output", output, "--shard-mb", "0.001"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     job = subprocess.Popen([sys.executable, str(JOB), *flags], **quiet, env=ray_cluster, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not storage.list_names(output) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(job.pid, signal.SIGKILL)

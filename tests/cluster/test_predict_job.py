@@ -51,7 +51,7 @@ def test_a_killed_prediction_goes_on_and_equals_one_in_a_single_process(weights,
     output = storage.join(s3(), "out")
     limits = {"confidence": 0.0, "max_detections": 20, "engine": "torch"}
     settings = PredictConfig(weights, squares.url, output, format="coco", cluster=WorkersConfig(workers="1-2"), **limits)
-    killed = subprocess.run([sys.executable, "-c", KILLED, json.dumps(asdict(settings))], env=ray_cluster, cwd=ROOT, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", KILLED, json.dumps(asdict(settings))], env=ray_cluster, cwd=ROOT, timeout=300)
     assert killed.returncode == -signal.SIGKILL
     assert not manifest.is_published(output)
     first = storage.list_names(storage.join(output, "unfinished"))[0].replace(".json", ".parquet")

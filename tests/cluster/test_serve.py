@@ -89,7 +89,7 @@ class Job:
             )
 
     def wait_until_ready(self):
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while b"event=service_ready" not in self.log.read_bytes():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
@@ -97,7 +97,7 @@ class Job:
     def stop(self):
         # To the whole process group, as `timeout` does: not to the job alone.
         os.killpg(self.process.pid, signal.SIGTERM)
-        output, _ = self.process.communicate(timeout=60)
+        output, _ = self.process.communicate(timeout=180)
         return output.decode()
 
 

@@ -96,7 +96,7 @@ def serve_and_detect(head: Head, weights: str) -> dict:
 
 def post(url: str, image: bytes) -> dict:
     """Post an image as soon as the service answers."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, image, {"Content-Type": "image/jpeg"}), timeout=10) as answer:

@@ -77,7 +77,7 @@ def test_two_workers_train_from_s3_on_every_record_once_per_epoch(undisturbed: d
 
 
 def wait_for(condition: Callable[[], object], job: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 400
     while not condition():
         assert job.poll() is None and time.monotonic() < deadline, "the job ended, or made no progress"
         time.sleep(0.05)
@@ -113,7 +113,7 @@ def test_a_killed_worker_and_a_preempted_job_change_nothing(
     # To every process, as systemd does: not to the job alone, nor to its process group as `timeout` does.
     for process in [*started, psutil.Process(job.pid)]:
         process.terminate()
-    assert job.wait(60) == 143, output.read_text()[-3000:]
+    assert job.wait(180) == 143, output.read_text()[-3000:]
     assert psutil.wait_procs(started, timeout=10)[1] == []
     assert f"preempted: {run}: SIGTERM ended training; the same command resumes from the newest checkpoint" in output.read_text()
     preempted_at = max(checkpoint_steps(run))

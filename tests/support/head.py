@@ -51,11 +51,11 @@ class Head:
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [RAY, "job", "submit", "--working-dir", ".", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=240)
+        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=600)
 
     def wait(self) -> None:
         """Wait until a job can be run: the dashboard answers some seconds before the node's agent takes jobs."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while subprocess.run([RAY, "job", "submit", "--", "true"], env=self.environment, capture_output=True).returncode:
             assert self.process.poll() is None and time.monotonic() < deadline, Path(self.log.name).read_text()
             time.sleep(1)

@@ -116,6 +116,12 @@ def test_haproxy_speaks_tls_at_the_services_address_alone(tmp_path):
     assert changed.count(" ssl crt ") == 1 and len(changed.splitlines()) == len(text.splitlines())
 
 
+def test_a_service_whose_certificate_has_gone_does_not_fall_back_to_plain_http(tmp_path):
+    link = tmp_path / haproxy.CERTIFICATE_FILE
+    link.symlink_to(tmp_path / "renewed.pem")
+    assert f"bind 127.0.0.1:8000 ssl crt {link}" in haproxy.listen_on("frontend http_frontend\n    bind *:8000\n", "127.0.0.1", link)
+
+
 def test_haproxy_speaks_tls_with_the_certificate_beside_the_folders_of_the_nodes(tmp_path, monkeypatch):
     node = tmp_path / "node"
     node.mkdir()

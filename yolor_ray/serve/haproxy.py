@@ -33,8 +33,9 @@ def answer_503_without_application(text: str) -> str:
 
 
 def listen_on(text: str, host: str, certificate: Path) -> str:
-    """Return an HAProxy configuration whose service listens on a host; it speaks TLS with the certificate if the file exists."""
-    tls = f" ssl crt {certificate} alpn h2,http/1.1" if certificate.exists() else ""
+    """Return an HAProxy configuration whose service listens on a host; it speaks TLS with the certificate if there is one."""
+    # A link whose file has gone stays TLS: HAProxy then refuses the configuration, and does not speak plain HTTP.
+    tls = f" ssl crt {certificate} alpn h2,http/1.1" if os.path.lexists(certificate) else ""
     served, count = re.subn(r"(?m)(^frontend http_frontend\n\s*bind )\S+:(\d+)$", rf"\g<1>{host}:\g<2>{tls}", text)
     if not count:
         raise ValueError("found no frontend of Ray Serve in HAProxy's configuration, expected one: the service would listen elsewhere")

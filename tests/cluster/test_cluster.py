@@ -56,7 +56,9 @@ def test_variables_of_a_submitted_job_take_precedence(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "prepare", [connect.start_ray, lambda: os.environ.update(local.ray_environment(Path("/tmp"), "127.0.0.1"))], ids=["job", "serve"]
+    "prepare",
+    [connect.start_ray, lambda: os.environ.update(local.ray_environment(Path("/tmp"), config.ServeConfig("w")))],
+    ids=["job", "serve"],
 )
 def test_ray_starts_with_dockers_64_mb_of_shared_memory_on_a_large_machine(prepare, monkeypatch):
     monkeypatch.setattr(os, "environ", {"RAY_SERVE_ENABLE_HA_PROXY": "0"})

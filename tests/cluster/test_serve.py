@@ -202,6 +202,13 @@ def test_haproxy_alone_listens_at_the_address_of_the_service(job):
     assert set().union(*(listening_addresses(other) for other in processes if other != pid)) == {"127.0.0.1"}
 
 
+def test_replicas_and_haproxy_have_the_priority_of_the_command(job):
+    processes = descendants(job.process.pid)
+    served = [pid for pid, line in processes.items() if "ServeReplica" in line] + haproxies(processes)
+    assert len(served) >= 2
+    assert {psutil.Process(pid).nice() for pid in served} == {psutil.Process(job.process.pid).nice()}
+
+
 def test_a_second_service_on_the_same_port_is_the_users_mistake(job):
     second = subprocess.run(
         [sys.executable, str(JOB), "--weights", str(job.folder / "weights"), "--host", HOST, "--port", str(job.port)],

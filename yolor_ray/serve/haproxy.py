@@ -2,8 +2,9 @@
 
 Ray's template has one address for HAProxy and for the replicas, which speak plain HTTP. The statistics pages listen on all interfaces, and
 there is no TLS. Nothing stops HAProxy when Ray is killed, HAProxy's errors are plain text, and before there is an application HAProxy
-answers 404. This file corrects all that between the writing of the configuration and the start of the binary. This file runs without
-site-packages, because every reload of HAProxy waits for this file.
+answers 404. A replica refuses what it has no place for, but spends on each refusal time that its answers need. This file corrects all that
+between the writing of the configuration and the start of the binary. This file runs without site-packages, because every reload of HAProxy
+waits for this file.
 """
 
 import ctypes
@@ -19,6 +20,14 @@ ERROR_FILE = "500.http"
 CERTIFICATE_FILE = "tls.pem"
 """Certificates in the folder of HAProxy's files, with the key in a file of the same name and `.key`; absent without TLS."""
 NO_REPLICA = {"code": "not_ready", "message": "no replica is ready; try again later", "request_id": ""}
+OVERLOADED = {
+    "code": "overloaded",
+    "message": "found no place in the queue of any replica; try again later",
+    "request_id": "%[var(txn.id)]",
+}
+"""Answer to a request that no replica has a place for; HAProxy writes the id of the request into it."""
+REQUEST_ID = "[A-Za-z0-9._-]{1,64}"
+"""Pattern of a client's request id that the answer repeats."""
 
 
 def bind_statistics_to_loopback(text: str) -> str:
@@ -30,6 +39,29 @@ def answer_503_without_application(text: str) -> str:
     """Return an HAProxy configuration that answers 503 in JSON, not 404, where no application takes the path."""
     answer = f"http-request return status 503 content-type application/json string '{json.dumps(NO_REPLICA)}' hdr Retry-After 1"
     return re.sub(r"(?m)(^backend default_backend\n\s*)http-request return status 404 .*$", lambda found: found[1] + answer, text)
+
+
+def refuse_beyond_queue(text: str, places: int) -> str:
+    """Return an HAProxy configuration that answers 429 to a POST when all replicas have as many requests in work as they have places.
+
+    Args:
+        text: configuration of HAProxy.
+        places: images that a replica takes at a time, in work or waiting.
+    """
+    is_refused = "METH_POST { nbsrv gt 0 } { var(txn.free) -m int lt 0 }"
+    answer_v2 = OVERLOADED | {"error": OVERLOADED["message"]}
+    headers = "hdr Retry-After 1 hdr Cache-Control no-store hdr X-Request-ID %[var(txn.id)]"
+    refuse = f"http-request return status 429 content-type application/json {headers}"
+    rules = (
+        "http-request set-var(txn.in_work) be_conn",
+        f"http-request set-var(txn.free) nbsrv,mul({places}),sub(txn.in_work)",
+        f"http-request set-var(txn.id) uuid() if {is_refused}",
+        f"http-request set-var(txn.id) req.hdr(x-request-id) if {is_refused} {{ req.hdr(x-request-id) -m reg ^{REQUEST_ID}$ }}",
+        f"{refuse} lf-string '{json.dumps(answer_v2)}' if {is_refused} {{ path_sub /v2/models/ }}",
+        f"{refuse} lf-string '{json.dumps(OVERLOADED)}' if {is_refused}",
+    )
+    lines = "".join(f"\n    {rule}" for rule in rules)
+    return re.sub(r"(?m)^backend (?!default_backend$)\S+$", lambda found: found[0] + lines, text)
 
 
 def listen_on(text: str, host: str, certificate: Path) -> str:
@@ -49,10 +81,18 @@ def no_replica_response() -> str:
     return "\r\n".join((*head, "Connection: close", "", body))
 
 
-def main(binary: str, host: str, arguments: list[str]) -> None:
-    """Replace this process by HAProxy for a service on a host; `arguments` are those of Ray and contain `-f CONFIGURATION`."""
+def main(binary: str, host: str, places: int, arguments: list[str]) -> None:
+    """Replace this process by HAProxy for a service.
+
+    Args:
+        binary: HAProxy's program.
+        host: address to listen on.
+        places: images that a replica takes at a time, in work or waiting.
+        arguments: arguments of Ray, with `-f CONFIGURATION`.
+    """
     path = Path(arguments[arguments.index("-f") + 1])
     text = answer_503_without_application(bind_statistics_to_loopback(path.read_text()))
+    text = refuse_beyond_queue(text, places)
     # Ray writes the configuration into a folder of the node, inside the folder that it was told.
     path.write_text(listen_on(text, host, path.parent.parent / CERTIFICATE_FILE))
     (path.parent / ERROR_FILE).write_text(no_replica_response())
@@ -63,4 +103,4 @@ def main(binary: str, host: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])

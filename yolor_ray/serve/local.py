@@ -78,10 +78,10 @@ def check_resources(settings: config.ServeConfig, resources: Mapping[str, float]
             raise ConfigError(f"{flag}: found {reserved}, expected at most the {available:g} {name}s of this machine in all")
 
 
-def ray_environment(folder: Path, host: str) -> dict[str, str]:
+def ray_environment(folder: Path, settings: config.ServeConfig) -> dict[str, str]:
     """Return the environment that Ray's processes need before they start, without the variables that the user has set.
 
-    HAProxy listens on the host. Its program is started by this package, whatever program the user has named.
+    HAProxy listens on the host of the settings. Its program is started by this package, whatever program the user has named.
     """
     variables = {ray_internals.USES_HAPROXY: "1" if ray_internals.has_haproxy() else "0"}
     variables |= {**PROXY_ENVIRONMENT, **local_ray_settings()}
@@ -91,11 +91,13 @@ def ray_environment(folder: Path, host: str) -> dict[str, str]:
     variables[ray_internals.PROXY_START_TIMEOUT] = "60"
     # A killed proxy is found by the third check that fails; by default the checks are 10 s apart.
     variables[ray_internals.PROXY_CHECK_PERIOD] = "2"
+    # By default Ray gives HAProxy and the replicas a niceness of 15, and any other program of the machine takes the cores first.
+    variables["RAY_worker_niceness"] = "0"
     uses_haproxy = os.environ.get(ray_internals.USES_HAPROXY, variables[ray_internals.USES_HAPROXY]) == "1"
     if uses_haproxy:
         variables |= _haproxy_environment(folder)
     variables = without_those_set(variables)
-    return variables | {ray_internals.HAPROXY_BINARY: _write_starter(folder, host)} if uses_haproxy else variables
+    return variables | {ray_internals.HAPROXY_BINARY: _write_starter(folder, settings)} if uses_haproxy else variables
 
 
 def without_those_set(variables: Mapping[str, str]) -> dict[str, str]:
@@ -124,12 +126,13 @@ def _haproxy_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _write_starter(folder: Path, host: str) -> str:
-    """Write the program that starts HAProxy for a service on a host, and return its path."""
+def _write_starter(folder: Path, settings: config.ServeConfig) -> str:
+    """Write the program that starts HAProxy for a service, and return its path."""
     starter = folder / "haproxy"
     named = os.environ.get(ray_internals.HAPROXY_BINARY, "haproxy")
     binary = ray_internals.get_haproxy_binary() if ray_internals.has_haproxy() else named
-    command = shlex.join([sys.executable, "-IS", haproxy.__file__, binary, host])
+    places = settings.max_queued + settings.max_batch
+    command = shlex.join([sys.executable, "-IS", haproxy.__file__, binary, settings.host, str(places)])
     starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     starter.chmod(0o700)
     return str(starter)

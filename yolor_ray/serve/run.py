@@ -76,7 +76,7 @@ def _serve_locally(settings: config.ServeConfig, url: str) -> NoReturn:
     local.check_port(settings)
     # Not TMPDIR: HAProxy refuses socket paths over 97 characters, and Ray appends 70 characters to this path.
     with tempfile.TemporaryDirectory(prefix="yolor-", dir="/tmp") as folder:
-        os.environ.update(local.ray_environment(Path(folder), settings.host))
+        os.environ.update(local.ray_environment(Path(folder), settings))
         local.check_open_files()
         uses_haproxy = os.environ[ray_internals.USES_HAPROXY] == "1"
         if uses_haproxy and settings.tls_cert:

@@ -62,10 +62,10 @@ def wait_for(condition, log, seconds=240):
 
 
 class Clients:
-    """Clients that ask without a pause until they are stopped, and the status, release and number of boxes of each answer."""
+    """Clients that ask without a pause until they are stopped; `answers` has the status, release, number of boxes and seconds of each."""
 
     def __init__(self, url, count):
-        self.answers, self._stopped = [], threading.Event()
+        self.answers, self._stopped, self._started = [], threading.Event(), time.monotonic()
         images = [record.image for record in map(scene, range(12))]
         self._threads = [threading.Thread(target=self._ask, args=[url, images[start:] + images[:start]]) for start in range(count)]
         for thread in self._threads:
@@ -77,10 +77,16 @@ class Clients:
                 for image in images:
                     answer = session.post(f"{url}/v1/detect{QUERY}", data=image, timeout=30)
                     body = answer.json()
-                    self.answers.append((answer.status_code, body.get("model", {}).get("release"), len(body.get("detections", ()))))
+                    found = body.get("model", {}).get("release"), len(body.get("detections", ()))
+                    self.answers.append((answer.status_code, *found, time.monotonic() - self._started))
 
     def since(self, start):
-        return {version for _, version, _ in self.answers[start:]}
+        return {version for _, version, *_ in self.answers[start:]}
+
+    def counts_by_time(self, seconds):
+        """Return the answers of each version in each interval of so many seconds."""
+        counts = Counter((int(since // seconds) * seconds, version) for _, version, _, since in self.answers)
+        return [f"{start} s: {version[:8]} {count}" for (start, version), count in sorted(counts.items())]
 
     def stop(self):
         self._stopped.set()
@@ -137,10 +143,10 @@ def test_versions_come_are_rejected_and_go_back_without_a_failed_request(s3, tmp
     assert (card["name"], card["release"]) == ("live", first)
     rejected = releases.read().rejected
     assert "not finite" in rejected[broken] and rejected[blind].startswith("detections per image: found 0.00")
-    assert Counter(status for status, *_ in clients.answers).keys() == {200}, Counter(clients.answers)
-    assert {boxes for *_, boxes in clients.answers} == {20}
+    assert Counter(status for status, *_ in clients.answers).keys() == {200}, Counter(answer[:3] for answer in clients.answers)
+    assert {boxes for _, _, boxes, _ in clients.answers} == {20}
     assert "Traceback" not in text and "yolor_version_requests_total" in metrics
-    logging.getLogger(__name__).info("answers=%s rejected=%s", Counter(version for _, version, _ in clients.answers), rejected)
+    logging.getLogger(__name__).info("answers=%s rejected=%s", clients.counts_by_time(5), rejected)
 
 
 @pytest.mark.parametrize("arguments", [["--back"], []])

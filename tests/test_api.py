@@ -31,7 +31,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A random network with all tasks, whose outputs depend on the image."""
     torch.manual_seed(0)
     config = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), neck_depth=1, tasks=TASKS)
-    network = Yolor(config, 3, ANCHORS, image_classes=2, keypoints=2, identities=5)
+    network = Yolor(config, 3, ANCHORS, image_classes=2, keypoints=2, identities=(5,))
     for level in network.head.levels:
         torch.nn.init.normal_(level.predict.bias, std=1.0)
         torch.nn.init.normal_(level.predict.weight, std=0.05)

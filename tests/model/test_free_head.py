@@ -30,7 +30,7 @@ def names(classes: tuple[str, ...]) -> WeightsInfo:
 
 def make_network(config: NetworkConfig = FREE, classes: int = 3) -> Yolor:
     torch.manual_seed(0)
-    network = Yolor(config, classes, image_classes=2, keypoints=3, identities=5)
+    network = Yolor(config, classes, image_classes=2, keypoints=3, identities=(5,))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

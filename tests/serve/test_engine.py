@@ -35,7 +35,7 @@ def view_of(data):
 def random_weights(url, tasks, varied=False, thresholds=None):
     """Publish a network; the outputs of a varied network depend strongly on the image, so that no two predictions tie."""
     torch.manual_seed(0)
-    network = Yolor(replace(TINY, tasks=tasks), 3, ANCHORS, image_classes=4, keypoints=2, identities=5)
+    network = Yolor(replace(TINY, tasks=tasks), 3, ANCHORS, image_classes=4, keypoints=2, identities=(5,))
     for level in network.head.levels:
         torch.nn.init.normal_(level.predict.bias, std=1.0)
     if varied:

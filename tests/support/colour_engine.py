@@ -60,7 +60,7 @@ def write_weights(url, tasks=("detect",), seed=0, thresholds=None, class_keypoin
     """Publish weights with these classes, tasks, best confidences and keypoints by class; their tensors depend on the seed."""
     torch.manual_seed(seed)
     config = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 24), depths=(1, 1, 1), levels=2, neck_depth=1, tasks=tasks)
-    network = Yolor(config, len(CLASSES), ANCHORS, image_classes=2, keypoints=2, identities=2)
+    network = Yolor(config, len(CLASSES), ANCHORS, image_classes=2, keypoints=2, identities=(2,))
     names = {"image_classes": IMAGE_CLASSES, "keypoint_names": KEYPOINTS, "class_keypoints": class_keypoints or {}}
     info = WeightsInfo("colours", CLASSES, SIDE, **names, thresholds=thresholds or {})
     save_weights(str(url), network.eval(), info)

@@ -24,7 +24,7 @@ def tiny_network(classes: int = 3, seed: int = 0, **settings: object) -> Yolor:
     widths, depths = (8, 16, 24, 32)[:stages], (1, 2, 1, 1)[:stages]
     config = NetworkConfig(**{"stem_width": 8, "widths": widths, "depths": depths, "levels": 2, "neck_depth": 1, **settings})
     torch.manual_seed(seed)
-    network = Yolor(config, classes, ANCHORS, image_classes=3, keypoints=5, identities=4)
+    network = Yolor(config, classes, ANCHORS, image_classes=3, keypoints=5, identities=(4,))
     with torch.no_grad():
         for module in network.modules():
             _randomize(module)

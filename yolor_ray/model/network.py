@@ -5,6 +5,7 @@ anchors, 4 + K without, P predictions (A · H · W summed over the levels).
 """
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -129,7 +130,7 @@ class Yolor(nn.Module):
         *,
         image_classes: int = 0,
         keypoints: int = 0,
-        identities: int = 0,
+        identities: Sequence[int] = (),
     ) -> None:
         """Build the network of a configuration with fresh weights.
 
@@ -139,11 +140,11 @@ class Yolor(nn.Module):
             anchors: anchor widths and heights in pixels, fine level first; required by the head `anchors`, unused by others.
             image_classes: labels of whole images (task classify).
             keypoints: keypoints per object (task pose).
-            identities: individuals of the training set (task embed).
+            identities: individuals of each dataset of the training set (task embed).
         """
         super().__init__()
         self.config = config
-        self.counts = counts = OutputCounts(classes, image_classes, keypoints, identities)
+        self.counts = counts = OutputCounts(classes, image_classes, keypoints, tuple(identities))
         self.backbone = Backbone(config)
         self.neck = Neck(config)
         self.head: DetectionHead = FreeHead(config, classes) if config.head == "free" else DetectHead(config, classes, anchors)

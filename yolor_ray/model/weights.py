@@ -128,7 +128,7 @@ def _build_network(url: str, config: dict[str, Any], tensors: dict[str, torch.Te
     counts = {
         "image_classes": len(config["image_classes"]),
         "keypoints": len(config["keypoint_names"]),
-        "identities": proxies.shape[0] if proxies.dim() else 0,
+        "identities": proxies.shape[:1],
     }
 
     def build() -> Yolor:

@@ -19,6 +19,7 @@ from yolor_ray.data.loading.epoch_windows import Window, epoch_windows
 from yolor_ray.data.loading.loader import Source, records_per_window
 from yolor_ray.data.loading.loader_process import LoaderProcess
 from yolor_ray.data.shards.dataset import Dataset
+from yolor_ray.data.shards.relabel import MEMBER_BITS
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
@@ -81,7 +82,7 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
         None if context.anchors is None else torch.tensor(context.anchors),
         image_classes=len(context.train.image_classes),
         keypoints=len(context.train.keypoint_names),
-        identities=len(context.identities),
+        identities=np.bincount(context.identities >> MEMBER_BITS).tolist(),
     )
     network.backbone.recompute = network.neck.recompute = config.cluster.recompute_activations
     if dist_context.device.type == "cuda" and dist_context.world_size > 1:

@@ -55,7 +55,7 @@ NOTHING = Targets(
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return Yolor(CONFIG, 2, ANCHORS, image_classes=3, keypoints=2, identities=4)
+    return Yolor(CONFIG, 2, ANCHORS, image_classes=3, keypoints=2, identities=(4,))
 
 
 def matches_of(targets):
@@ -88,6 +88,24 @@ def test_an_embedding_is_pulled_to_its_own_proxy_alone(network):
     assert near.item() < 0.1 < embed_loss(towards, TARGETS, matches, network).item()
     unknown = replace(TARGETS, identities=torch.tensor([-1, -1]))
     assert embed_loss(towards, unknown, matches, network).item() == 0
+
+
+def test_in_a_union_an_embedding_learns_among_the_identities_of_its_dataset_alone():
+    torch.manual_seed(0)
+    alone, union = (Yolor(CONFIG, 2, ANCHORS, image_classes=3, keypoints=2, identities=counts) for counts in ((4,), (3, 4, 2)))
+    proxies = union.tasks["embed"].proxies
+    proxies.data[3:7] = alone.tasks["embed"].proxies.data
+    raw = [torch.randn_like(level) for level in raw_levels(64)]
+    of_member = replace(TARGETS, identities=torch.tensor([5, -1]), members=torch.tensor([1, 1]))
+    loss = embed_loss(raw, of_member, matches_of(of_member), union)
+    assert loss.item() == pytest.approx(embed_loss(raw, TARGETS, matches_of(TARGETS), alone).item(), rel=1e-6)
+    loss.backward()
+    is_learned = proxies.grad.abs().sum(dim=1) > 0
+    assert is_learned.tolist() == [False] * 3 + [True] * 4 + [False] * 2
+    nobody = replace(of_member, identities=torch.tensor([-1, -1]), members=torch.tensor([2, 2]))
+    proxies.grad = None
+    embed_loss(raw, nobody, matches_of(nobody), union).backward()
+    assert not proxies.grad.any()
 
 
 def perfect_pose(network):
@@ -189,7 +207,7 @@ def test_targets_are_resized_with_the_image():
 def test_the_datasets_of_a_union_count_by_their_images_and_not_by_their_objects(head):
     torch.manual_seed(0)
     config = replace(CONFIG, head=head)
-    network = Yolor(config, 2, ANCHORS if head == "anchors" else None, image_classes=3, keypoints=2, identities=4)
+    network = Yolor(config, 2, ANCHORS if head == "anchors" else None, image_classes=3, keypoints=2, identities=(2, 2))
     raw = network(torch.rand(3, 3, SIDE, SIDE))
     images = torch.tensor([0, 1, 1, 1, 1, 2])
     targets = Targets(
@@ -198,15 +216,18 @@ def test_the_datasets_of_a_union_count_by_their_images_and_not_by_their_objects(
         boxes_cxcywh=torch.tensor([[12.0 + 8 * k, 20.0 + 4 * k, 12.0 + 2 * k, 16.0] for k in range(6)]),
         members=torch.tensor([0, 1, 0]),
         keypoints=torch.rand(6, 2, 3) * 40 + torch.tensor([0.0, 0.0, 2.0]),
-        identities=torch.tensor([2, 0, 1, 3, -1, 1]),
+        identities=torch.tensor([1, 2, 3, 2, -1, 0]),
         has_mask=torch.zeros(6, dtype=torch.bool),
         instances=torch.zeros(3, 64, 64, dtype=torch.int32),
         image_labels=torch.tensor([[1.0, 0.0, math.nan], [0.0, 1.0, 1.0], [math.nan] * 3]),
     )
 
     def terms_of(chosen: list[int]) -> dict[str, torch.Tensor]:
-        part = replace(targets.of_images(torch.tensor(chosen)), members=None)
-        return loss_terms({task: [level[chosen] for level in levels] for task, levels in raw.items()}, part, network, LossConfig())
+        part = targets.of_images(torch.tensor(chosen))
+        outputs = {task: [level[chosen] for level in levels] for task, levels in raw.items()}
+        of_union = loss_terms(outputs, part, network, LossConfig())
+        # The identities of other datasets are known by the members alone.
+        return loss_terms(outputs, replace(part, members=None), network, LossConfig()) | {"embed": of_union["embed"]}
 
     first, second, both = terms_of([0, 2]), terms_of([1]), loss_terms(raw, targets, network, LossConfig())
     assert list(both) == list(first)

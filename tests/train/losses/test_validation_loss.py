@@ -27,7 +27,7 @@ INDIVIDUALS = np.array([1, 2])
 @pytest.fixture
 def network() -> Yolor:
     torch.manual_seed(0)
-    return Yolor(CONFIG, 2, ANCHORS, image_classes=2, keypoints=3, identities=2).eval()
+    return Yolor(CONFIG, 2, ANCHORS, image_classes=2, keypoints=3, identities=(2,)).eval()
 
 
 def label_spec_of(dataset, individuals=INDIVIDUALS) -> LabelSpec:

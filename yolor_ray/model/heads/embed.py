@@ -19,14 +19,22 @@ EMBEDDING = 64
 
 
 class EmbedHead(nn.Module):
-    """Embedding per anchor. `proxies` (I, E) holds one direction per identity during training; fusing drops the proxies."""
+    """Embedding per anchor.
+
+    `proxies` (I, E) holds one direction per identity during training, and the buffer `datasets` (I,) the index of its dataset; fusing drops
+    the proxies.
+    """
+
+    datasets: Tensor
 
     def __init__(self, config: NetworkConfig, counts: OutputCounts) -> None:
         super().__init__()
         self._anchors = config.predictions_per_cell
         # A component common to all embeddings carries no information and leaves hardly any angle between embeddings.
         self.levels = make_anchor_levels(config, EMBEDDING, centred=True)
-        self.proxies = nn.Parameter(torch.randn(counts.identities, EMBEDDING) / EMBEDDING**0.5) if counts.identities else None
+        datasets = [dataset for dataset, individuals in enumerate(counts.identities) for _ in range(individuals)]
+        self.register_buffer("datasets", torch.tensor(datasets, dtype=torch.long), persistent=False)
+        self.proxies = nn.Parameter(torch.randn(len(datasets), EMBEDDING) / EMBEDDING**0.5) if len(datasets) else None
 
     def forward(self, features: list[Tensor]) -> list[Float[Tensor, "B A _ _ E"]]:
         """Return embeddings of arbitrary length, (B, A, H, W, E) per level, from the feature maps (B, C, H, W)."""

@@ -28,8 +28,8 @@ class OutputCounts:
     """Labels of whole images."""
     keypoints: int = 0
     """Keypoints per object."""
-    identities: int = 0
-    """Individuals of the training set."""
+    identities: tuple[int, ...] = ()
+    """Individuals of each dataset of the training set."""
 
 
 class PredictionLevel(nn.Module):

@@ -2,6 +2,7 @@
 
 Normalised softmax (arXiv 1704.06369) over the identities of the training set, as in joint detection and embedding (JDE,
 arXiv 1909.12605; YOLOR table 3).
+In a union of datasets, the softmax has the identities of the image's dataset alone: those of others are told apart by the kind of image.
 Legend: B images, A anchors per cell, H W cells of a level, M matches, E numbers of an embedding, I identities.
 """
 
@@ -13,12 +14,14 @@ from yolor_ray.model.heads.embed import EmbedHead
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Matches, Targets
 
+EXCLUDED = -10.0
+"""Cosine of an identity of another dataset; its share in the softmax is 0 in float32."""
 COSINE_SCALE = 16.0
 """Factor of the cosines before the softmax."""
 
 
 def embed_loss(raw: list[Tensor], targets: Targets, matches: Matches, network: Yolor) -> Tensor:
-    """Return the mean cross-entropy of the matches with a known identity, or 0 if there is none.
+    """Return the mean cross-entropy of the matches with a known identity, or 0 if there is none; all images are of one dataset.
 
     `raw` holds the embeddings, (B, A, H, W, E) per level. The proxies of the head are (I, E).
     """
@@ -27,5 +30,7 @@ def embed_loss(raw: list[Tensor], targets: Targets, matches: Matches, network: Y
     embeddings = F.normalize(matches.gather_levels(raw), dim=-1)
     identities = torch.where(matches.valid, targets.identities[matches.objects], -1)
     cosines = embeddings @ F.normalize(head.proxies.float(), dim=-1).T
+    if targets.members is not None:
+        cosines = cosines.masked_fill(head.datasets != targets.members[0], EXCLUDED)
     total = F.cross_entropy(COSINE_SCALE * cosines, identities, ignore_index=-1, reduction="sum")
     return total / (identities >= 0).sum().clamp(min=1)

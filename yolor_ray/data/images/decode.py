@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from yolor_ray.data.images.header import ImageHeader, read_header, without_warnings
+from yolor_ray.data.images.header import ImageHeader, read_header, without_exif, without_warnings
 from yolor_ray.errors import ImageError
 
 FILL = 114
@@ -106,7 +106,7 @@ def _decode_unusual_jpeg(data: bytes, colorspace: str, sides: dict[str, int], fa
     if fault.endswith("extraneous bytes before marker 0xd9"):
         return simplejpeg.decode_jpeg(data, colorspace, strict=False, **sides)
     if "subsampling" in fault:
-        return _decode_pillow(data, "JPEG")
+        return _decode_pillow(without_exif(data), "JPEG")
     raise ImageError("truncated_image", f"found a truncated or corrupt JPEG of {len(data)} bytes: {fault}")
 
 

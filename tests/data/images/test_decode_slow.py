@@ -23,7 +23,7 @@ IDAT = png_chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
 @pytest.fixture
 def undecoded(monkeypatch):
     """Fail where a decoder begins."""
-    for decoder in ("_decode_jpeg", "_decode_pillow"):
+    for decoder in ("_decode_jpeg", "_decode_webp", "_decode_pillow"):
         monkeypatch.setattr(decode_module, decoder, lambda *_: pytest.fail("decoded"))
 
 

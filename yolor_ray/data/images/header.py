@@ -41,6 +41,8 @@ class ImageHeader:
     """EXIF orientation 1 to 8; 1 where the EXIF block is absent or corrupt."""
     components: int = 0
     """Colour components of a JPEG; 0 for other formats."""
+    has_scans: bool = False
+    """Whether a JPEG has several scans, so that its coefficients come together in memory before its pixels."""
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -98,12 +100,12 @@ def _tiff_is_truncated(tiff: bytes) -> bool:
     return False
 
 
-def _header(name: str, width: int, height: int, orientation: int, components: int = 0) -> ImageHeader:
+def _header(name: str, width: int, height: int, orientation: int, components: int = 0, *, has_scans: bool = False) -> ImageHeader:
     if width < 1 or height < 1:
         raise ImageError("unsupported_image", f"found a {name} of {width} x {height} px, expected at least 1 x 1")
     if orientation >= 5:
         width, height = height, width
-    return ImageHeader(name, width, height, orientation, components)
+    return ImageHeader(name, width, height, orientation, components, has_scans)
 
 
 def _truncated(name: str, size: int) -> ImageError:
@@ -144,7 +146,7 @@ def _jpeg_header(data: bytes) -> ImageHeader:
     has_scans = frame_marker in PROGRESSIVE or data[first_scan : first_scan + 1] < frame[5:6]
     if has_scans:
         refuse_many_scans(data, first_scan - 4, width * height, is_arithmetic=frame_marker in ARITHMETIC)
-    return _header("JPEG", width, height, orientation, frame[5])
+    return _header("JPEG", width, height, orientation, frame[5], has_scans=has_scans)
 
 
 def without_exif(data: bytes) -> bytes:

@@ -23,8 +23,8 @@ PIECE_TAGS = {STRIPS: "strips", STRIP_BYTES: "strips", TILES: "tiles", TILE_BYTE
 DIRECTORY_TAGS = (34_665, 34_853, 40_965)
 """Tags with the position of another directory whose values Pillow reads: those of EXIF, GPS and interoperability."""
 JPEG_COMPRESSION = 7
-MAX_DIRECTORIES = 16
-"""Directories of a TIFF whose numbers are counted; Pillow reads four."""
+MAX_ENTRIES = 4096
+"""Entries of all directories, as libtiff advises: each is read several times."""
 MAX_NUMBERS = 400_000
 """Numbers of all other tags together: Pillow takes up to 1.2 µs for each; a colour map or transfer functions of 16 bits have 196,608."""
 MAX_TILED_PIXELS = 2**24
@@ -58,10 +58,13 @@ def refuse_slow_tiff(tiff: bytes) -> None:
 def _refuse_many_numbers(tiff: bytes) -> None:
     """Refuse tags of so many numbers that reading them alone takes seconds, those of directories inside of the first one included."""
     directories: list[int | None] = [None]
-    numbers = 0
+    numbers = entries = 0
     for directory in directories:
         for order, entry in tiff_entries(tiff, directory):
             tag, kind, count, value = (int.from_bytes(tiff[entry + a : entry + b], order) for a, b in ((0, 2), (2, 4), (4, 8), (8, 12)))
+            entries += 1
+            if entries > MAX_ENTRIES:
+                raise too_large(f"a TIFF with over {MAX_ENTRIES} entries, expected at most that")
             if tag in PIECE_TAGS and count > MAX_PIECES:
                 raise too_large(f"a TIFF with {count} {PIECE_TAGS[tag]}, expected at most {MAX_PIECES}")
             numbers += count if tag not in PIECE_TAGS and kind not in BYTE_TYPES else 0
@@ -69,8 +72,6 @@ def _refuse_many_numbers(tiff: bytes) -> None:
                 raise too_large(f"a TIFF with {numbers} numbers in its tags, expected at most {MAX_NUMBERS}")
             if tag in DIRECTORY_TAGS and value not in directories:
                 directories.append(value)
-        if len(directories) > MAX_DIRECTORIES:
-            raise too_large(f"a TIFF with {len(directories)} directories of EXIF, expected at most {MAX_DIRECTORIES}")
 
 
 def _refuse_slow_pieces(tiff: bytes, starts: list[int], sizes: list[int], scans: int) -> None:

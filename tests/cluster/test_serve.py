@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 import pictures
+import yolor_ray as yr
 from yolor_ray.config import NetworkConfig
 from yolor_ray.data.synthetic.scenes import scene
 from yolor_ray.model.network import Yolor
@@ -137,6 +138,31 @@ def test_three_encodings_of_one_photo_give_the_same_boxes(job, jpeg):
         x1, y1, x2, y2 = detection["box"]
         assert 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
         assert detection["class"] == ("circle", "square", "triangle")[detection["class_id"]]
+
+
+def test_http_client_batch_and_open_inference_protocol_find_the_same_boxes(job, jpeg):
+    # curl declares this type by default.
+    answer = post(job, jpeg, media_type="application/x-www-form-urlencoded").json()
+    expected = answer["detections"]
+    assert len(expected) == 20
+    options = {"confidence": 0.001, "max_detections": 20}
+
+    with yr.Client(job.url) as client:
+        assert client.detect(jpeg, **options)["detections"] == expected
+        found, broken = client.detect_batch([jpeg, jpeg[:-2000]], **options)
+        assert found["detections"] == expected and broken["error"]["code"] == "truncated_image"
+
+    files = [("file", ("photo.jpg", jpeg)), ("file", ("broken.jpg", jpeg[:-2000]))]
+    batch = requests.post(f"{job.url}/v1/detect/batch{ALL_BOXES}", files=files, timeout=30).json()
+    assert [result.get("detections") for result in batch["results"]] == [expected, None]
+
+    image = {"name": "images", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(jpeg).decode()]}
+    inferred = requests.post(f"{job.url}/v2/models/tiny/infer", json={"inputs": [image], "parameters": options}, timeout=30).json()
+    assert (inferred["model_name"], inferred["model_version"]) == ("tiny", answer["model"]["version"])
+    outputs = {output["name"]: output["data"] for output in inferred["outputs"]}
+    assert outputs["boxes"] == [edge for detection in expected for edge in detection["box"]]
+    assert outputs["scores"] == [detection["confidence"] for detection in expected]
+    assert outputs["labels"] == [detection["class"] for detection in expected]
 
 
 def test_all_exif_orientations_of_one_photo_give_the_same_boxes(job, jpeg):

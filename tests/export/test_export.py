@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +24,7 @@ from yolor_ray.inference.parity import compare
 from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor
 from yolor_ray.io.manifest import is_published, publish, read_published
 from yolor_ray.io.storage import exists, join, list_names
+from yolor_ray.io.weights_url import CARD_FILE
 from yolor_ray.model.fuse import fuse
 from yolor_ray.model.implicit import Implicit
 from yolor_ray.model.network import Yolor
@@ -319,3 +321,18 @@ def test_the_job_prints_output_and_error(weights, scenes, tmp_path):
     assert result["max_error"] <= TOLERANCE
     assert "event=parity" in done.stderr
     assert is_published(output)
+
+
+@pytest.mark.parametrize(("format_name", "package"), [("safetensors", "safetensors"), ("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_an_export_has_the_model_card_of_its_weights_and_its_format(weights, scenes, tmp_path, format_name, package):
+    pytest.importorskip(package)
+    described = tmp_path / "weights"
+    shutil.copytree(weights, described)
+    (described / CARD_FILE).write_text("# guesses\n\nLicence: ours.\n")
+    output = export(ExportConfig(str(described), str(tmp_path / "export"), format=format_name, data=scenes))["output"]
+    card = read_published(output)[CARD_FILE].decode()
+    assert card == f"# guesses\n\nLicence: ours.\n\n## Export\n\nFused and written as {format_name}.\n"
+
+
+def test_an_export_of_weights_without_a_card_has_none(weights, scenes, tmp_path):
+    assert CARD_FILE not in list_names(export(ExportConfig(weights, str(tmp_path / "export"), data=scenes))["output"])

@@ -70,6 +70,16 @@ def test_the_fastest_engine_is_chosen_and_all_ratios_are_logged(network, engines
         assert f"event=engine_timed {line}" in caplog.text
 
 
+@pytest.mark.parametrize(("budget_s", "rounds"), [(0.1, 1), (0.6, 2), (1.1, 3)])
+def test_no_round_of_timing_begins_after_the_budget(network, engines, monkeypatch, budget_s, rounds):
+    engines(network, torch=(0.3, unchanged), openvino=(0.2, unchanged))
+    timed = []
+    measure = module.time_interleaved
+    monkeypatch.setattr(module, "time_interleaved", lambda *args, **options: timed.append(measure(*args, **options)) or timed[-1])
+    choose_engine(network, INFO, budget_s=budget_s)
+    assert [len(rows) for rows in timed] == [rounds]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from yolor_ray.report import curves
 from yolor_ray.report.curves import curves_png
 from yolor_ray.report.plots import COLOURS, colour
 
@@ -57,3 +58,28 @@ def test_curves_of_a_diverged_run_show_the_finite_values(value):
     losses = dict.fromkeys(("loss", "box", "objectness", "cls"), value)
     assert _pixels(curves_png([_row(0, **losses)])).shape[1] > 1000
     assert _shows(curves_png([_row(0), _row(1, **losses), _row(2)]), COLOURS[0])
+
+
+def _figure(rows, monkeypatch):
+    monkeypatch.setattr(curves, "png_bytes", lambda figure: figure)
+    figure = curves_png(rows)
+    figure.canvas.draw()
+    return figure
+
+
+def test_legends_of_curves_stand_beside_the_axes_and_inside_of_the_picture(monkeypatch):
+    names = [name for panel in curves.PANELS.values() for name in panel]
+    figure = _figure([_row(epoch, **dict.fromkeys(names, 0.1 * epoch + 0.1)) for epoch in range(4)], monkeypatch)
+    legends = [(axes.get_window_extent(), axes.get_legend().get_window_extent()) for axes in figure.axes if axes.get_legend()]
+    assert len(legends) == 2
+    for plot, legend in legends:
+        assert legend.x0 > plot.x1 and legend.x1 <= figure.bbox.x1 and legend.y0 >= figure.bbox.y0
+        assert plot.width > 0.3 * figure.bbox.width
+
+
+@pytest.mark.parametrize("accuracies", [(0.1, 0.12, 0.15), (0.0, 0.0), (-1.0, 0.8, 0.9)])
+def test_the_axis_of_accuracy_fits_the_measured_values(accuracies, monkeypatch):
+    axes = _figure([_row(epoch, AP=value) for epoch, value in enumerate(accuracies)], monkeypatch).axes[1]
+    measured = [value for value in accuracies if value >= 0]
+    low, high = axes.get_ylim()
+    assert min(measured) - 0.02 < low < min(measured) and max(measured) < high < max(measured) + 0.02

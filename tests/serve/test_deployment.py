@@ -35,6 +35,12 @@ def test_the_cluster_file_builds_the_same_application_as_the_flags():
     assert built._deployment_config == deployment(make_application(config.ServeConfig(**application.args)))._deployment_config
 
 
+@pytest.mark.parametrize(("api_keys", "is_told"), [("", True), ("s3://models/keys.yaml", False)])
+def test_a_service_of_a_cluster_file_without_keys_is_told(caplog, api_keys, is_told):
+    build({"weights": "w", "api_keys": api_keys})
+    assert is_told == ("event=service_is_open host=http_options missing='api_keys'" in caplog.text)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

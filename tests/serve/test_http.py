@@ -387,3 +387,8 @@ def test_the_page_of_the_api_reads_schemas_that_openapi_has(client):
     names = set(re.findall(r"\bschemas\.(\w+)", client.get("/docs").text))
     assert names == {"ErrorBody"}
     assert names <= client.get("/openapi.json").json()["components"]["schemas"].keys()
+
+
+def test_the_page_reads_fields_that_the_model_card_has(client):
+    fields = set(re.findall(r"\bcard\.(\w+)", client.get("/").text)) - {"message"}
+    assert {"thresholds", "fallback_confidence", "defaults"} <= fields <= client.get("/v1/model").json().keys()

@@ -86,6 +86,16 @@ def test_boxes_scores_and_labels_of_all_images_are_in_tensors(client):
     assert "id" not in infer(client, {"inputs": [tensor(IMAGES)]}).json()
 
 
+def test_an_answer_names_the_version_in_the_release_folder(serve, client):
+    with serve(release="0007-3f9a1c2d2b10") as released:
+        plain = infer(released, {"inputs": [tensor([EMPTY])]})
+        assert plain.json()["parameters"] == {"release": "0007-3f9a1c2d2b10"}
+        binary = infer(released, {"inputs": [tensor([EMPTY])], "parameters": {"binary_data_output": True}})
+        head = json.loads(binary.content[: int(binary.headers["Inference-Header-Content-Length"])])
+        assert head["parameters"] == {"release": "0007-3f9a1c2d2b10"}
+    assert "parameters" not in infer(client, {"inputs": [tensor([EMPTY])]}).json()
+
+
 def test_the_output_detections_has_all_that_detect_answers(serve):
     with serve(RedEngine(tasks=ALL_TASKS)) as client:
         texts = outputs_of(infer(client, {"inputs": [tensor(IMAGES)]}))["detections"]

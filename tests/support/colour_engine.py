@@ -21,7 +21,7 @@ PLACES = 64
 ANCHORS = torch.tensor([[[12.0, 12], [20, 20], [30, 30]], [[40, 40], [60, 60], [80, 80]]])
 
 
-def choose_colours(network, info, *, engine, precision):
+def choose_colours(network, info, *, engine, precision, budget_s):
     """Stand in for `choose_engine`."""
     return RunnableModel("colours", lambda images: _outputs(images, info), "float32", 1, 0.0)
 

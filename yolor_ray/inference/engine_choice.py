@@ -42,6 +42,7 @@ PRECISIONS: dict[str, Precision] = {"onnxruntime": "float32"}
 """Engines with one fixed precision, whatever precision is allowed."""
 CHECK_IMAGES = 2
 MAX_ROUNDS, BUDGET_S = 20, 2.0
+"""Most rounds of timing the engines, and seconds after which no further round begins."""
 PAUSE_S = 0.01
 """Pause before each turn: after a call, torch's threads spin for some milliseconds at full speed."""
 
@@ -64,7 +65,9 @@ class RunnableModel:
     `parity.Parity.max_error`."""
 
 
-def choose_engine(network: Model, info: WeightsInfo, *, engine: str = FASTEST, precision: Precision = "float32") -> RunnableModel:
+def choose_engine(
+    network: Model, info: WeightsInfo, *, engine: str = FASTEST, precision: Precision = "float32", budget_s: float = BUDGET_S
+) -> RunnableModel:
     """Return the network with the fastest engine among those that predict the same on built-in scenes.
 
     Args:
@@ -72,6 +75,7 @@ def choose_engine(network: Model, info: WeightsInfo, *, engine: str = FASTEST, p
         info: description of the weights; `image_px` is the side of the input to run at.
         engine: name of the engine to use whatever its speed, or `fastest`, which for an export is its own engine.
         precision: precision that the engine may compute in; ONNX Runtime stays in float32.
+        budget_s: seconds of timing the engines after which no further round begins.
 
     Raises:
         ConfigError: `image_px` does not fit the network, or the named engine cannot run this network or predicts something else.
@@ -90,7 +94,7 @@ def choose_engine(network: Model, info: WeightsInfo, *, engine: str = FASTEST, p
     built = [_build(name, build, precision, pixels, expected) for name, build in candidates.items()]
     models = [model for model in built if model and _is_accurate(model, TOLERANCES[precision])]
     if models:
-        return _fastest(models, pixels[:1])
+        return _fastest(models, pixels[:1], budget_s)
     if engine not in (FASTEST, "torch"):
         raise ConfigError(
             f"engine: found {engine}, which does not run this network (its log line gives the reason), expected another engine"
@@ -159,12 +163,12 @@ def _is_accurate(model: RunnableModel, tolerance: float) -> bool:
     return accurate
 
 
-def _fastest(models: Sequence[RunnableModel], pixels: Tensor) -> RunnableModel:
+def _fastest(models: Sequence[RunnableModel], pixels: Tensor, budget_s: float) -> RunnableModel:
     """Return the model with the lowest latency for one image, and log each latency."""
     if len(models) == 1:
         return models[0]
     functions = {model.engine: functools.partial(model.predict, pixels) for model in models}
-    rows = time_interleaved(functions, MAX_ROUNDS, budget_s=BUDGET_S, repeat=False, pause_s=PAUSE_S)
+    rows = time_interleaved(functions, MAX_ROUNDS, budget_s=budget_s, repeat=False, pause_s=PAUSE_S)
     seconds = {name: median(rows, name) for name in functions}
     slowest = max(seconds.values())
     for model in models:

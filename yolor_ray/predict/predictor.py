@@ -25,6 +25,9 @@ from yolor_ray.inference.views import OpenImage, Tiling, View, merge_views, open
 from yolor_ray.pack.annotations.faults import Fault
 from yolor_ray.predict.sources import EncodedImage
 
+TIMING_S = 0.5
+"""Seconds of timing the engines: each worker times them before its first image."""
+
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -70,7 +73,8 @@ class Predictor:
         network, self.info = load_model(config.weights)
         self._config = config
         self._device = torch.device("cuda" if config.cluster.gpu else "cpu")
-        model = choose_engine(network.to(self._device), self.info, engine=config.engine, precision=config.precision)
+        network = network.to(self._device)
+        model = choose_engine(network, self.info, engine=config.engine, precision=config.precision, budget_s=TIMING_S)
         torch.set_num_threads(model.threads)
         self._predict = model.predict
         self._tiling = Tiling(config.tile, config.overlap, with_whole="classify" in self.info.tasks)

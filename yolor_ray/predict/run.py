@@ -30,6 +30,7 @@ from yolor_ray.predict.coco_json import COCO_FILE, coco_json
 from yolor_ray.predict.output import PartResult
 from yolor_ray.predict.part_file import to_parquet
 from yolor_ray.predict.predictor import PredictedImage, Predictor, read_ahead
+from yolor_ray.predict.read_task import read_part
 from yolor_ray.predict.sources import EncodedImage, Part, list_parts
 from yolor_ray.predict.video import VIDEO_SUFFIXES, video_parts
 from yolor_ray.report.provenance import available_cores
@@ -179,7 +180,7 @@ def predict_by_ray(config: PredictConfig, tasks: Sequence[Task]) -> Iterator[Par
     items = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
     least, most = cluster.worker_range
     resources = worker_resources(cluster)
-    predicted = items.map_batches(_read_part, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS).map_batches(
+    predicted = items.map_batches(read_part, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS).map_batches(
         _PredictWorker,
         fn_constructor_args=(config, -(-most // sum(node["Alive"] for node in ray.nodes()))),
         batch_size=1,
@@ -194,18 +195,6 @@ def predict_by_ray(config: PredictConfig, tasks: Sequence[Task]) -> Iterator[Par
         if isinstance(result, UserError):
             raise result
         yield result
-
-
-def _read_part(block: pa.Table) -> pa.Table:
-    """Read the images of a part, in a task of Ray Data."""
-    index, key, part = pickle.loads(block["task"][0].as_py())
-    # An error is passed on as a value: Ray Data would replace it by an error of its own.
-    images: list[EncodedImage] | UserError
-    try:
-        images = list(part.read())
-    except UserError as error:
-        images = error
-    return pa.table({"part": pa.array([pickle.dumps((index, key, images))], pa.large_binary())})
 
 
 class _PredictWorker:

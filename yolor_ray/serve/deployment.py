@@ -3,6 +3,7 @@
 `jobs/serve.py` calls `make_application`; `serve deploy clusters/serve.yaml` calls `build`.
 """
 
+import logging
 from typing import Any
 
 import pydantic
@@ -24,6 +25,7 @@ from yolor_ray.serve.http.api import create_app
 from yolor_ray.serve.http.upgrade import ignore_upgrades
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.rollout.rollout import Rollout
+from yolor_ray.serve.run import OPEN_RISK
 from yolor_ray.serve.service import Service
 
 PROBE_SLOTS = 32
@@ -31,6 +33,9 @@ PROBE_SLOTS = 32
 
 OUTSIDE_ARGS = {"host", "port", "name", "prefix", "tls_cert", "tls_key"}
 """Fields that a Serve config file has elsewhere: in its `http_options`, and beside `args`."""
+
+
+logger = logging.getLogger(__name__)
 
 
 @serve.ingress()
@@ -118,6 +123,8 @@ def make_application(settings: config.ServeConfig) -> Application:
 def build(args: dict[str, Any]) -> Application:
     """Return the application for the `args` of a Serve config file; the keys are the fields of `ServeConfig`.
 
+    A service without keys warns, whatever its address: `http_options` of the file is not known here.
+
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or range.
     """
@@ -127,10 +134,13 @@ def build(args: dict[str, Any]) -> Application:
     if unknown:
         raise ConfigError(f"args: found {', '.join(unknown)}, expected only {', '.join(allowed)}")
     try:
-        return make_application(pydantic.TypeAdapter(config.ServeConfig).validate_python(args))
+        settings = pydantic.TypeAdapter(config.ServeConfig).validate_python(args)
     except pydantic.ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: found {fault['input']!r}, {fault['msg']}" for fault in error.errors())
         raise ConfigError(f"args: {faults}") from error
+    if not settings.api_keys:
+        logger.warning("event=service_is_open host=http_options missing='api_keys' risk='%s'", OPEN_RISK)
+    return make_application(settings)
 
 
 def _replica_environment(settings: config.ServeConfig) -> dict[str, str]:

@@ -30,6 +30,7 @@ from yolor_ray.serve.catalog.model_list import check_budget, read_model_list
 FILES = ("models", "api_keys", "tls_cert", "tls_key", "access_log")
 """Settings that name a file."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OPEN_RISK = "anyone who reaches the port may use the service"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 logger = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ def _check_weights(settings: config.ServeConfig) -> None:
 def _warn_of_open_service(settings: config.ServeConfig) -> None:
     missing = [flag for flag, value in (("--api-keys", settings.api_keys), ("--tls-cert and --tls-key", settings.tls_cert)) if not value]
     if missing and settings.host not in LOOPBACK:
-        risk = "anyone who reaches the port may use the service" if not settings.api_keys else "keys and images are sent in clear text"
+        risk = OPEN_RISK if not settings.api_keys else "keys and images are sent in clear text"
         logger.warning("event=service_is_open host=%s missing='%s' risk='%s'", settings.host, ", ".join(missing), risk)
 
 

@@ -1,17 +1,19 @@
 """Decode images to pixels as displayed, for training, evaluation and serving alike.
 
-simplejpeg reads JPEG, scaled within the DCT where a small image suffices. Pillow's own plugins read PNG, WebP, BMP and TIFF.
+simplejpeg reads JPEG, scaled within the DCT where a small image suffices. OpenCV reads WebP, in less memory and time than Pillow.
+Pillow's own plugins read PNG, BMP and TIFF, and what the other two do not.
 Colours: grey is expanded; transparency is composited on grey 114; 16-bit samples keep their high byte; floats are refused.
 """
 
 from collections.abc import Callable
 from io import BytesIO
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from yolor_ray.data.images.header import ImageHeader, read_header, without_warnings
+from yolor_ray.data.images.header import ImageHeader, read_header, without_exif, without_warnings
 from yolor_ray.errors import ImageError
 
 FILL = 114
@@ -62,7 +64,10 @@ def decode(data: bytes, *, fit_px: int | None = None, max_pixels: int = MAX_PIXE
     if header.format == "PNG":
         _refuse_hollow_png(data, header)
     try:
-        pixels = _decode_jpeg(data, header, fit_px) if header.format == "JPEG" else _decode_pillow(data, header.format)
+        if header.format == "JPEG":
+            pixels = _decode_jpeg(data, header, fit_px)
+        else:
+            pixels = _decode_webp(data) if header.format == "WEBP" else _decode_pillow(data, header.format)
     except MemoryError as error:
         found = f"found a {header.format} of {header.width} x {header.height} px"
         raise ImageError("image_too_large", f"{found}, expected one that the free memory can hold") from error
@@ -72,8 +77,8 @@ def decode(data: bytes, *, fit_px: int | None = None, max_pixels: int = MAX_PIXE
 
 
 def decoded_pixels(header: ImageHeader, fit_px: int | None) -> int:
-    """Return the number of pixels that `decode` makes."""
-    if header.format != "JPEG":
+    """Return the number of pixels that `decode` holds: those that it makes, or all where a JPEG of several scans comes together first."""
+    if header.format != "JPEG" or header.has_scans:
         return header.width * header.height
     long_side = max(header.width, header.height)
     return max(1, round(header.width * header.height * (_dct_scaled_long_side(long_side, fit_px) / long_side) ** 2))
@@ -106,8 +111,25 @@ def _decode_unusual_jpeg(data: bytes, colorspace: str, sides: dict[str, int], fa
     if fault.endswith("extraneous bytes before marker 0xd9"):
         return simplejpeg.decode_jpeg(data, colorspace, strict=False, **sides)
     if "subsampling" in fault:
-        return _decode_pillow(data, "JPEG")
+        return _decode_pillow(without_exif(data), "JPEG")
     raise ImageError("truncated_image", f"found a truncated or corrupt JPEG of {len(data)} bytes: {fault}")
+
+
+def _decode_webp(data: bytes) -> np.ndarray:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise MemoryError from error
+    if pixels is None:
+        # Pillow says why.
+        return _decode_pillow(data, "WEBP")
+    if pixels.shape[2] == 3:
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    rgb = np.empty((*pixels.shape[:2], 3), np.uint8)
+    rows = max(1, BAND_PIXELS // pixels.shape[1])
+    for top in range(0, len(rgb), rows):
+        rgb[top : top + rows] = _composite(cv2.cvtColor(pixels[top : top + rows], cv2.COLOR_BGRA2RGBA))
+    return rgb
 
 
 def _refuse_hollow_png(data: bytes, header: ImageHeader) -> None:

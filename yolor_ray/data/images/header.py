@@ -10,27 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal
 
 from PIL import BmpImagePlugin, TiffImagePlugin
 
+from yolor_ray.data.images.tiff_limits import TYPE_BYTES, Order, refuse_slow_tiff, tiff_entries
+from yolor_ray.data.images.work_limits import MAX_PIECES, refuse_many_scans, refuse_slow_bmp, too_large
 from yolor_ray.errors import ImageError
 
 MAGIC_BYTES = 12
 """Bytes at the start of a file that tell its format."""
 ORIENTATION_TAG = 0x0112
-TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)  # Huffman or arithmetic, 8 or 12 bits; lossless and layered ones are refused
-BYTE_TYPES = (1, 2, 6, 7)
-"""Types of TIFF values that Pillow keeps as bytes, whatever their number."""
-PIECE_TAGS = {273: "strips", 279: "strips", 324: "tiles", 325: "tiles"}
-"""TIFF tags with one number for each strip or tile of the image."""
-MAX_PIECES = 65_536
-"""Strips or tiles of a TIFF: Pillow takes 7 µs for each of them, however few pixels they hold."""
-MAX_TIFF_NUMBERS = 200_000
-"""Numbers of any other TIFF tag; colour maps and transfer functions of 16 bits have 196,608."""
+ARITHMETIC = (0xC9, 0xCA)
+MAX_PROFILES = 16
+"""Colour profiles of a PNG, which has one: Pillow inflates up to a megabyte for each of them."""
 MAX_SEGMENTS = 10_000  # a file of nothing but tiny segments must not cost seconds
-MAX_SCANS = 500  # as libjpeg-turbo advises: a progressive bomb repeats scans over the whole image
 
 
 @dataclass(frozen=True)
@@ -47,6 +41,8 @@ class ImageHeader:
     """EXIF orientation 1 to 8; 1 where the EXIF block is absent or corrupt."""
     components: int = 0
     """Colour components of a JPEG; 0 for other formats."""
+    has_scans: bool = False
+    """Whether a JPEG has several scans, so that its coefficients come together in memory before its pixels."""
 
 
 def read_header(data: bytes) -> ImageHeader:
@@ -82,54 +78,34 @@ def exif_orientation(tiff: bytes) -> int:
 
     Only the first directory is read, within the bytes of the block, so a corrupt or looping block costs nothing.
     """
-    for order, offset in _tiff_entries(tiff):
+    for order, offset in tiff_entries(tiff):
         if int.from_bytes(tiff[offset : offset + 2], order) == ORIENTATION_TAG:
             orientation = int.from_bytes(tiff[offset + 8 : offset + 10], order)
             return orientation if 1 <= orientation <= 8 else 1
     return 1
 
 
-def _tiff_entries(tiff: bytes) -> Iterator[tuple[Literal["little", "big"], int]]:
-    """Yield byte order and offset of each 12-byte entry of the first directory that lies within the bytes."""
-    orders: dict[bytes, Literal["little", "big"]] = {b"II": "little", b"MM": "big"}
-    if (order := orders.get(tiff[:2])) is None:
-        return
-    first = int.from_bytes(tiff[4:8], order)
-    entries = int.from_bytes(tiff[first : first + 2], order)
-    for offset in range(first + 2, min(first + 2 + 12 * entries, len(tiff) - 11), 12):
-        yield order, offset
-
-
 def _tiff_is_truncated(tiff: bytes) -> bool:
     """Return True if the first directory, or a value that it points to, lies beyond the end of the file."""
-    order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
+    order: Order = "little" if tiff[:2] == b"II" else "big"
     first = int.from_bytes(tiff[4:8], order)
     entries = int.from_bytes(tiff[first : first + 2], order)
     if len(tiff) < first + 2 + 12 * entries or entries == 0:
         return True
-    for order, entry in _tiff_entries(tiff):
+    for order, entry in tiff_entries(tiff):
         field_type, count, offset = (int.from_bytes(tiff[entry + a : entry + b], order) for a, b in ((2, 4), (4, 8), (8, 12)))
-        size = TIFF_TYPE_BYTES.get(field_type, 0) * count
+        size = TYPE_BYTES.get(field_type, 0) * count
         if size > 4 and offset + size > len(tiff):
             return True
     return False
 
 
-def _refuse_many_numbers(tiff: bytes) -> None:
-    """Refuse a TIFF with tags of so many numbers that reading them alone takes seconds and a hundred times their bytes."""
-    for order, entry in _tiff_entries(tiff):
-        tag, field_type, count = (int.from_bytes(tiff[entry + a : entry + b], order) for a, b in ((0, 2), (2, 4), (4, 8)))
-        what, most = (PIECE_TAGS[tag], MAX_PIECES) if tag in PIECE_TAGS else (f"numbers in tag {tag}", MAX_TIFF_NUMBERS)
-        if count > most and (tag in PIECE_TAGS or field_type not in BYTE_TYPES):
-            raise ImageError("image_too_large", f"found a TIFF with {count} {what}, expected at most {most}")
-
-
-def _header(name: str, width: int, height: int, orientation: int, components: int = 0) -> ImageHeader:
+def _header(name: str, width: int, height: int, orientation: int, components: int = 0, *, has_scans: bool = False) -> ImageHeader:
     if width < 1 or height < 1:
         raise ImageError("unsupported_image", f"found a {name} of {width} x {height} px, expected at least 1 x 1")
     if orientation >= 5:
         width, height = height, width
-    return ImageHeader(name, width, height, orientation, components)
+    return ImageHeader(name, width, height, orientation, components, has_scans)
 
 
 def _truncated(name: str, size: int) -> ImageError:
@@ -151,9 +127,10 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _jpeg_header(data: bytes) -> ImageHeader:
-    frame_marker, frame, orientation = 0, b"", 1
+    frame_marker, frame, orientation, first_scan = 0, b"", 1, 0
     for marker, start, end in _jpeg_segments(data):
         if marker == 0xDA:
+            first_scan = start
             break
         if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
             orientation = exif_orientation(data[start + 6 : end])
@@ -164,29 +141,58 @@ def _jpeg_header(data: bytes) -> ImageHeader:
                 raise ImageError("unsupported_image", f"found {found}, expected 8 bits and 1, 3 or 4 components")
     if len(frame) < 6:
         raise _truncated("JPEG", len(data))
-    if frame_marker in PROGRESSIVE and data.count(b"\xff\xda") > MAX_SCANS:
-        raise ImageError("image_too_large", f"found a JPEG with over {MAX_SCANS} scans")
-    return _header("JPEG", int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big"), orientation, frame[5])
+    width, height = int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big")
+    # A first scan of all components of a sequential JPEG is its only one.
+    has_scans = frame_marker in PROGRESSIVE or data[first_scan : first_scan + 1] < frame[5:6]
+    if has_scans:
+        refuse_many_scans(data, first_scan - 4, width * height, is_arithmetic=frame_marker in ARITHMETIC)
+    return _header("JPEG", width, height, orientation, frame[5], has_scans=has_scans)
+
+
+def without_exif(data: bytes) -> bytes:
+    """Return a JPEG without the segments of EXIF, from which Pillow would read numbers for seconds."""
+    parts = [data[:2]]
+    for marker, start, end in _jpeg_segments(data):
+        if marker == 0xDA:
+            parts.append(data[start - 4 :])
+            break
+        if marker != 0xE1:
+            parts.append(data[start - 4 : end])
+    return b"".join(parts)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and end of each chunk; raises ImageError after MAX_PIECES chunks."""
+    offset = 8
+    for _ in range(MAX_PIECES):
+        name, end = data[offset + 4 : offset + 8], offset + 8 + int.from_bytes(data[offset : offset + 4], "big")
+        yield name, offset + 8, end
+        offset = end + 4
+        if offset >= len(data) or name == b"IEND":
+            return
+    raise too_large(f"a PNG with over {MAX_PIECES} chunks, expected at most that")
 
 
 def _png_header(data: bytes) -> ImageHeader:
     if len(data) < 33:
         raise _truncated("PNG", len(data))
-    offset, orientation = 8, 1
-    for _ in range(MAX_SEGMENTS):
-        length = int.from_bytes(data[offset : offset + 4], "big")
-        if data[offset + 4 : offset + 8] == b"eXIf":
-            orientation = exif_orientation(data[offset + 8 : offset + 8 + length].removeprefix(b"Exif\0\0"))
-        offset += 12 + length
-        if offset >= len(data):
-            break
+    orientation, profiles = 1, 0
+    for name, start, end in _png_chunks(data):
+        if name == b"eXIf":
+            orientation = exif_orientation(data[start:end].removeprefix(b"Exif\0\0"))
+        profiles += name == b"iCCP"
+    if profiles > MAX_PROFILES:
+        raise too_large(f"a PNG with {profiles} colour profiles, expected one")
     return _header("PNG", int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"), orientation)
 
 
 def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield name and content of each chunk."""
-    offset = 12
+    """Yield name and content of each chunk; raises ImageError after MAX_PIECES chunks."""
+    offset, chunks = 12, 0
     while offset + 8 <= len(data):
+        chunks += 1
+        if chunks > MAX_PIECES:
+            raise too_large(f"a WebP with over {MAX_PIECES} chunks, expected at most that")
         length = int.from_bytes(data[offset + 4 : offset + 8], "little")
         yield data[offset : offset + 4], data[offset + 8 : offset + 8 + length]
         offset += 8 + length + length % 2
@@ -211,11 +217,13 @@ def _webp_header(data: bytes) -> ImageHeader:
 def _pillow_header(data: bytes) -> ImageHeader:
     """Read BMP and TIFF with Pillow's plugins directly, because Image.open warns and depends on global settings."""
     image: BmpImagePlugin.BmpImageFile | TiffImagePlugin.TiffImageFile
-    _refuse_many_numbers(data)
+    if data[:2] != b"BM":
+        refuse_slow_tiff(data)
     try:
         with without_warnings():
             if data[:2] == b"BM":
                 image = BmpImagePlugin.BmpImageFile(BytesIO(data))
+                refuse_slow_bmp(data, image.tile[0].codec_name, image.width * image.height)
                 return _header("BMP", *image.size, 1)
             image = TiffImagePlugin.TiffImageFile(BytesIO(data))
     except (SyntaxError, OSError, ValueError, TypeError, KeyError) as error:

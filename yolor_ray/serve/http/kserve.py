@@ -157,7 +157,11 @@ async def infer(request: Request, name: str) -> Response:
         asked = await service.in_decoder(read_request, received.body, request.headers.get(JSON_LENGTH), service.max_images)
         results = await service.detect_images(received, asked.images, asked.params.options(service.settings))
     answers = [_answer_of(index, result) for index, result in enumerate(results)]
-    fields = {"model_name": name, "model_version": received.model.info.version, **({} if asked.id is None else {"id": asked.id})}
+    fields: Json = {"model_name": name, "model_version": received.model.info.version}
+    if asked.id is not None:
+        fields["id"] = asked.id
+    if received.model.release:
+        fields["parameters"] = {"release": received.model.release}
     return tensors_response(fields, [tensor for tensor in output_tensors(answers) if tensor.name in asked.outputs], asked.as_bytes)
 
 

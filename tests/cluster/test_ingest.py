@@ -57,6 +57,15 @@ def test_a_dataset_arrives_in_the_object_store(dataset: Dataset, monkeypatch) ->
     assert names(source, dataset, [3, 0, 1, 2]) == expected
 
 
+def test_the_description_of_a_shard_is_sent_once(dataset: Dataset, monkeypatch) -> None:
+    sent: list[Dataset] = []
+    put = ray.put
+    monkeypatch.setattr(ray, "put", lambda part: sent.append(part) or put(part))
+    source = block_source.cluster_source(dataset)
+    assert len(source.tables) == len(dataset.row_groups) > len(dataset.shards)
+    assert [part.shards for part in sent] == [(shard,) for shard in dataset.shards]
+
+
 def test_a_long_epoch_is_streamed_in_parts(dataset: Dataset, monkeypatch) -> None:
     monkeypatch.setattr(block_source, "GROUPS_PER_STREAM", 2)
     source = block_source.StreamedSource(dataset)

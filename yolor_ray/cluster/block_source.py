@@ -115,7 +115,8 @@ def _kept(dataset: Dataset) -> ObjectStoreSource:
     options = {"num_cpus": 0, "max_concurrency": READERS_PER_NODE}
     readers: list[Any] = [ray.remote(_Reader).options(**options, scheduling_strategy=node).remote() for node in nodes]
     # The description of all shards of ten million records has 12 MB, too much for each call.
-    parts = {(group.member, group.shard): ray.put(dataset.with_shard_of(group)) for group in dataset.row_groups}
+    first_of_shard = {(group.member, group.shard): group for group in reversed(dataset.row_groups)}
+    parts = {shard: ray.put(dataset.with_shard_of(group)) for shard, group in first_of_shard.items()}
     turns = zip(dataset.row_groups, itertools.cycle(readers), strict=False)
     tables = {group: reader.read.remote(parts[group.member, group.shard], group) for group, reader in turns}
     return ObjectStoreSource(dataset, tables, readers)

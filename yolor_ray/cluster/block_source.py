@@ -105,11 +105,16 @@ def cluster_source(dataset: Dataset) -> Source:
     limit = ray.cluster_resources().get("object_store_memory", 0) * OBJECT_STORE_SHARE
     mode = "object_store" if size <= limit else "streamed"
     logger.info("event=ingest mode=%s dataset_mb=%.1f limit_mb=%.1f", mode, size / 1e6, limit / 1e6)
-    return _kept(dataset) if size <= limit else StreamedSource(dataset)
+    return kept_source(dataset) if size <= limit else streamed_source(dataset)
 
 
-def _kept(dataset: Dataset) -> ObjectStoreSource:
-    """Let an actor on each node read its share of the row groups."""
+def streamed_source(dataset: Dataset) -> StreamedSource:
+    """Return a source that streams row groups of any number."""
+    return StreamedSource(dataset)
+
+
+def kept_source(dataset: Dataset) -> ObjectStoreSource:
+    """Let an actor on each node read its share of the row groups into the object store, and return their source."""
     nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=True) for node in ray.nodes() if node["Alive"]]
     # Without a CPU of their own, readers neither wait for workers nor keep a worker from starting.
     options = {"num_cpus": 0, "max_concurrency": READERS_PER_NODE}

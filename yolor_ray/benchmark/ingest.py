@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from yolor_ray.cluster.block_source import direct_source, kept_source, streamed_source
+from yolor_ray.cluster.block_source import direct_source, kept_source
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.config import TrainConfig
 from yolor_ray.config.benchmark import IngestConfig
@@ -53,7 +53,7 @@ KEPT_BATCHES = 8
 RAW_THREADS = 2
 """Threads of plain reading and decoding."""
 MEASURES = ("raw", "ingest", "step", "whole")
-SOURCES: dict[str, Callable[[Dataset], Source]] = {"direct": direct_source, "object_store": kept_source, "streamed": streamed_source}
+SOURCES: dict[str, Callable[[Dataset], Source]] = {"direct": direct_source, "object_store": kept_source}
 
 
 def ingest(config: IngestConfig) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _measure(context: TrainContext, config: IngestConfig) -> dict[str, Any]:
     """Measure on the same workers as training."""
     train_fn = functools.partial(measure_worker, rounds=config.rounds, max_batches=config.steps)
     cluster, chosen = config.train.cluster, config.source != "auto"
-    if config.source in ("object_store", "streamed"):
+    if config.source == "object_store":
         start_ray(log_to_driver=True, dashboard=cluster.worker_range[1] > 0, allow_unauthenticated=cluster.allow_unauthenticated)
     if chosen:
         context = dataclasses.replace(context, source=SOURCES[config.source](context.train))

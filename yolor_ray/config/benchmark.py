@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     PresetName = str
 else:
     PresetName = Literal[tuple(PRESETS)]
-IngestSource = Literal["auto", "direct", "object_store", "streamed"]
+IngestSource = Literal["auto", "direct", "object_store"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class IngestConfig:
     steps: int = 0
     """Batches per measurement and worker, 0 or more; 0 takes the whole epoch."""
     source: IngestSource = "auto"
-    """Path of the row groups: each worker reads storage (direct), or Ray keeps them in its object store, or streams them; auto = as in
-    training."""
+    """Path of the row groups: each worker reads storage (direct), or Ray keeps them in its object store; auto = as in training."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

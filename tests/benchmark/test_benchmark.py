@@ -14,6 +14,7 @@ from yolor_ray.benchmark.run import benchmark
 from yolor_ray.config import ClusterConfig, DataConfig, NetworkConfig, OptimConfig, RunConfig
 from yolor_ray.config.benchmark import IngestConfig
 from yolor_ray.config.presets import PRESETS
+from yolor_ray.data.shards.dataset import open_dataset, read_row_group, to_records
 from yolor_ray.errors import ConfigError
 from yolor_ray.pack.run import pack_scenes
 from yolor_ray.report.provenance import commit, machine
@@ -52,7 +53,7 @@ def test_a_benchmark_reports_each_round_and_the_medians(small):
     rounds = result["rounds"]
     assert len(rounds) == 3
     assert all(value > 0 for row in rounds for value in row.values())
-    for name in ("ingest", "step", "whole"):
+    for name in ("raw", "ingest", "step", "whole"):
         assert result["images_per_s"][name] == statistics.median(row[name] for row in rounds)
     assert result["ratio"] == statistics.median(row["whole"] / min(row["ingest"], row["step"]) for row in rounds)
     assert result["first_batch_s"] == statistics.median(row["first_batch_s"] for row in rounds)
@@ -68,19 +69,21 @@ def test_a_benchmark_names_command_commit_machine_and_settings(small, monkeypatc
     assert result["machine"]["cores"] >= 1
     assert result["machine"]["torch"] == torch.__version__
     expected = {"data": small.data.train, "images": IMAGES, "image_px": 64, "batch": 4, "workers": 0, "decode_threads": 1, "steps": 2}
+    expected["source"] = "auto"
     assert expected.items() <= result["settings"].items()
 
 
 def test_ratios_compare_the_whole_with_the_slower_of_the_same_round():
     rounds = [
-        {"ingest": 100.0, "step": 20.0, "whole": 18.0, "first_batch_s": 0.1},
-        {"ingest": 10.0, "step": 40.0, "whole": 8.0, "first_batch_s": 0.1},
-        {"ingest": 50.0, "step": 50.0, "whole": 25.0, "first_batch_s": 0.1},
+        {"raw": 100.0, "ingest": 100.0, "step": 20.0, "whole": 18.0, "first_batch_s": 0.1},
+        {"raw": 20.0, "ingest": 10.0, "step": 40.0, "whole": 8.0, "first_batch_s": 0.1},
+        {"raw": 62.5, "ingest": 50.0, "step": 50.0, "whole": 25.0, "first_batch_s": 0.1},
     ]
     ratios = ingest._ratios(rounds)
     assert ratios["ratio"] == pytest.approx(0.8)
     assert ratios["ratio_spread"] == pytest.approx(0.4 / 0.8)
     assert ratios["shared_ratio"] == pytest.approx(1.0)
+    assert ratios["raw_ratio"] == pytest.approx(0.8)
 
 
 class FakeClock:
@@ -150,6 +153,36 @@ def test_a_slow_step_slows_the_step_and_the_whole_but_not_the_ingest(small, cloc
 def test_every_measurement_takes_a_whole_epoch_unless_limited(small):
     assert _measure(small, rounds=1, max_batches=0)["steps"] == IMAGES // small.optim.batch
     assert _measure(small, rounds=1, max_batches=100)["steps"] == IMAGES // small.optim.batch
+
+
+def test_raw_reads_and_decodes_each_image_of_an_epoch_once(small, clock, monkeypatch):
+    decoded = []
+
+    def decode(image, **options):
+        decoded.append(image)
+        clock.advance(1000.0)
+
+    monkeypatch.setattr(ingest, "decode", decode)
+    (row,) = _measure(small, rounds=1, max_batches=0)["rounds"]
+    assert row["raw"] == pytest.approx(1 / 1000, rel=1e-3)
+    dataset = open_dataset(small.data.train)
+    records = [record for group in dataset.row_groups for record in to_records(read_row_group(dataset, group))]
+    assert sorted(decoded) == sorted(record.image for record in records)
+
+
+def test_the_chosen_source_feeds_the_benchmark(small, monkeypatch):
+    made, taken = [], []
+
+    def make(dataset):
+        made.append(dataset.url)
+        return lambda groups: (taken.append(group) or read_row_group(dataset, group) for group in groups)
+
+    monkeypatch.setitem(ingest.SOURCES, "direct", make)
+    result = benchmark(IngestConfig(small, rounds=1, source="direct"))
+    assert made == [small.data.train]
+    # The warm-up, the ingest and the whole read the row group once each.
+    assert len(taken) == 3
+    assert result["settings"]["source"] == "direct"
 
 
 def test_elastic_workers_and_numbers_out_of_range_are_refused(small):

@@ -1,5 +1,6 @@
-"""Row groups that reach a consumer through Ray, from the object store or streamed, in the order of the plan."""
+"""Row groups that reach a consumer, from Ray's object store or from storage, in the order of the plan."""
 
+import threading
 import time
 
 import pytest
@@ -7,7 +8,7 @@ import ray
 
 from yolor_ray.cluster import block_source
 from yolor_ray.data.loading.loader import Source
-from yolor_ray.data.shards.dataset import Dataset, open_dataset, to_records
+from yolor_ray.data.shards.dataset import Dataset, RowGroup, open_dataset, read_row_group, to_records
 from yolor_ray.pack.run import pack_scenes
 
 # Ray emits deprecation warnings about its own settings while it copies them.
@@ -21,18 +22,25 @@ def dataset(s3, ray_cluster) -> Dataset:
     return open_dataset(url)
 
 
+def expected_names(dataset: Dataset, order: list[int]) -> list[str]:
+    """Read the names of the records without a source."""
+    groups = [dataset.row_groups[position] for position in order]
+    return [record.name for group in groups for record in to_records(read_row_group(dataset, group))]
+
+
 def names(source: Source, dataset: Dataset, order: list[int]) -> list[str]:
     groups = [dataset.row_groups[position] for position in order]
     return [record.name for table in source(groups) for record in to_records(table)]
 
 
-@pytest.mark.parametrize(("share", "source_type"), [(0.3, block_source.ObjectStoreSource), (0.0, block_source.StreamedSource)])
-def test_ray_brings_whole_row_groups_in_the_order_of_the_plan(dataset: Dataset, monkeypatch, share: float, source_type: type) -> None:
+@pytest.mark.parametrize(("share", "is_kept"), [(0.3, True), (0.0, False)])
+def test_whole_row_groups_arrive_in_the_order_of_the_plan(dataset: Dataset, monkeypatch, share: float, is_kept: bool) -> None:
     monkeypatch.setattr(block_source, "OBJECT_STORE_SHARE", share)
     source = block_source.cluster_source(dataset)
-    assert isinstance(source, source_type)
-    for order in ([0, 1, 2, 3], [3, 0, 2], [1]):
-        assert names(source, dataset, order) == names(block_source.direct_source(dataset), dataset, order)
+    assert isinstance(source, block_source.ObjectStoreSource) == is_kept
+    for order in ([0, 1, 2, 3], [3, 0, 2], [1], [2, 1, 0, 3, 1, 1, 2, 0, 3]):
+        assert names(source, dataset, order) == expected_names(dataset, order)
+    assert list(source([])) == []
 
 
 def test_a_row_group_that_has_not_arrived_or_was_lost_is_read_from_storage(dataset: Dataset, caplog) -> None:
@@ -41,7 +49,7 @@ def test_a_row_group_that_has_not_arrived_or_was_lost_is_read_from_storage(datas
     ray.wait([failed])
     first, second, *_ = dataset.row_groups
     source = block_source.ObjectStoreSource(dataset, {first: pending, second: failed}, [])
-    assert names(source, dataset, [0, 1]) == names(block_source.direct_source(dataset), dataset, [0, 1])
+    assert names(source, dataset, [0, 1]) == expected_names(dataset, [0, 1])
     assert [record.getMessage() for record in caplog.records if "block_lost" in record.getMessage()] == [
         f"event=block_lost shard={second.shard} row_group={second.index} reason=RayTaskError(ValueError)"
     ]
@@ -49,7 +57,7 @@ def test_a_row_group_that_has_not_arrived_or_was_lost_is_read_from_storage(datas
 
 
 def test_a_dataset_arrives_in_the_object_store(dataset: Dataset, monkeypatch) -> None:
-    expected = names(block_source.direct_source(dataset), dataset, [3, 0, 1, 2])
+    expected = expected_names(dataset, [3, 0, 1, 2])
     source = block_source.cluster_source(dataset)
     arrived, _ = ray.wait(list(source.tables.values()), num_returns=len(source.tables), timeout=180)
     assert len(arrived) == len(dataset.row_groups)
@@ -57,15 +65,32 @@ def test_a_dataset_arrives_in_the_object_store(dataset: Dataset, monkeypatch) ->
     assert names(source, dataset, [3, 0, 1, 2]) == expected
 
 
-def test_a_long_epoch_is_streamed_in_parts(dataset: Dataset, monkeypatch) -> None:
-    monkeypatch.setattr(block_source, "GROUPS_PER_STREAM", 2)
-    source = block_source.StreamedSource(dataset)
-    asked: list[int] = []
-    tables = source(dataset.row_groups[asked.append(position) or position] for position in (2, 0, 3))
-    first = [record.name for record in to_records(next(tables))]
-    assert first == names(block_source.direct_source(dataset), dataset, [2]) and asked == [2, 0]
-    assert [record.name for table in tables for record in to_records(table)] == names(block_source.direct_source(dataset), dataset, [0, 3])
+def test_the_description_of_a_shard_is_sent_once(dataset: Dataset, monkeypatch) -> None:
+    sent: list[Dataset] = []
+    put = ray.put
+    monkeypatch.setattr(ray, "put", lambda part: sent.append(part) or put(part))
+    source = block_source.cluster_source(dataset)
+    assert len(source.tables) == len(dataset.row_groups) > len(dataset.shards)
+    assert [part.shards for part in sent] == [(shard,) for shard in dataset.shards]
 
 
-def test_an_empty_request_reads_nothing(dataset: Dataset) -> None:
-    assert list(block_source.StreamedSource(dataset)([])) == []
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_few_row_groups_are_read_ahead_of_the_consumer(dataset: Dataset, monkeypatch, is_kept: bool) -> None:
+    monkeypatch.setattr(block_source, "read_row_group", lambda _, group: group)
+    pending = ray.remote(num_cpus=0)(lambda: time.sleep(600)).remote()
+    kept = block_source.ObjectStoreSource(dataset, dict.fromkeys(dataset.row_groups, pending), [])
+    source = kept if is_kept else block_source.direct_source(dataset)
+    order = [dataset.row_groups[number % 4] for number in range(40)]
+    taken: list[RowGroup] = []
+    for number, group in enumerate(source(taken.append(group) or group for group in order), start=1):
+        assert group == order[number - 1]
+        assert len(taken) == min(number + block_source.READS_AHEAD, len(order))
+    ray.cancel(pending, force=True)
+
+
+def test_row_groups_are_read_at_the_same_time(dataset: Dataset, monkeypatch) -> None:
+    together = threading.Barrier(block_source.READS_AHEAD, timeout=60)
+    monkeypatch.setattr(block_source, "read_row_group", lambda _, group: together.wait() is None or group)
+    groups = list(dataset.row_groups)
+    assert len(groups) == block_source.READS_AHEAD
+    assert list(block_source.direct_source(dataset)(groups)) == groups

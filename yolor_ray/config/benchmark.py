@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     PresetName = str
 else:
     PresetName = Literal[tuple(PRESETS)]
+IngestSource = Literal["auto", "direct", "object_store"]
 
 
 @dataclass(frozen=True)
 class IngestConfig:
-    """Benchmark of the ingest alone, of the training step alone, and of both together, interleaved."""
+    """Benchmark of plain reading and decoding, of the ingest, of the training step, and of the last two together, interleaved."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = PRESETS["nano"]
     """The run to measure: a preset, with the flags of `jobs/train.py`."""
     rounds: int = 3
-    """Rounds, 1 or more; each round measures all three."""
+    """Rounds, 1 or more; each round measures all four."""
     steps: int = 0
     """Batches per measurement and worker, 0 or more; 0 takes the whole epoch."""
+    source: IngestSource = "auto"
+    """Path of the row groups: each worker reads storage (direct), or Ray keeps them in its object store; auto = as in training."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -209,7 +212,7 @@ BENCHMARKS = {
     "http": HttpConfig(),
 }
 BENCHMARK_DESCRIPTIONS = {
-    "ingest": "Images/s of the ingest alone, of the training step alone, and of both together.",
+    "ingest": "Images/s of plain reading and decoding, of the ingest, of the training step, and of the last two together.",
     "inference": "Latency of the served network and of the plain, unfolded one, as fractions of this machine's peak.",
     "learning": "AP by minute of training on one core or one GPU, over several seeds, beside others' curves.",
     "predict": "Images/s of predict with workers and of the engine in a loop, time to the first result, and memory.",

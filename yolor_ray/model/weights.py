@@ -125,14 +125,16 @@ def _build_network(url: str, config: dict[str, Any], tensors: dict[str, torch.Te
     if len(tensors) > MAX_TENSORS:
         raise WeightsError(f"{tensors_url}: found {len(tensors)} tensors, expected at most {MAX_TENSORS}")
     proxies = tensors.get(PROXIES_TENSOR, torch.zeros(0, 0))
-    counts = {
-        "image_classes": len(config["image_classes"]),
-        "keypoints": len(config["keypoint_names"]),
-        "identities": proxies.shape[:1],
-    }
 
     def build() -> Yolor:
-        network = Yolor(network_config, len(config["classes"]), anchors, **counts)
+        network = Yolor(
+            network_config,
+            len(config["classes"]),
+            anchors,
+            image_classes=len(config["image_classes"]),
+            keypoints=len(config["keypoint_names"]),
+            identities=proxies.shape[:1],
+        )
         return fuse(network) if config["fused"] else network.eval()
 
     try:

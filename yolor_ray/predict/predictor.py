@@ -6,15 +6,15 @@ Legend: B images of a batch, S side of the square network input in pixels.
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from yolor_ray.config import PredictConfig
+from yolor_ray.data.loading.read_ahead import read_ahead
 from yolor_ray.errors import ConfigError, ImageError
 from yolor_ray.inference.detect import detect_within_memory, least_confidences
 from yolor_ray.inference.engine_choice import choose_engine
@@ -29,9 +29,6 @@ TIMING_S = 0.5
 """Seconds of timing the engines: each worker times them before its first image."""
 
 logger = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -128,20 +125,6 @@ class Predictor:
             else:
                 return
             pending.popleft()
-
-
-def read_ahead(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """Yield the results of a function in order, while at most `ahead` further calls run or wait in the pool."""
-    iterator = iter(items)
-    running = deque(pool.submit(function, item) for item in itertools.islice(iterator, ahead))
-    try:
-        while running:
-            result = running.popleft().result()
-            running.extend(pool.submit(function, item) for item in itertools.islice(iterator, 1))
-            yield result
-    finally:
-        for future in running:
-            future.cancel()
 
 
 def _noted(opened: Iterable[_Collected | Fault], pending: deque[_Collected | Fault]) -> Iterator[_Collected]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from yolor_ray.cluster.capacity import check_capacity, wait_for_resources, worker_resources
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.config import PredictConfig
+from yolor_ray.data.loading.read_ahead import read_ahead
 from yolor_ray.errors import ConfigError, UserError
 from yolor_ray.inference.models import load_model
 from yolor_ray.io import manifest
@@ -29,7 +30,7 @@ from yolor_ray.predict import output as outputs
 from yolor_ray.predict.coco_json import COCO_FILE, coco_json
 from yolor_ray.predict.output import PartResult
 from yolor_ray.predict.part_file import to_parquet
-from yolor_ray.predict.predictor import PredictedImage, Predictor, read_ahead
+from yolor_ray.predict.predictor import PredictedImage, Predictor
 from yolor_ray.predict.read_task import read_part
 from yolor_ray.predict.sources import EncodedImage, Part, list_parts
 from yolor_ray.predict.video import VIDEO_SUFFIXES, video_parts

@@ -21,13 +21,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 
 from yolor_ray.cluster import ray_internals
-from yolor_ray.cluster.block_source import StreamedSource, cluster_source
 from yolor_ray.cluster.capacity import READER_CPUS, count_fitting, worker_resources
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.cluster.stop_signal import ProcessStopSignal
 from yolor_ray.config import ClusterConfig, TrainConfig
 from yolor_ray.data.loading.loader import Source
-from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import (
     CapacityError,
     ConfigError,
@@ -100,16 +98,6 @@ def trial_cluster(cluster: ClusterConfig) -> ClusterConfig:
     """
     threads = cluster.compute_threads or int(cluster.worker_range[1] == 0)
     return replace(cluster, workers=str(cluster.worker_range[0]), compute_threads=threads, max_failures=0)
-
-
-def shared_source(dataset: Dataset, cluster: ClusterConfig) -> Source | None:
-    """Return the training set in Ray's object store, shared by all trials of a node; None if each trial must read its own copy.
-
-    The shared images are encoded: each trial decodes an image once and keeps it. Ray Data streams a dataset that is too large for the
-    store to trials with workers. Without workers, trials may occupy every CPU, and Ray Data's reads would wait without end.
-    """
-    source = cluster_source(dataset)
-    return None if isinstance(source, StreamedSource) and cluster.worker_range[1] == 0 else source
 
 
 def run_trials(

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import tune
 
+from yolor_ray.cluster.block_source import cluster_source
 from yolor_ray.config import NetworkConfig, OptimConfig, TrainConfig
 from yolor_ray.config.dotted import format_value
 from yolor_ray.config.presets import PLAIN
@@ -23,7 +24,7 @@ from yolor_ray.model.transfer import differing_settings
 from yolor_ray.model.weights import load_weights
 from yolor_ray.report.provenance import command, commit
 from yolor_ray.study.trial_log import run_url
-from yolor_ray.study.trials import TrialPlan, run_trials, shared_source, trial_cluster
+from yolor_ray.study.trials import TrialPlan, run_trials, trial_cluster
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints
 from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images
 from yolor_ray.train.run import MUTABLE_SETTINGS
@@ -146,7 +147,7 @@ def train_pending(train: TrainConfig, pending: Sequence[TrainConfig], max_concur
     resolved, train_set, _ = resolve_data(train)
     # If the training set is a dimension of the study, each trial reads its own training set.
     same_data = all(config.data.train == resolved.data.train for config in pending)
-    source = shared_source(train_set, train.cluster) if same_data else None
+    source = cluster_source(train_set) if same_data else None
     plan = TrialPlan(lambda values: configs[values["trial"]], train.cluster, len(configs), max_concurrent_trials)
     outcomes = run_trials(plan, {"trial": tune.grid_search(list(configs))}, source)
     return {outcome.values["trial"]: outcome.reason for outcome in outcomes if outcome.reason}

@@ -39,7 +39,9 @@ class DistContext:
         """Return a replica that averages gradients over the workers; for a single worker, the network itself."""
         if self.world_size == 1:
             return network
-        return DistributedDataParallel(network, device_ids=[self.device] if self.device.type == "cuda" else None)
+        devices = [self.device] if self.device.type == "cuda" else None
+        # Gradients are views of the buffers that are sent: without the views, each update copies all gradients there and back.
+        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
     def gather(self, item: Item) -> list[Item]:
         """Return every worker's item in rank order; a barrier."""

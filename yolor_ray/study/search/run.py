@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from yolor_ray.cluster.block_source import cluster_source
 from yolor_ray.config import NetworkConfig, TrainConfig
 from yolor_ray.config.dotted import flatten, from_json, replace_fields
 from yolor_ray.config.search_space import Choice, Range, search_space, start_values
@@ -29,7 +30,7 @@ from yolor_ray.study.search.report import PRESET_FILE, search_files
 from yolor_ray.study.search.results import SearchTrialResult, best_trial
 from yolor_ray.study.search.unique_searcher import UniqueSearcher
 from yolor_ray.study.trial_log import TrialOutcome, run_url
-from yolor_ray.study.trials import TrialPlan, Values, run_trials, shared_source, start_cluster
+from yolor_ray.study.trials import TrialPlan, Values, run_trials, start_cluster
 from yolor_ray.study.workspace import (
     TRIALS_FOLDER,
     check_builtin,
@@ -79,7 +80,7 @@ def run_search(study: SearchConfig) -> dict[str, Any]:
     outcomes = run_trials(
         plan,
         {name: _tune_domain(dimension) for name, dimension in dimensions.items()},
-        shared_source(train_set, train.cluster),
+        cluster_source(train_set),
         samples=plan.count,
         scheduler=_scheduler(study),
         searcher=UniqueSearcher(

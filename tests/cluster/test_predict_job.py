@@ -1,21 +1,25 @@
 """The prediction job by Ray Data, with an S3 server: killed and finished, and errors of workers."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from colour_engine import CLASSES, write_weights
+from colour_engine import CLASSES, draw, write_weights
 from packed import pack, square_record
 from yolor_ray.config import PredictConfig, WorkersConfig
 from yolor_ray.errors import StorageError
 from yolor_ray.io import manifest, storage
+from yolor_ray.pack.annotations.image_folder import ImageFile
 from yolor_ray.predict.part_file import from_parquet
-from yolor_ray.predict.run import predict
+from yolor_ray.predict.run import predict, predict_by_ray
+from yolor_ray.predict.sources import FilePart
 
 # Ray Data reads deprecated settings of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
@@ -74,3 +78,20 @@ def test_an_error_of_a_worker_is_raised_as_it_is(weights, tmp_path, ray_cluster)
     settings = PredictConfig(weights, dataset.url, str(tmp_path / "out"), engine="torch", cluster=WorkersConfig(workers="1"))
     with pytest.raises(StorageError, match=rf"{dataset.shards[1].name}.*not found"):
         predict(settings)
+
+
+def test_a_result_is_yielded_before_the_next_part_is_read(weights, tmp_path, ray_cluster):
+    draw((64, 64), [("red", 10, 10, 40, 40)]).save(tmp_path / "image.png")
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    # A task that reads the pipe waits until the pipe is opened to be written.
+    opened = threading.Timer(240, lambda: pipe.open("wb").close())
+    opened.start()
+    settings = PredictConfig(weights, str(tmp_path), str(tmp_path / "out"), engine="torch", cluster=WorkersConfig(workers="1"))
+    parts = [FilePart(str(tmp_path), (ImageFile(name, 1, 0),)) for name in ("image.png", "pipe.png")]
+    results = predict_by_ray(settings, [(index, "key", part) for index, part in enumerate(parts)])
+    assert next(results).images == 1
+    assert opened.is_alive()
+    opened.cancel()
+    pipe.open("wb").close()
+    assert [len(result.faults) for result in results] == [1]

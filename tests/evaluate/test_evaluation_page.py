@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from yolor_ray.data.shards.dataset import Dataset, open_dataset
-from yolor_ray.evaluate.detections import DETECTIONS_FILE, to_parquet
+from yolor_ray.evaluate.detections import DETECTIONS_FILE, from_parquet, to_parquet
 from yolor_ray.evaluate.page.embedding_map import EMBEDDINGS_FILE, embeddings_parquet
 from yolor_ray.evaluate.page.page import BEST, WORST, Subject, report_page
 from yolor_ray.evaluate.page.pictures import Box, zoomed_picture
 from yolor_ray.evaluate.predict import read_annotations
 from yolor_ray.evaluate.retrieval import IdentifiedObjects, LocatedObjects
 from yolor_ray.pack.run import pack_scenes
+from yolor_ray.report.colours import colour
 
 IMAGES = 20
 
@@ -72,6 +73,20 @@ def test_a_page_shows_the_map_of_embeddings_where_there_are_some(dataset):
 def test_a_page_of_perfect_detections_has_no_worst_image_and_no_suspect(dataset):
     page = report_page(dataset, files_of(dataset), Subject("Evaluation", {})).decode()
     assert "Worst images" not in page and "Suspected errors" not in page and "Best images" in page and ">Training<" not in page
+
+
+def test_an_image_of_many_boxes_has_the_colours_of_its_classes_below(dataset):
+    files = files_of(dataset)
+    rows = list(from_parquet(files[DETECTIONS_FILE]))
+    crowd = [row for row in rows if row["image_id"] == 0] * 9
+    page = report_page(dataset, {**files, DETECTIONS_FILE: to_parquet(rows + crowd)}, Subject("Evaluation", {})).decode()
+    worst, _, best = page.partition(">Worst images<")[2].partition(">Best images<")
+    labels = sorted({int(row["category_id"]) for row in crowd})
+    named = re.findall(r'background: ([^"]+)"></span>([^<]+)</li>', worst)
+    assert named == [(colour(label), dataset.classes[label]) for label in labels]
+    cards = [card for section in (worst, best) for card in section.split('<div class="card">')[1:]]
+    boxes = [max(picture.count("<title>") for picture in card.split("<svg")[1:]) for card in cards]
+    assert ['class="legend"' in card for card in cards] == [count > 8 for count in boxes] and min(boxes) <= 8
 
 
 def test_a_page_without_a_detection_is_made(dataset):

@@ -3,16 +3,19 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from yolor_ray.config.network import TASKS
+from yolor_ray.config.presets import PLAIN
+from yolor_ray.inference.runtimes.graph import OUTPUTS, output_names
 from yolor_ray.inference.runtimes.onnx_runtime import ONNX_FILE, onnx_files, onnx_predictor
 from yolor_ray.inference.runtimes.openvino_runtime import openvino_files, openvino_predictor
 from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor, torch_predictor
 from yolor_ray.model.fuse import fuse
-from yolor_ray.model.weights import WeightsInfo
+from yolor_ray.model.weights import WeightsInfo, save_weights
 
 INFO = WeightsInfo("guesses", ("a", "b", "c"), 64, {"AP": 0.25}, "0123456789ab")
 SHAPES = [(1, 64, 64), (3, 64, 64), (2, 32, 96), (1, 160, 16), (5, 16, 16)]
@@ -131,3 +134,26 @@ def test_a_process_survives_a_signal_after_predictors_are_deleted(packages, make
     file.write_bytes(onnx_files(fuse(make_network()), INFO)[ONNX_FILE])
     done = subprocess.run([sys.executable, "-c", SIGNAL_AFTER_PREDICTORS, str(file)], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "[15]\n"), done.stderr
+
+
+@pytest.mark.parametrize("tasks", [("detect",), ("detect", "pose"), ("detect", "segment", "classify"), TASKS], ids=str)
+def test_the_names_of_outputs_are_those_of_a_forward_pass(make_network, tasks):
+    network = make_network(tasks=tasks)
+    outputs = DecodedYolor(network)(pixels(1, 32, 32))
+    assert output_names(network) == [name for name in OUTPUTS if name in outputs]
+
+
+@pytest.mark.parametrize("settings", [{}, {"head": "free", "distance_bins": 8}], ids=str)
+def test_loading_weights_without_implicit_knowledge_and_naming_outputs_import_no_compiler(make_network, tmp_path, settings):
+    info = replace(INFO, image_classes=tuple("def"), keypoint_names=tuple("ghijk"))
+    tasks = tuple(task for task in TASKS if task != "embed")
+    save_weights(str(tmp_path), make_network(tasks=tasks, implicit=PLAIN, **settings), info)
+    program = """
+import sys
+from yolor_ray.inference.models import load_model
+from yolor_ray.inference.runtimes.graph import output_names
+output_names(load_model(sys.argv[1])[0])
+print(*sys.modules)
+"""
+    loaded = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded and not {"torch._dynamo", "sympy"} & set(loaded)

@@ -1,5 +1,6 @@
 """The head without anchors: shapes, decoding, priors, implicit knowledge in every form, fusing and transfer."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from yolor_ray.config import ImplicitConfig, NetworkConfig
 from yolor_ray.config.variants import VARIANTS
 from yolor_ray.errors import ConfigError
 from yolor_ray.model.fuse import fuse, is_fused
+from yolor_ray.model.heads.free import FreeHead
 from yolor_ray.model.implicit import IMPLICIT_MODULES
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.transfer import load_trainable, transfer_weights
@@ -174,3 +176,9 @@ def test_weights_of_the_other_head_give_the_backbone_and_the_neck(tmp_path, foun
     assert {name.partition(".")[0] for name in report.fresh} == {"head"}
     if wanted == "anchors":
         assert torch.equal(network.head.anchors, 2 * anchors)
+
+
+def test_the_first_biases_of_distances_are_exactly_those_of_a_geometric_distribution():
+    expected = (torch.arange(BINS.distance_bins) * math.log(2 / 3)).repeat(4)
+    for level in FreeHead(BINS, 3).boxes:
+        assert torch.equal(level.predict.bias, expected)

@@ -9,6 +9,7 @@ import pytest
 
 from colour_engine import CLASSES, CONFIDENCE, draw, write_weights
 from packed import pack, square_record
+from yolor_ray.config import WorkersConfig
 from yolor_ray.data.rle import decode_mask
 from yolor_ray.errors import ConfigError, DataError, IntegrityError, NotFoundError, StorageError
 from yolor_ray.io import manifest
@@ -296,3 +297,18 @@ def test_parts_of_a_list_end_at_the_size_of_its_images(photos, monkeypatch):
     (photos / "bucket.txt").write_text("".join(f"s3://bucket/{number}.png\n" for number in range(40)))
     monkeypatch.undo()
     assert [len(part.files) for part in sources.list_parts(str(photos / "bucket.txt"))] == [16, 16, 8]
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpu", "cpus", "parts", "readers"),
+    [
+        ("1", False, 1, 99, 1),
+        ("2", False, 2, 99, 1),
+        ("2", False, 64, 99, 32),
+        ("1-100", False, 4, 99, 50),
+        ("2", False, 64, 3, 3),
+        ("8", True, 64, 99, None),
+    ],
+)
+def test_readers_are_limited_by_workers_and_cpus_and_free_beside_gpus(workers, gpu, cpus, parts, readers):
+    assert run.most_readers(WorkersConfig(workers=workers, gpu=gpu), cpus, parts) == readers

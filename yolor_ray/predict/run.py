@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from yolor_ray.cluster.capacity import check_capacity, wait_for_resources, worker_resources
 from yolor_ray.cluster.connect import start_ray
-from yolor_ray.config import PredictConfig
+from yolor_ray.config import PredictConfig, WorkersConfig
 from yolor_ray.data.loading.read_ahead import read_ahead
 from yolor_ray.errors import ConfigError, UserError
 from yolor_ray.inference.models import load_model
@@ -181,7 +181,9 @@ def predict_by_ray(config: PredictConfig, tasks: Sequence[Task]) -> Iterator[Par
     items = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
     least, most = cluster.worker_range
     resources = worker_resources(cluster)
-    predicted = items.map_batches(read_part, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS).map_batches(
+    reading = ray.data.TaskPoolStrategy(most_readers(cluster, ray.cluster_resources().get("CPU", 0), len(tasks)))
+    parts = items.map_batches(read_part, batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS, compute=reading)
+    predicted = parts.map_batches(
         _PredictWorker,
         fn_constructor_args=(config, -(-most // sum(node["Alive"] for node in ray.nodes()))),
         batch_size=1,
@@ -191,11 +193,20 @@ def predict_by_ray(config: PredictConfig, tasks: Sequence[Task]) -> Iterator[Par
         num_gpus=resources.get("GPU", 0),
         ray_remote_args_fn=lambda: {"max_task_retries": TASK_RETRIES},
     )
-    for row in predicted.iter_rows():
-        result = pickle.loads(row["result"])
+    # The default, and `iter_rows`, wait for a second part before the first one is passed on.
+    for block in predicted.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+        result = pickle.loads(block["result"][0].as_py())
         if isinstance(result, UserError):
             raise result
         yield result
+
+
+def most_readers(cluster: WorkersConfig, cpus: float, parts: int) -> int | None:
+    """Return the most read tasks at a time: one for every two workers or two CPUs of the cluster; with GPUs None, which is no limit.
+
+    Beside workers on CPUs, every reader takes computing time from them, most of all while both start. A GPU needs many readers.
+    """
+    return None if cluster.gpu else min(max(1, cluster.worker_range[1] // 2, int(cpus) // 2), parts)
 
 
 class _PredictWorker:

@@ -5,7 +5,6 @@ Legend: B images, H W sides of the network input in pixels, P predictions over a
 E numbers of an embedding, C prototypes, J keypoints.
 """
 
-import copy
 import importlib.util
 import io
 import json
@@ -83,10 +82,8 @@ def require_packages(subject: str, packages: Sequence[str]) -> None:
 
 def output_names(network: Yolor) -> list[str]:
     """Return the names of a network's outputs in the order of OUTPUTS."""
-    stride = network.config.strides[-1]
-    with torch.inference_mode():
-        outputs = DecodedYolor(copy.deepcopy(network).to("meta").eval())(torch.zeros(1, 3, stride, stride, device="meta"))
-    return [name for name in OUTPUTS if name in outputs]
+    names = {name for task in network.config.tasks for name in TASK_OUTPUTS[task]}
+    return [name for name in OUTPUTS if name in names]
 
 
 def graph_config(network: Yolor, info: WeightsInfo) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class FreeHead(DetectionHead):
         mean = REFERENCE_SIDE / 2
         if self.bins == 1:
             return torch.full((DISTANCES,), math.log(math.expm1(mean)))
-        return (torch.arange(self.bins) * math.log(mean / (1 + mean))).repeat(DISTANCES)
+        # Integers times a float on the meta device would import torch._dynamo, which takes a second.
+        return (torch.arange(self.bins, device="cpu") * math.log(mean / (1 + mean))).repeat(DISTANCES)
 
     def split_outputs(self, y: Float[Tensor, "*_ F"]) -> tuple[Float[Tensor, "*_ 4 R"], Float[Tensor, "*_ K"]]:
         """Return the outputs of the distances, bin by bin, and the logits of the classes."""

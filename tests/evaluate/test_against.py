@@ -30,7 +30,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset(url)
 
 
-def result_of(dataset: Dataset, *, seed: int, noise_px: float = 0.0, found: float = 1.0) -> EvalResult:
+def result_of(
+    dataset: Dataset, *, seed: int, noise_px: float = 0.0, found: float = 1.0, tasks: tuple[str, ...] = ("detect",)
+) -> EvalResult:
     """Measure detections that are a share of the annotated boxes, moved by noise."""
     random = np.random.default_rng(seed)
     detections = []
@@ -38,8 +40,13 @@ def result_of(dataset: Dataset, *, seed: int, noise_px: float = 0.0, found: floa
         chosen = random.random(len(record.objects.labels)) < found
         boxes = record.objects.boxes_xyxy[chosen] + random.normal(0, noise_px, (chosen.sum(), 4))
         confidences = np.sort(random.random(chosen.sum()))[::-1].astype(np.float32)
-        detections.append(ImageDetections(boxes.astype(np.float32), confidences, record.objects.labels[chosen]))
-    return measure(dataset, detections, ("detect",))
+        others = {}
+        if "segment" in tasks:
+            others["masks"] = tuple(mask for mask, kept in zip(record.objects.masks, chosen, strict=True) if kept)
+        if "pose" in tasks:
+            others["keypoints"] = record.objects.keypoints[chosen]
+        detections.append(ImageDetections(boxes.astype(np.float32), confidences, record.objects.labels[chosen], **others))
+    return measure(dataset, detections, tasks)
 
 
 NAMES = ("weights-b", "weights-a")
@@ -49,7 +56,8 @@ def test_weights_against_themselves_differ_in_nothing(dataset):
     result = result_of(dataset, seed=0, noise_px=2.0)
     difference = compare_results(dataset, result, result, dataset.classes, NAMES)
     assert not difference.images
-    for item in (difference.metrics["AP"], *difference.classes.values()):
+    assert list(difference.classes) == ["AP", "AP50", "AP75"]
+    for item in (difference.metrics["AP"], *(item for classes in difference.classes.values() for item in classes.values())):
         assert (item.difference, item.low, item.high) == (0, 0, 0) and not item.beyond_noise
 
 
@@ -63,6 +71,30 @@ def test_equally_good_weights_differ_within_the_noise_and_worse_ones_beyond(data
     assert better.metrics["AP"].difference == first.metrics["AP"] - worse.metrics["AP"]
     reverse = compare_results(dataset, worse, first, dataset.classes, NAMES).metrics["AP"]
     assert (reverse.low, reverse.high) == pytest.approx((-better.metrics["AP"].high, -better.metrics["AP"].low))
+
+
+def test_differences_of_classes_are_those_of_cocos_numbers(dataset):
+    first, second = (result_of(dataset, seed=seed, noise_px=2.0, found=found) for seed, found in ((1, 1.0), (2, 0.6)))
+    classes = compare_results(dataset, first, second, dataset.classes, NAMES).classes
+    for metric in ("AP", "AP50"):
+        for name, item in classes[metric].items():
+            scores = [getattr(result.boxes.classes[name], metric) for result in (first, second)]
+            assert [item.value, item.other] == pytest.approx([np.nan if score < 0 else score for score in scores], nan_ok=True)
+    assert any(item.low > 0 for item in classes["AP75"].values())
+
+
+def test_masks_and_keypoints_have_intervals_too(dataset):
+    tasks = ("detect", "segment", "pose")
+    first, second = (result_of(dataset, seed=seed, found=found, tasks=tasks) for seed, found in ((1, 1.0), (2, 0.4)))
+    metrics = compare_results(dataset, first, second, dataset.classes, NAMES).metrics
+    for name in ("segment/AP", "segment/AP50", "pose/AP", "pose/AP75"):
+        item = metrics[name]
+        assert item.difference == first.metrics[name] - second.metrics[name]
+        assert 0 < item.low < item.difference < item.high
+    same = compare_results(dataset, first, first, dataset.classes, NAMES).metrics
+    assert (same["segment/AP"].low, same["pose/AP"].high) == (0, 0)
+    without = compare_results(dataset, first, result_of(dataset, seed=2), dataset.classes, NAMES).metrics
+    assert "segment/AP" not in without and "AP" in without
 
 
 def test_the_images_with_the_largest_change_come_first(dataset):
@@ -91,7 +123,12 @@ def test_page_and_json_say_the_same(dataset):
     files = difference_files(difference, dataset)
     numbers, page = json.loads(files["against.json"]), files["against.html"].decode()
     assert f"{numbers['metrics']['AP']['difference']:+.3f}" in page and "beyond the noise" in page
-    assert all(name in page for name in numbers["classes"]) and numbers["changed_images"][0]["name"] in page
+    assert all(numbers["classes"][metric].keys() == set(dataset.classes) for metric in ("AP", "AP50", "AP75"))
+    assert (
+        all(name in page for name in numbers["classes"]["AP"])
+        and "AP75 of each class" in page
+        and numbers["changed_images"][0]["name"] in page
+    )
     assert "&lt;b&gt;" in page and "<b>a" not in page and page.count("<image ") <= 12
     assert numbers["metrics"]["AR1"]["low"] is None
 

@@ -6,7 +6,14 @@ import pytest
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.against import bootstrap
-from yolor_ray.evaluate.against.bootstrap import METRICS, draw_resamples, resampled_metrics
+from yolor_ray.evaluate.against.bootstrap import (
+    KEYPOINT_METRICS,
+    METRICS,
+    draw_resamples,
+    mean_of_classes,
+    resampled_class_metrics,
+    resampled_metrics,
+)
 
 SIDES = (12, 30, 34, 80, 100, 180)
 """Sides of objects in pixels: two in each of COCO's ranges of areas."""
@@ -57,6 +64,26 @@ def test_weights_of_one_give_the_metrics_of_coco(seed):
     metrics = resampled_metrics(truth, rows, np.ones((1, 6), int))
     assert metrics.dtype == np.float64 and metrics.shape == (1, len(METRICS))
     np.testing.assert_allclose(metrics[0], coco_metrics(truth, rows), rtol=0, atol=1e-12)
+
+
+def with_masks_and_keypoints(truth, rows):
+    """Return the scene with a mask and three keypoints in every box."""
+    for item in [*truth["annotations"], *rows]:
+        x, y, width, height = item["bbox"]
+        item["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        item["keypoints"] = [x, y, 2, x + width, y, 2, x + width / 2, y + height, 2]
+    annotations = [item | {"num_keypoints": 3} for item in truth["annotations"]]
+    return truth | {"annotations": annotations}, rows
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "keypoints"])
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_and_keypoints_of_weights_of_one_have_the_metrics_of_coco(seed, iou_type):
+    truth, rows = with_masks_and_keypoints(*make_scene(seed))
+    names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
+    metrics = mean_of_classes(resampled_class_metrics(truth, rows, np.ones((1, 6), int), iou_type))[0]
+    expected = np.array([coco.measure(truth, rows, iou_type).metrics[name] for name in names])
+    np.testing.assert_allclose(metrics, np.where(expected < 0, np.nan, expected), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(8))

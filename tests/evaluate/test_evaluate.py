@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def untrained_weights(url: Path, **names: tuple[str, ...]) -> str:
     torch.manual_seed(5)
     info = WeightsInfo("guesses", **{"classes": scenes.CLASSES, "image_px": 64, **names})
-    counts = {"image_classes": len(info.image_classes), "keypoints": len(info.keypoint_names), "identities": 3}
+    counts = {"image_classes": len(info.image_classes), "keypoints": len(info.keypoint_names), "identities": (3,)}
     network = Yolor(SMALL, len(info.classes), torch.tensor(ANCHORS, dtype=torch.float32).reshape(3, 3, 2), **counts)
     save_weights(str(url), network.eval(), info)
     return str(url)

@@ -26,7 +26,7 @@ def make_learner(preset: str) -> Learner:
     config = replace(config, optim=optim)
     torch.manual_seed(0)
     anchors = ANCHORS if config.network.head == "anchors" else None
-    counts = {"image_classes": 3, "identities": 5, "keypoints": 2}
+    counts = {"image_classes": 3, "identities": (5,), "keypoints": 2}
     network = Yolor(config.network, CLASSES, anchors, **counts).train().to(memory_format=torch.channels_last)
     return Learner(network, config, Schedule(optim, 100), network)
 

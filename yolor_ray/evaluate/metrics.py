@@ -37,6 +37,8 @@ class EvalResult:
     """Objects with an identity, and their embeddings."""
     rows: list[coco.ResultRow]
     """The detections whose boxes were compared."""
+    task_rows: dict[str, list[coco.ResultRow]]
+    """The masks and keypoints that were compared, by task; segment and pose, where measured."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,9 @@ def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Coll
     images = [_Image(*fields) for fields in zip(range(dataset.images), read_annotations(dataset), members, detections, strict=True)]
     measured = {task for image in images for task in image.record.tasks} & set(tasks)
     boxes, rows = _measure_coco(dataset, images, "detect")
-    masks = _measure_coco(dataset, images, "segment")[0] if "segment" in measured else None
-    keypoints = _measure_coco(dataset, images, "pose")[0] if "pose" in measured else None
+    compared = {task: _measure_coco(dataset, images, task) for task in ("segment", "pose") if task in measured}
+    masks, keypoints = (compared[task][0] if task in compared else None for task in ("segment", "pose"))
+    task_rows: dict[str, list[coco.ResultRow]] = {task: own for task, (_, own) in compared.items()}
     label_numbers, labels = _measure_labels(dataset, images) if "classify" in measured else ({}, None)
     located = _locate_objects(images) if "embed" in measured else None
     task_metrics = {
@@ -86,7 +89,7 @@ def measure(dataset: Dataset, detections: Sequence[ImageDetections], tasks: Coll
         "pose": keypoints.metrics if keypoints else {},
     }
     named = {f"{task}/{name}": value for task, metrics in task_metrics.items() for name, value in metrics.items()}
-    return EvalResult({**boxes.metrics, **named}, boxes, masks, keypoints, labels, located, rows)
+    return EvalResult({**boxes.metrics, **named}, boxes, masks, keypoints, labels, located, rows, task_rows)
 
 
 def _measure_coco(dataset: Dataset, images: Sequence[_Image], task: str) -> tuple[coco.CocoResult, list[coco.ResultRow]]:

@@ -13,9 +13,12 @@ import numpy as np
 from scipy import sparse
 
 from yolor_ray.evaluate import coco
+from yolor_ray.evaluate.scorer import IouType
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-"""Metrics of boxes that are resampled, in the order of every axis M."""
+"""Metrics of boxes and of masks that are resampled, in the order of every axis M."""
+KEYPOINT_METRICS = ("AP", "AP50", "AP75", "APm", "APl")
+"""The same of keypoints; COCO has no number for small objects."""
 CONFIDENCE = 0.95
 RESAMPLES_PER_CHUNK = 256
 """Bounds the memory, and keeps small datasets in the processor's cache."""
@@ -50,19 +53,24 @@ def mean_of_classes(metrics: np.ndarray) -> np.ndarray:
     return _finite_mean(metrics).T
 
 
-def resampled_class_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights: np.ndarray) -> np.ndarray:
-    """Return METRICS of each class's boxes for each row of weights, (K, M, R); NaN where a resample has no object to measure on.
+def resampled_class_metrics(
+    truth: dict[str, Any], rows: list[coco.ResultRow], weights: np.ndarray, iou_type: IouType = "bbox"
+) -> np.ndarray:
+    """Return METRICS of each class for each row of weights, (K, M, R); NaN where a resample has no object to measure on.
+
+    Keypoints have KEYPOINT_METRICS in place of METRICS.
 
     Args:
         truth: COCO's annotations, as `coco.score` takes them.
         rows: COCO's results; the copies of a detection that an image's weight makes are ranked next to each other.
         weights: (R, I) count of each image, in the order of truth["images"].
+        iou_type: kind of comparison.
 
     Raises:
         DataError: as `coco.measure`.
 
     """
-    scorer = coco.match_detections(truth, rows)
+    scorer = coco.match_detections(truth, rows, iou_type)
     columns = {image["id"]: index for index, image in enumerate(truth["images"])}
     starts = range(0, len(weights), RESAMPLES_PER_CHUNK)
     chunks = [np.ascontiguousarray(weights[i : i + RESAMPLES_PER_CHUNK].T, np.float64) for i in starts]
@@ -77,7 +85,8 @@ def resampled_class_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], w
         classes.append(
             np.stack([all_areas.mean(axis=0), all_areas[0], all_areas[IOU75_INDEX], *(area.mean(axis=0) for area in precisions[1:])])
         )
-    return np.array(classes).reshape(-1, len(METRICS), len(weights))
+    names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
+    return np.array(classes).reshape(-1, len(names), len(weights))
 
 
 def _finite_mean(values: np.ndarray) -> np.ndarray:

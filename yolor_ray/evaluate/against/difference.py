@@ -1,4 +1,4 @@
-"""Compare the boxes of two weights on the same images: differences of metrics with intervals, and the images that changed most.
+"""Compare two weights on the same images: differences of metrics with intervals, and the images that changed most.
 
 The interval is that of a paired bootstrap: both weights are measured on the same resamples of the images. It is centred on the measured
 difference, because resampling with repeated images biases AP.
@@ -14,14 +14,23 @@ import numpy as np
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
-from yolor_ray.evaluate.against.bootstrap import METRICS, draw_resamples, half_width, mean_of_classes, resampled_class_metrics
+from yolor_ray.evaluate.against.bootstrap import (
+    KEYPOINT_METRICS,
+    METRICS,
+    draw_resamples,
+    half_width,
+    mean_of_classes,
+    resampled_class_metrics,
+)
 from yolor_ray.evaluate.detections import to_parquet
 from yolor_ray.evaluate.diagnosis.comparison import Comparison, ImageBoxes, compare_all, read_images
 from yolor_ray.evaluate.diagnosis.findings import rank_images
 from yolor_ray.evaluate.examples import MIN_CONFIDENCE
 from yolor_ray.evaluate.metrics import EvalResult
-from yolor_ray.evaluate.predict import read_truth
+from yolor_ray.evaluate.predict import make_task_truth, read_annotations
 
+CLASS_METRICS = METRICS[:3]
+"""Metrics of boxes that are compared class by class: AP, AP50 and AP75."""
 RESAMPLES = 1000
 SEED = 0
 BOXES_OF_BOTH = 2_000_000
@@ -68,8 +77,8 @@ class WeightsDifference:
     names: tuple[str, str]
     """URLs of the weights, and of those that they are compared with."""
     metrics: dict[str, Difference]
-    classes: dict[str, Difference]
-    """AP of each class."""
+    classes: dict[str, dict[str, Difference]]
+    """AP, AP50 and AP75 of boxes: by metric, then by class."""
     images: list[ChangedImage]
     """Images whose F1 score differs, those with the largest change first."""
     boxes: tuple[dict[int, tuple[ImageBoxes, Comparison]], dict[int, tuple[ImageBoxes, Comparison]]]
@@ -96,7 +105,8 @@ def compare_results(
         DataError: the weights have different classes.
     """
     rows = aligned_rows(other.rows, other_classes, dataset.classes, names[1])
-    metrics, classes = differences(read_truth(dataset), result, replace(other, rows=rows))
+    task_rows = {task: aligned_rows(own, other_classes, dataset.classes, names[1]) for task, own in other.task_rows.items()}
+    metrics, classes = differences(dataset, result, replace(other, rows=rows, task_rows=task_rows))
     compared = []
     for item, own_rows in ((result, result.rows), (other, rows)):
         scores = [item.boxes.classes[name].confidence for name in dataset.classes]
@@ -106,33 +116,53 @@ def compare_results(
     return WeightsDifference(names, metrics, classes, changed_images(*compared), (by_id[0], by_id[1]))
 
 
-def differences(truth: dict[str, Any], result: EvalResult, other: EvalResult) -> tuple[dict[str, Difference], dict[str, Difference]]:
-    """Return the differences by metric, and those of AP by class.
+def differences(dataset: Dataset, result: EvalResult, other: EvalResult) -> tuple[dict[str, Difference], dict[str, dict[str, Difference]]]:
+    """Return the differences by metric, and those of CLASS_METRICS of boxes by metric and class.
 
-    Metrics of other tasks than detect, and recalls, have no interval.
+    COCO's precisions of boxes, masks and keypoints have an interval; recalls and metrics of other tasks have none.
 
     Args:
-        truth: annotated boxes in COCO's JSON.
+        dataset: the dataset, with the classes of the weights.
         result: result of the weights.
         other: result of the weights to compare with, with the same classes in the same order.
     """
+    records = read_annotations(dataset)
     count = max(min(RESAMPLES, RESAMPLES * BOXES_OF_BOTH // max(len(result.rows) + len(other.rows), 1)), 100)
-    weights = draw_resamples(len(truth["images"]), count, SEED)
-    resampled, others = (resampled_class_metrics(truth, item.rows, weights) for item in (result, other))
-    total = mean_of_classes(resampled) - mean_of_classes(others)
-    halves = {name: half_width(total[:, m]) for m, name in enumerate(METRICS)}
+    draws = draw_resamples(len(records), count, SEED)
+    # The first row of weights measures the images as they are.
+    weights = np.concatenate((np.ones((1, len(records)), draws.dtype), draws))
+    halves: dict[str, float] = {}
+    classes: dict[str, dict[str, Difference]] = {}
+    for task in [task for task in coco.IOU_TYPES if task in _rows_by_task(result) and task in _rows_by_task(other)]:
+        truth = make_task_truth(records, dataset.classes, task)
+        annotated = weights[:, [image["id"] for image in truth["images"]]]
+        own, others = (
+            resampled_class_metrics(truth, _rows_by_task(item)[task], annotated, coco.IOU_TYPES[task]) for item in (result, other)
+        )
+        names, prefix = (KEYPOINT_METRICS if task == "pose" else METRICS), ("" if task == "detect" else f"{task}/")
+        total = mean_of_classes(own) - mean_of_classes(others)
+        halves |= {f"{prefix}{name}": half_width(total[1:, m]) for m, name in enumerate(names)}
+        if task == "detect":
+            classes = {name: _class_differences(dataset.classes, own[:, m], others[:, m]) for m, name in enumerate(CLASS_METRICS)}
     metrics = {
         name: _difference(result.metrics[name], other.metrics[name], halves.get(name, np.nan))
         for name in result.metrics
         if name in other.metrics
     }
-    # Classes stand in the order of their category ids.
-    per_class = resampled[:, 0] - others[:, 0]
-    classes = {
-        name: _difference(score.AP, other.boxes.classes[name].AP, half_width(per_class[k]))
-        for k, (name, score) in enumerate(result.boxes.classes.items())
-    }
     return metrics, classes
+
+
+def _rows_by_task(result: EvalResult) -> dict[str, list[coco.ResultRow]]:
+    return {"detect": result.rows, **result.task_rows}
+
+
+def _class_differences(names: Sequence[str], values: np.ndarray, others: np.ndarray) -> dict[str, Difference]:
+    """Return the differences by class from a metric on the images as they are and on resamples, (K, 1 + R)."""
+    # Classes stand in the order of their category ids.
+    return {
+        name: _difference(value[0], other[0], half_width(value[1:] - other[1:]))
+        for name, value, other in zip(names, values, others, strict=True)
+    }
 
 
 def _difference(value: float, other: float, half: float) -> Difference:

@@ -28,7 +28,7 @@ def _json(difference: WeightsDifference) -> dict[str, Any]:
         "weights": weights,
         "against": against,
         "metrics": difference.metrics_json(),
-        "classes": difference_json(difference.classes),
+        "classes": {metric: difference_json(classes) for metric, classes in difference.classes.items()},
         "changed_images": images,
     }
 

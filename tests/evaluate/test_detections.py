@@ -7,7 +7,7 @@ import pytest
 
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
-from yolor_ray.evaluate.detections import from_parquet, to_parquet
+from yolor_ray.evaluate.detections import SCHEMAS, from_parquet, to_parquet
 from yolor_ray.inference.postprocess import ImageDetections
 
 
@@ -29,7 +29,18 @@ def test_detections_are_restored_bit_for_bit_in_order():
 
 
 def test_an_empty_list_is_restored():
-    assert from_parquet(to_parquet([])) == []
+    for iou_type in SCHEMAS:
+        assert from_parquet(to_parquet([], iou_type), iou_type) == []
+
+
+def test_masks_and_keypoints_are_restored():
+    ids = [{"image_id": image_id, "category_id": 3, "score": 0.1 * image_id} for image_id in (2, 1)]
+    masks = [row | {"segmentation": {"size": [5, 7], "counts": counts}} for row, counts in zip(ids, ("0S1", "PPYo1\\"), strict=True)]
+    keypoints = [row | {"keypoints": [1 / 3, row["score"], 0.5]} for row in ids]
+    assert from_parquet(to_parquet(masks, "segm"), "segm") == masks
+    assert from_parquet(to_parquet(keypoints, "keypoints"), "keypoints") == keypoints
+    with pytest.raises(DataError, match=r"found a table of .* counts string; expected .* keypoints list"):
+        from_parquet(to_parquet(masks, "segm"), "keypoints")
 
 
 def test_the_file_takes_less_than_60_percent_of_the_numbers_bytes():

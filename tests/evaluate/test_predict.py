@@ -156,6 +156,8 @@ def test_a_report_holds_the_metrics_of_every_task(rich):
     ]
     result = measure(rich, detections, ("detect", "classify", "embed", "segment", "pose"))
     files = report_files(result, select_examples(rich, detections, result.boxes, count=2), {})
+    assert from_parquet(files["masks.parquet"], "segm") == result.task_rows["segment"]
+    assert from_parquet(files["keypoints.parquet"], "keypoints") == result.task_rows["pose"]
     numbers = json.loads(files["metrics.json"])
     assert {name: numbers[name] for name in ("embed/mAP", "segment/AP", "pose/AP", "classify/F1")}.keys() < result.metrics.keys()
     assert {"AP", "segment/AP", "segment/AP50", "pose/AP", "pose/AP50"} < numbers["classes"]["square"].keys()

@@ -40,6 +40,11 @@ class EvalResult:
     task_rows: dict[str, list[coco.ResultRow]]
     """The masks and keypoints that were compared, by task; segment and pose, where measured."""
 
+    @property
+    def rows_by_task(self) -> dict[str, list[coco.ResultRow]]:
+        """Return the rows that were compared by task: boxes, and masks and keypoints where measured."""
+        return {"detect": self.rows, **self.task_rows}
+
 
 @dataclass(frozen=True)
 class _Image:

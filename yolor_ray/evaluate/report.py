@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from yolor_ray.evaluate.coco import value_or
-from yolor_ray.evaluate.detections import DETECTIONS_FILE, to_parquet
+from yolor_ray.evaluate.coco import IOU_TYPES, value_or
+from yolor_ray.evaluate.detections import FILES, to_parquet
 from yolor_ray.evaluate.examples import ExampleImage
 from yolor_ray.evaluate.metrics import EvalResult
 from yolor_ray.evaluate.page.embedding_map import EMBEDDINGS_FILE, embeddings_parquet
 
 
 def report_files(result: EvalResult, examples: Sequence[ExampleImage], summary: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return metrics.json, detections.parquet, predictions.png and with embeddings embeddings.parquet; `summary` names weights and dataset.
+    """Return the files of a report by name; `summary` names weights and dataset.
 
+    They are metrics.json, predictions.png, a table of the detections of each task that COCO compares, and with embeddings theirs.
     In metrics.json a number is null if the dataset has nothing to measure on.
     """
     # Imported here because matplotlib takes a second, and most processes that measure never draw.
@@ -27,7 +28,7 @@ def report_files(result: EvalResult, examples: Sequence[ExampleImage], summary: 
     located = {EMBEDDINGS_FILE: embeddings_parquet(result.located)} if result.located else {}
     return {
         "metrics.json": json.dumps(content, indent=1, ensure_ascii=False).encode(),
-        DETECTIONS_FILE: to_parquet(result.rows),
+        **{FILES[task]: to_parquet(rows, IOU_TYPES[task]) for task, rows in result.rows_by_task.items()},
         "predictions.png": predictions_png(examples, names),
         **located,
     }

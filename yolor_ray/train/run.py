@@ -17,7 +17,7 @@ from yolor_ray.config import TrainConfig
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import DataError, Preempted
-from yolor_ray.evaluate.detections import DETECTIONS_FILE
+from yolor_ray.evaluate.detections import FILES
 from yolor_ray.io import manifest, storage
 from yolor_ray.io.weights_url import CARD_FILE, WEIGHTS_FOLDER, absolute_weights
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
@@ -193,6 +193,8 @@ def _publish_best(context: TrainContext) -> None:
         raise DataError(f"{run}: found no checkpoint after training, expected one")
     best = storage.join(run, newest[1]["best"])
     files = manifest.read_published(best, (CONFIG_FILE, TENSORS_FILE))
-    report = manifest.read_published(storage.join(run, REPORT_FOLDER), ("metrics.json", DETECTIONS_FILE))
+    folder = storage.join(run, REPORT_FOLDER)
+    names = ["metrics.json", *(manifest.read_manifest(folder).keys() & FILES.values())]
+    report = manifest.read_published(folder, names)
     card = model_card(context, report, json.loads(files[CONFIG_FILE]))
     manifest.publish(storage.join(run, WEIGHTS_FOLDER), {**files, CARD_FILE: card})

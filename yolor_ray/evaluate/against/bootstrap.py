@@ -29,6 +29,12 @@ IOU75_INDEX = 5
 """Index of threshold .75."""
 
 
+def metric_names(task: str) -> list[str]:
+    """Return the names of a task's metrics that are resampled, as `EvalResult.metrics` has them, in the order of every axis M."""
+    names = KEYPOINT_METRICS if task == "pose" else METRICS
+    return [name if task == "detect" else f"{task}/{name}" for name in names]
+
+
 def draw_resamples(images: int, count: int, seed: int) -> np.ndarray:
     """Return the count of each image in each of `count` resamples with replacement, (R, I); every row sums to `images`."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=count)
@@ -40,12 +46,12 @@ def half_width(values: np.ndarray) -> float:
     return float(NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * finite.std(ddof=1)) if len(finite) > 1 else np.nan
 
 
-def resampled_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights: np.ndarray) -> np.ndarray:
-    """Return METRICS of boxes for each row of weights, (R, M); NaN where a resample has no object to measure on.
+def resampled_metrics(truth: dict[str, Any], rows: list[coco.ResultRow], weights: np.ndarray, iou_type: IouType = "bbox") -> np.ndarray:
+    """Return METRICS, or KEYPOINT_METRICS, for each row of weights, (R, M); NaN where a resample has no object to measure on.
 
     See `resampled_class_metrics`.
     """
-    return mean_of_classes(resampled_class_metrics(truth, rows, weights))
+    return mean_of_classes(resampled_class_metrics(truth, rows, weights, iou_type))
 
 
 def mean_of_classes(metrics: np.ndarray) -> np.ndarray:
@@ -85,8 +91,7 @@ def resampled_class_metrics(
         classes.append(
             np.stack([all_areas.mean(axis=0), all_areas[0], all_areas[IOU75_INDEX], *(area.mean(axis=0) for area in precisions[1:])])
         )
-    names = KEYPOINT_METRICS if iou_type == "keypoints" else METRICS
-    return np.array(classes).reshape(-1, len(names), len(weights))
+    return np.array(classes).reshape(-1, len(metric_names(coco.TASKS[iou_type])), len(weights))
 
 
 def _finite_mean(values: np.ndarray) -> np.ndarray:

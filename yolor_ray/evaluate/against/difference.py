@@ -15,11 +15,11 @@ from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import DataError
 from yolor_ray.evaluate import coco
 from yolor_ray.evaluate.against.bootstrap import (
-    KEYPOINT_METRICS,
     METRICS,
     draw_resamples,
     half_width,
     mean_of_classes,
+    metric_names,
     resampled_class_metrics,
 )
 from yolor_ray.evaluate.detections import to_parquet
@@ -133,15 +133,12 @@ def differences(dataset: Dataset, result: EvalResult, other: EvalResult) -> tupl
     weights = np.concatenate((np.ones((1, len(records)), draws.dtype), draws))
     halves: dict[str, float] = {}
     classes: dict[str, dict[str, Difference]] = {}
-    for task in [task for task in coco.IOU_TYPES if task in _rows_by_task(result) and task in _rows_by_task(other)]:
+    for task in [task for task in coco.IOU_TYPES if task in result.rows_by_task and task in other.rows_by_task]:
         truth = make_task_truth(records, dataset.classes, task)
         annotated = weights[:, [image["id"] for image in truth["images"]]]
-        own, others = (
-            resampled_class_metrics(truth, _rows_by_task(item)[task], annotated, coco.IOU_TYPES[task]) for item in (result, other)
-        )
-        names, prefix = (KEYPOINT_METRICS if task == "pose" else METRICS), ("" if task == "detect" else f"{task}/")
+        own, others = (resampled_class_metrics(truth, item.rows_by_task[task], annotated, coco.IOU_TYPES[task]) for item in (result, other))
         total = mean_of_classes(own) - mean_of_classes(others)
-        halves |= {f"{prefix}{name}": half_width(total[1:, m]) for m, name in enumerate(names)}
+        halves |= {name: half_width(values) for name, values in zip(metric_names(task), total[1:].T, strict=True)}
         if task == "detect":
             classes = {name: _class_differences(dataset.classes, own[:, m], others[:, m]) for m, name in enumerate(CLASS_METRICS)}
     metrics = {
@@ -150,10 +147,6 @@ def differences(dataset: Dataset, result: EvalResult, other: EvalResult) -> tupl
         if name in other.metrics
     }
     return metrics, classes
-
-
-def _rows_by_task(result: EvalResult) -> dict[str, list[coco.ResultRow]]:
-    return {"detect": result.rows, **result.task_rows}
 
 
 def _class_differences(names: Sequence[str], values: np.ndarray, others: np.ndarray) -> dict[str, Difference]:

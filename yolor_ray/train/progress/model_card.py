@@ -8,9 +8,10 @@ import numpy as np
 
 from yolor_ray import __version__
 from yolor_ray.data.shards.dataset import Dataset
-from yolor_ray.evaluate.against.bootstrap import METRICS, draw_resamples, half_width, resampled_metrics
-from yolor_ray.evaluate.detections import DETECTIONS_FILE, from_parquet
-from yolor_ray.evaluate.predict import read_truth
+from yolor_ray.evaluate.against.bootstrap import draw_resamples, half_width, metric_names, resampled_metrics
+from yolor_ray.evaluate.coco import IOU_TYPES
+from yolor_ray.evaluate.detections import FILES, from_parquet
+from yolor_ray.evaluate.predict import make_task_truth, read_annotations
 from yolor_ray.report import markdown
 from yolor_ray.train.context import TrainContext
 
@@ -23,7 +24,7 @@ def model_card(context: TrainContext, report: Mapping[str, bytes], config: Mappi
 
     Args:
         context: the run.
-        report: `metrics.json` and `detections.parquet` of the best validation.
+        report: `metrics.json` and the detections of each task of the best validation, by name.
         config: content of the weights' `config.json`.
     """
     numbers = json.loads(report["metrics.json"])
@@ -35,7 +36,7 @@ def model_card(context: TrainContext, report: Mapping[str, bytes], config: Mappi
         '```python\nimport yolor_ray as yr\n\ndetector = yr.Detector("URL of this folder")\nprint(detector("photo.jpg"))\n```',
         "## Accuracy",
         f"On the {context.val.images} images of the validation set. The interval is that of a bootstrap over these images.",
-        _accuracy_table(numbers, _intervals(context.val, report[DETECTIONS_FILE])),
+        _accuracy_table(numbers, _intervals(context.val, report)),
         "## Classes",
         _class_table(numbers["classes"]),
         "The best confidence is the threshold with the highest F1 score on the validation set. Prediction and serving use it by default.",
@@ -48,13 +49,16 @@ def model_card(context: TrainContext, report: Mapping[str, bytes], config: Mappi
     return ("\n\n".join(parts) + "\n").encode()
 
 
-def _intervals(dataset: Dataset, detections: bytes) -> dict[str, float]:
+def _intervals(dataset: Dataset, report: Mapping[str, bytes]) -> dict[str, float]:
     """Return half the width of the 95 % interval of each metric that is resampled; NaN where unknown."""
-    truth = read_truth(dataset)
-    if not truth["images"]:
-        return {}
-    resampled = resampled_metrics(truth, from_parquet(detections), draw_resamples(len(truth["images"]), RESAMPLES, SEED))
-    return {name: half_width(values) for name, values in zip(METRICS, resampled.T, strict=True)}
+    records, halves = read_annotations(dataset), dict[str, float]()
+    for task in [task for task, file in FILES.items() if file in report]:
+        truth = make_task_truth(records, dataset.classes, task)
+        if truth["images"]:
+            draws = draw_resamples(len(truth["images"]), RESAMPLES, SEED)
+            resampled = resampled_metrics(truth, from_parquet(report[FILES[task]], IOU_TYPES[task]), draws, IOU_TYPES[task])
+            halves |= {name: half_width(values) for name, values in zip(metric_names(task), resampled.T, strict=True)}
+    return halves
 
 
 def _accuracy_table(numbers: Mapping[str, Any], intervals: Mapping[str, float]) -> str:

@@ -98,7 +98,7 @@ def test_the_autoscaler_is_asked_for_the_largest_number_beside_resources_in_use_
 
 def test_a_cluster_that_is_too_small_is_refused_except_to_a_run_that_had_workers_there(cluster) -> None:
     cluster.total = nodes("a")
-    with pytest.raises(ConfigError, match=r"cluster\.workers: 2 workers and reading need 2 GPUs, found 1"):
+    with pytest.raises(ConfigError, match=r"cluster\.workers: 2 workers need 2 GPUs, found 1"):
         capacity.check_capacity(WORKERS, resumes=False)
     capacity.check_capacity(WORKERS, resumes=True)
     cluster.limits = {"GPU": 4.0}

@@ -27,14 +27,14 @@ from yolor_ray.train.run_log import METRICS_FILE, read_metrics
         (ClusterConfig(compute_threads=3), [{"CPU": 4}, {"CPU": 5}, {"CPU": 2}], 2),
         (ClusterConfig(gpu=True), [{"CPU": 64, "GPU": 8}], 8),
         (ClusterConfig(gpu=True), [{"CPU": 3, "GPU": 8}, {"CPU": 16}], 3),
-        (ClusterConfig(workers="1", cpus_per_worker=0.5), [{"CPU": 2}], 2),
+        (ClusterConfig(workers="1", cpus_per_worker=0.5), [{"CPU": 2}], 3),
         (ClusterConfig(workers="2", cpus_per_worker=0.5), [{"CPU": 2}], 1),
-        (ClusterConfig(workers="2", cpus_per_worker=1), [{"CPU": 8}, {"CPU": 8}], 6),
+        (ClusterConfig(workers="2", cpus_per_worker=1), [{"CPU": 8}, {"CPU": 8}], 7),
         (ClusterConfig(workers="2-8", gpu=True), [{"CPU": 16, "GPU": 4}, {"CPU": 16, "GPU": 3}], 3),
         (ClusterConfig(workers="4", gpu=True), [{"CPU": 1, "GPU": 8}], 2),
     ],
 )
-def test_the_number_of_concurrent_trials_fits_the_nodes_with_workers_and_readers(cluster, nodes, expected):
+def test_the_number_of_concurrent_trials_fits_the_nodes_with_workers_and_trial_processes(cluster, nodes, expected):
     assert trials._schedulable_trials(trial_cluster(cluster), nodes) == expected
 
 
@@ -49,8 +49,8 @@ def test_the_number_of_concurrent_trials_fits_the_nodes_with_workers_and_readers
         ),
         (
             ClusterConfig(workers="4", cpus_per_worker=1),
-            [{"CPU": 4}],
-            "found nodes of 4 CPUs and 0 GPUs, expected 4 workers of 1 CPUs, and 0.5 CPUs to read for one trial",
+            [{"CPU": 3}],
+            "found nodes of 3 CPUs and 0 GPUs, expected 4 workers of 1 CPUs for one trial",
         ),
     ],
 )

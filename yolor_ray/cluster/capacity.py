@@ -19,8 +19,6 @@ from yolor_ray.errors import CapacityError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-READER_CPUS = 0.5
-"""Logical CPUs that reading needs beside the workers."""
 SETTLE_S = 8.0
 """Longest wait for the resources of the previous attempt before fewer workers start (s)."""
 CAPACITY_TIMEOUT_S = 1800.0
@@ -55,11 +53,7 @@ def _total_workers(cluster: WorkersConfig) -> int:
 def _count_workers(cluster: WorkersConfig, resources_by_node: Mapping[str, Mapping[str, float]]) -> int:
     usable = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
     nodes = [resources for node, resources in resources_by_node.items() if node in usable]
-    workers = sum(count_fitting(resources, worker_resources(cluster)) for resources in nodes)
-    if cluster.gpu or cluster.cpus_per_worker == 0:
-        return workers
-    cpus = sum(resources.get("CPU", 0) for resources in nodes)
-    return min(workers, count_fitting({"CPU": cpus - READER_CPUS}, worker_resources(cluster)))
+    return sum(count_fitting(resources, worker_resources(cluster)) for resources in nodes)
 
 
 def count_fitting(resources: Mapping[str, float], demand: Mapping[str, float]) -> int:
@@ -137,10 +131,13 @@ def _fits(resources_by_node: Mapping[str, Mapping[str, float]], demand: Mapping[
     return any(count_fitting(resources, demand) for resources in resources_by_node.values())
 
 
-def check_capacity(cluster: WorkersConfig, *, resumes: bool) -> None:
+def check_capacity(cluster: WorkersConfig, *, resumes: bool, reader_cpus: float = 0.0) -> None:
     """Refuse a cluster that can never schedule the fewest workers: Ray would wait for ever.
 
-    A run that `resumes` had its workers on the cluster before, so that it waits until lost nodes are back.
+    Args:
+        cluster: workers of the job.
+        resumes: the run had its workers on the cluster before, so that it waits until lost nodes are back.
+        reader_cpus: logical CPUs that tasks which read need beside workers without a GPU.
 
     Raises:
         ConfigError: the cluster is too small.
@@ -148,11 +145,12 @@ def check_capacity(cluster: WorkersConfig, *, resumes: bool) -> None:
     """
     min_workers = cluster.worker_range[0]
     resource = "GPU" if cluster.gpu else "CPU"
-    needed = min_workers * worker_resources(cluster)[resource] + (0 if cluster.gpu else READER_CPUS)
+    needed = min_workers * worker_resources(cluster)[resource] + (0 if cluster.gpu else reader_cpus)
     limits = get_max_resources_from_cluster_config()
     largest = ray.cluster_resources().get(resource, 0) if limits is None else limits.get(resource, 0)
     if largest < needed and not resumes:
-        raise ConfigError(f"cluster.workers: {min_workers} workers and reading need {needed:g} {resource}s, found {largest:g}")
+        named = f"{min_workers} workers{' and reading' if reader_cpus else ''}"
+        raise ConfigError(f"cluster.workers: {named} need {needed:g} {resource}s, found {largest:g}")
 
 
 def _request_nodes(cluster: WorkersConfig) -> None:

@@ -191,7 +191,7 @@ class WorkersConfig:
     gpu: bool = False
     """One GPU per worker."""
     cpus_per_worker: float = 0.5
-    """Logical CPUs that Ray reserves per worker without a GPU; under 1 leaves CPUs for reading."""
+    """Logical CPUs that Ray reserves per worker without a GPU."""
     compute_threads: int = 0
     """Compute threads per worker without a GPU; 0 divides the machine's cores evenly."""
     allow_unauthenticated: bool = False

@@ -170,7 +170,7 @@ def predict_by_ray(config: PredictConfig, tasks: Sequence[Task]) -> Iterator[Par
 
     cluster = config.cluster
     start_ray(allow_unauthenticated=cluster.allow_unauthenticated)
-    check_capacity(cluster, resumes=False)
+    check_capacity(cluster, resumes=False, reader_cpus=READ_CPUS)
     wait_for_resources(worker_resources(cluster), "predict")
     wait_for_resources({"CPU": READ_CPUS}, "read images")
     logging.getLogger("ray.data").setLevel(logging.WARNING)

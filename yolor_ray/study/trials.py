@@ -21,7 +21,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 
 from yolor_ray.cluster import ray_internals
-from yolor_ray.cluster.capacity import READER_CPUS, count_fitting, worker_resources
+from yolor_ray.cluster.capacity import count_fitting, worker_resources
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.cluster.stop_signal import ProcessStopSignal
 from yolor_ray.config import ClusterConfig, TrainConfig
@@ -235,8 +235,8 @@ def _schedulable_trials(cluster: ClusterConfig, nodes: Sequence[Mapping[str, flo
     trials = sum(count_fitting(node, demand) for node in nodes) // max(workers, 1)
     needed = " and ".join(f"{amount:g} {resource}s" for resource, amount in demand.items())
     if workers:
-        needed = f"{workers} workers of {needed}, and {READER_CPUS:g} CPUs to read"
-        cpus = workers * demand.get("CPU", 0) + READER_CPUS
+        needed = f"{workers} workers of {needed}"
+        cpus = workers * demand.get("CPU", 0) + DRIVER_CPUS
         trials = min(trials, count_fitting({"CPU": sum(node.get("CPU", 0) for node in nodes)}, {"CPU": cpus}))
     if trials < 1:
         available = "; ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)

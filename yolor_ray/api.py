@@ -8,7 +8,7 @@ import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
@@ -136,10 +136,20 @@ class Detector:
         return self._info.tasks
 
     @overload
-    def __call__(self, image: Images, *, confidence: Confidence = ..., iou: float = ..., max_detections: int = ...) -> list[Result]: ...
+    def __call__(
+        self, image: Images, *, confidence: Confidence = ..., iou: float = ..., max_detections: int = ..., classes: Collection[str] = ...
+    ) -> list[Result]: ...
 
     @overload
-    def __call__(self, image: ImageSource, *, confidence: Confidence = ..., iou: float = ..., max_detections: int = ...) -> Result: ...
+    def __call__(
+        self,
+        image: ImageSource,
+        *,
+        confidence: Confidence = ...,
+        iou: float = ...,
+        max_detections: int = ...,
+        classes: Collection[str] = (),
+    ) -> Result: ...
 
     def __call__(
         self,
@@ -148,6 +158,7 @@ class Detector:
         confidence: Confidence = ServeConfig.confidence,
         iou: float = ServeConfig.iou,
         max_detections: int = ServeConfig.max_detections,
+        classes: Collection[str] = (),
     ) -> Result | list[Result]:
         """Return the objects of an image, or of each image of a list.
 
@@ -156,14 +167,16 @@ class Detector:
             confidence: least confidence of a returned object, 0 to 1; `best` takes that of `thresholds` for each class, or else 0.25.
             iou: boxes of one class that overlap more than this are one object, over 0, up to 1.
             max_detections: most objects per image.
+            classes: names of the only classes to detect; empty for all.
 
         Raises:
             ImageError: an image cannot be decoded; the message names the image.
             StorageError: a path or URL cannot be read.
-            ConfigError: a limit is out of range.
+            ConfigError: a limit is out of range, or the network has not learned a class.
         """
         check_limits(confidence, iou, max_detections)
-        least = detect.least_confidences(confidence, self._info)
+        detect.check_classes(classes, self._info)
+        least = detect.least_confidences(confidence, self._info, classes)
         find = functools.partial(self._detect, confidence=least, iou=iou, max_detections=max_detections)
         if isinstance(image, list | tuple):
             return [result for start in range(0, len(image), self._batch) for result in find(image[start : start + self._batch])]

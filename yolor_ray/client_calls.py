@@ -10,7 +10,7 @@ import os
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -35,7 +35,7 @@ RETRY_AFTER_S = 1.0
 
 ClientImage: TypeAlias = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
 """A path or an `s3://` URL, the bytes of an image file, (H, W, 3) uint8 RGB, (H, W) uint8 grey, (H, W, 4) uint8 RGBA, or a PIL image."""
-Query: TypeAlias = str | float | bool
+Query: TypeAlias = str | float | bool | Sequence[str]
 Json: TypeAlias = dict[str, Any]
 Value = TypeVar("Value")
 

@@ -1,6 +1,7 @@
 """The prediction job in this process: sources, results, faults, and going on where a job was killed."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,14 @@ def test_a_folder_is_predicted_with_boxes_in_pixels_of_each_image(settings, rows
         np.testing.assert_allclose(row["boxes_xyxy"], expected, atol=1.6)
         assert row["confidences"] == [CONFIDENCE] * 2
     assert "masks" not in found["0.png"]
+
+
+def test_only_the_named_classes_are_predicted_and_the_same_command_finds_its_output_finished(settings, rows, tmp_path):
+    only_blue = settings(classes=("blue",))
+    assert predict(only_blue)["detections"] == predict(only_blue)["detections"] == 5
+    assert {name for row in rows(tmp_path / "out").values() for name in row["classes"]} == {"blue"}
+    with pytest.raises(ConfigError, match="classes: found 'green', expected some of red, "):
+        predict(settings(classes=("blue", "green"), output=str(tmp_path / "other")))
 
 
 def test_an_output_is_published_with_its_manifest_last(settings, tmp_path):
@@ -210,7 +219,9 @@ def test_a_file_of_a_part_without_its_progress_is_written_again(settings, rows, 
     assert predict(settings)["images"] == 5 and len(rows(out)) == 5
 
 
-@pytest.mark.parametrize("change", [{"confidence": 0.5}, {"iou": 0.7}, {"max_detections": 5}, {"tile": 64}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "change", [{"confidence": 0.5}, {"iou": 0.7}, {"max_detections": 5}, {"classes": ("red",)}, {"tile": 64}, {"precision": "bfloat16"}]
+)
 @pytest.mark.parametrize("finished", [False, True])
 def test_other_settings_against_the_same_output_are_refused(change, finished, settings, monkeypatch, tmp_path):
     if not finished:
@@ -218,7 +229,8 @@ def test_other_settings_against_the_same_output_are_refused(change, finished, se
     with pytest.raises(KeyboardInterrupt) if not finished else pytest.MonkeyPatch.context():
         predict(settings())
     ((name, value),) = change.items()
-    expected = rf"found predictions with {name} = .*, expected {json.dumps(value)} as in this command; give the same settings, or another"
+    wanted = re.escape(json.dumps(value))
+    expected = rf"found predictions with {name} = .*, expected {wanted} as in this command; give the same settings, or another"
     with pytest.raises(ConfigError, match=expected):
         predict(settings(**change))
 

@@ -126,6 +126,21 @@ def test_the_best_confidence_of_each_class_limits_its_boxes(tmp_path):
     assert_same(few, replace(expected, detections=_rows(expected.detections, slice(5))))
 
 
+def test_the_classes_of_a_request_are_the_only_ones_found_and_fill_its_limit(tmp_path):
+    url = random_weights(str(tmp_path), ("detect",), varied=True, thresholds={"b": 0.16})
+    engine = LocalEngine(serve_settings(weights=url, max_batch=4, engine="torch"))
+    prepared, (low, best) = view_of(png_images()[0]), (DetectOptions(confidence, 0.5, 1000) for confidence in (0.16, "best"))
+    every, confident = engine.detect([(prepared, low), (prepared, best)])
+    requests = [replace(low, classes=("c", "a")), replace(low, classes=("a", "c", "a"), max_detections=4), replace(best, classes=("b",))]
+    both, few, one = engine.detect([(prepared, options) for options in requests])
+    expected = _rows(every.detections, every.detections.labels != 1)
+    assert 4 < len(expected.labels) < len(every.detections.labels) < low.max_detections
+    assert_same(both, replace(both, detections=expected))
+    assert_same(few, replace(few, detections=_rows(expected, slice(4))))
+    assert_same(one, replace(one, detections=_rows(confident.detections, confident.detections.labels == 1)))
+    assert len(one.detections.labels) > 0
+
+
 def _rows(detections, rows):
     return replace(detections, **{name: getattr(detections, name)[rows] for name in ("boxes_xyxy", "confidences", "labels")})
 

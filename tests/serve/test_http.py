@@ -109,10 +109,11 @@ def test_an_unusable_image_is_refused_before_it_is_decoded(client, body, expecte
         ("iou=inf", "iou: found 'inf', expected a number over 0, up to 1"),
         (
             "conf=0.5",
-            "'conf': unknown parameter, expected one of confidence, iou, max_detections, masks, keypoints, labels, embeddings, "
+            "'conf': unknown parameter, expected one of confidence, iou, max_detections, classes, masks, keypoints, labels, embeddings, "
             "tile, overlap",
         ),
         ("masks=maybe", "masks: found 'maybe', expected true or false"),
+        ("classes=red&classes=unicorn", "classes: found 'unicorn', expected some of red"),
     ],
 )
 def test_a_parameter_out_of_range_is_refused_with_the_range(client, query, message):
@@ -125,7 +126,7 @@ def test_the_settings_replace_absent_parameters(serve, engine):
     with serve() as client:
         client.post(JPEG, query="?confidence=0.4&max_detections=7")
     [options] = engine.batches[-1]
-    assert (options.confidence, options.iou, options.max_detections) == (0.4, serve_settings().iou, 7)
+    assert (options.confidence, options.iou, options.max_detections, options.classes) == (0.4, serve_settings().iou, 7, ())
 
 
 @pytest.mark.parametrize("query", ["", "?confidence=best"])

@@ -72,6 +72,8 @@ class PredictConfig:
     """IoU from which boxes of one class are one object, over 0, up to 1."""
     max_detections: int = ServeConfig.max_detections
     """Most detections per image, 1 to 1000; with tiles, per tile and per image."""
+    classes: tuple[str, ...] = ()
+    """Names of the only classes to detect; empty for all."""
     tile: int = 0
     """Side of the square tiles that larger images are cut into, pixels, 64 or more; 0 fits each image as a whole into the network's
     input."""

@@ -3,7 +3,8 @@
 Legend: B images, S side of the square input in pixels, D detections, J keypoints, E numbers of an embedding, C prototypes, M image labels.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from yolor_ray import boxes
 from yolor_ray.config.serve import FALLBACK_CONFIDENCE, Confidence
+from yolor_ray.errors import check
 from yolor_ray.inference.runtimes.torch_runtime import DecodedYolor, Predictor
 from yolor_ray.model.network import Yolor
 from yolor_ray.model.weights import WeightsInfo
@@ -51,11 +53,25 @@ def to_input(images: UInt8[Tensor, "B S S 3"], device: torch.device) -> Float[Te
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).div(255)
 
 
-def least_confidences(confidence: Confidence, info: WeightsInfo) -> float | Tensor:
-    """Return the lowest confidence of a detection: one number, or for `best` a number for each of K classes, (K,)."""
-    if confidence == "best":
-        return torch.tensor([info.thresholds.get(name, FALLBACK_CONFIDENCE) for name in info.classes], dtype=torch.float32)
-    return confidence
+def least_confidences(confidence: Confidence, info: WeightsInfo, classes: Collection[str] = ()) -> float | Tensor:
+    """Return the lowest confidence of a detection: one number, or a number for each of K classes, (K,), for `best` or some classes.
+
+    Args:
+        confidence: one number for all classes, or `best`.
+        info: weights of the network.
+        classes: names of the only classes to detect; the others get infinity. Empty for all.
+    """
+    if confidence != "best" and not classes:
+        return confidence
+    least = {name: info.thresholds.get(name, FALLBACK_CONFIDENCE) if confidence == "best" else confidence for name in info.classes}
+    detected = classes or info.classes
+    return torch.tensor([number if name in detected else math.inf for name, number in least.items()], dtype=torch.float32)
+
+
+def check_classes(classes: Collection[str], info: WeightsInfo) -> None:
+    """Raise ConfigError unless the network has learned all classes with the given names."""
+    for name in classes:
+        check(name in info.classes, "classes", name[:80], f"some of {', '.join(info.classes)}"[:1000])
 
 
 def select(outputs: Mapping[str, Tensor], *, confidence: float | Tensor, iou: float, max_detections: int) -> list[Detections]:

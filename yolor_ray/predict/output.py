@@ -63,6 +63,7 @@ def settings_of(config: PredictConfig, info: WeightsInfo) -> dict[str, Any]:
         "keypoint_names": list(info.keypoint_names),
         "class_keypoints": {name: list(keypoints) for name, keypoints in info.class_keypoints.items()},
         "images_url": absolute(config.images),
+        "classes": list(config.classes),
         **{name: getattr(config, name) for name in FIXED_SETTINGS},
     }
 

@@ -75,7 +75,7 @@ class Predictor:
         torch.set_num_threads(model.threads)
         self._predict = model.predict
         self._tiling = Tiling(config.tile, config.overlap, with_whole="classify" in self.info.tasks)
-        self._confidence = least_confidences(config.confidence, self.info)
+        self._confidence = least_confidences(config.confidence, self.info, config.classes)
         logger.info("event=engine_chosen engine=%s precision=%s threads=%d", model.engine, model.precision, threads)
 
     def predict(self, images: Iterable[EncodedImage]) -> Iterator[PredictedImage | Fault]:

@@ -20,6 +20,7 @@ from yolor_ray.cluster.connect import start_ray
 from yolor_ray.config import PredictConfig, WorkersConfig
 from yolor_ray.data.loading.read_ahead import read_ahead
 from yolor_ray.errors import ConfigError, UserError
+from yolor_ray.inference.detect import check_classes
 from yolor_ray.inference.models import load_model
 from yolor_ray.io import manifest
 from yolor_ray.io.storage import absolute, delete, is_file, join, write_bytes
@@ -60,7 +61,8 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     A finished output of the same images, weights and settings is returned as it is, with the files that it lacks.
 
     Raises:
-        ConfigError: the output has predictions by other weights or with other settings, or a setting does not fit this machine.
+        ConfigError: the output has predictions by other weights or with other settings, or a setting does not fit this machine or the
+            weights.
         DataError: there is no usable image, or the output holds something else.
 
     """
@@ -70,6 +72,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     if f"{config.output}/".startswith(f"{config.images.rstrip('/')}/"):
         raise ConfigError(f"output: found {config.output} inside of the images, expected a folder elsewhere")
     _, info = load_model(config.weights)
+    check_classes(config.classes, info)
     is_video = config.images.lower().endswith(VIDEO_SUFFIXES) and is_file(config.images)
     # Tiles are cut from frames of full size.
     fit_px = 0 if config.tile else info.image_px

@@ -39,6 +39,8 @@ class DetectOptions:
     """Boxes of one class that overlap more than this are one object."""
     max_detections: int
     """Most boxes."""
+    classes: tuple[str, ...] = ()
+    """Names of the only classes to detect, in any order; empty for all."""
     masks: bool = True
     """Return masks, if the network has learned the task segment."""
     keypoints: bool = True
@@ -111,9 +113,9 @@ class LocalEngine:
             self.detect([(blank, options)] * count)
 
     def detect(self, images: Sequence[tuple[View, DetectOptions]]) -> list[TimedDetections]:
-        """Return the detections of each image; images with the same IoU threshold and kind of confidence share a forward pass."""
+        """Return the detections of each image; images with the same IoU threshold, classes and kind of confidence share a forward pass."""
         results: dict[int, TimedDetections] = {}
-        kinds = [(options.iou, options.confidence == "best") for _, options in images]
+        kinds = [(options.iou, options.confidence == "best", frozenset(options.classes)) for _, options in images]
         for kind in set(kinds):
             indices = [index for index, other in enumerate(kinds) if other == kind]
             results.update(zip(indices, self._detect_same_kind([images[index] for index in indices]), strict=True))
@@ -126,7 +128,7 @@ class LocalEngine:
         batch = torch.from_numpy(np.stack([view.pixels for view, _ in images]))
         numbers = [options.confidence for _, options in images if options.confidence != "best"]
         limits = {
-            "confidence": min(numbers) if numbers else detect.least_confidences("best", self.info),
+            "confidence": detect.least_confidences(min(numbers) if numbers else "best", self.info, images[0][1].classes),
             "iou": images[0][1].iou,
             "max_detections": max(options.max_detections for _, options in images),
         }

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from yolor_ray import config
 from yolor_ray.data.images.decode import decoded_pixels
 from yolor_ray.data.images.header import read_header
-from yolor_ray.errors import ImageError
+from yolor_ray.errors import ConfigError, ImageError
+from yolor_ray.inference.detect import check_classes
 from yolor_ray.inference.views import OpenImage, Tiling, open_image
 from yolor_ray.serve.catalog.catalog import NamedModel
 from yolor_ray.serve.engine import DetectOptions
@@ -85,6 +86,10 @@ def open_received(
         keys: keys of the service, which charge the pixels to the client; None without keys.
     """
     info, data = received.model.info, read()
+    try:
+        check_classes(options.classes, info)
+    except ConfigError as error:
+        raise ApiError("bad_parameter", str(error)) from None
     header = read_header(data)
     max_pixels = int(settings.max_megapixels * 1e6)
     tiling = Tiling(options.tile, options.overlap, with_whole="classify" in info.tasks and options.labels)

@@ -25,6 +25,7 @@ class DetectParams(BaseModel):
     )
     iou: Annotated[float, _limit("iou")] | None = Field(None, description="Overlap above which two boxes are one object.")
     max_detections: Annotated[int, _limit("max_detections")] | None = Field(None, description="Most boxes.")
+    classes: tuple[str, ...] = Field((), description="Names of the only classes to detect, the parameter once for each; absent = all.")
     masks: bool = Field(True, description="Whether to answer the mask of each object.")
     keypoints: bool = Field(True, description="Whether to answer the keypoints of each object.")
     labels: bool = Field(True, description="Whether to answer the labels of the whole image.")
@@ -46,6 +47,8 @@ def default_limits(settings: config.ServeConfig) -> dict[str, Any]:
 
 def in_words(name: str) -> str:
     """Return the allowed values of a parameter, as error messages write them."""
+    if name == "classes":
+        return "names of classes"
     if name not in SERVED_RANGES:
         return "true or false"
     number = "a whole number" if name in ("max_detections", "tile") else "a number"

@@ -75,11 +75,16 @@ def replica():
 
 
 @pytest.fixture
-def url(replica, tmp_path):
+def origins():
+    return ()
+
+
+@pytest.fixture
+def url(replica, tmp_path, origins):
     configuration = tmp_path / "haproxy.cfg"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         text = CONFIGURATION.format(listener=listener.fileno(), port=replica.server_port)
-        configuration.write_text(haproxy.refuse_beyond_queue(text, PLACES))
+        configuration.write_text(haproxy.refuse_beyond_queue(text, PLACES, origins))
         command = [ray_internals.get_haproxy_binary(), "-f", str(configuration), "-db"]
         process = subprocess.Popen(command, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -122,6 +127,23 @@ def test_a_refusal_repeats_the_request_id_of_the_client(full, sent, is_repeated)
     answer = post(full, **{"X-Request-ID": sent})
     assert (answer.json()["request_id"] == sent) == is_repeated
     assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize(
+    ("origins", "sent", "allowed"),
+    [
+        (("https://a.example", "http://o'brien.example:8080"), "https://a.example", "https://a.example"),
+        (("https://a.example", "http://o'brien.example:8080"), "http://o'brien.example:8080", "http://o'brien.example:8080"),
+        (("https://a.example",), "https://b.example", None),
+        (("*",), "https://b.example", "*"),
+        (("*",), None, None),
+        ((), "https://a.example", None),
+    ],
+)
+def test_a_page_of_an_allowed_origin_can_read_a_refusal(full, sent, allowed):
+    headers = post(full, **({"Origin": sent} if sent else {})).headers
+    assert headers.get("Access-Control-Allow-Origin") == allowed
+    assert headers.get("Access-Control-Expose-Headers") == (allowed and "X-Request-ID, Retry-After")
 
 
 def test_probes_and_pages_reach_a_full_replica(full):

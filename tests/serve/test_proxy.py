@@ -129,7 +129,7 @@ def test_haproxy_speaks_tls_with_the_certificate_beside_the_folders_of_the_nodes
     (node / "haproxy.cfg").write_text("frontend http_frontend\n    bind 127.0.0.1:8000\n")
     monkeypatch.setattr(haproxy.sys, "platform", "other")
     monkeypatch.setattr(haproxy.os, "execvp", lambda *_: None)
-    haproxy.main("haproxy", "127.0.0.1", 72, ["-f", str(node / "haproxy.cfg")])
+    haproxy.main("haproxy", "127.0.0.1", 72, (), ["-f", str(node / "haproxy.cfg")])
     assert f"bind 127.0.0.1:8000 ssl crt {tmp_path / haproxy.CERTIFICATE_FILE} alpn" in (node / "haproxy.cfg").read_text()
     with pytest.raises(ValueError, match="would listen elsewhere"):
         haproxy.listen_on("frontend other\n    bind 127.0.0.1:8000\n", "127.0.0.1", tmp_path / haproxy.CERTIFICATE_FILE)

@@ -11,8 +11,10 @@ import ctypes
 import json
 import os
 import re
+import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -41,12 +43,13 @@ def answer_503_without_application(text: str) -> str:
     return re.sub(r"(?m)(^backend default_backend\n\s*)http-request return status 404 .*$", lambda found: found[1] + answer, text)
 
 
-def refuse_beyond_queue(text: str, places: int) -> str:
+def refuse_beyond_queue(text: str, places: int, origins: Sequence[str] = ()) -> str:
     """Return an HAProxy configuration that answers 429 to a POST when all replicas have as many requests in work as they have places.
 
     Args:
         text: configuration of HAProxy.
         places: images that a replica takes at a time, in work or waiting.
+        origins: origins of the web pages that may read the answer in a browser; `*` for all.
     """
     is_refused = "METH_POST { nbsrv gt 0 } { var(txn.free) -m int lt 0 }"
     answer_v2 = OVERLOADED | {"error": OVERLOADED["message"]}
@@ -57,11 +60,29 @@ def refuse_beyond_queue(text: str, places: int) -> str:
         f"http-request set-var(txn.free) nbsrv,mul({places}),sub(txn.in_work)",
         f"http-request set-var(txn.id) uuid() if {is_refused}",
         f"http-request set-var(txn.id) req.hdr(x-request-id) if {is_refused} {{ req.hdr(x-request-id) -m reg ^{REQUEST_ID}$ }}",
+        *_allow_origins(origins, is_refused),
         f"{refuse} lf-string '{json.dumps(answer_v2)}' if {is_refused} {{ path_sub /v2/models/ }}",
         f"{refuse} lf-string '{json.dumps(OVERLOADED)}' if {is_refused}",
     )
     lines = "".join(f"\n    {rule}" for rule in rules)
     return re.sub(r"(?m)^backend (?!default_backend$)\S+$", lambda found: found[0] + lines, text)
+
+
+def _allow_origins(origins: Sequence[str], is_refused: str) -> list[str]:
+    """Return the rules that let web pages read a refusal: the headers that a replica's answers have for the origin of the request."""
+    if not origins:
+        return []
+    allowed = "{ req.hdr(origin) -m found }" if "*" in origins else f"{{ req.hdr(origin) -m str {shlex.join(origins)} }}"
+    value = "str(*)" if "*" in origins else "req.hdr(origin)"
+    headers = {"Allow-Origin": "%[var(txn.origin)]", "Expose-Headers": '"X-Request-ID, Retry-After"'}
+    return [
+        f"http-request set-var(txn.origin) {value} if {is_refused} {allowed}",
+        *(
+            f"http-after-response set-header Access-Control-{name} {text} if {{ var(txn.origin) -m found }}"
+            for name, text in headers.items()
+        ),
+        "http-after-response set-header Vary Origin if { var(txn.origin) -m found }",
+    ]
 
 
 def listen_on(text: str, host: str, certificate: Path) -> str:
@@ -81,18 +102,19 @@ def no_replica_response() -> str:
     return "\r\n".join((*head, "Connection: close", "", body))
 
 
-def main(binary: str, host: str, places: int, arguments: list[str]) -> None:
+def main(binary: str, host: str, places: int, origins: Sequence[str], arguments: list[str]) -> None:
     """Replace this process by HAProxy for a service.
 
     Args:
         binary: HAProxy's program.
         host: address to listen on.
         places: images that a replica takes at a time, in work or waiting.
+        origins: origins of the web pages that may read answers in a browser.
         arguments: arguments of Ray, with `-f CONFIGURATION`.
     """
     path = Path(arguments[arguments.index("-f") + 1])
     text = answer_503_without_application(bind_statistics_to_loopback(path.read_text()))
-    text = refuse_beyond_queue(text, places)
+    text = refuse_beyond_queue(text, places, origins)
     # Ray writes the configuration into a folder of the node, inside the folder that it was told.
     path.write_text(listen_on(text, host, path.parent.parent / CERTIFICATE_FILE))
     (path.parent / ERROR_FILE).write_text(no_replica_response())
@@ -103,4 +125,4 @@ def main(binary: str, host: str, places: int, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4].split(), sys.argv[5:])

@@ -12,7 +12,7 @@ from yolor_ray.config.network import TASKS
 from yolor_ray.model.network import Yolor
 from yolor_ray.train.losses.assign import Targets, match_boxes
 from yolor_ray.train.losses.classify import classify_loss
-from yolor_ray.train.losses.embed import embed_loss
+from yolor_ray.train.losses.embed import COSINE_SCALE, MARGIN, embed_loss
 from yolor_ray.train.losses.grid import grid_of
 from yolor_ray.train.losses.pose import pose_loss
 from yolor_ray.train.losses.segment import segment_loss
@@ -88,6 +88,15 @@ def test_an_embedding_is_pulled_to_its_own_proxy_alone(network):
     assert near.item() < 0.1 < embed_loss(towards, TARGETS, matches, network).item()
     unknown = replace(TARGETS, identities=torch.tensor([-1, -1]))
     assert embed_loss(towards, unknown, matches, network).item() == 0
+
+
+def test_an_embedding_as_close_to_another_proxy_as_to_its_own_lacks_the_margin(network):
+    proxies = network.tasks["embed"].proxies
+    torch.nn.init.orthogonal_(proxies)
+    raw = [(proxies[2] + proxies[1]).detach().expand_as(level) for level in raw_levels(64)]
+    own = math.sqrt(0.5) - MARGIN
+    expected = math.log1p(math.exp(COSINE_SCALE * MARGIN) + (len(proxies) - 2) * math.exp(-COSINE_SCALE * own))
+    assert embed_loss(raw, TARGETS, matches_of(TARGETS), network).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_in_a_union_an_embedding_learns_among_the_identities_of_its_dataset_alone():

@@ -1,7 +1,7 @@
 """Loss of the task embed: each embedding points towards the proxy of its identity and away from all others.
 
-Normalised softmax (arXiv 1704.06369) over the identities of the training set, as in joint detection and embedding (JDE,
-arXiv 1909.12605; YOLOR table 3).
+Normalised softmax with a margin (CosFace, arXiv 1801.09414) over the identities of the training set, as joint detection and embedding has
+it without a margin (JDE, arXiv 1909.12605; YOLOR table 3).
 In a union of datasets, the softmax has the identities of the image's dataset alone: those of others are told apart by the kind of image.
 Legend: B images, A anchors per cell, H W cells of a level, M matches, E numbers of an embedding, I identities.
 """
@@ -18,6 +18,8 @@ EXCLUDED = -10.0
 """Cosine of an identity of another dataset; its share in the softmax is 0 in float32."""
 COSINE_SCALE = 16.0
 """Factor of the cosines before the softmax."""
+MARGIN = 0.2
+"""Cosine by which an embedding has to be closer to its own proxy than to any other (equation 4 of CosFace)."""
 
 
 def embed_loss(raw: list[Tensor], targets: Targets, matches: Matches, network: Yolor) -> Tensor:
@@ -30,6 +32,7 @@ def embed_loss(raw: list[Tensor], targets: Targets, matches: Matches, network: Y
     embeddings = F.normalize(matches.gather_levels(raw), dim=-1)
     identities = torch.where(matches.valid, targets.identities[matches.objects], -1)
     cosines = embeddings @ F.normalize(head.proxies.float(), dim=-1).T
+    cosines = cosines - MARGIN * (identities[:, None] == torch.arange(len(head.proxies), device=identities.device))
     if targets.members is not None:
         cosines = cosines.masked_fill(head.datasets != targets.members[0], EXCLUDED)
     total = F.cross_entropy(COSINE_SCALE * cosines, identities, ignore_index=-1, reduction="sum")

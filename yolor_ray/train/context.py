@@ -61,11 +61,13 @@ class TrainContext:
     def label_spec(self, dataset: Dataset) -> LabelSpec:
         """Return the labels of the network's tasks beside boxes, for the training set or the validation set."""
         tasks, members = self.config.network.tasks, range(max(len(dataset.members), 1))
+        # Individuals are numbers, and those of different datasets are never the same.
+        has_same_individuals = dataset is self.train or self.config.data.val in ("", self.config.data.train)
         object_classes = np.stack([dataset.classes_of(member) for member in members])
         return LabelSpec(
             masks="segment" in tasks,
             keypoint_names=dataset.keypoint_names if "pose" in tasks else (),
-            identities=self.identities if "embed" in tasks else None,
+            identities=self.identities[: None if has_same_individuals else 0] if "embed" in tasks else None,
             object_classes=None if object_classes.all() else object_classes,
             image_classes=np.stack([dataset.image_classes_of(member) for member in members]) if "classify" in tasks else None,
         )

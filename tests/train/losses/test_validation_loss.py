@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from packed import all_records
-from yolor_ray.config import LossConfig, NetworkConfig
+from yolor_ray.config import DataConfig, LossConfig, NetworkConfig, TrainConfig
 from yolor_ray.config.network import TASKS
 from yolor_ray.data.augment.label_spec import LabelSpec
 from yolor_ray.inference.dataset_images import image_batches
 from yolor_ray.inference.detect import to_input
 from yolor_ray.model.network import Yolor
+from yolor_ray.train.context import TrainContext
 from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.losses.total import loss_terms
 from yolor_ray.train.losses.validation import ValidationLoss, mean_losses
@@ -98,3 +99,11 @@ def test_embeddings_count_on_images_with_individuals_of_the_training_set(rich, n
 
 def test_no_image_at_all_gives_no_loss():
     assert mean_losses([{}, {}]) == {}
+
+
+@pytest.mark.parametrize(("val", "known"), [("", True), ("train", True), ("other", False)])
+def test_individuals_of_another_dataset_are_unknown_though_their_numbers_are_the_same(rich, val, known):
+    config = TrainConfig(network=replace(CONFIG, head="free"), data=DataConfig(train="train", val=val, image_px=SIDE))
+    context = TrainContext(config, "run", rich, replace(rich), None, None, INDIVIDUALS)  # type: ignore[arg-type]
+    assert context.label_spec(context.train).identities.tolist() == INDIVIDUALS.tolist()
+    assert context.label_spec(context.val).identities.tolist() == (INDIVIDUALS.tolist() if known else [])

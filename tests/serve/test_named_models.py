@@ -499,18 +499,15 @@ def test_a_service_of_a_list_loads_real_weights_under_the_names_of_the_list(weig
     default = service.catalog.default
     assert service.models.current.identity == {"name": "autos", "version": default.info.version}
     files = ("config.json", "weights.safetensors")
-    assert default.size_bytes >= sum((weights / "cars" / "weights" / file).stat().st_size for file in files)
+    assert default.place.size_bytes >= sum((weights / "cars" / "weights" / file).stat().st_size for file in files)
     loader = service.catalog._loader
-    assert loader.load("hounds", "torch").info.name == "hounds" and loader.load("hounds").info.classes == ("dogs",)
-    with pytest.raises(
-        ConfigError, match=r"found the URL of a release folder, .*live, expected .*`serve --weights` takes a release folder"
-    ):
-        loader.size_bytes("live")
+    hounds = loader.source("hounds")
+    assert loader.load(hounds, "torch").info.name == "hounds" and loader.load(hounds).info.classes == ("dogs",)
 
 
 def test_requests_load_real_weights_and_unload_them_for_others(weights):
     url = write_list(weights, "small.yaml", autos="cars", hounds="dogs/weights", dogs="dogs")
-    sizes = [read_model_list(url).size_bytes(name) / MB for name in ("autos", "hounds")]
+    sizes = [read_model_list(url).source(name).size_bytes / MB for name in ("autos", "hounds")]
     service = start_service(config.ServeConfig(models=url, engine="torch", max_model_mb=sum(sizes) * 1.1), ServiceMetrics())
     with running(service) as client:
         for name, expected in (("autos", {"autos"}), ("hounds", {"autos", "hounds"}), ("dogs", {"autos", "dogs"})):
@@ -522,7 +519,7 @@ def test_requests_load_real_weights_and_unload_them_for_others(weights):
 @pytest.mark.parametrize(
     ("urls", "changes", "error", "message"),
     [
-        ({"cars": "cars", "live": "live"}, {}, ConfigError, r"list.yaml: models.live: found the URL of a release folder"),
+        ({"cars": "cars", "live": "live"}, {}, NotFoundError, r"list.yaml: models.live: .*live/versions/0001-aaaaaaaaaaaa"),
         ({"cars": "cars", "cats": "cats"}, {}, NotFoundError, r"list.yaml: models.cats: "),
         ({"cars": "cars", "dogs": "dogs"}, {"max_model_mb": 0.001}, ConfigError, r"list.yaml: models.cars: max_model_mb: found "),
     ],

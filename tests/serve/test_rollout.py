@@ -30,11 +30,31 @@ from yolor_ray.serve.deployment import start_service
 from yolor_ray.serve.engine import DetectOptions, TimedDetections
 from yolor_ray.serve.metrics import ServiceMetrics
 from yolor_ray.serve.rollout import comparison, models, rollout
-from yolor_ray.serve.rollout.rollout import Rollout, Stage
+from yolor_ray.serve.rollout.models import Stage
+from yolor_ray.serve.rollout.rollout import Rollout
 
 JPEG = encode_image()
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 8, 8), depths=(1, 1, 1), neck_depth=1, levels=2)
 V1, V2, V3 = "0001-aaaaaaaaaaaa", "0002-bbbbbbbbbbbb", "0003-cccccccccccc"
+
+
+class Versions:
+    """Versions in a memory without limit, loaded by a function."""
+
+    def __init__(self, load):
+        self._load = load
+
+    def load(self, version, is_proven):
+        return self._load(version)
+
+    def promote(self):
+        pass
+
+    drop = close = promote
+
+
+def rollout_of(service, folder, load, *clock):
+    return Rollout(service, service.models, folder, Versions(load), *clock)
 
 
 class BlindEngine(RedEngine):
@@ -92,7 +112,7 @@ def replica(folder, engines):
     loaded, now = [], [0.0]
     with served(engines[V1], V1) as client:
         # A client of its own per replica, so that other versions of its folder are loaded from the same engines.
-        follower = Rollout(client.service, ReleaseFolder(folder.url), load, lambda: now[0])
+        follower = rollout_of(client.service, ReleaseFolder(folder.url), load, lambda: now[0])
 
         def traffic(count):
             """Return the release of each answer."""
@@ -175,7 +195,7 @@ def test_a_version_that_cannot_be_loaded_is_rejected_and_gets_no_request(folder,
         one.poll()
         assert one.loaded == [V2]
     assert rejection(folder, V2) == reason
-    assert f"event=version_rejected version={V2} serves={V1} reason='{reason}'" in caplog.text
+    assert f"event=version_rejected model=fake version={V2} serves={V1} reason='{reason}'" in caplog.text
 
 
 def test_weights_that_cannot_be_read_now_are_read_again_and_not_rejected(folder, caplog):
@@ -241,7 +261,7 @@ def test_the_thread_of_the_rollout_survives_a_failure(folder, monkeypatch, caplo
     monkeypatch.setattr(Rollout, "poll", lambda self: (_ for _ in ()).throw(failures.pop()) if failures else poll(self))
     released(folder, V2)
     with served(RedEngine(), V1) as client:
-        Rollout(client.service, folder, lambda version: RedEngine()).start()
+        rollout_of(client.service, folder, lambda version: RedEngine()).start()
         deadline = time.monotonic() + 10
         while client.service.models.candidate is None:
             assert time.monotonic() < deadline
@@ -458,6 +478,19 @@ def test_the_description_of_the_model_names_the_release(folder):
         assert "release" not in client.post(JPEG).json()["model"]
 
 
+def test_the_comparisons_of_other_models_put_off_those_of_this_one(folder):
+    engine = RedEngine()
+    with replica(folder, {V1: RedEngine(), V2: engine}) as one:
+        released(folder, V2)
+        one.poll()
+        one.client.service.compare_at_s = time.monotonic() + 600
+        one.traffic(5)
+        assert len(engine.batches) == 1
+        one.client.service.compare_at_s = time.monotonic()
+        one.traffic(1)
+        assert len(engine.batches) == 2
+
+
 def test_images_for_the_comparison_never_pile_up(folder):
     with replica(folder, {V1: RedEngine(), V2: RedEngine()}) as one:
         released(folder, V2)
@@ -498,7 +531,7 @@ def test_no_request_fails_under_load_while_versions_come_fail_and_go(folder, mon
 
         clients = [pool.submit(ask) for _ in range(6)]
         try:
-            Rollout(client.service, folder, load).start()
+            rollout_of(client.service, folder, load).start()
             stable = lambda: client.service.models.stable.release  # noqa: E731
             released(folder, good)
             wait_until(lambda: stable() == good)

@@ -4,6 +4,7 @@ import threading
 from dataclasses import replace
 
 from red_engine import RedEngine
+from yolor_ray.serve.catalog.model_list import Source
 
 MB = 10**6
 NAMES = ("cars", "cats", "dogs", "cows")
@@ -29,12 +30,12 @@ class FakeLoader:
         self.gate = threading.Event()
         self.gate.set()
 
-    def size_bytes(self, name):
-        return self.sizes[name]
+    def source(self, name, release=""):
+        return Source(name, f"weights/{name}", self.sizes[name])
 
-    def load(self, name, engine=None):
-        self.loads.append((name, engine))
+    def load(self, source, engine=None):
+        self.loads.append((source.name, engine))
         assert self.gate.wait(20)
-        if name in self.errors:
-            raise self.errors[name]
-        return self.engines[name]
+        if source.name in self.errors:
+            raise self.errors[source.name]
+        return self.engines[source.name]

@@ -75,8 +75,8 @@ class ServeConfig:
     """URL of a weights folder, of an export, of the folder of a finished run, or of a release folder, from which new versions come while
     the service runs; unfused weights are fused when they are loaded. Or give models."""
     models: str = ""
-    """URL of a YAML file with the names and weights of several models, and the name of the default. Each replica loads the default when it
-    starts, and each other model at its first request."""
+    """URL of a YAML file with the names and weights, or release folders, of several models, and the name of the default. Each replica loads
+    the default when it starts, and each other model at its first request."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8000
@@ -135,8 +135,8 @@ class ServeConfig:
     max_decoded_megapixels: float = 100.0
     """Pixels, in million, of all images that a replica decodes or cuts into tiles at a time; further images wait."""
     max_model_mb: float = 2000.0
-    """Files of the models that a replica with several models keeps loaded, MB; the least recently used model without work is unloaded
-    where another one needs the room, and never the default."""
+    """Files of the models, and of their new versions, that a replica with several models keeps loaded, MB; the least recently used model
+    without work is unloaded where another one needs the room, and never the default."""
     request_timeout_s: float = 30.0
     """Longest time for one request, seconds; the body must arrive within nine tenths of that time."""
     access_log: str = ""
@@ -178,7 +178,7 @@ class ReleaseConfig:
     weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[URL]")] = ""
     """URL of a weights folder, of an export, or of the folder of a finished run; its files are copied. Or give back."""
     to: str
-    """URL of the release folder, such as `s3://bucket/live`; the first release makes it, and `serve --weights` takes it."""
+    """URL of the release folder, such as `s3://bucket/live`; the first release makes it, and `serve` takes it."""
     back: bool = False
     """Go back to the version before the present one, at once."""
     allow_changes: bool = False

@@ -4,6 +4,8 @@
 """
 
 import logging
+import math
+from dataclasses import replace
 from typing import Any
 
 import pydantic
@@ -17,14 +19,13 @@ from yolor_ray.cluster.ray_internals import keep_replica_on_loopback
 from yolor_ray.config.renamed import current_fields
 from yolor_ray.errors import ConfigError
 from yolor_ray.io.redact import hide_secrets
-from yolor_ray.io.release_folder import ReleaseFolder, is_release_folder, starting_version
+from yolor_ray.io.release_folder import is_release_folder
 from yolor_ray.serve.catalog.listed_models import ListedModels
-from yolor_ray.serve.catalog.model_list import read_model_list
-from yolor_ray.serve.engine import LocalEngine, load_version
+from yolor_ray.serve.catalog.model_list import ModelList, read_model_list
+from yolor_ray.serve.engine import LocalEngine
 from yolor_ray.serve.http.api import create_app
 from yolor_ray.serve.http.upgrade import ignore_upgrades
 from yolor_ray.serve.metrics import ServiceMetrics
-from yolor_ray.serve.rollout.rollout import Rollout
 from yolor_ray.serve.run import OPEN_RISK
 from yolor_ray.serve.service import Service
 
@@ -63,9 +64,9 @@ class Detector:
 
 
 def start_service(settings: config.ServeConfig, metrics: ServiceMetrics) -> Service:
-    """Return a service whose weights are loaded; that of a release folder follows the releases from now on.
+    """Return a service whose weights are loaded, those of the default of several models.
 
-    Of several models, the default is loaded.
+    A model of a release folder follows the releases from now on, while it is loaded.
 
     Raises:
         ConfigError: the engine does not run the network, or the file of models cannot be used.
@@ -74,19 +75,16 @@ def start_service(settings: config.ServeConfig, metrics: ServiceMetrics) -> Serv
     """
     if settings.models:
         listed = read_model_list(settings.models)
-        loader = ListedModels(settings, listed)
-        return Service(loader.load(listed.default), settings, metrics, loader=loader)
-    if not is_release_folder(settings.weights):
+    elif is_release_folder(settings.weights):
+        name = settings.weights.rstrip("/").rpartition("/")[2]
+        listed = ModelList(name, {name: settings.weights})
+        # The limit is one of several models.
+        settings = replace(settings, max_model_mb=math.inf)
+    else:
         return Service(LocalEngine(settings), settings, metrics)
-    folder = ReleaseFolder(settings.weights)
-    version, name = starting_version(folder), folder.url.rstrip("/").rpartition("/")[2]
-    service = Service(load_version(settings, folder.version_url(version), name), settings, metrics, version)
-
-    def load(version: str) -> LocalEngine:
-        return load_version(settings, folder.version_url(version), name, service.models.stable.engine.name)
-
-    Rollout(service, folder, load).start()
-    return service
+    loader = ListedModels(settings, listed)
+    source = loader.source(listed.default)
+    return Service(loader.load(source), settings, metrics, source.release, loader)
 
 
 def make_application(settings: config.ServeConfig) -> Application:

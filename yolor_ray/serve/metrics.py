@@ -36,7 +36,9 @@ SPECS: Mapping[str, _MetricSpec] = {
     "yolor_version_requests": _MetricSpec(
         "Requests with an image answered by each model and version of its weights.", ("model", "version")
     ),
-    "yolor_rejected_versions": _MetricSpec("Versions that the replica rejected after the comparison with the version before."),
+    "yolor_rejected_versions": _MetricSpec(
+        "Versions that the replica rejected after the comparison with the version before, by model.", ("model",)
+    ),
     "yolor_in_flight": _MetricSpec("Images in work.", is_gauge=True),
     "yolor_queue_depth": _MetricSpec("Images that wait for the network.", is_gauge=True),
     "yolor_batch_images": _MetricSpec("Images per forward pass.", (), COUNTS),
@@ -66,6 +68,10 @@ class ServiceMetrics:
         self._metrics[name].labels(self._replica, *_label_values(name, labels)).inc()
         if self._ray:
             self._ray[name].inc(tags=labels)
+
+    def show(self, name: str, **labels: str) -> None:
+        """Publish a counter before its first increment: Prometheus sees no increase of a counter that begins with 1."""
+        self._metrics[name].labels(self._replica, *_label_values(name, labels))
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Add one value to a histogram."""

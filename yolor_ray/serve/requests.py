@@ -13,7 +13,7 @@ from yolor_ray.data.images.header import read_header
 from yolor_ray.errors import ConfigError, ImageError
 from yolor_ray.inference.detect import check_classes
 from yolor_ray.inference.views import OpenImage, Tiling, open_image
-from yolor_ray.serve.catalog.catalog import NamedModel
+from yolor_ray.serve.catalog.named_model import NamedModel
 from yolor_ray.serve.engine import DetectOptions
 from yolor_ray.serve.http.api_keys import ApiKeys
 from yolor_ray.serve.http.errors import ApiError

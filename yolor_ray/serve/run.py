@@ -157,9 +157,10 @@ def _check_models(settings: config.ServeConfig) -> None:
     size_bytes: dict[str, int] = {}
     for name in dict.fromkeys((listed.default, *listed.urls)):
         try:
-            size_bytes[name] = listed.size_bytes(name)
+            source = listed.source(name)
+            size_bytes[name] = source.size_bytes
             check_budget({other: size_bytes[other] for other in (listed.default, name)}, int(settings.max_model_mb * 1e6))
-            _check_weights(replace(settings, models="", weights=listed.folder(name)))
+            _check_weights(replace(settings, models="", weights=source.url))
         except UserError as error:
             raise type(error)(f"{settings.models}: models.{name}: {error}") from error
 
@@ -206,7 +207,7 @@ def _raise_replica_error(settings: config.ServeConfig) -> None:
     from yolor_ray.model.network import Yolor
 
     listed = read_model_list(settings.models) if settings.models else None
-    network, info = load_model(listed.urls[listed.default] if listed else starting_weights(settings.weights))
+    network, info = load_model(listed.source(listed.default).url if listed else starting_weights(settings.weights))
     if settings.engine != FASTEST or not isinstance(network, Yolor):
         choose_engine(network, info, engine=settings.engine, precision=settings.precision)
 

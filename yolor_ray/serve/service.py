@@ -22,7 +22,8 @@ from yolor_ray.config.serve import MAX_IMAGES
 from yolor_ray.errors import ImageError
 from yolor_ray.inference.views import OpenImage, View
 from yolor_ray.serve.batcher import Batcher
-from yolor_ray.serve.catalog.catalog import Catalog, Loader, NamedModel
+from yolor_ray.serve.catalog.catalog import Catalog, Loader
+from yolor_ray.serve.catalog.named_model import NamedModel
 from yolor_ray.serve.engine import DetectOptions, Engine, TimedDetections
 from yolor_ray.serve.http.api_keys import ApiKeys
 from yolor_ray.serve.http.body import image_bytes, read_body, time_limit_s, while_connected
@@ -52,7 +53,7 @@ class Service:
             settings: settings of the service.
             metrics: metrics of the replica.
             release: name of the engine's version in the release folder; empty without one.
-            loader: loads the models of a list, of which `engine` is one; None without a list.
+            loader: loads the models of a list, of which `engine` is one, and their versions; None without a list.
         """
         self.settings = settings
         self.metrics = metrics
@@ -64,10 +65,12 @@ class Service:
         self._responders = ThreadPoolExecutor(settings.decode_threads, "answer")
         # One thread for all models: they take no more cores than one, and two versions are timed under the same conditions.
         self._network = ThreadPoolExecutor(1, "network")
-        self.models = Models(self.add_model(engine, release))
-        self.catalog = Catalog(self.models, loader, self.add_model, int(settings.max_model_mb * 1e6), max(self._max_in_work // 2, 1))
         self._pixels = PixelBudget(int(settings.max_decoded_megapixels * 1e6))
         self._in_progress = 0
+        self.compare_at_s = 0.0
+        """Time of `time.monotonic` from which a rollout may compare two versions on an image."""
+        self.models = Models(self.add_model(engine, release))
+        self.catalog = Catalog(self.models, loader, self, settings.max_model_mb * 1e6, max(self._max_in_work // 2, 1))
 
     def add_model(self, engine: Engine, release: str = "") -> Model:
         """Return the model of an engine, with a queue of its own; requests go to the model when `models` chooses it."""

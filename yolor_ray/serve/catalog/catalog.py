@@ -11,20 +11,29 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol
 
 from yolor_ray.errors import UserError
 from yolor_ray.io.redact import redact
-from yolor_ray.model.weights import WeightsInfo
-from yolor_ray.serve.catalog.model_list import check_budget
+from yolor_ray.io.release_folder import ReleaseFolder
+from yolor_ray.serve.catalog.model_list import Source, check_budget
+from yolor_ray.serve.catalog.named_model import LoadFailure, NamedModel
+from yolor_ray.serve.catalog.room import Place, Room
+from yolor_ray.serve.catalog.versions import NamedVersions
 from yolor_ray.serve.engine import Engine
 from yolor_ray.serve.http.errors import ApiError, overloaded
 from yolor_ray.serve.rollout.models import Model, Models
+from yolor_ray.serve.rollout.rollout import Rollout
+
+if TYPE_CHECKING:
+    from yolor_ray.serve.service import Service
 
 RETRY_S = 60.0
 """Seconds until a model that could not be loaded, or whose engine is broken, is loaded again for a request."""
+UNLOAD_S = 10.0
+"""Longest wait of a rollout for the event loop, which unloads models for a candidate."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,68 +43,27 @@ class Loader(Protocol):
 
     names: tuple[str, ...]
 
-    def size_bytes(self, name: str) -> int:
-        """Return the bytes of a model's files."""
+    def source(self, name: str, release: str = "") -> Source:
+        """Return the weights of a model; of a release folder, those of `release`, by default of the latest proven version."""
 
-    def load(self, name: str, engine: str | None = None) -> Engine:
-        """Return the engine of a model; `engine` is that of the default model, which is taken where the settings leave the choice."""
-
-
-@dataclass(frozen=True)
-class LoadFailure:
-    """Failure of a model."""
-
-    reason: str
-    retry_at_s: float
-    """Time from which a request loads the model again."""
-
-
-@dataclass(eq=False)
-class NamedModel:
-    """Model of a name, loaded or not; it belongs to the event loop."""
-
-    name: str
-    models: Models | None = None
-    """Versions of the model; None while it is not loaded."""
-    size_bytes: int = 0
-    """Bytes of its files, while it is loaded."""
-    known: WeightsInfo | None = None
-    """Description of the weights that were loaded last."""
-    in_work: int = 0
-    """Images of requests that have begun."""
-    last_use: int = 0
-    """Number of the last request; later requests have larger numbers."""
-    loading: asyncio.Task[None] | None = None
-    failure: LoadFailure | None = None
-
-    @property
-    def info(self) -> WeightsInfo | None:
-        """Return the description of the weights; None before the first load."""
-        return self.models.current.info if self.models else self.known
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """Return the field `model` of an answer; without a version while the model is not loaded."""
-        return self.models.current.identity if self.models else {"name": self.name}
-
-    def timeout(self, limit_s: float) -> ApiError:
-        """Return the error of a request that was not answered within its time limit."""
-        reason = "the service is slow or overloaded" if self.models else f"the model {self.name} is still being loaded"
-        return ApiError("timeout", f"no answer within {limit_s:g} s; {reason}")
+    def load(self, source: Source, engine: str | None = None) -> Engine:
+        """Return the engine of weights; `engine` is that of another model, which is taken where the settings leave the choice."""
 
 
 class Catalog:
-    """Models of a replica by name. All methods run on the event loop; `waiting` may also be read by the thread of the network."""
+    """Models of a replica by name.
 
-    def __init__(
-        self, default: Models, loader: Loader | None, make_model: Callable[[Engine], Model], budget_bytes: int, max_waiting: int
-    ) -> None:
-        """Begin with the default model alone.
+    All methods run on the event loop, but `waiting`, which the thread of the network reads, and `unload_others` and `wake`, which are for
+    the threads of rollouts.
+    """
+
+    def __init__(self, default: Models, loader: Loader | None, service: "Service", budget_bytes: float, max_waiting: int) -> None:
+        """Begin with the default model alone, and follow its release folder if it has one.
 
         Args:
             default: versions of the default model.
-            loader: loads the other models; None if there are none.
-            make_model: gives an engine its queue.
+            loader: loads the other models, and other versions of all; None if there are none.
+            service: gives an engine its queue, and compares versions.
             budget_bytes: most bytes of the files of all loaded models.
             max_waiting: most requests that wait for models to be loaded. The other places of the queue are for loaded models.
 
@@ -107,15 +75,21 @@ class Catalog:
         self.named = {other: NamedModel(other) for other in (loader.names if loader else (name,))}
         self.default = self.named[name]
         self.default.models = self._default_models = default
-        self._loader, self._make_model, self._budget_bytes, self._max_waiting = loader, make_model, budget_bytes, max_waiting
-        if loader:
-            self.default.size_bytes = loader.size_bytes(name)
-            check_budget({name: self.default.size_bytes}, budget_bytes)
+        self.room = Room(budget_bytes)
+        self._loader, self._service, self._max_waiting = loader, service, max_waiting
+        # Known from the first load of another model on: before, there is nothing to unload.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._requests = itertools.count(1)
         self._waiting_requests = 0
         # One load at a time: two would take the room that one of them needs.
         self._turn = asyncio.Lock()
         self._idle = asyncio.Event()
+        if loader:
+            source = loader.source(name, default.current.release)
+            check_budget({name: source.size_bytes}, budget_bytes)
+            place = self.room.open(source.size_bytes)
+            assert place is not None, "the default has all the room"
+            self._keep(self.default, default, source, place)
 
     @property
     def waiting(self) -> int:
@@ -197,17 +171,24 @@ class Catalog:
     async def _load(self, named: NamedModel) -> None:
         """Load a model, or note its failure; a model for which no request waits any more when its turn comes is not loaded."""
         assert self._loader is not None, "without a list, the only model is loaded"
+        self._loop = asyncio.get_running_loop()
         try:
             async with self._turn:
                 if not named.in_work:
                     return
                 started, engine_name = time.monotonic(), self._default_models.current.engine.name
-                size_bytes = await asyncio.to_thread(self._loader.size_bytes, named.name)
-                check_budget({self.default.name: self.default.size_bytes, named.name: size_bytes}, self._budget_bytes)
-                if not await self._make_room(named, size_bytes):
+                source = await asyncio.to_thread(self._loader.source, named.name)
+                size_bytes, default = source.size_bytes, self.default.place
+                check_budget({self.default.name: default.stable_bytes if default else 0, named.name: size_bytes}, self.room.budget_bytes)
+                place = await self._make_room(named, size_bytes)
+                if place is None:
                     return
-                engine = await asyncio.to_thread(self._loader.load, named.name, engine_name)
-                named.models, named.size_bytes, named.known = Models(self._make_model(engine)), size_bytes, engine.info
+                try:
+                    engine = await asyncio.to_thread(self._loader.load, source, engine_name)
+                    self._keep(named, Models(self._service.add_model(engine, source.release)), source, place)
+                except BaseException:
+                    self.room.close(place)
+                    raise
             seconds = time.monotonic() - started
             logger.info("event=model_loaded model=%s mb=%.1f seconds=%.1f", named.name, size_bytes / 1e6, seconds)
         except UserError as error:
@@ -223,23 +204,79 @@ class Catalog:
         named.failure = LoadFailure(redact(reason), time.monotonic() + RETRY_S)
         logger.warning("event=model_unavailable model=%s retry_s=%g reason='%s'", named.name, RETRY_S, reason)
 
-    async def _make_room(self, named: NamedModel, size_bytes: int) -> bool:
-        """Unload models until another one has room, and wait for those that have work; return False if nobody waits for it any more."""
-        while sum(other.size_bytes for other in self.named.values()) + size_bytes > self._budget_bytes:
-            idle = [other for other in self.named.values() if other.models and not other.in_work and other is not self.default]
-            if idle:
-                self._unload(min(idle, key=lambda other: other.last_use))
+    def _keep(self, named: NamedModel, models: Models, source: Source, place: Place) -> None:
+        """Answer requests with a loaded model, and follow its release folder if it has one."""
+        assert self._loader is not None, "without a list, no model is loaded"
+        if source.release_folder:
+            versions = NamedVersions(self, self._loader, named, models, place)
+            named.rollout = Rollout(self._service, models, ReleaseFolder(source.release_folder), versions)
+            named.rollout.start()
+        named.models, named.place, named.known = models, place, models.current.info
+
+    async def _make_room(self, named: NamedModel, size_bytes: int) -> Place | None:
+        """Unload models until another one has room, and wait for those that have work; return None if nobody waits for it any more."""
+        while (place := self.room.open(size_bytes)) is None:
+            idle = self._idle_models()
+            if idle and self.room.soon_free_bytes < size_bytes:
+                self._unload(idle[0])
                 continue
             logger.warning("event=model_waits_for_room model=%s mb=%.1f", named.name, size_bytes / 1e6)
             self._idle.clear()
             await self._idle.wait()
             if not named.in_work:
-                return False
-        return True
+                return None
+        return place
+
+    def _idle_models(self) -> list[NamedModel]:
+        """Return the models that may be unloaded, least recently used first."""
+        idle = [other for other in self.named.values() if other.models and not other.in_work and other is not self.default]
+        return sorted(idle, key=lambda other: other.last_use)
+
+    def unload_others(self, named: NamedModel, size_bytes: int) -> Sequence[Rollout]:
+        """Unload models for a candidate of another one, if that makes room for it; return the rollouts that end for that.
+
+        For the thread of a rollout, which waits for the event loop. The event loop never waits for a rollout.
+        """
+        done: Future[list[Rollout]] = Future()
+
+        def unload() -> None:
+            idle, ended = [other for other in self._idle_models() if other is not named], []
+            if self.room.soon_free_bytes + sum(other.place.size_bytes for other in idle if other.place) >= size_bytes:
+                while self.room.soon_free_bytes < size_bytes:
+                    ended.append(idle[0].rollout)
+                    self._unload(idle.pop(0))
+            done.set_result([rollout for rollout in ended if rollout])
+
+        # The event loop may have ended.
+        with contextlib.suppress(RuntimeError, TimeoutError):
+            if self._loop:
+                self._loop.call_soon_threadsafe(unload)
+                return done.result(UNLOAD_S)
+        return ()
+
+    def wake(self) -> None:
+        """Tell a load that waits for room that some is free; for the thread of a rollout."""
+        if self._loop:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._idle.set)
+
+    def stop(self) -> None:
+        """End the rollouts of all models; none judges a version any more."""
+        for named in self.named.values():
+            if named.rollout:
+                named.rollout.stop()
 
     def _unload(self, named: NamedModel) -> None:
-        """Forget the engine of a model, whose memory is free when its requests have ended."""
-        named.models, named.size_bytes = None, 0
+        """Forget the engine of a model, whose memory is free when its requests and its rollout have ended."""
+        rollout, place = named.rollout, named.place
+        named.models = named.rollout = named.place = None
+        assert place is not None, "a model that can be unloaded has a place"
+        if rollout:
+            # The rollout may be in a load, and closes the place when it ends.
+            self.room.begin_close(place)
+            rollout.stop()
+        else:
+            self.room.close(place)
         logger.info("event=model_unloaded model=%s", named.name)
 
 
@@ -250,4 +287,5 @@ def summary(catalog: Catalog, named: NamedModel) -> dict[str, Any]:
     )
     fault = catalog.fault(named)
     state = {"name": named.name, "default": named is catalog.default, "loaded": named.models is not None}
-    return {**state, **known, **({"fault": fault.reason} if fault else {})}
+    versions = named.models.summary if named.models else {}
+    return {**state, **known, **versions, **({"fault": fault.reason} if fault else {})}

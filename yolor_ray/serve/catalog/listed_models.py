@@ -1,7 +1,7 @@
 """Load the models of a list from their URLs."""
 
 from yolor_ray import config
-from yolor_ray.serve.catalog.model_list import ModelList
+from yolor_ray.serve.catalog.model_list import ModelList, Source
 from yolor_ray.serve.engine import Engine, load_version
 
 
@@ -13,10 +13,10 @@ class ListedModels:
         self.names = tuple(listed.urls)
         self._settings, self._listed = settings, listed
 
-    def size_bytes(self, name: str) -> int:
-        """Return the bytes of the files of a model; raises as `ModelList.size_bytes` does."""
-        return self._listed.size_bytes(name)
+    def source(self, name: str, release: str = "") -> Source:
+        """Return the weights of a model, or of one of its versions; raises as `ModelList.source` does."""
+        return self._listed.source(name, release)
 
-    def load(self, name: str, engine: str | None = None) -> Engine:
-        """Return the engine of a model; raises as `load_version` and `ModelList.folder` do."""
-        return load_version(self._settings, self._listed.folder(name), name, engine)
+    def load(self, source: Source, engine: str | None = None) -> Engine:
+        """Return the engine of weights; raises as `load_version` does."""
+        return load_version(self._settings, source.url, source.name, engine)

@@ -4,6 +4,7 @@ default: cars
 models:
   cars: s3://models/cars/fused
   dogs: dogs/openvino
+  birds: s3://models/birds/live
 """
 
 import posixpath
@@ -16,10 +17,26 @@ from yolor_ray.config.serve import NAME
 from yolor_ray.errors import ConfigError
 from yolor_ray.io import filesystem, manifest, storage, yaml_text
 from yolor_ray.io.redact import refuse_credentials
-from yolor_ray.io.release_folder import is_release_folder
+from yolor_ray.io.release_folder import ReleaseFolder, is_release_folder, starting_version
 from yolor_ray.io.weights_url import weights_folder
 
 KEYS = ("default", "models")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights of a model, or of one of its versions."""
+
+    name: str
+    """Name of the model."""
+    url: str
+    """Folder of the weights, or of the export."""
+    size_bytes: int
+    """Bytes of the files, by the manifest."""
+    release: str = ""
+    """Name of the version in the release folder; empty without one."""
+    release_folder: str = ""
+    """URL of the release folder; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -29,25 +46,22 @@ class ModelList:
     default: str
     """Name of the model that answers where a request names none."""
     urls: Mapping[str, str]
-    """URL of the weights of each model, by name, in the order of the file."""
+    """URL of the weights of each model, or of its release folder, by name, in the order of the file."""
 
-    def folder(self, name: str) -> str:
-        """Return the folder of the weights, or of the export, of a model.
+    def source(self, name: str, release: str = "") -> Source:
+        """Return the weights of a model; of a release folder, those of `release`, by default of the latest proven version.
 
         Raises:
-            ConfigError: the model is a release folder.
-            StorageError: the URL cannot be read.
+            StorageError: the URL cannot be read, or all versions of the release folder are rejected.
             WeightsError: the URL is that of a run that has not finished.
+            IntegrityError: the manifest is damaged.
         """
         url = weights_folder(self.urls[name])
-        if is_release_folder(url):
-            expected = "that of weights, of an export or of a finished run; `serve --weights` takes a release folder"
-            raise ConfigError(f"found the URL of a release folder, {url}, expected {expected}")
-        return url
-
-    def size_bytes(self, name: str) -> int:
-        """Return the bytes of the files of a model by its manifest; raises as `folder` does, and IntegrityError for a damaged manifest."""
-        return sum(entry.bytes for entry in manifest.read_manifest(self.folder(name)).values())
+        if not release and not is_release_folder(url):
+            return Source(name, url, _size_bytes(url))
+        folder = ReleaseFolder(url)
+        release = release or starting_version(folder)
+        return Source(name, folder.version_url(release), _size_bytes(folder.version_url(release)), release, url)
 
 
 def read_model_list(url: str) -> ModelList:
@@ -74,12 +88,16 @@ def read_model_list(url: str) -> ModelList:
     return ModelList(default, urls)
 
 
-def check_budget(size_bytes: Mapping[str, int], budget_bytes: int) -> None:
+def check_budget(size_bytes: Mapping[str, int], budget_bytes: float) -> None:
     """Raise ConfigError if models, given with the bytes of their files, exceed the memory for all models together."""
     total = sum(size_bytes.values())
     if total > budget_bytes:
         found = f"{total / 1e6:.1f} MB, the files of {' and '.join(size_bytes)}"
         raise ConfigError(f"max_model_mb: found {found}, expected at most {budget_bytes / 1e6:g} MB")
+
+
+def _size_bytes(url: str) -> int:
+    return sum(entry.bytes for entry in manifest.read_manifest(url).values())
 
 
 def _decode(data: bytes) -> str:
@@ -101,7 +119,7 @@ def _weights_url(name: str, text: str, folder: str, place: str) -> str:
     if not NAME.fullmatch(name) or name in (".", ".."):
         raise ConfigError(f"{place}: models: found the name {name!r}, expected letters, digits, . _ and -")
     if not text:
-        raise ConfigError(f"{place}: models.{name}: found no URL, expected that of weights, of an export or of a finished run")
+        raise ConfigError(f"{place}: models.{name}: found no URL, expected that of weights, of an export, of a finished run or of releases")
     refuse_credentials(f"{place}: models.{name}", text)
     is_absolute = "://" in text or text.startswith("/")
     scheme, separator, rest = folder.rpartition("://")

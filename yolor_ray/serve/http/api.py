@@ -3,6 +3,8 @@
 The pages and the API description load nothing from the internet.
 """
 
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -193,7 +195,8 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
         service: service that answers the requests.
         echo_request_id: whether to send `X-Request-ID`; Ray Serve's HTTP server adds that header by itself.
     """
-    app = FastAPI(title="yolor_ray", version=yolor_ray.__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False, "lifespan": _stopping_rollouts}
+    app = FastAPI(title="yolor_ray", version=yolor_ray.__version__, **options)
     app.state.service = service
     app.include_router(router)
     app.include_router(kserve.router)
@@ -209,6 +212,13 @@ def create_app(service: Service, *, echo_request_id: bool = True) -> FastAPI:
         origins, methods = service.settings.cors_origins, ["GET", "HEAD", "POST"]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=exposed)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _stopping_rollouts(app: FastAPI) -> AsyncIterator[None]:
+    """Stop the rollouts before the process ends: a version whose images fail for that would be rejected."""
+    yield
+    app.state.service.catalog.stop()
 
 
 class HeadMiddleware:

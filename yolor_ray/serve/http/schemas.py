@@ -51,6 +51,14 @@ class ModelCard(Model):
     defaults: dict[str, float | str] = Field(description="Values of the query parameters that a request leaves out.")
 
 
+class Candidate(BaseModel):
+    """Version of a model under comparison with the one before."""
+
+    version: str
+    release: str
+    stage: str = Field(description="shadow: answers no request; share: a quarter of the requests; all: every request.")
+
+
 class ListedModel(BaseModel):
     """Model of the list, as the replica that answers knows it."""
 
@@ -58,6 +66,8 @@ class ListedModel(BaseModel):
     default: bool = Field(description="Whether the model answers where a request names none.")
     loaded: bool = Field(description="Whether the model is loaded; the first request for another one loads it.")
     version: str | SkipJsonSchema[None] = _optional("Version of the weights; absent before the first load.")
+    release: str | SkipJsonSchema[None] = _optional("Version in the release folder; absent without one, and while the model is not loaded.")
+    candidate: Candidate | SkipJsonSchema[None] = _optional("Newer version under comparison; absent without one.")
     classes: list[str] | SkipJsonSchema[None] = _optional("Absent before the first load.")
     tasks: list[str] | SkipJsonSchema[None] = _optional("Tasks that the network has learned; absent before the first load.")
     fault: str | SkipJsonSchema[None] = _optional("Reason for which requests of the model are refused now; absent without one.")

@@ -4,6 +4,8 @@ import contextlib
 import queue
 import threading
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from yolor_ray.inference.views import View
 from yolor_ray.model.weights import WeightsInfo
@@ -59,6 +61,14 @@ class Model:
         return self.release or self.info.version
 
 
+class Stage(Enum):
+    """Stage of a new version."""
+
+    SHADOW = "shadow"
+    SHARE = "share"
+    ALL = "all"
+
+
 @dataclass(frozen=True)
 class Traffic:
     """Models and the share of the requests that the new one answers; always replaced as a whole, so that a reader never sees a half."""
@@ -66,6 +76,16 @@ class Traffic:
     stable: Model
     candidate: Model | None = None
     share: float = 0.0
+
+    @property
+    def stage(self) -> Stage:
+        """Return the stage of the new model."""
+        return {0.0: Stage.SHADOW, 1.0: Stage.ALL}.get(self.share, Stage.SHARE)
+
+    @property
+    def current(self) -> Model:
+        """Return the model that answers all requests, or the larger share of them."""
+        return self.candidate if self.candidate and self.share == 1 else self.stable
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ class Models:
         self._traffic = Traffic(model)
         self._lock = threading.Lock()
         self._turn = 0.0
-        self._samples: queue.Queue[SampledImage] = queue.Queue(MAX_SAMPLES)
+        self._samples: queue.Queue[SampledImage | None] = queue.Queue(MAX_SAMPLES)
         self.failure: str | None = None
         """Failure of the last candidate in a request."""
 
@@ -100,8 +120,17 @@ class Models:
     @property
     def current(self) -> Model:
         """Return the model that answers all requests, or the larger share of them."""
+        return self._traffic.current
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Return the release that answers, and the model under comparison with its stage, for the list of models."""
         traffic = self._traffic
-        return traffic.candidate if traffic.candidate and traffic.share == 1 else traffic.stable
+        release = {"release": traffic.current.release} if traffic.current.release else {}
+        if traffic.candidate is None:
+            return release
+        new = traffic.candidate
+        return {**release, "candidate": {"version": new.info.version, "release": new.release, "stage": traffic.stage.value}}
 
     @property
     def waiting(self) -> int:
@@ -161,6 +190,11 @@ class Models:
             return self._samples.get(timeout=wait_s)
         except queue.Empty:
             return None
+
+    def wake(self) -> None:
+        """End the wait for the next image."""
+        with contextlib.suppress(queue.Full):
+            self._samples.put_nowait(None)
 
     def _forget_samples(self) -> None:
         with contextlib.suppress(queue.Empty):

@@ -232,19 +232,20 @@ class Catalog:
         idle = [other for other in self.named.values() if other.models and not other.in_work and other is not self.default]
         return sorted(idle, key=lambda other: other.last_use)
 
-    def unload_others(self, named: NamedModel, size_bytes: int) -> Sequence[Rollout]:
-        """Unload models for a candidate of another one, if that makes room for it; return the rollouts that end for that.
+    def unload_others(self, place: Place, size_bytes: int) -> Sequence[Rollout]:
+        """Unload models for a candidate of the one of a place, if that makes room for it; return the rollouts that end for that.
 
         For the thread of a rollout, which waits for the event loop. The event loop never waits for a rollout.
         """
         done: Future[list[Rollout]] = Future()
 
         def unload() -> None:
-            idle, ended = [other for other in self._idle_models() if other is not named], []
-            if self.room.soon_free_bytes + sum(other.place.size_bytes for other in idle if other.place) >= size_bytes:
-                while self.room.soon_free_bytes < size_bytes:
-                    ended.append(idle[0].rollout)
-                    self._unload(idle.pop(0))
+            idle, ended = [other for other in self._idle_models() if other.place is not place], []
+            most_bytes = self.room.soon_free_bytes + sum(other.place.size_bytes for other in idle if other.place)
+            is_enough = most_bytes >= size_bytes and not place.is_closing
+            while idle and is_enough and self.room.soon_free_bytes < size_bytes:
+                ended.append(idle[0].rollout)
+                self._unload(idle.pop(0))
             done.set_result([rollout for rollout in ended if rollout])
 
         # The event loop may have ended.

@@ -53,7 +53,7 @@ class NamedVersions:
     def _reserve(self, size_bytes: int) -> bool:
         if self._room.reserve(self._place, size_bytes):
             return True
-        for rollout in self._catalog.unload_others(self._named, size_bytes):
+        for rollout in self._catalog.unload_others(self._place, size_bytes):
             rollout.join(JOIN_S)
         return self._room.reserve(self._place, size_bytes)
 

@@ -1,6 +1,5 @@
 """Several models of which some have a release folder: each has its own versions, within the memory of all, over real HTTP."""
 
-import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -170,7 +169,7 @@ def test_a_release_that_cannot_be_loaded_leaves_the_model_as_it_is(several, load
         assert client.service.catalog.named["cats"].place.size_bytes == 10 * MB
 
 
-def test_a_model_without_a_version_is_unavailable_until_there_is_one(several, loader, monkeypatch):
+def test_a_model_without_a_version_that_may_serve_is_unavailable_for_the_reason(several, loader):
     loader.folders["cats"].add(Event("rejected", V1, "bad"))
     with several() as client:
         answer = detect(client, "cats")
@@ -341,10 +340,11 @@ def save(folder, seed, name):
     return str(folder)
 
 
-def test_the_commands_release_and_back_change_a_model_of_a_list_without_a_restart(tmp_path, monkeypatch, caplog):
+def test_the_commands_release_and_back_change_a_model_of_a_list_without_a_restart(tmp_path, monkeypatch):
     """Both the default and another model have real weights in release folders."""
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(comparison, "RARE_BOXES_IMAGES", 50)
+    for module, name, images in ((rollout, "SHADOW_IMAGES", 2), (rollout, "SHARE_IMAGES", 8), (comparison, "RARE_BOXES_IMAGES", 10)):
+        monkeypatch.setattr(module, name, images)
+    monkeypatch.setattr(comparison, "ENOUGH_IMAGES", 10)
     first, second = save(tmp_path / "one", 1, "bird"), save(tmp_path / "two", 2, "bird")
     folders = {name: str(tmp_path / f"live-{name}") for name in ("birds", "hounds")}
     versions = {name: [release(ReleaseConfig(weights=first, to=folder))["version"]] for name, folder in folders.items()}

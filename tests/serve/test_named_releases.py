@@ -341,23 +341,22 @@ def save(folder, seed, name):
 
 
 def test_the_commands_release_and_back_change_a_model_of_a_list_without_a_restart(tmp_path, monkeypatch):
-    """Both the default and another model have real weights in release folders."""
+    """Both the default and the other model have real weights in release folders."""
     for module, name, images in ((rollout, "SHADOW_IMAGES", 2), (rollout, "SHARE_IMAGES", 8), (comparison, "RARE_BOXES_IMAGES", 10)):
         monkeypatch.setattr(module, name, images)
     monkeypatch.setattr(comparison, "ENOUGH_IMAGES", 10)
     first, second = save(tmp_path / "one", 1, "bird"), save(tmp_path / "two", 2, "bird")
-    folders = {name: str(tmp_path / f"live-{name}") for name in ("birds", "hounds")}
-    versions = {name: [release(ReleaseConfig(weights=first, to=folder))["version"]] for name, folder in folders.items()}
-    url = write_list(tmp_path, "models.yaml", birds="live-birds", hounds="live-hounds")
-    service = start_service(config.ServeConfig(models=url, engine="torch"), ServiceMetrics())
+    folder, default = str(tmp_path / "live"), str(tmp_path / "default")
+    before, started = (release(ReleaseConfig(weights=first, to=to))["version"] for to in (folder, default))
+    url = write_list(tmp_path, "models.yaml", birds="default", hounds="live")
+    service = start_service(config.ServeConfig(models=url, engine="torch", request_timeout_s=60.0), ServiceMetrics())
     with running(service) as client:
-        for name, folder in folders.items():
-            assert detect(client, name).json()["model"]["release"] == versions[name][0]
-            versions[name].append(release(ReleaseConfig(weights=second, to=folder, allow_changes=True))["version"])
-        with asking(client, *folders) as answers:
-            for name, folder in folders.items():
-                wait_for(lambda name=name: release_of(client, name) == versions[name][1] and not candidate(client, name))
-                release(ReleaseConfig(back=True, to=folder))
-                wait_for(lambda name=name: release_of(client, name) == versions[name][0])
-    assert {status for status, *_ in answers} == {200}
-    assert {(name, version) for _, name, version, _ in answers} == {(name, one) for name, both in versions.items() for one in both}
+        identity = detect(client).json()["model"]
+        assert identity == {"name": "birds", "version": service.models.stable.info.version, "release": started}
+        with asking(client, "hounds") as answers:
+            wait_for(lambda: answers)
+            new = release(ReleaseConfig(weights=second, to=folder, allow_changes=True))["version"]
+            wait_for(lambda: release_of(client, "hounds") == new and not candidate(client, "hounds"))
+            release(ReleaseConfig(back=True, to=folder))
+            wait_for(lambda: answers[-1][2] == before)
+    assert {answer[:3] for answer in answers} == {(200, "hounds", before), (200, "hounds", new)}

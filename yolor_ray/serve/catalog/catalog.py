@@ -73,6 +73,8 @@ class Catalog:
         """
         name = default.current.info.name
         self.named = {other: NamedModel(other) for other in (loader.names if loader else (name,))}
+        for other in self.named:
+            service.metrics.show("yolor_rejected_versions", model=other)
         self.default = self.named[name]
         self.default.models = self._default_models = default
         self.room = Room(budget_bytes)

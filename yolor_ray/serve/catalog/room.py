@@ -73,7 +73,7 @@ class Room:
             place.candidate_bytes = 0
 
     def begin_close(self, place: Place) -> None:
-        """Note that the room of a model is free soon."""
+        """Count the room of a model among the one that is free soon."""
         with self._lock:
             place.is_closing = True
 

@@ -91,7 +91,6 @@ class Rollout:
         """Versions that this replica rejected, with the reasons, until the folder has them."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=f"rollout-{self._name}", daemon=True)
-        service.metrics.show("yolor_rejected_versions", model=self._name)
 
     def start(self) -> None:
         """Follow the release folder in a thread that ends with `stop`, or with the process."""

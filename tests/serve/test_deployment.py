@@ -89,13 +89,15 @@ def test_haproxy_statistics_listen_on_loopback_and_the_service_on_its_host(rays,
     assert changed[::2] == lines[::2]
 
 
-def test_the_starter_of_haproxy_knows_host_and_places_and_keeps_the_users_program(tmp_path, monkeypatch):
+def test_the_starter_of_haproxy_knows_host_places_and_origins_and_keeps_the_users_program(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", sys.executable)
-    settings = config.ServeConfig("w", host="0.0.0.0", max_queued=10, max_batch=4)
+    settings = config.ServeConfig("w", host="0.0.0.0", max_queued=10, max_batch=4, cors_origins=("https://a.example", "http://b.example"))
     environment = local.ray_environment(tmp_path, settings)
     starter = Path(environment["RAY_SERVE_HAPROXY_BINARY_PATH"])
-    assert starter.is_relative_to(tmp_path) and starter.read_text().endswith(f' {sys.executable} 0.0.0.0 14 "$@"\n')
+    assert starter.is_relative_to(tmp_path) and starter.read_text().endswith(
+        f""" {sys.executable} 0.0.0.0 14 'https://a.example http://b.example' "$@"\n"""
+    )
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
     assert "RAY_SERVE_HAPROXY_BINARY_PATH" not in local.ray_environment(tmp_path, settings)
 

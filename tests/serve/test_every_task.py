@@ -110,7 +110,7 @@ def test_the_model_card_lists_tasks_and_their_names(client):
 def test_openapi_describes_parameters_bodies_and_errors(client):
     api = client.get("/openapi.json").json()
     detect = api["paths"]["/v1/detect"]["post"]
-    names = {"confidence", "iou", "max_detections", "classes", "tile", "overlap", "masks", "keypoints", "labels", "embeddings"}
+    names = {"confidence", "iou", "max_detections", "classes", "tile", "overlap", "release", "masks", "keypoints", "labels", "embeddings"}
     assert {parameter["name"] for parameter in detect["parameters"]} == names
     assert set(detect["requestBody"]["content"]) == {"image/*", "multipart/form-data", "application/json"}
     assert {"200", "400", "408", "413", "415", "422", "429", "500", "504"} <= set(detect["responses"])

@@ -110,10 +110,11 @@ def test_an_unusable_image_is_refused_before_it_is_decoded(client, body, expecte
         (
             "conf=0.5",
             "'conf': unknown parameter, expected one of confidence, iou, max_detections, classes, masks, keypoints, labels, embeddings, "
-            "tile, overlap",
+            "tile, overlap, release",
         ),
         ("masks=maybe", "masks: found 'maybe', expected true or false"),
         ("classes=red&classes=unicorn", "classes: found 'unicorn', expected some of red"),
+        ("release=0001-aaaa", "release: found '0001-aaaa', expected none, as the model has no release folder"),
     ],
 )
 def test_a_parameter_out_of_range_is_refused_with_the_range(client, query, message):

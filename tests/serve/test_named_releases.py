@@ -274,7 +274,7 @@ def test_a_candidate_of_the_default_waits_unless_each_other_model_fits_beside_it
         assert detect(client, "cats").json()["model"]["release"] == V1
         loader.release("cars", V3, RedEngine(("car",)), size_mb=5)
         wait_for(lambda: candidate(client, "cars"))
-        assert candidate(client, "cars") == {"version": "cars-0003", "release": V3, "stage": "shadow"}
+        assert candidate(client, "cars") == {"version": "cars-0003", "release": V3, "before": V1, "stage": "shadow"}
         # Another model still finds room beside both versions.
         assert detect(client, "dogs").status_code == 200 and candidate(client, "cars")
 

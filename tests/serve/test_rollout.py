@@ -322,6 +322,31 @@ def test_a_request_on_which_the_new_version_fails_is_answered_by_the_one_before(
     assert rejection(folder, V2) == "found ValueError: broken in a request, expected an answer"
 
 
+def test_a_request_may_name_the_version_that_answers_it_as_long_as_that_is_loaded(folder):
+    engine = RedEngine()
+    with replica(folder, {V1: RedEngine(), V2: engine}) as one:
+
+        def ask(version):
+            answer = one.client.post(JPEG, query=f"?release={version}")
+            return answer.json()["model"]["release"] if answer.ok else (answer.status_code, answer.json()["message"])
+
+        refused = f"release: found '{V2}', expected one of the loaded versions "
+        assert (ask(V1), ask(V2)) == (V1, (422, refused + V1))
+        released(folder, V2)
+        one.poll()
+        assert (ask(V1), ask(V2)) == (V1, V2), "a version in shadow answers who asks for it"
+        files = [("file", ("a.jpg", JPEG))]
+        batch = requests.post(f"{one.client.base}/v1/detect/batch?release={V2}", files=files, timeout=10)
+        assert batch.json()["model"]["release"] == V2
+        tensor = {"name": "images", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(JPEG).decode()]}
+        body = {"inputs": [tensor], "parameters": {"release": V2}}
+        infer = requests.post(f"{one.client.base}/v2/models/fake/infer", json=body, timeout=10)
+        assert infer.json()["parameters"] == {"release": V2}
+        engine.failure = ValueError("broken")
+        assert ask(V2) == (422, refused + V1), "nobody else's answer"
+        assert set(one.traffic(3)) == {V1}
+
+
 def test_a_failed_answer_is_charged_once_to_the_key(folder, tmp_path):
     import hashlib
 

@@ -170,6 +170,11 @@ class ServeConfig:
         for name in ("target_ongoing_requests", "max_body_mb", "max_megapixels", "max_model_mb", "request_timeout_s"):
             check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
 
+    @property
+    def places(self) -> int:
+        """Most images of a replica at a time, in work or waiting."""
+        return self.max_queued + self.max_batch
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseConfig:

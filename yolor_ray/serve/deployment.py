@@ -107,7 +107,7 @@ def make_application(settings: config.ServeConfig) -> Application:
         },
         # The service bounds its queue and answers 429 in JSON. Ray's limit, which answers in plain text, is higher, so that probes
         # reach a full replica.
-        max_ongoing_requests=settings.max_queued + settings.max_batch + PROBE_SLOTS,
+        max_ongoing_requests=settings.places + PROBE_SLOTS,
         # With 0, Ray stops a single replica before its successor has loaded. Measured: 7 s without service.
         max_surge_percent=100,
         health_check_period_s=10,

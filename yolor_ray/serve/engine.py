@@ -53,6 +53,8 @@ class DetectOptions:
     """Side of the square tiles that larger images are cut into, pixels; 0 fits each image as a whole into the network's input."""
     overlap: float = 0.2
     """Share of a tile that its neighbour covers too."""
+    release: str = ""
+    """Version in the release folder that answers; empty for the one that the rollout chooses."""
 
 
 @dataclass(frozen=True)

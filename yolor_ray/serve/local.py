@@ -131,8 +131,9 @@ def _write_starter(folder: Path, settings: config.ServeConfig) -> str:
     starter = folder / "haproxy"
     named = os.environ.get(ray_internals.HAPROXY_BINARY, "haproxy")
     binary = ray_internals.get_haproxy_binary() if ray_internals.has_haproxy() else named
-    places = settings.max_queued + settings.max_batch
-    command = shlex.join([sys.executable, "-IS", haproxy.__file__, binary, settings.host, str(places), " ".join(settings.cors_origins)])
+    command = shlex.join(
+        [sys.executable, "-IS", haproxy.__file__, binary, settings.host, str(settings.places), " ".join(settings.cors_origins)]
+    )
     starter.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     starter.chmod(0o700)
     return str(starter)

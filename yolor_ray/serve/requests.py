@@ -41,9 +41,18 @@ class ReceivedRequest:
     models: Models
     """Versions of that model."""
     model: Model
-    """Version that answers all images of the request."""
+    """Version that answers all images of the request; the stable one until `choose`."""
     is_repeated: bool = False
     """A candidate failed, and the model before answers."""
+
+    def choose(self, release: str) -> None:
+        """Take the version of a release, or for an empty name the one whose turn it is; raises ApiError if a release is not loaded."""
+        model = self.models.choose(release)
+        if model is None:
+            loaded = [item.release for item in (self.models.stable, self.models.candidate) if item and item.release]
+            expected = f"one of the loaded versions {', '.join(loaded)}" if loaded else "none, as the model has no release folder"
+            raise ApiError("bad_parameter", f"release: found {release[:80]!r}, expected {expected}")
+        self.model = model
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Service:
         self.compare_at_s = 0.0
         """Time of `time.monotonic` from which a rollout may compare two versions on an image."""
         self.models = Models(self.add_model(engine, release))
-        self.catalog = Catalog(self.models, loader, self, settings.max_model_mb * 1e6, max(self._max_in_work // 2, 1))
+        self.catalog = Catalog(self.models, loader, self, settings.max_model_mb * 1e6, max(settings.places // 2, 1))
 
     def add_model(self, engine: Engine, release: str = "") -> Model:
         """Return the model of an engine, with a queue of its own; requests go to the model when `models` chooses it."""
@@ -97,11 +97,7 @@ class Service:
     @property
     def max_images(self) -> int:
         """Return the most images of one request: MAX_IMAGES, or all that the queue takes."""
-        return min(MAX_IMAGES, self._max_in_work)
-
-    @property
-    def _max_in_work(self) -> int:
-        return self.settings.max_queued + self.settings.max_batch
+        return min(MAX_IMAGES, self.settings.places)
 
     async def detect(self, request: Request, options: DetectOptions, name: str | None = None) -> Json:
         """Return the response of a model to a request with one image, without its request id; raises ApiError or ImageError.
@@ -113,7 +109,7 @@ class Service:
         """
         async with self.receive(request, name) as received:
             read = functools.partial(image_bytes, request.headers.get("content-type", ""), received.body)
-            detected = await self._answer_of_model(received, lambda: self._detect(received, read, options))
+            detected = await self._answer_of_model(received, options, lambda: self._detect(received, read, options))
             counts = {"body_bytes": len(received.body), "tiles": detected.tiles, "detections": detected.detections}
             request.state.facts = counts | {name: detected.fields[name] for name in ("image", "timing_ms")}
             return {"model": received.model.identity, **detected.fields}
@@ -128,7 +124,7 @@ class Service:
         """
         # The request itself holds the place of its first image.
         with self._slots(received.named, len(images) - 1):
-            results = await self._answer_of_model(received, lambda: self._detect_all(received, images, options))
+            results = await self._answer_of_model(received, options, lambda: self._detect_all(received, images, options))
         detected = [result for result in results if isinstance(result, DetectedImage)]
         received.request.state.facts = {
             "body_bytes": len(received.body),
@@ -139,8 +135,9 @@ class Service:
         }
         return results
 
-    async def _answer_of_model(self, received: ReceivedRequest, answer: Callable[[], Awaitable[Value]]) -> Value:
+    async def _answer_of_model(self, received: ReceivedRequest, options: DetectOptions, answer: Callable[[], Awaitable[Value]]) -> Value:
         """Return the answer of the request's model; where a candidate fails, reject the candidate, and return that of the model before."""
+        received.choose(options.release)
         try:
             result = await answer()
         except (ApiError, ImageError):
@@ -149,7 +146,9 @@ class Service:
             if received.model is received.models.stable:
                 raise
             received.models.drop(received.model, f"found {type(error).__name__}: {error} in a request, expected an answer")
-            received.model, received.is_repeated = received.models.stable, True
+            # A request that names the candidate gets no answer of another version.
+            received.choose(options.release)
+            received.is_repeated = True
             result = await answer()
         received.request.state.model = received.model.identity
         self.metrics.count("yolor_version_requests", model=received.named.name, version=received.model.label)
@@ -197,7 +196,7 @@ class Service:
                         load_s = 0.0 if is_loaded else time.perf_counter() - arrived
                         if load_s:
                             note_stages(request, load=(arrived, arrived + load_s))
-                        yield ReceivedRequest(request, body, arrived - started, load_s, named, models, models.choose())
+                        yield ReceivedRequest(request, body, arrived - started, load_s, named, models, models.stable)
         except TimeoutError:
             raise named.timeout(limit_s) from None
 
@@ -208,8 +207,8 @@ class Service:
     @contextlib.contextmanager
     def _slots(self, named: NamedModel, count: int) -> Iterator[None]:
         """Hold places of the queue for a model, one for each image."""
-        if self._in_progress + count > self._max_in_work:
-            raise overloaded(f"{self._in_progress} images in work and a request with {count} more, expected at most {self._max_in_work}")
+        if self._in_progress + count > self.settings.places:
+            raise overloaded(f"{self._in_progress} images in work and a request with {count} more, expected at most {self.settings.places}")
         self._count_in_progress(count)
         try:
             with self.catalog.hold(named, count):

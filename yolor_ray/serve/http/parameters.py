@@ -35,6 +35,8 @@ class DetectParams(BaseModel):
     )
     overlap: Annotated[float, _limit("overlap")] = Field(0.2, description="Share of a tile that its neighbour covers too.")
 
+    release: str = Field("", description="Loaded version in the release folder that answers; absent = the one whose turn it is.")
+
     def options(self, settings: config.ServeConfig) -> DetectOptions:
         """Return the options of the request, with the service's settings for absent parameters."""
         return DetectOptions(**{**default_limits(settings), **self.model_dump(exclude_none=True)})
@@ -47,8 +49,8 @@ def default_limits(settings: config.ServeConfig) -> dict[str, Any]:
 
 def in_words(name: str) -> str:
     """Return the allowed values of a parameter, as error messages write them."""
-    if name == "classes":
-        return "names of classes"
+    if name in ("classes", "release"):
+        return "names of classes" if name == "classes" else "the name of a version"
     if name not in SERVED_RANGES:
         return "true or false"
     number = "a whole number" if name in ("max_detections", "tile") else "a number"

@@ -56,6 +56,7 @@ class Candidate(BaseModel):
 
     version: str
     release: str
+    before: str = Field(description="Version in the release folder that it is compared with.")
     stage: str = Field(description="shadow: answers no request; share: a quarter of the requests; all: every request.")
 
 

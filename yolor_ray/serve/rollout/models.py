@@ -129,8 +129,8 @@ class Models:
         release = {"release": traffic.current.release} if traffic.current.release else {}
         if traffic.candidate is None:
             return release
-        new = traffic.candidate
-        return {**release, "candidate": {"version": new.info.version, "release": new.release, "stage": traffic.stage.value}}
+        names = {"version": traffic.candidate.info.version, "release": traffic.candidate.release, "before": traffic.stable.release}
+        return {**release, "candidate": {**names, "stage": traffic.stage.value}}
 
     @property
     def waiting(self) -> int:
@@ -143,9 +143,11 @@ class Models:
         """Return True if the comparison of two versions has time for another image."""
         return self._traffic.candidate is not None and not self._samples.full()
 
-    def choose(self) -> Model:
-        """Return the model for the next request."""
+    def choose(self, release: str = "") -> Model | None:
+        """Return the model for the next request: that of a release, None if it is not loaded, or the one whose turn it is."""
         traffic = self._traffic
+        if release:
+            return next((model for model in (traffic.stable, traffic.candidate) if model and model.release == release), None)
         self._turn += traffic.share
         if traffic.candidate is None or self._turn < 1:
             return traffic.stable

@@ -41,7 +41,7 @@ class Client:
 def running(service):
     """Serve a service over real HTTP in a thread, as each replica of Ray Serve does with uvicorn."""
     ignore_upgrades()
-    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, lifespan="auto", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

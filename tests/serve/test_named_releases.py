@@ -117,17 +117,10 @@ def asking(client, *names):
 
 def test_a_named_model_takes_a_release_and_goes_back_under_requests_without_a_failed_one(several, loader):
     with several() as client:
-        stages = set()
-
-        def accepted():
-            found = candidate(client, "cats") or {"stage": None}
-            stages.add((found["stage"], found.get("release")))
-            return Event("accepted", V2) in loader.folders["cats"].read().events
-
         with asking(client, "cats", "cars") as answers:
             wait_for(lambda: release_of(client, "cats") == V1)
             loader.release("cats", V2, RedEngine(("cat",)))
-            wait_for(accepted)
+            wait_for(lambda: Event("accepted", V2) in loader.folders["cats"].read().events)
             wait_for(lambda: release_of(client, "cats") == V2)
             seen = len(answers)
             loader.folders["cats"].add(Event("back", V1))
@@ -136,10 +129,27 @@ def test_a_named_model_takes_a_release_and_goes_back_under_requests_without_a_fa
         batch, tensors = detect(client, "cats", "detect/batch").json(), infer(client, "cats").json()
     assert {status for status, *_ in answers} == {200} and {boxes for *_, boxes in answers} == {1}
     assert {(name, version) for _, name, version, _ in answers} == {("cats", V1), ("cats", V2), ("cars", None)}
-    assert {("shadow", V2), ("share", V2)} <= stages
     assert batch["model"] == {"name": "cats", "version": "cats-0001", "release": V1}
     assert (tensors["model_name"], tensors["model_version"], tensors["parameters"]) == ("cats", "cats-0001", {"release": V1})
     assert [load for load in loader.loads if load[0] == "cats"] == [("cats", V1), ("cats", V2), ("cats", V1)]
+
+
+def test_the_list_has_the_release_of_a_model_and_the_stage_of_a_new_one(several, loader):
+    with several() as client:
+        detect(client, "cats")
+        assert release_of(client, "cats") == V1 and candidate(client, "cats") is None and release_of(client, "cars") is None
+        loader.release("cats", V2, RedEngine(("cat",)))
+        wait_for(lambda: candidate(client, "cats"))
+        seen = []
+        while (entry := listed(client)["cats"]).get("candidate"):
+            seen.append((entry["release"], entry["version"], *entry["candidate"].values()))
+            detect(client, "cats")
+        assert list(dict.fromkeys(seen)) == [
+            (V1, "cats-0001", "cats-0002", V2, "shadow"),
+            (V1, "cats-0001", "cats-0002", V2, "share"),
+            (V2, "cats-0002", "cats-0002", V2, "all"),
+        ]
+        assert release_of(client, "cats") == V2 and release_of(client, "dogs") is None
 
 
 def test_a_release_that_finds_nothing_is_rejected_for_its_model_alone(several, loader):

@@ -195,6 +195,17 @@ def test_the_best_confidence_of_each_class_is_the_default(weights, tmp_path, pix
     assert_equal(detector(pixels, confidence=0.01), low)
 
 
+def test_only_the_named_classes_are_found_also_by_a_single_name(detector, pixels):
+    every = detector(pixels, confidence=0.001, max_detections=1000)
+    ants = detector(pixels, confidence=0.001, max_detections=1000, classes="ant")
+    assert 0 < len(ants) < len(every) < 1000 and set(ants.classes) == {"ant"}
+    np.testing.assert_allclose(ants.boxes_xyxy, every.boxes_xyxy[every.class_ids == 0])
+    [others] = detector([pixels], confidence=0.001, max_detections=1000, classes=["bee", "cat"])
+    assert len(others) + len(ants) == len(every)
+    with pytest.raises(ConfigError, match="classes: found 'dog', expected some of ant, bee, cat"):
+        detector(pixels, classes="dog")
+
+
 def test_errors_name_the_file(detector, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ImageError, match=r"notes\.txt: "):

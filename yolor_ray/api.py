@@ -175,6 +175,8 @@ class Detector:
             ConfigError: a limit is out of range, or the network has not learned a class.
         """
         check_limits(confidence, iou, max_detections)
+        # A name is a collection of letters, too.
+        classes = [classes] if isinstance(classes, str) else classes
         detect.check_classes(classes, self._info)
         least = detect.least_confidences(confidence, self._info, classes)
         find = functools.partial(self._detect, confidence=least, iou=iou, max_detections=max_detections)

@@ -145,9 +145,9 @@ def test_the_list_has_the_release_of_a_model_and_the_stage_of_a_new_one(several,
             seen.append((entry["release"], entry["version"], *entry["candidate"].values()))
             detect(client, "cats")
         assert list(dict.fromkeys(seen)) == [
-            (V1, "cats-0001", "cats-0002", V2, "shadow"),
-            (V1, "cats-0001", "cats-0002", V2, "share"),
-            (V2, "cats-0002", "cats-0002", V2, "all"),
+            (V1, "cats-0001", "cats-0002", V2, V1, "shadow"),
+            (V1, "cats-0001", "cats-0002", V2, V1, "share"),
+            (V2, "cats-0002", "cats-0002", V2, V1, "all"),
         ]
         assert release_of(client, "cats") == V2 and release_of(client, "dogs") is None
 

@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 MINUTES ?= 60
-AT_A_TIME := --dist loadfile --no-loadscope-reorder --numprocesses
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo check test bench chaos soak
 
@@ -25,10 +25,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Tests of whole clusters wait for many processes, and run after the others, which each keep one core busy.
+# Tests of whole clusters start many processes, and run after the others, which each keep one core busy.
 test: setup
-	$(BIN)/python -m pytest $(AT_A_TIME) 2 --ignore tests/cluster --ignore tests/chaos
-	$(BIN)/python -m pytest $(AT_A_TIME) 3 tests/cluster
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) --ignore tests/cluster --ignore tests/chaos
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) tests/cluster
 
 bench: setup
 	$(BIN)/python jobs/benchmark.py ingest

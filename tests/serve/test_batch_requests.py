@@ -93,6 +93,7 @@ def test_the_images_share_forward_passes(serve):
 def test_the_query_counts_for_every_image(client):
     assert [result["detections"] for result in results_of(post(client, PHOTOS, "?confidence=0.95"))] == [[], [], [], []]
     assert error_of(post(client, PHOTOS, "?conf=0.95")) == (422, "bad_parameter")
+    assert error_of(post(client, PHOTOS, "?classes=unicorn")) == (422, "bad_parameter"), "for all images, not for each"
     tiled = results_of(post(client, [("large.png", encode_image(Image.new("RGB", (400, 400)), "PNG"))], "?tile=160"))
     assert "answer" in tiled[0]["timing_ms"]
 

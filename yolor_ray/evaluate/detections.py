@@ -33,6 +33,10 @@ SCHEMAS: dict[IouType, pa.Schema] = {
 }
 
 
+FLOATS: dict[IouType, tuple[str, ...]] = {"bbox": BOX, "segm": (), "keypoints": ("keypoints.list.element",)}
+"""Columns of floats beside the score."""
+
+
 def to_parquet(rows: list[ResultRow], iou_type: IouType = "bbox") -> bytes:
     """Return COCO result rows as a Parquet file, in the same order."""
     schema = SCHEMAS[iou_type]
@@ -40,8 +44,7 @@ def to_parquet(rows: list[ResultRow], iou_type: IouType = "bbox") -> bytes:
     arrays = [pa.array(column, column_type) for column, column_type in zip(columns, schema.types, strict=True)]
     sink = pa.BufferOutputStream()
     # Numbers that were float32 end in zero bytes, which compress to nothing once the bytes of equal rank lie side by side.
-    floats = [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema if _has_floats(field.type)]
-    encodings = {"use_byte_stream_split": floats, "use_dictionary": list(IDS)}
+    encodings = {"use_byte_stream_split": ["score", *FLOATS[iou_type]], "use_dictionary": list(IDS)}
     table = pa.Table.from_arrays(arrays, schema=schema)
     pq.write_table(table, sink, compression="zstd", write_statistics=False, write_page_checksum=True, **encodings)
     return sink.getvalue().to_pybytes()
@@ -55,10 +58,6 @@ def _compared_columns(rows: list[ResultRow], iou_type: IouType) -> list[Any]:
     if iou_type == "segm":
         return [*([mask["size"][axis] for mask in values] for axis in (0, 1)), [mask["counts"] for mask in values]]
     return list(np.array(values, np.float64).reshape(-1, len(BOX)).T)
-
-
-def _has_floats(column_type: pa.DataType) -> bool:
-    return column_type in (pa.float64(), pa.list_(pa.float64()))
 
 
 def from_parquet(data: bytes, iou_type: IouType = "bbox") -> list[ResultRow]:

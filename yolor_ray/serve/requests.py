@@ -45,13 +45,21 @@ class ReceivedRequest:
     is_repeated: bool = False
     """A candidate failed, and the model before answers."""
 
-    def choose(self, release: str) -> None:
-        """Take the version of a release, or for an empty name the one whose turn it is; raises ApiError if a release is not loaded."""
-        model = self.models.choose(release)
+    def choose(self, options: DetectOptions) -> None:
+        """Take the version that the options name, or else the one whose turn it is.
+
+        Raises:
+            ApiError: the named version is not loaded, or the version has not learned a class of the options.
+        """
+        release, model = options.release, self.models.choose(options.release)
         if model is None:
             loaded = [item.release for item in (self.models.stable, self.models.candidate) if item and item.release]
             expected = f"one of the loaded versions {', '.join(loaded)}" if loaded else "none, as the model has no release folder"
             raise ApiError("bad_parameter", f"release: found {release[:80]!r}, expected {expected}")
+        try:
+            check_classes(options.classes, model.info)
+        except ConfigError as error:
+            raise ApiError("bad_parameter", str(error)) from None
         self.model = model
 
 
@@ -95,10 +103,6 @@ def open_received(
         keys: keys of the service, which charge the pixels to the client; None without keys.
     """
     info, data = received.model.info, read()
-    try:
-        check_classes(options.classes, info)
-    except ConfigError as error:
-        raise ApiError("bad_parameter", str(error)) from None
     header = read_header(data)
     max_pixels = int(settings.max_megapixels * 1e6)
     tiling = Tiling(options.tile, options.overlap, with_whole="classify" in info.tasks and options.labels)

@@ -137,7 +137,7 @@ class Service:
 
     async def _answer_of_model(self, received: ReceivedRequest, options: DetectOptions, answer: Callable[[], Awaitable[Value]]) -> Value:
         """Return the answer of the request's model; where a candidate fails, reject the candidate, and return that of the model before."""
-        received.choose(options.release)
+        received.choose(options)
         try:
             result = await answer()
         except (ApiError, ImageError):
@@ -147,7 +147,7 @@ class Service:
                 raise
             received.models.drop(received.model, f"found {type(error).__name__}: {error} in a request, expected an answer")
             # A request that names the candidate gets no answer of another version.
-            received.choose(options.release)
+            received.choose(options)
             received.is_repeated = True
             result = await answer()
         received.request.state.model = received.model.identity

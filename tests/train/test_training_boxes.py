@@ -46,21 +46,18 @@ def test_sides_are_those_of_single_objects_at_the_size_of_the_network_input(tmp_
     unknown = dataclasses.replace(record(2), name="unknown.png", tasks=("classify",))
     records = [dataclasses.replace(square_record(0), objects=mixed), tall, unknown, record(3), record(4, (2, 2, 6, 6))]
     dataset = pack(str(tmp_path), [records[:3], records[3:]])
-    for sample in (False, True):
-        sides, without_boxes = read_box_sides(dataset, image_px=128, sample=sample)
+    for most_boxes in (None, 100):
+        sides, without_boxes = read_box_sides(dataset, image_px=128, most_boxes=most_boxes)
         assert sides.tolist() == pytest.approx(np.array([[20, 16], [6, 12], [12.8, 32], [8, 8]])) and sides.dtype == np.float32
         assert without_boxes == 1
 
 
 @pytest.mark.parametrize(("width", "groups_read"), [(10, 4), (1, 12)], ids=["visible", "too small"])
-def test_a_sample_of_boxes_reads_row_groups_until_it_is_large_and_a_box_can_be_seen(
-    tmp_path: Path, monkeypatch, width: int, groups_read: int
-) -> None:
+def test_a_sample_of_boxes_reads_row_groups_until_it_is_large_and_a_box_can_be_seen(tmp_path: Path, width: int, groups_read: int) -> None:
     dataset = pack(str(tmp_path), [[record(index, (5, 5, 5 + width, 13))] for index in range(12)])
-    monkeypatch.setattr("yolor_ray.train.datasets.boxes.MAX_BOXES", 4)
-    sides, _ = read_box_sides(dataset, image_px=64, sample=True)
+    sides, _ = read_box_sides(dataset, image_px=64, most_boxes=4)
     assert len(sides) == groups_read
-    assert len(read_box_sides(dataset, image_px=64, sample=False)[0]) == 12
+    assert len(read_box_sides(dataset, image_px=64, most_boxes=None)[0]) == 12
 
 
 def test_anchors_are_fitted_to_a_sample_of_many_boxes(tmp_path: Path, monkeypatch, caplog) -> None:

@@ -22,10 +22,10 @@ from yolor_ray.io import manifest, storage
 from yolor_ray.io.weights_url import CARD_FILE, WEIGHTS_FOLDER, absolute_weights
 from yolor_ray.model.weights import CONFIG_FILE, TENSORS_FILE, load_weights
 from yolor_ray.pack.scenes_url import SCENES_PREFIX
-from yolor_ray.train.anchors import best_possible_recall, fit_anchors, sample_sides
+from yolor_ray.train.anchors import MAX_BOXES, best_possible_recall, fit_anchors, sample_sides
 from yolor_ray.train.checkpoint.checkpoint import complete_checkpoints, newest_checkpoint
 from yolor_ray.train.context import Report, TrainContext
-from yolor_ray.train.datasets.boxes import check_sides, check_teacher, read_box_sides, warn_of_classes_without_boxes
+from yolor_ray.train.datasets.boxes import MEASURED_BOXES, check_sides, check_teacher, read_box_sides, warn_of_classes_without_boxes
 from yolor_ray.train.datasets.columns import read_columns
 from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images
 from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
@@ -121,8 +121,9 @@ def prepare(config: TrainConfig, run: str) -> TrainContext:
         _note_data(config, train_set)
     pretrained = resolve_pretrained(config.optim, config.network)
     teacher = absolute_weights(config.optim.teacher)
+    most_boxes = MAX_BOXES if config.network.head == "anchors" else MEASURED_BOXES
     # The log of a teacher counts all images.
-    sides, without_boxes = read_box_sides(train_set, config.data.image_px, sample=not teacher)
+    sides, without_boxes = read_box_sides(train_set, config.data.image_px, most_boxes=None if teacher else most_boxes)
     if teacher:
         check_teacher(teacher, train_set, config.data.image_px, len(sides), without_boxes)
     if len(sides) or not teacher:

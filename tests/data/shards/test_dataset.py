@@ -3,6 +3,9 @@
 import hashlib
 import json
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -86,6 +89,20 @@ def test_row_groups_number_the_records_across_shards(tmp_path):
     assert [(g.index, g.first_record, g.rows) for g in dataset.row_groups] == [(0, 0, 64), (1, 64, 64), (2, 128, 2), (0, 130, 10)]
 
 
+def test_threads_that_need_a_footer_at_the_same_time_parse_it_once(tmp_path, monkeypatch):
+    dataset, parsed = write_dataset(str(tmp_path), [make_record(i, 1) for i in range(200)]), []
+
+    def slow_parse(data, file_bytes):
+        parsed.append(threading.current_thread().name)
+        time.sleep(0.1)
+        return parse_footer(data, file_bytes)
+
+    monkeypatch.setattr(shard_file, "parse_footer", slow_parse)
+    with ThreadPoolExecutor(4) as threads:
+        tables = list(threads.map(lambda group: shards.read_row_group(dataset, group, ["name"]), dataset.row_groups))
+    assert len(tables) == 4 and len(parsed) == 1
+
+
 def test_what_a_task_receives_does_not_grow_with_the_dataset(tmp_path):
     dataset = write_dataset(str(tmp_path / "few"), [make_record(0, 1)], [make_record(1, 2)])
     many = replace(dataset, shards=dataset.shards * 500)
@@ -104,7 +121,7 @@ def test_a_dataset_is_sent_without_what_can_be_computed_again(tmp_path):
 
 
 def test_large_images_make_short_row_groups(monkeypatch):
-    monkeypatch.setattr(shards, "GROUP_BYTES", 2500)
+    monkeypatch.setattr(shards.shard_file, "GROUP_BYTES", 2500)
     _, shard = shards.encode_shard([make_record(i, 1, image_bytes=1000) for i in range(7)], 0)
     assert shard.row_groups == (3, 3, 1)
 

@@ -7,22 +7,20 @@ numbered from 0 in the order of the shards; a record's number is its image id ev
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from yolor_ray.class_names import complete_class_keypoints
 from yolor_ray.data.shards import shard_file
-from yolor_ray.data.shards.arrow import SCHEMA, to_records, to_table
+from yolor_ray.data.shards.arrow import SCHEMA, to_records
 from yolor_ray.data.shards.parquet_layout import Footer
-from yolor_ray.data.shards.records import Record
 from yolor_ray.data.shards.relabel import LabelMapping, apply_mapping
 from yolor_ray.data.shards.row_groups import RowGroup, RowGroups
-from yolor_ray.data.shards.shard_file import Shard, describe_shard, shard_from_json
+from yolor_ray.data.shards.shard_file import Shard, encode_shard, shard_from_json
 from yolor_ray.data.shards.value_checks import check_names_and_counts, check_rows
 from yolor_ray.errors import DataError
 from yolor_ray.io.filesystem import call_with_retries, filesystem
@@ -44,13 +42,8 @@ __all__ = [
 FORMAT = "yolor_ray.dataset"
 VERSION = 3
 MANIFEST = "dataset.json"
-CONTENT_KEY = "yolor_ray.content_sha256"
-"""Metadata key of the content hash in a shard's footer."""
 HASH_KEY = "sha256"
 """Key of the manifest's hash of its other keys."""
-ROWS_PER_GROUP = 64
-GROUP_BYTES = 32 * 2**20
-"""Encoded image bytes after which a row group ends early, so that large photos also stream in small pieces."""
 
 
 @dataclass(frozen=True)
@@ -208,46 +201,6 @@ def write_dataset(dataset: Dataset) -> None:
     del content["url"], content["members"]
     content[HASH_KEY] = _content_sha256(content)
     write_bytes(join(dataset.url, MANIFEST), json.dumps(content, indent=1, ensure_ascii=False).encode())
-
-
-def encode_shard(records: Iterable[Record], index: int) -> tuple[pa.Buffer, Shard]:
-    """Encode records as a Parquet file, and describe the file; `index` is its position in the dataset.
-
-    Columns are not compressed, because images are encoded already. Every page carries a checksum. The footer carries a hash of the
-    content: without it, different shards of fixed-width columns would have the same footer.
-    """
-    content_hash = hashlib.sha256()
-    sink = pa.BufferOutputStream()
-    options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
-    with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
-        for group in _split_into_groups(records):
-            rows = to_table(group)
-            for buffer in _content(rows):
-                content_hash.update(buffer)
-            writer.write_table(rows, row_group_size=len(group))
-        writer.add_key_value_metadata({CONTENT_KEY: content_hash.hexdigest()})
-    data = sink.getvalue()
-    return data, describe_shard(data, index)
-
-
-def _content(rows: pa.Table) -> Iterator[pa.Buffer | bytes]:
-    """Yield the buffers of a table without a copy, each after its length, so that the hash fixes the borders between buffers."""
-    for buffer in (buffer for column in rows.columns for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None):
-        yield buffer.size.to_bytes(8, "little")
-        yield buffer
-
-
-def _split_into_groups(records: Iterable[Record]) -> Iterator[list[Record]]:
-    group: list[Record] = []
-    size = 0
-    for record in records:
-        group.append(record)
-        size += len(record.image)
-        if len(group) == ROWS_PER_GROUP or size >= GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 @functools.lru_cache(maxsize=1024)

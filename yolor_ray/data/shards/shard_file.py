@@ -1,27 +1,38 @@
-"""Read shard files, verified by the SHA-256 of the footer and of each row group's byte range.
+"""Write shard files, and read them, verified by the SHA-256 of the footer and of each row group's byte range.
 
 A read returns the bytes that were written or raises, also when an object is overwritten between two reads. A row group takes one
 ranged read, and its bytes are not copied before Parquet decodes them.
 """
 
+import functools
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yolor_ray.data.shards.arrow import SCHEMA
+from yolor_ray.data.shards.arrow import SCHEMA, to_table
 from yolor_ray.data.shards.parquet_layout import TRAILER_BYTES, Footer, check_pages, parse_footer
+from yolor_ray.data.shards.records import Record
 from yolor_ray.errors import DataError, IntegrityError
 
 NAME = re.compile(r"part-\d{5,}-[0-9a-f]{12}\.parquet")
 """Names of shards: no other name, such as one with a folder, is read."""
+CONTENT_KEY = "yolor_ray.content_sha256"
+"""Metadata key of the content hash in a shard's footer."""
+ROWS_PER_GROUP = 64
+GROUP_BYTES = 32 * 2**20
+"""Encoded image bytes after which a row group ends early, so that large photos also stream in small pieces."""
 MAX_FOOTER_BYTES, MAX_FOOTER_BYTES_PER_GROUP = 1 << 16, 1 << 14
 """Largest footer of a shard, beside what each row group adds: several times the size of real ones."""
+
+
+PARSING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,46 @@ class Shard:
     """Hex digest of the footer with its trailer."""
     row_group_sha256: tuple[str, ...]
     """Hex digest of the byte range of each row group."""
+
+
+def encode_shard(records: Iterable[Record], index: int) -> tuple[pa.Buffer, Shard]:
+    """Encode records as a Parquet file, and describe the file; `index` is its position in the dataset.
+
+    Columns are not compressed, because images are encoded already. Every page carries a checksum. The footer carries a hash of the
+    content: without it, different shards of fixed-width columns would have the same footer.
+    """
+    content_hash = hashlib.sha256()
+    sink = pa.BufferOutputStream()
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+    with pq.ParquetWriter(sink, SCHEMA, **options) as writer:
+        for group in _split_into_groups(records):
+            rows = to_table(group)
+            for buffer in _content(rows):
+                content_hash.update(buffer)
+            writer.write_table(rows, row_group_size=len(group))
+        writer.add_key_value_metadata({CONTENT_KEY: content_hash.hexdigest()})
+    data = sink.getvalue()
+    return data, describe_shard(data, index)
+
+
+def _content(rows: pa.Table) -> Iterator[pa.Buffer | bytes]:
+    """Yield the buffers of a table without a copy, each after its length, so that the hash fixes the borders between buffers."""
+    for buffer in (buffer for column in rows.columns for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None):
+        yield buffer.size.to_bytes(8, "little")
+        yield buffer
+
+
+def _split_into_groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+    group: list[Record] = []
+    size = 0
+    for record in records:
+        group.append(record)
+        size += len(record.image)
+        if len(group) == ROWS_PER_GROUP or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def describe_shard(data: pa.Buffer, index: int) -> Shard:
@@ -97,10 +148,18 @@ def read_footer(file: pa.NativeFile, shard: Shard) -> Footer:
         DataError: the footer is none that packing writes.
 
     """
-    footer = parse_footer(verify_footer(file, shard), shard.bytes)
+    data = verify_footer(file, shard).to_pybytes()
+    # Threads that read the same footer wait for the first of them: parsing a thousand row groups takes a second.
+    with PARSING:
+        footer = _parse_once(data, shard.bytes)
     if footer.row_groups != shard.row_groups:
         raise DataError(f"found row groups of {list(footer.row_groups)[:8]} rows, expected {list(shard.row_groups)[:8]} as in dataset.json")
     return footer
+
+
+@functools.lru_cache(maxsize=16)
+def _parse_once(data: bytes, file_bytes: int) -> Footer:
+    return parse_footer(pa.py_buffer(data), file_bytes)
 
 
 def verify_footer(file: pa.NativeFile, shard: Shard) -> pa.Buffer:

@@ -10,16 +10,17 @@ import torch
 from yolor_ray.data.augment.geometry import MIN_SIDE_PX
 from yolor_ray.data.shards.dataset import Dataset
 from yolor_ray.errors import DataError
-from yolor_ray.train.anchors import MAX_BOXES
 from yolor_ray.train.datasets.columns import read_columns
 from yolor_ray.train.teacher import load_teacher
 
 logger = logging.getLogger(__name__)
 
 MAX_SHOWN_CLASSES = 20
+MEASURED_BOXES = 10_000
+"""Boxes that are read where no anchors are fitted: their median size and largest side are enough."""
 
 
-def read_box_sides(dataset: Dataset, image_px: int, *, sample: bool) -> tuple[np.ndarray, int]:
+def read_box_sides(dataset: Dataset, image_px: int, *, most_boxes: int | None) -> tuple[np.ndarray, int]:
     """Return the (N, 2) widths and heights of boxes in pixels of the network input, and the number of images not annotated for detect.
 
     Crowd regions are not learned.
@@ -27,8 +28,8 @@ def read_box_sides(dataset: Dataset, image_px: int, *, sample: bool) -> tuple[np
     Args:
         dataset: training set.
         image_px: side of the network input, pixels.
-        sample: True reads row groups in a seeded order until they have MAX_BOXES boxes, one of which can be seen. The time is then the same
-            for larger datasets.
+        most_boxes: reads row groups in a seeded order until they have that many boxes, one of which can be seen, so that the time is the
+            same for larger datasets; None reads all.
     """
     groups = dataset.row_groups
     order = np.random.default_rng(0).permutation(len(groups)).tolist()
@@ -41,7 +42,7 @@ def read_box_sides(dataset: Dataset, image_px: int, *, sample: bool) -> tuple[np
             is_any_visible |= bool((sides[position].min(axis=1) >= MIN_SIDE_PX).any())
             tasks = table["tasks"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             without_boxes += len(table) - int((tasks == "detect").sum())
-            if sample and boxes >= MAX_BOXES and is_any_visible:
+            if most_boxes is not None and boxes >= most_boxes and is_any_visible:
                 break
     return np.concatenate([np.zeros((0, 2), np.float32), *(sides[position] for position in sorted(sides))]), without_boxes
 

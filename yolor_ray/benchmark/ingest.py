@@ -1,7 +1,6 @@
-"""Compare plain reading and decoding, the ingest alone, the training step alone, and the last two together as in training.
+"""Compare the ingest by plain reading, the ingest alone, the training step alone, and the last two together as in training.
 
-Each training worker measures the four in turns, with one network, one loader and one plan. A slow moment of the machine thus affects
-all four.
+Each training worker measures the four in turns, with one network and equal samples. A slow moment of the machine thus affects all four.
 """
 
 import dataclasses
@@ -11,13 +10,14 @@ import logging
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -26,13 +26,13 @@ from yolor_ray.cluster.block_source import direct_source, kept_source
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.config import TrainConfig
 from yolor_ray.config.benchmark import IngestConfig
-from yolor_ray.data.images.decode import decode
 from yolor_ray.data.loading.batch import Batch
-from yolor_ray.data.loading.epoch_plan import Steps, plan_steps, windows_in_use
-from yolor_ray.data.loading.epoch_windows import Window
+from yolor_ray.data.loading.epoch_plan import plan_steps
 from yolor_ray.data.loading.loader import Source
 from yolor_ray.data.loading.loader_process import LoaderProcess
+from yolor_ray.data.loading.read_ahead import read_ahead
 from yolor_ray.data.shards.dataset import Dataset, RowGroup
+from yolor_ray.data.shards.relabel import apply_mapping
 from yolor_ray.inference.timing import spread
 from yolor_ray.io import storage
 from yolor_ray.io.filesystem import filesystem
@@ -51,13 +51,13 @@ TINY_LR = 1e-6
 KEPT_BATCHES = 8
 """Batches in memory for the measurement of the step alone."""
 RAW_THREADS = 2
-"""Threads of plain reading and decoding."""
+"""Threads of plain reading."""
 MEASURES = ("raw", "ingest", "step", "whole")
 SOURCES: dict[str, Callable[[Dataset], Source]] = {"direct": direct_source, "object_store": kept_source}
 
 
 def ingest(config: IngestConfig) -> dict[str, Any]:
-    """Measure plain reading and decoding, the ingest alone, the step alone and the whole in turns; return their rates and ratios.
+    """Measure the ingest by plain reading, the ingest alone, the step alone and the whole in turns; return their rates and ratios.
 
     `raw_ratio` is ingest / raw. `ratio` is whole / min(ingest, step): 1 if the faster of the two costs nothing. `shared_ratio` is the whole
     relative to 1 / (1/ingest + 1/step), the rate if both share the same cores. A `shared_ratio` of 1 or more means that nothing else costs
@@ -83,7 +83,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
 def _steady_config(config: IngestConfig) -> TrainConfig:
     """Return the run without warm-up, whose steps cost more, and with enough epochs for all rounds."""
     optim = config.train.optim
-    epochs = max(optim.epochs, 2 * config.rounds + 1)
+    epochs = max(optim.epochs, 3 * config.rounds + 1)
     return dataclasses.replace(config.train, optim=dataclasses.replace(optim, epochs=epochs, warmup_epochs=0.0, lr=TINY_LR))
 
 
@@ -127,10 +127,10 @@ def _measure(context: TrainContext, config: IngestConfig) -> dict[str, Any]:
 def measure_worker(context: TrainContext, dist_context: DistContext, report: Report, *, rounds: int, max_batches: int) -> dict[str, Any]:
     """Return the rates of every round, in images/s over all workers, and the machine of this worker."""
     learner = make_learner(context, dist_context)
-    loader = make_loader(context)
+    loader, raw_loader = make_loader(context), make_loader(dataclasses.replace(context, source=plain_source(context.train)))
     rows = []
-    with closing(loader):
-        timer = WorkerTimer(context, dist_context, learner, loader, max_batches)
+    with closing(loader), closing(raw_loader):
+        timer = WorkerTimer(context, dist_context, learner, loader, raw_loader, max_batches)
         before = machine()
         timer.warm_up()
         for _ in range(rounds):
@@ -140,20 +140,21 @@ def measure_worker(context: TrainContext, dist_context: DistContext, report: Rep
     return {"rounds": rows, "steps": timer.steps, "parameters": parameters, "machine": before}
 
 
-def read_and_decode(dataset: Dataset, groups: Sequence[RowGroup], image_px: int) -> int:
-    """Read row groups by plain pyarrow, without verification, and decode their images in two threads; return the number of images."""
+def plain_source(dataset: Dataset) -> Source:
+    """Return a source that reads row groups by plain pyarrow in two threads, without verification."""
+    return functools.partial(_read_plainly, dataset)
 
-    def decode_group(group: RowGroup) -> int:
+
+def _read_plainly(dataset: Dataset, groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
+    def read(group: RowGroup) -> pa.Table:
         member = dataset.members[group.member] if dataset.members else dataset
         system, path = filesystem(storage.join(member.url, group.shard))
         with system.open_input_file(path) as file:
-            images = pq.ParquetFile(file).read_row_group(group.index, columns=["image"], use_threads=False)["image"]
-        for image in images:
-            decode(image.as_py(), fit_px=image_px)
-        return len(images)
+            table = pq.ParquetFile(file).read_row_group(group.index, use_threads=False)
+        return apply_mapping(table, dataset.mapping_of(group.member)) if dataset.members else table
 
     with ThreadPoolExecutor(RAW_THREADS) as threads:
-        return sum(threads.map(decode_group, groups))
+        yield from read_ahead(threads, read, groups, RAW_THREADS)
 
 
 @dataclass
@@ -164,6 +165,8 @@ class WorkerTimer:
     dist_context: DistContext
     learner: Learner
     loader: LoaderProcess
+    raw_loader: LoaderProcess
+    """Loader of the same batches, by plain reading."""
     max_batches: int
     """Most batches per measurement; 0 for the whole epoch."""
     epochs: int = 0
@@ -177,17 +180,15 @@ class WorkerTimer:
 
     def warm_up(self) -> int:
         """Learn from one epoch, and keep copies of its first batches."""
-        return self._learn(self._keep_copies(self._next_epoch()))
+        return self._learn(self._keep_copies(self._next_epoch(self.loader)))
 
     def raw(self) -> int:
-        """Read and decode the row groups of the next epoch, which is not begun; return their number of images."""
-        windows, steps = self._plan()
-        groups = [group for w in windows_in_use(steps) for group in windows[w].groups]
-        return read_and_decode(self.context.train, groups, self.context.config.data.image_px)
+        """Load the batches of an epoch by plain reading and return their number of images."""
+        return sum(len(batch.images) for batch in self._next_epoch(self.raw_loader))
 
     def ingest(self) -> int:
         """Load the batches of an epoch and return their number of images."""
-        return sum(len(batch.images) for batch in self._next_epoch())
+        return sum(len(batch.images) for batch in self._next_epoch(self.loader))
 
     def step(self) -> int:
         """Learn from as many batches as an epoch has, all in memory; return their number of images."""
@@ -195,7 +196,7 @@ class WorkerTimer:
 
     def whole(self) -> int:
         """Load the batches of an epoch, learn from each, and return their number of images."""
-        return self._learn((torch.from_numpy(batch.images), make_targets(batch)) for batch in self._next_epoch())
+        return self._learn((torch.from_numpy(batch.images), make_targets(batch)) for batch in self._next_epoch(self.loader))
 
     def rate(self, function: Callable[[], int]) -> float:
         """Return the images/s of all workers, which start together; the time is that of the slowest worker."""
@@ -205,19 +206,15 @@ class WorkerTimer:
         seconds = time.perf_counter() - started
         return sum(self.dist_context.gather(images)) / max(self.dist_context.gather(seconds))
 
-    def _plan(self) -> tuple[list[Window], Steps]:
-        """Return the windows and this worker's steps of the next epoch."""
+    def _next_epoch(self, loader: LoaderProcess) -> Iterator[Batch]:
+        """Begin the next epoch and yield its batches."""
+        started = time.perf_counter()
         windows = make_windows(self.context, self.epochs)
         none_seen = np.zeros(self.context.train.images, bool)
         rank, world_size, batch = self.dist_context.rank, self.dist_context.world_size, self.context.config.optim.batch
-        return windows, plan_steps(windows, none_seen, rank=rank, world_size=world_size, batch=batch)[: self.max_batches or None]
-
-    def _next_epoch(self) -> Iterator[Batch]:
-        """Begin the next epoch and yield its batches."""
-        started = time.perf_counter()
-        windows, steps = self._plan()
+        steps = plan_steps(windows, none_seen, rank=rank, world_size=world_size, batch=batch)[: self.max_batches or None]
         self.steps, self.epochs = len(steps), self.epochs + 1
-        for index, loaded in enumerate(self.loader.epoch(windows, steps)):
+        for index, loaded in enumerate(loader.epoch(windows, steps)):
             if index == 0:
                 self.first_batch_s = time.perf_counter() - started
             yield loaded

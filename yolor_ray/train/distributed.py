@@ -3,6 +3,7 @@
 Without a process group, the same calls serve a single process.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -41,7 +42,8 @@ class DistContext:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         # Gradients are views of the buffers that are sent: without the views, each update copies all gradients there and back.
-        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+        # Statistics of batch norms are those of rank 0, which `broadcast_state` sends before each validation, and not in each step.
+        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     def gather(self, item: Item) -> list[Item]:
         """Return every worker's item in rank order; a barrier."""
@@ -51,13 +53,18 @@ class DistContext:
         dist.all_gather_object(items, item, group=self.control_group)
         return items
 
-    def all_reduce_max(self, number: int) -> int:
-        """Return the maximum over all workers; a barrier."""
+    def start_max(self, number: int) -> Callable[[], int]:
+        """Send a number to all workers, and return a function that waits for the maximum over all workers; a barrier."""
         if self.world_size == 1:
-            return number
+            return lambda: number
         maximum = torch.tensor(number)
-        dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self.control_group)
-        return int(maximum)
+        work = dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self.control_group, async_op=True)
+
+        def wait() -> int:
+            work.wait()
+            return int(maximum)
+
+        return wait
 
     def broadcast_state(self, network: nn.Module) -> None:
         """Copy the weights and statistics of rank 0 to every worker."""

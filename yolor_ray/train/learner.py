@@ -87,7 +87,7 @@ class Learner:
             ConfigError: the memory of one of several workers does not hold the worker's batch in the first epoch.
         """
         self.schedule.apply(self.optimizer, self.step)
-        is_update = must_update or self._accumulated_batches + 1 >= self.schedule.batches_per_update(self.step)
+        is_update = must_update or self.updates_next
         with contextlib.nullcontext() if is_update else self._without_sync():
             terms = self._add_gradients(images, targets, weight)
         self._accumulated_batches += 1
@@ -100,9 +100,9 @@ class Learner:
         return terms
 
     @property
-    def gradients_applied(self) -> bool:
-        """True if no gradients are accumulated, so a checkpoint holds the complete state."""
-        return self._accumulated_batches == 0
+    def updates_next(self) -> bool:
+        """True if the next batch ends with an update, also where nothing demands one."""
+        return self._accumulated_batches + 1 >= self.schedule.batches_per_update(self.step)
 
     def _without_sync(self) -> contextlib.AbstractContextManager:
         return self.replica.no_sync() if isinstance(self.replica, DistributedDataParallel) else contextlib.nullcontext()

@@ -1,11 +1,12 @@
 """The training loop, for a single process and for any number of workers, on CPU or GPU.
 
 Read `train_loop` top to bottom: resume or start, then for each epoch train, validate, log and write a checkpoint. After each
-optimizer step all workers agree to continue, to compare their speeds, to save a checkpoint, or to save and stop.
+optimizer step all workers continue, compare their speeds, save a checkpoint, or save and stop, as they have agreed during the step.
 """
 
 import enum
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -75,16 +76,20 @@ class _Worker:
     comparison: SpeedComparison
     rank_zero: RankZeroState | None
 
-    def decide(self) -> StepDecision:
-        """Agree with all workers on the next action; rank 0 has the stop signal and the schedules of checkpoints and comparisons."""
+    def start_decision(self, step: int) -> Callable[[], StepDecision]:
+        """Begin to agree with all workers on the action after a step, and return a function that waits for the agreement.
+
+        Rank 0 has the stop signal and the schedules of checkpoints and comparisons. The messages pass while the workers compute the step.
+        """
         decision = StepDecision.CONTINUE
         if self.rank_zero and self.comparison.is_due:
             decision = StepDecision.COMPARE
-        if self.rank_zero and self.rank_zero.checkpointer.is_due(self.learner.step, self.progress.epoch):
+        if self.rank_zero and self.rank_zero.checkpointer.is_due(step, self.progress.epoch):
             decision = StepDecision.SAVE
         if self.rank_zero and self.context.stop_signal():
             decision = StepDecision.STOP
-        return StepDecision(self.dist_context.all_reduce_max(decision))
+        agreed = self.dist_context.start_max(decision)
+        return lambda: StepDecision(agreed())
 
     def agree_to_end_early(self, metrics: dict[str, Any]) -> bool:
         """Agree with all workers on the end of the run after a validation, whose metrics rank 0 has."""
@@ -93,7 +98,7 @@ class _Worker:
             return False
         tasks = self.context.config.network.tasks
         ends = self.rank_zero is not None and ends_early([*self.progress.rows, metrics], tasks, patience)
-        return bool(self.dist_context.all_reduce_max(ends))
+        return bool(self.dist_context.start_max(ends)())
 
     def save_checkpoint(self, *, wait: bool) -> None:
         """Write a checkpoint on rank 0; see `AsyncCheckpointer.save`."""
@@ -170,7 +175,7 @@ def _train_epochs(worker: _Worker, report: Report) -> TrainOutcome:
         if validates and not is_last:
             report(metrics)
         # `_train_epoch` decides only between steps, and a one-step epoch has none.
-        if not is_last and worker.decide() is StepDecision.STOP:
+        if not is_last and worker.start_decision(learner.step)() is StepDecision.STOP:
             worker.save_checkpoint(wait=True)
             return TrainOutcome.STOPPED
     return TrainOutcome.DONE
@@ -200,13 +205,14 @@ def _train_epoch(worker: _Worker) -> dict[str, Any] | None:
     batches = meter.timed(worker.loader.epoch(windows, steps, mosaic_closed=mosaic_closed))
     for number, (step, batch) in enumerate(zip(steps, batches, strict=True), start=1):
         is_last = number == len(steps)
+        agreed = worker.start_decision(learner.step + 1) if learner.updates_next and not is_last else lambda: StepDecision.CONTINUE
         losses = learner.learn(torch.from_numpy(batch.images), make_targets(batch), must_update=is_last, weight=step.weight)
         meter.add(losses, len(batch.images) * dist_context.world_size)
         if step.weight > 0:
             ledger.take(step.visits)
         if worker.rank_zero:
             _log_step(worker.rank_zero, learner.step, progress.epoch + number / len(steps), meter)
-        decision = worker.decide() if learner.gradients_applied and not is_last else StepDecision.CONTINUE
+        decision = agreed()
         if decision is StepDecision.COMPARE:
             worker.comparison.compare(learner.average.network, batch.images, meter.recent_wait_share())
         elif decision is not StepDecision.CONTINUE:

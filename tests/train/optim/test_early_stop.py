@@ -118,6 +118,6 @@ def test_a_killed_run_ends_in_the_same_epoch_and_publishes_its_weights_without_m
 def test_a_worker_without_metrics_decides_as_rank_zero(folder: Path, patience, decision_of_rank_zero, ends):
     config = patient_run(folder, "worker")
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, patience=patience))
-    dist_context = SimpleNamespace(all_reduce_max=lambda own_decision: max(own_decision, decision_of_rank_zero))
+    dist_context = SimpleNamespace(start_max=lambda own_decision: lambda: max(own_decision, decision_of_rank_zero))
     worker = loop._Worker(SimpleNamespace(config=config), dist_context, None, None, Progress("", rows=[]), None, None)
     assert worker.agree_to_end_early({"epoch": 4}) is ends

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from yolor_ray.boxes import complete_iou
+from plain_boxes import plain_ciou
 from yolor_ray.config import LossConfig
 from yolor_ray.model.heads.detect import DetectHead
 from yolor_ray.model.heads.free import FreeHead
@@ -70,7 +70,7 @@ def anchor_losses(
                     y = level[place]
                     centre = (2 * y[:2].sigmoid() - 0.5 + torch.tensor([column, row])) * stride
                     size = (2 * y[2:4].sigmoid()) ** 2 * torch.tensor(anchor)
-                    ciou = complete_iou(torch.cat((centre, size))[None], targets.boxes_cxcywh[n][None])[0]
+                    ciou = plain_ciou(torch.cat((centre, size))[None], targets.boxes_cxcywh[n][None])[0]
                     box_losses.append(1 - ciou)
                     objectness[place] = max(objectness.get(place, 0.0), ciou.item())
                     weight = 1.0 if class_weights is None else class_weights[targets.labels[n]]
@@ -103,7 +103,7 @@ def free_assignment(
         pairs = []
         for p, (x, y) in enumerate(centres):
             if is_inside(x, y, box.tolist(), smallest):
-                iou = complete_iou(boxes_cxcywh[image, p][None], box[None])[0].clamp(min=0)
+                iou = plain_ciou(boxes_cxcywh[image, p][None], box[None])[0].clamp(min=0)
                 alignment = scores[image, p, label] ** 0.5 * iou**6 + 1e-9
                 ious[n, p], alignments[n, p] = iou.item(), alignment.item()
                 pairs.append((-alignments[n, p], p))
@@ -137,7 +137,7 @@ def free_losses(raw: list[Tensor], targets: Targets, head: FreeHead, gains: Loss
         weight = 1.0 if class_weights is None else class_weights[targets.labels[n]]
         class_loss = class_loss + class_losses(logits, n, targets, score).sum() * weight
         box = targets.boxes_cxcywh[n]
-        loss = 1 - complete_iou(boxes_cxcywh[image, p][None], box[None])[0]
+        loss = 1 - plain_ciou(boxes_cxcywh[image, p][None], box[None])[0]
         if head.bins > 1:
             loss = loss + 0.2 * distance_loss(outputs[image, p, : 4 * head.bins].view(4, -1), box, x, y, cells[p][2])
         box_loss = box_loss + loss * score

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from matched_cells import matched_cells
-from yolor_ray.boxes import complete_iou
+from plain_boxes import plain_ciou
 from yolor_ray.config import LossConfig, NetworkConfig
 from yolor_ray.model.heads.detect import DetectHead
 from yolor_ray.train.losses.assign import Matches, Targets, match_boxes
@@ -127,7 +127,7 @@ def test_objectness_learns_the_ciou_of_the_predicted_box():
     box = Targets(torch.tensor([1]), torch.tensor([0]), torch.tensor([[28.0, 20.0, 9.0, 11.0]]))
     fine, _ = objectness_targets(raw, box, head)
     predicted = torch.tensor([[28.0, 20.0, 8.0, 10.0]])
-    assert fine[1, 0, 2, 3].item() == pytest.approx(complete_iou(predicted, box.boxes_cxcywh).item(), abs=1e-4)
+    assert fine[1, 0, 2, 3].item() == pytest.approx(plain_ciou(predicted, box.boxes_cxcywh).item(), abs=1e-4)
     assert fine[0].abs().max() < 1e-4, "the other image has no object"
     assert (fine > 1e-3).sum() == 3, "three anchors match, in one cell, because the box is centred on the cell"
 
@@ -135,7 +135,7 @@ def test_objectness_learns_the_ciou_of_the_predicted_box():
 def test_a_cell_shared_by_boxes_learns_the_highest_ciou():
     head = make_head()
     good, poor = [28.0, 20.0, 9.0, 11.0], [28.0, 20.0, 20.0, 24.0]
-    expected = complete_iou(torch.tensor([[28.0, 20.0, 8.0, 10.0]]), torch.tensor([good])).item()
+    expected = plain_ciou(torch.tensor([[28.0, 20.0, 8.0, 10.0]]), torch.tensor([good])).item()
     for order in ([good, poor], [poor, good]):
         both = Targets(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), torch.tensor(order))
         fine, _ = objectness_targets(raw_zeros(head), both, head)

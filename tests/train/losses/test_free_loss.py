@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from matched_cells import matched_cells
+from plain_boxes import plain_ciou
 from plain_losses import free_assignment
-from yolor_ray.boxes import complete_iou
+from yolor_ray.boxes import ltrb_from_cxcywh
 from yolor_ray.config import LossConfig, NetworkConfig
 from yolor_ray.model.heads.free import FreeHead
 from yolor_ray.train.losses.assign import Matches, Targets
@@ -47,7 +48,7 @@ def as_dict(matches: Matches, scores: torch.Tensor) -> dict[tuple[int, int], tup
 @pytest.mark.parametrize("seed", range(5))
 def test_the_assignment_equals_that_of_loops(seed):
     targets, (boxes, scores) = random_targets(12, seed), random_predictions(seed)
-    assigned = as_dict(*assign(boxes, scores, targets, GRID))
+    assigned = as_dict(*assign(ltrb_from_cxcywh(boxes), scores, targets, GRID))
     expected = free_assignment(boxes, scores, CENTRES.tolist(), targets, STRIDES[0])
     assert {key: box for key, (box, _) in assigned.items()} == {key: box for key, (box, _) in expected.items()}
     assert [assigned[key][1] for key in expected] == pytest.approx([score for _, score in expected.values()], abs=1e-5)
@@ -58,21 +59,23 @@ def test_of_equal_predictions_the_first_ones_learn_a_box_and_of_equal_boxes_the_
     far, scores = torch.tensor([1000.0, 1000.0, 1.0, 1.0]).expand(2, 80, 4), torch.rand(2, 80, CLASSES)
     boxes = torch.tensor([[32.0, 32.0, 60.0, 60.0], [32.0, 32.0, 60.0, 60.0]])
     targets = Targets(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), boxes)
-    matches, _ = assign(far, scores, targets, GRID)
+    matches, _ = assign(ltrb_from_cxcywh(far), scores, targets, GRID)
     assert sorted(matches.predictions[matches.valid].tolist()) == list(range(PREDICTIONS_PER_BOX))
     assert matches.objects[matches.valid].unique().tolist() == [0]
 
 
 def test_a_tiny_box_between_the_centres_of_cells_is_assigned():
     targets = Targets(torch.tensor([1]), torch.tensor([0]), torch.tensor([[40.0, 24.0, 2.0, 2.0]]))
-    matches, _ = assign(*random_predictions(), targets, GRID)
+    boxes, scores = random_predictions()
+    matches, _ = assign(ltrb_from_cxcywh(boxes), scores, targets, GRID)
     assert matches.valid.any()
     assert set(matches.images.tolist()) == {1}
     assert (CENTRES[matches.predictions[matches.valid]] - torch.tensor([40.0, 24.0])).abs().max() <= 4
 
 
 def test_a_prediction_learns_one_box_and_a_box_at_most_ten_predictions():
-    matches, _ = assign(*random_predictions(), random_targets(40), GRID)
+    boxes, scores = random_predictions()
+    matches, _ = assign(ltrb_from_cxcywh(boxes), scores, random_targets(40), GRID)
     learned = matches.rows[matches.valid]
     assert len(learned) == len(learned.unique()) > PREDICTIONS_PER_BOX
     assert torch.bincount(matches.objects[matches.valid]).max() <= PREDICTIONS_PER_BOX
@@ -146,7 +149,10 @@ def test_the_distribution_loss_is_the_cross_entropy_of_the_two_bins_beside_each_
     raw, cell = raw_outputs(BINS), (0, 0, 1, 2)
     left, top, right, bottom = 40 - 1.25 * 16, 24 - 0.5 * 16, 40 + 2 * 16, 24 + 30 * 16
     box_cxcywh = torch.tensor([[(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]])
-    expected = true_distances(box_cxcywh / 16, torch.tensor([[2.5, 1.5]]))
+    prediction = torch.tensor([8 * 8 + 1 * 4 + 2])
+    nothing = torch.zeros(1, dtype=torch.long)
+    matches = Matches(nothing == 0, nothing, nothing, prediction, prediction, GRID)
+    expected = true_distances(ltrb_from_cxcywh(box_cxcywh), matches)
     assert expected[0].tolist() == pytest.approx([1.25, 0.5, 2.0, 30.0])
     logits = raw[1][cell][: 4 * BINS].detach().view(4, BINS)
     shares = torch.zeros(4, BINS)
@@ -165,4 +171,4 @@ def test_distributions_learn_the_true_distances():
         optimizer.step()
     boxes, scores = FreeHead(replace(CONFIG, distance_bins=BINS), CLASSES).decode(raw)
     best = scores[0, :, 1].argmax()
-    assert complete_iou(boxes[0, best][None], targets.boxes_cxcywh) > 0.97
+    assert plain_ciou(boxes[0, best][None], targets.boxes_cxcywh) > 0.97

@@ -93,21 +93,15 @@ class FreeHead(DetectionHead):
         """Return boxes_cxcywh in pixels and scores in 0..1, in float32 for any input dtype."""
         boxes, scores = [], []
         for level, stride in zip(raw, self.strides, strict=True):
-            distances, logits = self.split_outputs(level.float())
-            boxes.append(self.decode_boxes(distances, cell_coordinates(level), stride))
+            outputs, logits = self.split_outputs(level.float())
+            low, high = self.mean_distances(outputs).chunk(2, dim=-1)
+            boxes.append(torch.cat((cell_coordinates(level) + 0.5 + (high - low) / 2, low + high), dim=-1) * stride)
             scores.append(logits.sigmoid())
         return concatenate_levels(boxes), concatenate_levels(scores)
 
-    def decode_boxes(
-        self, distances: Float[Tensor, "... 4 R"], cells: Float[Tensor, "... 2"], stride: int | Tensor
-    ) -> Float[Tensor, "... 4"]:
-        """Return boxes_cxcywh in pixels from the outputs of the distances, and the column and row of each cell."""
-        low, high = self._cells(distances).chunk(2, dim=-1)
-        return torch.cat((cells + 0.5 + (high - low) / 2, low + high), dim=-1) * stride
-
-    def _cells(self, distances: Float[Tensor, "*_ 4 R"]) -> Float[Tensor, "*_ 4"]:
-        """Return the distances in cells from their outputs: 0 or more, with bins at most R - 1."""
+    def mean_distances(self, outputs: Float[Tensor, "*_ 4 R"]) -> Float[Tensor, "*_ 4"]:
+        """Return the distances from the centre of the cell in cells, from their outputs: 0 or more, with bins at most R - 1."""
         if self.bins == 1:
-            return F.softplus(distances[..., 0])
-        cells = torch.arange(self.bins, device=distances.device, dtype=distances.dtype)
-        return distances.softmax(dim=-1) @ cells
+            return F.softplus(outputs[..., 0])
+        cells = torch.arange(self.bins, device=outputs.device, dtype=outputs.dtype)
+        return outputs.softmax(dim=-1) @ cells

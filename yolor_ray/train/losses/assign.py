@@ -5,6 +5,7 @@ Legend: B images, N boxes in the batch, D unsure boxes, K classes, H W cells of 
 image, F numbers per prediction, M matches (or image labels), J keypoints.
 """
 
+import functools
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from yolor_ray.boxes import ltrb_from_cxcywh
 from yolor_ray.model.heads.prediction_level import concatenate_levels
 from yolor_ray.train.losses.grid import Grid, contains
 
@@ -88,8 +90,13 @@ class Targets:
     def class_targets(self, objects: Int[Tensor, "M"], classes: int) -> Float[Tensor, "M K"]:
         """Return the target of each class probability, 0..1, of the boxes at the given indices."""
         if self.soft_labels is None:
-            return (self.labels[objects, None] == torch.arange(classes, device=objects.device)).float()
+            return _one_hot(classes, objects.device)[self.labels[objects]]
         return self.soft_labels[objects]
+
+    @functools.cached_property
+    def boxes_ltrb(self) -> Float[Tensor, "N 4"]:
+        """Boxes as distances from the origin."""
+        return ltrb_from_cxcywh(self.boxes_cxcywh)
 
     @property
     def all_background_known(self) -> bool:
@@ -113,6 +120,14 @@ class Targets:
         return known
 
 
+@functools.lru_cache(maxsize=8)
+def _one_hot(classes: int, device: torch.device) -> Float[Tensor, "K K"]:
+    """Return the targets of each class: 1 for the class, 0 for all others."""
+    # A tensor that validation makes in inference mode could not be used for gradients later.
+    with torch.inference_mode(False):
+        return torch.eye(classes, device=device)
+
+
 @dataclass(frozen=True)
 class Matches:
     """Pairs of a box and a prediction; those that are not valid keep the number of pairs the same, and learn nothing."""
@@ -125,13 +140,10 @@ class Matches:
     """Index of the box's image in the batch."""
     predictions: Int[Tensor, "M"]
     """Index among the P predictions of the image."""
+    rows: Int[Tensor, "M"]
+    """Index among the B · P predictions of the batch."""
     grid: Grid
     """Places of the P predictions."""
-
-    @property
-    def rows(self) -> Int[Tensor, "M"]:
-        """Index among the B · P predictions of the batch."""
-        return self.images * len(self.grid.cells) + self.predictions
 
     def gather(self, outputs: Float[Tensor, "B P *F"]) -> Float[Tensor, "M *F"]:
         """Return the outputs of the predictions, in float32."""
@@ -167,7 +179,8 @@ def match_boxes(targets: Targets, anchors: Float[Tensor, "L A 2"], grid: Grid, *
     predictions = starts[:, None, None] + (rows * width[:, None, None] + columns)[..., None]
     valid = joins[..., None] & fits[:, None]
     objects = torch.arange(len(sizes), device=anchors.device)[:, None].expand_as(valid).flatten()
-    return Matches(valid.flatten(), objects, targets.images[objects], predictions.flatten(), grid)
+    images, predictions = targets.images[objects], predictions.flatten()
+    return Matches(valid.flatten(), objects, images, predictions, images * len(grid.cells) + predictions, grid)
 
 
 def _nearest_cells(centres: Float[Tensor, "L N 2"], grid: Grid) -> tuple[Float[Tensor, "L 5 N 2"], Bool[Tensor, "L 5 N"]]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from yolor_ray.boxes import complete_iou
+from yolor_ray.boxes import complete_iou, ltrb_from_cxcywh
 from yolor_ray.config import LossConfig
 from yolor_ray.model.heads.detect import DetectHead
 from yolor_ray.model.heads.prediction_level import concatenate_levels
@@ -50,7 +50,8 @@ def detection_losses(
     """
     outputs = concatenate_levels(raw).float()
     matched = matches.gather(outputs)
-    ciou = complete_iou(_decode(matched[:, :4], matches, head.anchors), targets.boxes_cxcywh[matches.objects])
+    predicted_ltrb = ltrb_from_cxcywh(_decode(matched[:, :4], matches, head.anchors))
+    ciou = complete_iou(predicted_ltrb, targets.boxes_ltrb[matches.objects])
     levels = len(raw)
     share = 3 / levels
     weights = _objectness_weights(tuple(level[0, ..., 0].numel() for level in raw), outputs.device)

@@ -49,40 +49,36 @@ def free_losses(
         class_weights: (K,) weight in `cls` of a box by its class; None weighs all boxes equally.
     """
     grid = grid_of(raw, head.strides)
-    distances, logits = head.split_outputs(concatenate_levels(raw).float())
+    outputs, logits = head.split_outputs(concatenate_levels(raw).float())
     with torch.no_grad():
-        boxes_cxcywh = head.decode_boxes(distances, grid.cells, grid.strides[:, None])
-        matches, scores = assign(boxes_cxcywh, logits.sigmoid(), targets, grid)
+        predicted_ltrb = torch.addcmul(grid.centres_ltrb, head.mean_distances(outputs), grid.strides[:, None])
+        matches, scores = assign(predicted_ltrb, logits.sigmoid(), targets, grid)
     total = scores.sum().clamp(min=1)
     terms = {
-        "box": (_box_losses(distances, targets, matches, head) * scores).sum() / total * (gains.box * BOX_SCALE),
+        "box": _box_losses(outputs, targets, matches, head) @ scores / total * (gains.box * BOX_SCALE),
         "cls": _class_loss(logits, scores, targets, matches, class_weights) / total * (gains.cls * CLS_SCALE),
     }
     return terms, matches
 
 
-def _box_losses(distances: Float[Tensor, "B P 4 R"], targets: Targets, matches: Matches, head: FreeHead) -> Float[Tensor, "M"]:
+def _box_losses(outputs: Float[Tensor, "B P 4 R"], targets: Targets, matches: Matches, head: FreeHead) -> Float[Tensor, "M"]:
     """Return 1 - CIoU of each pair, and with bins the cross-entropy of the distances too."""
-    matched, expected = matches.gather(distances), targets.boxes_cxcywh[matches.objects]
-    cells, strides = matches.grid.cells[matches.predictions], matches.grid.strides[matches.predictions, None]
-    losses = 1 - complete_iou(head.decode_boxes(matched, cells, strides), expected)
-    if head.bins == 1:
-        return losses
-    return losses + DISTRIBUTION_SHARE * distribution_loss(matched, true_distances(expected / strides, cells + 0.5))
+    matched, expected = matches.gather(outputs), true_distances(targets.boxes_ltrb, matches)
+    losses = 1 - complete_iou(head.mean_distances(matched), expected)
+    return losses if head.bins == 1 else losses.add(distribution_loss(matched, expected), alpha=DISTRIBUTION_SHARE)
 
 
-def true_distances(boxes_cxcywh: Float[Tensor, "M 4"], centres: Float[Tensor, "M 2"]) -> Float[Tensor, "M 4"]:
-    """Return the distances from each centre of a cell to the sides of its box, below 0 outside of the box; all in cells."""
-    middle, size = boxes_cxcywh.chunk(2, dim=-1)
-    offset, half = middle - centres, size / 2
-    return torch.cat((half - offset, half + offset), dim=-1)
+def true_distances(boxes_ltrb: Float[Tensor, "N 4"], matches: Matches) -> Float[Tensor, "M 4"]:
+    """Return the distances from the centre of each prediction's cell to the sides of its box, below 0 outside of the box; all in cells."""
+    grid, predictions = matches.grid, matches.predictions
+    return (boxes_ltrb[matches.objects] - grid.centres_ltrb[predictions]) / grid.strides[predictions, None]
 
 
 def distribution_loss(distances: Float[Tensor, "M 4 R"], expected: Float[Tensor, "M 4"]) -> Float[Tensor, "M"]:
     """Return the cross-entropy of the two bins beside each expected distance, a mean over the four (arXiv 2006.04388, equation 6)."""
     bins = torch.arange(distances.shape[-1], device=distances.device)
     shares = (1 - (expected.clamp(0, len(bins) - 1)[..., None] - bins).abs()).clamp(min=0)
-    return -(distances.log_softmax(dim=-1) * shares).sum(dim=-1).mean(dim=1)
+    return (distances.log_softmax(dim=-1) * shares).sum(dim=(1, 2)) / -4
 
 
 def _class_loss(
@@ -91,7 +87,7 @@ def _class_loss(
     """Return the summed binary cross-entropy of known classes; where not every object has a box, only assigned predictions count."""
     rows, objects = matches.rows, matches.objects
     learned = scores[:, None] * targets.class_targets(objects, logits.shape[-1])
-    expected = torch.zeros_like(logits).flatten(0, 1).index_add(0, rows, learned).view_as(logits)
+    expected = torch.zeros_like(logits).flatten(0, 1).index_add_(0, rows, learned).view_as(logits)
     losses = F.binary_cross_entropy_with_logits(logits, expected, reduction="none")
     if targets.classes_known is not None:
         losses = losses * targets.classes_known[:, None]
@@ -106,7 +102,7 @@ def _class_loss(
 
 
 def assign(
-    boxes_cxcywh: Float[Tensor, "B P 4"], scores: Float[Tensor, "B P K"], targets: Targets, grid: Grid
+    boxes_ltrb: Float[Tensor, "B P 4"], scores: Float[Tensor, "B P K"], targets: Targets, grid: Grid
 ) -> tuple[Matches, Float[Tensor, "M"]]:
     """Assign each box to its best-aligned predictions among the cells whose centre lies in the box.
 
@@ -114,33 +110,36 @@ def assign(
     the order of the boxes, and the target of each class probability, 0..1: the alignment, scaled to the box's best IoU.
 
     Args:
-        boxes_cxcywh: predicted boxes in pixels.
+        boxes_ltrb: predicted boxes as distances from the origin, in pixels.
         scores: predicted class probabilities.
         targets: N boxes.
         grid: the P predictions.
     """
     images = targets.images
     # A CPU computes fast on whole rows of P numbers: x of all predictions, then y, and so on.
-    predicted = boxes_cxcywh.movedim(2, 0).contiguous().index_select(1, images).movedim(0, 2)
-    score = scores.movedim(2, 1).flatten(0, 1).index_select(0, images * scores.shape[2] + targets.labels)
-    all_iou = complete_iou(predicted, targets.boxes_cxcywh[:, None]).clamp(min=0)
+    predicted = boxes_ltrb.movedim(2, 0).index_select(1, images).movedim(0, 2)
+    score = scores.movedim(2, 1)[images, targets.labels]
+    all_iou = complete_iou(predicted, targets.boxes_ltrb[:, None]).clamp(min=0)
     inside = contains(targets.boxes_cxcywh, grid, grid.strides[:1])
     all_alignments = (score**SCORE_POWER * all_iou**IOU_POWER + MIN_ALIGNMENT) * inside
-    order = torch.arange(len(grid.cells), device=images.device)
-    best = _rank(all_alignments, order).topk(min(PREDICTIONS_PER_BOX, len(order)), dim=1).indices
+    best = _rank(all_alignments, grid.order).topk(min(PREDICTIONS_PER_BOX, len(grid.order)), dim=1).indices
     alignment, iou = all_alignments.gather(1, best), all_iou.gather(1, best)
-    valid = _keep_best_boxes(iou, alignment > 0, images[:, None] * len(order) + best, boxes_cxcywh[..., 0].numel())
+    rows = images[:, None] * len(grid.order) + best
+    objects = torch.arange(len(images), device=images.device)[:, None]
+    valid = _keep_best_boxes(iou, alignment > 0, rows, objects, boxes_ltrb[..., 0].numel())
     alignment, iou = alignment * valid, iou * valid
     best_alignment, best_iou = (values.amax(dim=1, keepdim=True) for values in (alignment, iou))
-    objects = torch.arange(len(images), device=images.device)[:, None].expand_as(best).flatten()
-    matches = Matches(valid.flatten(), objects, images[objects], best.flatten(), grid)
-    return matches, (alignment / best_alignment.clamp(min=MIN_ALIGNMENT) * best_iou).flatten()
+    scores = alignment / best_alignment.clamp(min=MIN_ALIGNMENT) * best_iou
+    of_pairs, images_of_pairs = (numbers.expand_as(best).flatten() for numbers in (objects, images[:, None]))
+    return Matches(valid.flatten(), of_pairs, images_of_pairs, best.flatten(), rows.flatten(), grid), scores.flatten()
 
 
-def _keep_best_boxes(iou: Float[Tensor, "N T"], valid: Bool[Tensor, "N T"], rows: Int[Tensor, "N T"], count: int) -> Bool[Tensor, "N T"]:
+def _keep_best_boxes(
+    iou: Float[Tensor, "N T"], valid: Bool[Tensor, "N T"], rows: Int[Tensor, "N T"], objects: Int[Tensor, "N 1"], count: int
+) -> Bool[Tensor, "N T"]:
     """Return True for the valid pair with the largest IoU of each prediction; `rows` are indices among `count` predictions of the batch."""
-    ranks = _rank(iou, torch.arange(rows.numel(), device=rows.device).view_as(rows)).where(valid, LOWEST_RANK)
-    best = torch.full((count,), LOWEST_RANK, device=rows.device).scatter_reduce(0, rows.flatten(), ranks.flatten(), "amax")
+    ranks = _rank(iou, objects).where(valid, LOWEST_RANK)
+    best = torch.full((count,), LOWEST_RANK, device=rows.device).scatter_reduce_(0, rows.flatten(), ranks.flatten(), "amax")
     return valid & (ranks == best[rows])
 
 

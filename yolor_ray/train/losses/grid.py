@@ -22,6 +22,10 @@ class Grid:
     """Column and row of each prediction, in the cells of its level."""
     centres: Float[Tensor, "P 2"]
     """Centre of the cell of each prediction in pixels."""
+    centres_ltrb: Float[Tensor, "P 4"]
+    """The same as a box without area: distances from the origin."""
+    order: Int[Tensor, "P"]
+    """Index of each prediction: 0, 1, …."""
     strides: Float[Tensor, "P"]
     """Pixels per cell."""
     anchors: Int[Tensor, "P"]
@@ -51,10 +55,13 @@ def _make_grid(shapes: tuple[tuple[int, int, int], ...], strides: tuple[int, ...
         cells = torch.cat([level[:, 1:].flip(1) for level in places]).float()
         counts = [len(level) for level in places]
         stride = torch.cat([torch.full((count,), float(stride)) for count, stride in zip(counts, strides, strict=True)])
+        # One row of x and one of y, on which a CPU computes fast.
+        centres = ((cells.T + 0.5) * stride).contiguous().T
         grid = Grid(
             cells=cells,
-            # One row of x and one of y, on which a CPU computes fast.
-            centres=((cells.T + 0.5) * stride).contiguous().T,
+            centres=centres,
+            centres_ltrb=torch.cat((-centres, centres), dim=1),
+            order=torch.arange(len(cells)),
             strides=stride,
             anchors=torch.cat([level[:, 0] + index * shape[0] for index, (level, shape) in enumerate(zip(places, shapes, strict=True))]),
             level_sides=torch.tensor([(columns, rows) for _, rows, columns in shapes], dtype=torch.float32),

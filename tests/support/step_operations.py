@@ -110,7 +110,7 @@ def operations_of_step(learner: Learner, images: Tensor, targets: Targets, monke
 
     network = learner.replica
     monkeypatch.setattr(learner, "replica", in_part("forward", forward, "loss"))
-    monkeypatch.setattr(learner_module, "to_input", in_part("input", learner_module.to_input, "input"))
+    monkeypatch.setattr(learner_module, "to_input", in_part("input", learner_module.to_input, "forward"))
     monkeypatch.setattr(learner_module, "loss_terms", in_part("loss", learner_module.loss_terms, "backward of loss"))
     if learner.balance:
         monkeypatch.setattr(learner.balance, "balance", in_part("balance", learner.balance.balance, "backward of loss"))

@@ -27,7 +27,9 @@ def distribute(tmp_path: Path) -> Iterator:
     dist.destroy_process_group()
 
 
-def test_a_replica_accumulates_and_clips_as_the_network_alone(make_learner, distribute):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_replica_accumulates_and_clips_as_the_network_alone(make_learner, distribute, monkeypatch, dtype):
+    monkeypatch.setattr("yolor_ray.train.precision.compute_dtype", lambda device: dtype)
     alone, distributed = make_learner(nominal_batch=6, lr=0.1), distribute(make_learner(nominal_batch=6, lr=0.1))
     for step in range(8):
         for learner in (alone, distributed):

@@ -1,5 +1,6 @@
 """Precision of training: the number format by device, and the scale of the loss in float16."""
 
+import contextlib
 import logging
 
 import numpy as np
@@ -12,7 +13,7 @@ from yolor_ray.train.checkpoint.checkpoint import Progress, resume, take_checkpo
 from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.learner import Learner
 from yolor_ray.train.optim.finite_check import MAX_BAD_UPDATES
-from yolor_ray.train.precision import compute_dtype, make_scaler, update_scale
+from yolor_ray.train.precision import compute_dtype, converted_weights, make_scaler, update_scale, weight_groups
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -68,6 +69,32 @@ def test_a_step_in_float16_moves_the_weights_about_as_far_as_in_float32(make_lea
     # Processors round half precision differently, by about 1 %; a loss scale that is not divided out is a factor of 256.
     torch.testing.assert_close(moves[1].norm(), moves[0].norm(), rtol=0.05, atol=0)
     assert torch.nn.functional.cosine_similarity(*moves, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_converted_together_learn_as_those_converted_one_by_one(make_learner, monkeypatch, dtype, recompute):
+    monkeypatch.setattr("yolor_ray.train.precision.compute_dtype", lambda device: dtype)
+    learned = []
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr("yolor_ray.train.learner.converted_weights", lambda groups, device: contextlib.nullcontext())
+        learner = make_learner()
+        learner.network.backbone.recompute = learner.network.neck.recompute = recompute
+        learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 2.0**8} if dtype is torch.float16 else {})
+        learn(learner, 3)
+        learned.append(weights(learner))
+    assert equal(*learned) and not equal(learned[0], weights(make_learner()))
+
+
+def test_a_failed_forward_pass_leaves_the_weights_to_the_layers(make_learner, float16):
+    network = make_learner().network
+    layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
+    with pytest.raises(MemoryError), converted_weights(weight_groups(network), CPU):
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+        assert {layer.weight.dtype for layer in layers} == {torch.float16}
+        raise MemoryError
+    assert all(isinstance(layer.weight, torch.nn.Parameter) for layer in layers)
 
 
 def test_the_scale_changes_no_step(make_learner, float16):

@@ -25,7 +25,7 @@ from yolor_ray.train.optim.micro_batches import MicroBatches
 from yolor_ray.train.optim.optimizer import REFERENCE_IMAGES, make_optimizer
 from yolor_ray.train.optim.schedule import Schedule
 from yolor_ray.train.optim.task_balance import TaskBalance
-from yolor_ray.train.precision import autocast, make_scaler
+from yolor_ray.train.precision import WeightGroup, autocast, converted_weights, make_scaler, weight_groups
 from yolor_ray.train.teacher import Teacher
 
 EMA_WINDOW_SHARE = 0.1
@@ -57,10 +57,12 @@ class Learner:
     """(K,) weight of a box in the class loss, by its class, on the device; None weighs all boxes equally."""
     micro_batches: MicroBatches = field(default_factory=MicroBatches)
     _accumulated_batches: int = 0
+    _weight_groups: list[WeightGroup] = field(init=False)
 
     def __post_init__(self) -> None:
         """Make the optimizer and the weight average."""
         self.optimizer = make_optimizer(self.network, self.config.optim)
+        self._weight_groups = weight_groups(self.network)
         device = self.network.head.anchors.device
         self.clipper = GradientClipper(self.config.optim, torch.zeros((), device=device))
         self.scaler = make_scaler(device)
@@ -130,7 +132,7 @@ class Learner:
             with autocast(device):
                 targets = self.teacher.add_targets(pixels, targets)
         pixels, targets = self._resize(pixels, targets)
-        with autocast(device):
+        with autocast(device), converted_weights(self._weight_groups, device):
             raw = self.replica(pixels)
         terms = loss_terms(raw, targets, self.network, self.config.loss, self.class_weights)
         # Workers average their gradients, and an update adds those of its batches: the sum counts as REFERENCE_IMAGES images.

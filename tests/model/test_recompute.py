@@ -49,6 +49,19 @@ def test_weights_and_statistics_are_equal_bit_for_bit_after_two_steps(pair: list
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
+def test_a_gradient_at_the_features_leaves_the_backward_pass_as_it_is(pair: list[Yolor]) -> None:
+    gradients = []
+    for network in pair:
+        features = network.neck(network.backbone(IMAGES))
+        total = torch.stack([level.square().mean() for level in network.head(features)]).sum()
+        for _ in range(2):
+            torch.autograd.grad(total, features, retain_graph=True)
+        total.backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert all(torch.equal(kept, recomputed) for kept, recomputed in zip(*gradients, strict=True))
+    assert torch.equal(*(network.backbone.stages[0][1].first.norm.running_mean for network in pair))
+
+
 def test_far_fewer_bytes_are_kept_for_the_backward_pass(pair: list[Yolor]) -> None:
     kept = []
     for network in pair:

@@ -1,7 +1,6 @@
 """Recompute activations in the backward pass (activation checkpointing): a block keeps its input alone, and runs forward twice."""
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +19,24 @@ def run_block(block: nn.Module, x: Tensor, *, recompute: bool) -> Tensor:
         return block(x)
 
     def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        return contextlib.nullcontext(), _kept_statistics(block)
+        return contextlib.nullcontext(), _KeptStatistics(block)
 
     return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
-@contextlib.contextmanager
-def _kept_statistics(block: nn.Module) -> Iterator[None]:
-    """Let the batch norms update copies of their running statistics, because the first pass has counted the batch."""
-    statistics = [(module, name, buffer) for module in block.modules() for name, buffer in module.named_buffers(recurse=False)]
-    for module, name, buffer in statistics:
-        setattr(module, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for module, name, buffer in statistics:
+class _KeptStatistics(contextlib.AbstractContextManager[None]):
+    """Let the batch norms update copies of their running statistics, because the first pass has counted the batch.
+
+    Each backward pass through the block enters the context once more.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self._statistics = [(module, name, buffer) for module in block.modules() for name, buffer in module.named_buffers(recurse=False)]
+
+    def __enter__(self) -> None:
+        for module, name, buffer in self._statistics:
+            setattr(module, name, buffer.clone())
+
+    def __exit__(self, *_: object) -> None:
+        for module, name, buffer in self._statistics:
             setattr(module, name, buffer)

@@ -82,13 +82,12 @@ class _CompleteIou(torch.autograd.Function):
         iou = intersection / union
         low, high = (a - b).chunk(2, dim=-1)
         shift = high - low  # twice the distance of the centres
-        diagonal = outer.square().sum(dim=-1).clamp(min=EPS)  # squared
-        distance = shift.square().sum(dim=-1) / (4 * diagonal)
+        distance, diagonal = shift.square().sum(dim=-1), outer.square().sum(dim=-1).clamp(min=EPS)  # squared
         turn = _angle(size_a) - _angle(size_b)
-        aspect = ASPECT_SCALE * turn.square()
-        weight = aspect / (1 + EPS - iou + aspect)
+        turn_squared = turn.square()
+        weight = turn_squared / torch.add(turn_squared, 1 + EPS - iou, alpha=1 / ASPECT_SCALE)
         ctx.save_for_backward(a, b, inner, outer, size_a, shift, union, iou, diagonal, distance, turn, weight)
-        return torch.addcmul(iou - distance, weight, aspect, value=-1)
+        return torch.addcdiv(iou, distance, diagonal, value=-1 / 4).addcmul_(weight, turn_squared, value=-ASPECT_SCALE)
 
     @staticmethod
     @once_differentiable
@@ -96,11 +95,12 @@ class _CompleteIou(torch.autograd.Function):
         a, b, inner, outer, size_a, shift, union, iou, diagonal, distance, turn, weight = ctx.saved_tensors
         # The gradient of the intersection by a side is the intersection divided by the side.
         by_inner = torch.addcmul(iou, iou, iou)[..., None] / inner.clamp(min=EPS)
-        by_outer = outer * (2 * distance / diagonal)[..., None]
-        by_shift = shift / (2 * diagonal)[..., None]
+        twice = 2 * diagonal
+        by_outer = outer * (distance / (twice * diagonal))[..., None]
+        by_shift = shift / twice[..., None]
         by_area = iou / union
-        by_angle = 2 * ASPECT_SCALE * weight * turn / size_a.square().sum(dim=-1).clamp(min=EPS)
-        by_size = size_a.flip(-1) * torch.stack((by_area + by_angle, by_area - by_angle), dim=-1)
+        by_angle = weight * turn / size_a.square().sum(dim=-1).clamp(min=EPS)
+        by_size = size_a.flip(-1) * torch.stack([by_area.add(by_angle, alpha=sign * 2 * ASPECT_SCALE) for sign in (1, -1)], dim=-1)
         # A side of `a` is a side of the inner box or of the outer one.
         by_side = torch.where((a < b).unflatten(-1, (2, 2)), by_inner[..., None, :], by_outer[..., None, :]).flatten(-2)
         return gradient[..., None] * (by_side - torch.cat((by_size - by_shift, by_size + by_shift), dim=-1)), None

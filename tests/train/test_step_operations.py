@@ -12,7 +12,7 @@ from step_operations import StepOperations, operations_of_preset, operations_of_
 from yolor_ray.config import presets
 from yolor_ray.train.optim.finite_check import CHECKED_UPDATES
 
-KERNELS = {"nano": 920, "s4-s2d": 790}
+KERNELS = {"nano": 900, "s4-s2d": 790}
 """Kernels of a step by preset, rounded up."""
 
 

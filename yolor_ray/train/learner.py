@@ -4,6 +4,7 @@ Legend: B images, S side of the square network input in pixels.
 """
 
 import contextlib
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -137,7 +138,7 @@ class Learner:
         terms = loss_terms(raw, targets, self.network, self.config.loss, self.class_weights)
         # Workers average their gradients, and an update adds those of its batches: the sum counts as REFERENCE_IMAGES images.
         scale = REFERENCE_IMAGES / self.schedule.batches_per_update(self.step)
-        loss = self.balance.balance(terms, self.step) if self.balance else torch.stack(list(terms.values())).sum()
+        loss = self.balance.balance(terms, self.step) if self.balance else functools.reduce(torch.add, terms.values())
         self.scaler.scale(loss * (scale * weight)).backward()
         return {name: term.detach() for name, term in terms.items()}
 

@@ -92,12 +92,10 @@ def make_scaler(device: torch.device) -> torch.amp.GradScaler:
 
 
 def update_scale(scaler: torch.amp.GradScaler, device: torch.device) -> Bool[Tensor, ""]:
-    """Update the scale after a gradient, and return True if the scale may be the cause of a gradient that was not finite.
+    """Update the scale of the loss after a gradient, and return True if the scale may be the cause of a gradient that was not finite.
 
     A scale that was 1 or less, or that stayed the same, is not the cause.
     """
-    if not scaler.is_enabled():
-        return torch.zeros((), dtype=torch.bool, device=device)
     one = torch.ones((), device=device)
     before = scaler.scale(one)
     scaler.update()

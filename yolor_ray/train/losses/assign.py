@@ -180,7 +180,8 @@ def match_boxes(targets: Targets, anchors: Float[Tensor, "L A 2"], grid: Grid, *
     valid = joins[..., None] & fits[:, None]
     objects = torch.arange(len(sizes), device=anchors.device)[:, None].expand_as(valid).flatten()
     images, predictions = targets.images[objects], predictions.flatten()
-    return Matches(valid.flatten(), objects, images, predictions, images * len(grid.cells) + predictions, grid)
+    batch_rows = torch.add(predictions, images, alpha=len(grid.order))
+    return Matches(valid.flatten(), objects, images, predictions, batch_rows, grid)
 
 
 def _nearest_cells(centres: Float[Tensor, "L N 2"], grid: Grid) -> tuple[Float[Tensor, "L 5 N 2"], Bool[Tensor, "L 5 N"]]:

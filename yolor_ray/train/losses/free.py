@@ -22,10 +22,10 @@ PREDICTIONS_PER_BOX = 10
 """Maximum predictions that learn a box."""
 BOX_SCALE, CLS_SCALE = 150.0, 10 / 3
 """Factors of the gains, whose defaults are for the head with anchors: the default gains become 7.5 and 1."""
-DISTRIBUTION_SHARE = 0.2
-"""Factor of the cross-entropy of the distances' bins within the term `box`, beside 1 - CIoU."""
-LOWEST_RANK = -(2**62)
-"""Rank below those of all numbers."""
+DISTRIBUTION_SHARE = 0.05
+"""Factor of the cross-entropy of each distance's bins within the term `box`, beside 1 - CIoU."""
+LAST_RANK = 2**62
+"""Rank behind those of all numbers."""
 MIN_ALIGNMENT = 1e-9
 """Alignment of a prediction without overlap, so that each box has a best prediction."""
 
@@ -55,8 +55,8 @@ def free_losses(
         matches, scores = assign(predicted_ltrb, logits.sigmoid(), targets, grid)
     total = scores.sum().clamp(min=1)
     terms = {
-        "box": _box_losses(outputs, targets, matches, head) @ scores / total * (gains.box * BOX_SCALE),
-        "cls": _class_loss(logits, scores, targets, matches, class_weights) / total * (gains.cls * CLS_SCALE),
+        "box": _box_losses(outputs, targets, matches, head) @ scores / (total / (gains.box * BOX_SCALE)),
+        "cls": _class_loss(logits, scores, targets, matches, class_weights) / (total / (gains.cls * CLS_SCALE)),
     }
     return terms, matches
 
@@ -75,10 +75,10 @@ def true_distances(boxes_ltrb: Float[Tensor, "N 4"], matches: Matches) -> Float[
 
 
 def distribution_loss(distances: Float[Tensor, "M 4 R"], expected: Float[Tensor, "M 4"]) -> Float[Tensor, "M"]:
-    """Return the cross-entropy of the two bins beside each expected distance, a mean over the four (arXiv 2006.04388, equation 6)."""
+    """Return the cross-entropy of the two bins beside each expected distance, a sum over the four (arXiv 2006.04388, equation 6)."""
     bins = torch.arange(distances.shape[-1], device=distances.device)
-    shares = (1 - (expected.clamp(0, len(bins) - 1)[..., None] - bins).abs()).clamp(min=0)
-    return (distances.log_softmax(dim=-1) * shares).sum(dim=(1, 2)) / -4
+    negative_shares = ((expected.clamp(0, len(bins) - 1)[..., None] - bins).abs() - 1).clamp(max=0)
+    return (distances.log_softmax(dim=-1) * negative_shares).sum(dim=(1, 2))
 
 
 def _class_loss(
@@ -122,9 +122,9 @@ def assign(
     all_iou = complete_iou(predicted, targets.boxes_ltrb[:, None]).clamp(min=0)
     inside = contains(targets.boxes_cxcywh, grid, grid.strides[:1])
     all_alignments = (score**SCORE_POWER * all_iou**IOU_POWER + MIN_ALIGNMENT) * inside
-    best = _rank(all_alignments, grid.order).topk(min(PREDICTIONS_PER_BOX, len(grid.order)), dim=1).indices
+    best = _rank(all_alignments, grid.order).topk(min(PREDICTIONS_PER_BOX, len(grid.order)), dim=1, largest=False).indices
     alignment, iou = all_alignments.gather(1, best), all_iou.gather(1, best)
-    rows = images[:, None] * len(grid.order) + best
+    rows = torch.add(best, images[:, None], alpha=len(grid.order))
     objects = torch.arange(len(images), device=images.device)[:, None]
     valid = _keep_best_boxes(iou, alignment > 0, rows, objects, boxes_ltrb[..., 0].numel())
     alignment, iou = alignment * valid, iou * valid
@@ -138,12 +138,12 @@ def _keep_best_boxes(
     iou: Float[Tensor, "N T"], valid: Bool[Tensor, "N T"], rows: Int[Tensor, "N T"], objects: Int[Tensor, "N 1"], count: int
 ) -> Bool[Tensor, "N T"]:
     """Return True for the valid pair with the largest IoU of each prediction; `rows` are indices among `count` predictions of the batch."""
-    ranks = _rank(iou, objects).where(valid, LOWEST_RANK)
-    best = torch.full((count,), LOWEST_RANK, device=rows.device).scatter_reduce_(0, rows.flatten(), ranks.flatten(), "amax")
-    return valid & (ranks == best[rows])
+    ranks = _rank(iou, objects).where(valid, LAST_RANK + 1)
+    best = torch.full((count,), LAST_RANK, device=rows.device).scatter_reduce_(0, rows.flatten(), ranks.flatten(), "amin")
+    return ranks == best[rows]
 
 
 def _rank(values: Float[Tensor, "..."], order: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """Return different integers in the order of numbers from 0; of equal numbers, the first in `order` has the largest integer."""
+    """Return different integers, the lowest for the largest of numbers from 0; of equal numbers, for the first in `order`."""
     # The bits of a float from 0, read as an integer, have the order of the floats.
-    return values.view(torch.int32).long().mul_(2**32).sub_(order)
+    return torch.sub(order, values.view(torch.int32).long(), alpha=2**32)

@@ -31,8 +31,8 @@ class GradientClipper:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         is_usable = (norm > 0) & (norm < math.inf)
-        target = self._limit(norm, is_usable) if self.optim.optimizer == "sgd" else 1.0
-        torch._foreach_mul_(gradients, torch.where(is_usable, target / norm, 1.0))
+        ratio = norm / self._limit(norm, is_usable) if self.optim.optimizer == "sgd" else norm
+        torch._foreach_div_(gradients, torch.where(is_usable, ratio, 1.0))
         return norm
 
     def _limit(self, norm: Float[Tensor, ""], is_usable: Bool[Tensor, ""]) -> Float[Tensor, ""]:

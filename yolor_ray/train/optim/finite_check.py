@@ -32,9 +32,9 @@ class FiniteCheck:
 
     def add(self, is_bad: Bool[Tensor, ""]) -> None:
         """Count an update, and update the scale of the loss."""
-        is_curable = update_scale(self.scaler, is_bad.device)
+        counted = ~update_scale(self.scaler, is_bad.device) if self.scaler.is_enabled() else 1
         self._bad = self._bad.to(is_bad.device) + is_bad
-        self._in_a_row = (self._in_a_row.to(is_bad.device) + ~is_curable) * is_bad
+        self._in_a_row = (self._in_a_row.to(is_bad.device) + counted) * is_bad
         self._updates += 1
 
     @property

@@ -102,7 +102,7 @@ def test_another_setting_under_the_same_name_is_refused_by_its_dotted_name(folde
 
 def test_a_run_starts_from_pretrained_weights_and_logs_the_new_classes(folder: Path, uninterrupted: Path, caplog) -> None:
     source, info = load_weights(str(uninterrupted / "weights"))
-    other_info = dataclasses.replace(info, classes=("zeppelin", *info.classes[1:]))
+    other_info = dataclasses.replace(info, classes=("zeppelin", *info.classes[1:]), thresholds={})
     save_weights(str(folder / "relabelled"), source, other_info)
     config = tiny_run(folder, "pretrained", seed=5)
     optim = dataclasses.replace(config.optim, pretrained=str(folder / "relabelled"), epochs=1, lr=1e-12, warmup_epochs=0.0)

@@ -79,17 +79,22 @@ class _Worker:
     def start_decision(self, step: int) -> Callable[[], StepDecision]:
         """Begin to agree with all workers on the action after a step, and return a function that waits for the agreement.
 
-        Rank 0 has the stop signal and the schedules of checkpoints and comparisons. The messages pass while the workers compute the step.
+        The messages pass while the workers compute the step. A single worker decides after it.
         """
-        decision = StepDecision.CONTINUE
-        if self.rank_zero and self.comparison.is_due:
-            decision = StepDecision.COMPARE
-        if self.rank_zero and self.rank_zero.checkpointer.is_due(step, self.progress.epoch):
-            decision = StepDecision.SAVE
-        if self.rank_zero and self.context.stop_signal():
-            decision = StepDecision.STOP
-        agreed = self.dist_context.start_max(decision)
+        if self.dist_context.world_size == 1:
+            return lambda: self._own_decision(step)
+        agreed = self.dist_context.start_max(self._own_decision(step))
         return lambda: StepDecision(agreed())
+
+    def _own_decision(self, step: int) -> StepDecision:
+        """Return the action after a step: rank 0 has the stop signal and the schedules of checkpoints and comparisons."""
+        if self.rank_zero is None:
+            return StepDecision.CONTINUE
+        if self.context.stop_signal():
+            return StepDecision.STOP
+        if self.rank_zero.checkpointer.is_due(step, self.progress.epoch):
+            return StepDecision.SAVE
+        return StepDecision.COMPARE if self.comparison.is_due else StepDecision.CONTINUE
 
     def agree_to_end_early(self, metrics: dict[str, Any]) -> bool:
         """Agree with all workers on the end of the run after a validation, whose metrics rank 0 has."""

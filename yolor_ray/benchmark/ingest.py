@@ -37,7 +37,7 @@ from yolor_ray.inference.timing import spread
 from yolor_ray.io import storage
 from yolor_ray.io.filesystem import filesystem
 from yolor_ray.report.provenance import machine
-from yolor_ray.train.context import Report, TrainContext, make_learner, make_loader, make_targets, make_windows
+from yolor_ray.train.context import BatchLoader, Report, TrainContext, make_learner, make_loader, make_targets, make_windows
 from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.elastic.worker_group import run_in_process, run_on_workers
 from yolor_ray.train.learner import Learner
@@ -127,6 +127,8 @@ def _measure(context: TrainContext, config: IngestConfig) -> dict[str, Any]:
 def measure_worker(context: TrainContext, dist_context: DistContext, report: Report, *, rounds: int, max_batches: int) -> dict[str, Any]:
     """Return the rates of every round, in images/s over all workers, and the machine of this worker."""
     learner = make_learner(context, dist_context)
+    # All rounds with the same CPUs.
+    context = dataclasses.replace(context, loader=LoaderProcess)
     loader, raw_loader = make_loader(context), make_loader(dataclasses.replace(context, source=plain_source(context.train)))
     rows = []
     with closing(loader), closing(raw_loader):
@@ -164,8 +166,8 @@ class WorkerTimer:
     context: TrainContext
     dist_context: DistContext
     learner: Learner
-    loader: LoaderProcess
-    raw_loader: LoaderProcess
+    loader: BatchLoader
+    raw_loader: BatchLoader
     """Loader of the same batches, by plain reading."""
     max_batches: int
     """Most batches per measurement; 0 for the whole epoch."""
@@ -206,7 +208,7 @@ class WorkerTimer:
         seconds = time.perf_counter() - started
         return sum(self.dist_context.gather(images)) / max(self.dist_context.gather(seconds))
 
-    def _next_epoch(self, loader: LoaderProcess) -> Iterator[Batch]:
+    def _next_epoch(self, loader: BatchLoader) -> Iterator[Batch]:
         """Begin the next epoch and yield its batches."""
         started = time.perf_counter()
         windows = make_windows(self.context, self.epochs)

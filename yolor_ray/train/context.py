@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from yolor_ray.boxes import cxcywh_from_xyxy
+from yolor_ray.cluster.cluster_loader import ClusterLoader
 from yolor_ray.cluster.stop_signal import StopSignal, never_stop
 from yolor_ray.config import TrainConfig
 from yolor_ray.data.augment.label_spec import LabelSpec
@@ -28,6 +29,9 @@ from yolor_ray.train.optim.freeze import freeze_parts
 from yolor_ray.train.optim.schedule import Schedule
 from yolor_ray.train.teacher import load_teacher
 
+BatchLoader = LoaderProcess | ClusterLoader
+LoaderFactory = Callable[..., BatchLoader]
+"""Makes a loader from the arguments of `Loader`."""
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -55,6 +59,8 @@ class TrainContext:
     """Median of the shorter sides of the training boxes, pixels of the network input; 0 without boxes."""
     stop_signal: StopSignal = never_stop
     """Stop signal of rank 0; other workers agree with rank 0."""
+    loader: LoaderFactory = LoaderProcess
+    """Maker of the loader; workers of a cluster have one that other nodes may help."""
     restart_reason: str = ""
     """End of the previous attempt; empty for the first attempt, and where another driver goes on with the run."""
 
@@ -101,10 +107,10 @@ def make_learner(context: TrainContext, dist_context: DistContext) -> Learner:
     return Learner(network, config, schedule, dist_context.wrap(network), teacher, class_weights=class_weights)
 
 
-def make_loader(context: TrainContext) -> LoaderProcess:
+def make_loader(context: TrainContext) -> BatchLoader:
     """Build the loader of a worker's batches."""
     config = context.config
-    return LoaderProcess(
+    return context.loader(
         context.source,
         image_px=config.data.image_px,
         augment=config.augment,

@@ -16,13 +16,12 @@ import torch
 
 from yolor_ray.data.loading.epoch_ledger import Ledger
 from yolor_ray.data.loading.epoch_plan import plan_steps
-from yolor_ray.data.loading.loader_process import LoaderProcess
 from yolor_ray.errors import ConfigError, StorageError
 from yolor_ray.io import storage
 from yolor_ray.train.checkpoint.async_writer import AsyncCheckpointer
 from yolor_ray.train.checkpoint.attempts import RunAttempt
 from yolor_ray.train.checkpoint.checkpoint import Progress, resume
-from yolor_ray.train.context import Report, TrainContext, make_learner, make_loader, make_targets, make_windows
+from yolor_ray.train.context import BatchLoader, Report, TrainContext, make_learner, make_loader, make_targets, make_windows
 from yolor_ray.train.distributed import DistContext
 from yolor_ray.train.epoch_meter import EpochMeter
 from yolor_ray.train.learner import Learner
@@ -71,7 +70,7 @@ class _Worker:
     context: TrainContext
     dist_context: DistContext
     learner: Learner
-    loader: LoaderProcess
+    loader: BatchLoader
     progress: Progress
     comparison: SpeedComparison
     rank_zero: RankZeroState | None

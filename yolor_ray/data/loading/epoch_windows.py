@@ -21,10 +21,10 @@ MIX_POWERS: dict[Mix, float] = {"proportional": 1.0, "sqrt": 0.5, "equal": 0.0}
 class Window:
     """Row groups whose records are shuffled together and may join each other in mosaics."""
 
-    row_groups: RowGroups
-    """All row groups of the training set."""
+    row_groups: Sequence[RowGroup]
+    """All row groups of the training set, or those of the window."""
     group_numbers: np.ndarray
-    """Numbers of the window's row groups."""
+    """Indices in `row_groups` of the window's row groups."""
     member: int
     """Index in the union of the window's dataset."""
     order: np.ndarray

@@ -6,7 +6,7 @@ Legend: B images, S side of the square network input in pixels.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -20,7 +20,7 @@ from yolor_ray.data.augment.labels import SampleLabels
 from yolor_ray.data.augment.tile import Tile, TileCache, make_tile
 from yolor_ray.data.augment.transforms import training_sample
 from yolor_ray.data.loading.batch import Batch, make_batch
-from yolor_ray.data.loading.epoch_plan import Step, Steps, windows_in_use
+from yolor_ray.data.loading.epoch_plan import Step, windows_in_use
 from yolor_ray.data.loading.epoch_windows import Window
 from yolor_ray.data.shards.dataset import RowGroup, to_records
 from yolor_ray.data.shards.records import Record
@@ -34,6 +34,8 @@ BUFFERS = BATCHES_AHEAD + 2
 
 Records = dict[int, tuple[Record, int]]
 """Records by number, each with the index of its dataset in a union."""
+Windows = Sequence[Window] | Mapping[int, Window]
+"""Windows of an epoch by their index; of a part of an epoch, those that its steps need."""
 Source = Callable[[Iterable[RowGroup]], Iterator[pa.Table]]
 """Yields the tables of row groups, in the order of the groups passed in, which are taken as they are needed."""
 
@@ -79,20 +81,26 @@ class Loader:
         self._read_thread.shutdown(cancel_futures=True)
 
     def epoch(
-        self, windows: Sequence[Window], steps: Steps, *, mosaic_closed: bool = False, buffers: Sequence[np.ndarray] = ()
+        self,
+        windows: Windows,
+        steps: Sequence[Step],
+        *,
+        mosaic_closed: bool = False,
+        buffers: Sequence[np.ndarray] = (),
     ) -> Iterator[Batch]:
         """Yield the batches of `steps` in order.
 
         Args:
-            windows: windows of the epoch.
-            steps: steps of this worker.
+            windows: windows of the epoch, by their index.
+            steps: steps of this worker, or a part of them.
             mosaic_closed: augment without mosaic and mixup.
             buffers: arrays (largest B, S, S, 3) uint8 for the images of the batches, taken in turns; empty for `BUFFERS` new ones.
         """
         augment = replace(self._augment, mosaic=0.0, mixup=0.0) if mosaic_closed else self._augment
         windows_of_step = self._read_ahead(windows, steps)
-        shape = (steps.largest, self._image_px, self._image_px, 3)
-        buffers = buffers or [np.empty(shape, np.uint8) for _ in range(BUFFERS)]
+        if not buffers:
+            shape = (max((len(step.records) for step in steps), default=0), self._image_px, self._image_px, 3)
+            buffers = [np.empty(shape, np.uint8) for _ in range(BUFFERS)]
         pending: deque[_PendingBatch] = deque()
         for number, step in enumerate(steps):
             loaded = windows_of_step(step)
@@ -107,7 +115,7 @@ class Loader:
         while pending:
             yield pending.popleft().batch()
 
-    def _read_ahead(self, windows: Sequence[Window], steps: Steps) -> Callable[[Step], dict[int, Future[Records]]]:
+    def _read_ahead(self, windows: Windows, steps: Sequence[Step]) -> Callable[[Step], dict[int, Future[Records]]]:
         """Return a function from a step to its windows; each call also starts the next read and drops earlier windows."""
         needed = windows_in_use(steps)
         tables = self._source(group for w in windows_in_use(steps) for group in windows[w].groups)

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
@@ -41,7 +41,7 @@ class LoaderProcess:
             self._process.end()
             self._process = None
 
-    def epoch(self, windows: Sequence[Window], steps: Steps, *, mosaic_closed: bool = False) -> Iterator[Batch]:
+    def epoch(self, windows: Sequence[Window], steps: Steps, *, mosaic_closed: bool = False) -> Generator[Batch, None, None]:
         """Yield the batches of `steps` in order; without mosaic and mixup if `mosaic_closed`.
 
         Raises:

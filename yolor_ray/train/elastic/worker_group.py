@@ -20,14 +20,17 @@ from ray.util.placement_group import get_current_placement_group
 
 from yolor_ray.cluster.block_source import cluster_source
 from yolor_ray.cluster.capacity import check_capacity, clear_resource_request, worker_resources
+from yolor_ray.cluster.cluster_loader import ClusterLoader
 from yolor_ray.cluster.connect import start_ray
 from yolor_ray.cluster.ray_internals import HUNG_WORKER_TIMEOUT, PREEMPTION_WATCHER, PRINT_PATCH
 from yolor_ray.cluster.stop_signal import ProcessStopSignal
+from yolor_ray.config import ClusterConfig
 from yolor_ray.data.loading.loader import Source
+from yolor_ray.data.loading.loader_process import LoaderProcess
 from yolor_ray.errors import ConfigError
 from yolor_ray.report.provenance import available_cores
 from yolor_ray.train.checkpoint.attempts import read_attempts
-from yolor_ray.train.context import Report, TrainContext
+from yolor_ray.train.context import LoaderFactory, Report, TrainContext
 from yolor_ray.train.distributed import COLLECTIVE_TIMEOUT_S, DistContext, make_dist_context
 from yolor_ray.train.elastic.monitor import RemoteStopSignal, WorkerPlace
 from yolor_ray.train.elastic.supervisor import run_with_restarts
@@ -160,8 +163,15 @@ def _run_worker(config: dict[str, Any]) -> Any:
         torch.cuda.set_device(device)
     # Ray Train takes seconds for each report, and a resumed attempt repeats the reports of earlier attempts.
     report = ray.train.report if config["has_callbacks"] else discard_report
+    context = dataclasses.replace(context, stop_signal=RemoteStopSignal(stop_actor), loader=_choose_loader(context.config.cluster))
     dist_context = make_dist_context(device, ray.util.get_node_ip_address())
-    return config["train_fn"](dataclasses.replace(context, stop_signal=RemoteStopSignal(stop_actor)), dist_context, report)
+    return config["train_fn"](context, dist_context, report)
+
+
+def _choose_loader(cluster: ClusterConfig) -> LoaderFactory:
+    """Return the loader that uses free CPUs of other nodes, unless the run may start more workers there."""
+    workers = ray.train.get_context().get_world_size()
+    return functools.partial(ClusterLoader, workers=workers) if cluster.gpu or workers == cluster.worker_range[1] else LoaderProcess
 
 
 def discard_report(row: dict[str, Any]) -> None:

@@ -195,7 +195,7 @@ def test_a_training_whose_batches_come_from_another_node_learns_the_same(
         return train_loop(*arguments)
 
     config = tiny_run(tmp_path, "local")
-    config = replace(config, data=replace(config.data, train=dataset.url), optim=replace(config.optim, epochs=2))
+    config = replace(config, data=replace(config.data, train=dataset.members[0].url), optim=replace(config.optim, epochs=2))
     monkeypatch.setattr(train_run, "publish_run_page", lambda context: None)
     monkeypatch.setattr(train_run, "_publish_best", lambda context: None)
     monkeypatch.setattr(train_run, "load_weights", lambda url: (None, SimpleNamespace(metrics={})))

@@ -57,7 +57,7 @@ class _Actor:
 
 
 class LoadingActors:
-    """Actors that make the batches of one worker: one on each of some nodes, and one beside the worker.
+    """Loading actors of one worker: one on each of some nodes, and one beside the worker.
 
     Each actor has about one slice finished or in work beyond the slice that the worker takes from: about 0.5 GB of images, or 0.75 GB with
     instance maps, in the object store of the actor's node. An actor keeps up to 0.5 GB of decoded tiles, as the worker's own loader does.

@@ -42,8 +42,10 @@ class DistContext:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
         # Gradients are views of the buffers that are sent: without the views, each update copies all gradients there and back.
-        # Statistics of batch norms are those of rank 0, which `broadcast_state` sends before each validation, and not in each step.
-        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+        replica = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+        # The statistics of batch norms that count are those of rank 0. `broadcast_state` sends them before each validation.
+        replica.broadcast_buffers = False
+        return replica
 
     def gather(self, item: Item) -> list[Item]:
         """Return every worker's item in rank order; a barrier."""

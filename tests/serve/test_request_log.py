@@ -51,6 +51,19 @@ def test_work_in_flight_and_the_queue_are_seen_while_the_network_is_busy(serve):
         assert sample(client, "yolor_in_flight") == 0 and sample(client, "yolor_queue_depth") == 0
 
 
+def test_images_whose_clients_have_left_do_not_wait(serve):
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = RedEngine()
+    with serve(engine, max_batch=1) as client, ThreadPoolExecutor(3) as pool:
+        engine.gate.clear()
+        answers = [pool.submit(client.post, JPEG, **{"X-Request-Timeout-Ms": "500"}) for _ in range(3)]
+        assert {answer.result().status_code for answer in answers} == {504}
+        # Also while the network is still busy with the first image.
+        assert sample(client, "yolor_in_flight") == 0 and sample(client, "yolor_queue_depth") == 0
+        engine.gate.set()
+
+
 def test_one_json_line_for_each_request(serve, tmp_path):
     log = tmp_path / "access.jsonl"
     with serve(access_log=str(log)) as client:

@@ -5,6 +5,7 @@ timer instead, even while the network is busy, so that batches are smaller just 
 """
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _PendingItem(Generic[Item, Result]):
     item: Item
     result: "asyncio.Future[Result]"
@@ -62,10 +63,16 @@ class Batcher(Generic[Item, Result]):
         loop = asyncio.get_running_loop()
         pending: _PendingItem[Item, Result] = _PendingItem(item, loop.create_future(), loop.time())
         self._pending.append(pending)
+        pending.result.add_done_callback(functools.partial(self._drop_cancelled, pending))
         self._arrived.set()
         if self._runner is None or self._runner.done():
             self._runner = loop.create_task(self._run())
         return pending.result
+
+    def _drop_cancelled(self, pending: _PendingItem[Item, Result], result: "asyncio.Future[Result]") -> None:
+        """Remove an item that is cancelled while it waits, so that `waiting` does not count it."""
+        if result.cancelled() and pending in self._pending:
+            self._pending.remove(pending)
 
     async def _run(self) -> None:
         while self._pending:

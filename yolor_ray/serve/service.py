@@ -219,6 +219,8 @@ class Service:
     def _count_in_progress(self, more: int) -> None:
         self._in_progress += more
         self.metrics.set("yolor_in_flight", self._in_progress)
+        # The images of clients that have left do not wait any more, and there may be no further batch.
+        self.metrics.set("yolor_queue_depth", self.catalog.waiting)
 
     async def _detect(self, received: ReceivedRequest, read: Callable[[], bytes], options: DetectOptions) -> DetectedImage:
         """Return the answer to one image; `read` returns the encoded image."""

@@ -14,7 +14,8 @@ from ray.util import metrics
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SHARES = tuple(tenth / 10 for tenth in range(1, 11))
-COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 300.0)
+COUNTS = (0.5, 1.5, 2.5, 4.5, 8.5, 16.5, 32.5, 64.5, 128.5, 300.5)
+"""Between whole numbers, because Ray's port counts each number as the middle of its bucket."""
 
 
 @dataclass(frozen=True)

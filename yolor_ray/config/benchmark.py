@@ -21,7 +21,7 @@ IngestSource = Literal["auto", "direct", "object_store"]
 
 @dataclass(frozen=True)
 class IngestConfig:
-    """Benchmark of plain reading and decoding, of the ingest, of the training step, and of the last two together, interleaved."""
+    """Benchmark of the ingest by plain reading, of the ingest, of the training step, and of the last two together, interleaved."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = PRESETS["nano"]
     """The run to measure: a preset, with the flags of `jobs/train.py`."""

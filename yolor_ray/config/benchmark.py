@@ -212,7 +212,7 @@ BENCHMARKS = {
     "http": HttpConfig(),
 }
 BENCHMARK_DESCRIPTIONS = {
-    "ingest": "Images/s of plain reading and decoding, of the ingest, of the training step, and of the last two together.",
+    "ingest": "Images/s of the ingest by plain reading, of the ingest, of the training step, and of the last two together.",
     "inference": "Latency of the served network and of the plain, unfolded one, as fractions of this machine's peak.",
     "learning": "AP by minute of training on one core or one GPU, over several seeds, beside others' curves.",
     "predict": "Images/s of predict with workers and of the engine in a loop, time to the first result, and memory.",

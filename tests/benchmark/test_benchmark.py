@@ -85,6 +85,9 @@ def test_ratios_compare_the_whole_with_the_slower_of_the_same_round():
     assert ratios["ratio_spread"] == pytest.approx(0.4 / 0.8)
     assert ratios["shared_ratio"] == pytest.approx(1.0)
     assert ratios["raw_ratio"] == pytest.approx(0.8)
+    assert "workers_ratio" not in ratios
+    alone = [{**row, "alone": row["step"] / ratio} for row, ratio in zip(rounds, (0.5, 0.9, 0.8), strict=True)]
+    assert ingest._ratios(alone)["workers_ratio"] == pytest.approx(0.8)
 
 
 class FakeClock:

@@ -31,3 +31,4 @@ def test_workers_on_a_cluster_are_measured_together_and_their_run_is_deleted(s3)
     assert result["settings"]["steps"] == 9
     assert result["machine"]["compute_threads"] == 1
     assert list_names(runs) == []
+    assert result["workers_ratio"] == result["rounds"][0]["step"] / result["rounds"][0]["alone"]

@@ -1,6 +1,7 @@
 """Compare the ingest by plain reading, the ingest alone, the training step alone, and the last two together as in training.
 
 Each training worker measures the four in turns, with one network and equal samples. A slow moment of the machine thus affects all four.
+Several workers also measure the step without the exchange of gradients.
 """
 
 import dataclasses
@@ -53,6 +54,8 @@ KEPT_BATCHES = 8
 RAW_THREADS = 2
 """Threads of plain reading."""
 MEASURES = ("raw", "ingest", "step", "whole")
+ALONE = "alone"
+"""Measure of the step of several workers, each with a network of its own."""
 SOURCES: dict[str, Callable[[Dataset], Source]] = {"direct": direct_source, "object_store": kept_source}
 
 
@@ -61,7 +64,8 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
 
     `raw_ratio` is ingest / raw. `ratio` is whole / min(ingest, step): 1 if the faster of the two costs nothing. `shared_ratio` is the whole
     relative to 1 / (1/ingest + 1/step), the rate if both share the same cores. A `shared_ratio` of 1 or more means that nothing else costs
-    time. Ratios are medians over rounds; spreads are (largest - smallest) / median.
+    time. Of several workers, `workers_ratio` is step / alone: 1 if the exchange of gradients costs nothing. Ratios are medians over rounds;
+    spreads are (largest - smallest) / median.
     """
     run = storage.absolute(storage.join(config.train.run.storage, f"benchmark-{uuid.uuid4().hex[:8]}"))
     context = prepare(_steady_config(config), run)
@@ -69,10 +73,11 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     rounds = measurement["rounds"]
     for number, row in enumerate(rounds, start=1):
         logger.info("event=round number=%d %s", number, " ".join(f"{name}={value:.4g}" for name, value in row.items()))
+    measures = [name for name in (*MEASURES, ALONE) if name in rounds[0]]
     return {
         **_ratios(rounds),
-        "images_per_s": {name: statistics.median(row[name] for row in rounds) for name in MEASURES},
-        "spreads": {name: spread([row[name] for row in rounds]) for name in MEASURES},
+        "images_per_s": {name: statistics.median(row[name] for row in rounds) for name in measures},
+        "spreads": {name: spread([row[name] for row in rounds]) for name in measures},
         "first_batch_s": statistics.median(row["first_batch_s"] for row in rounds),
         "rounds": rounds,
         "settings": {**_settings(context, config), "steps": measurement["steps"], "parameters": measurement["parameters"]},
@@ -91,7 +96,15 @@ def _ratios(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
     ratios = [row["whole"] / min(row["ingest"], row["step"]) for row in rounds]
     shared = [row["whole"] * (1 / row["ingest"] + 1 / row["step"]) for row in rounds]
     raw = statistics.median(row["ingest"] / row["raw"] for row in rounds)
-    return {"ratio": statistics.median(ratios), "ratio_spread": spread(ratios), "shared_ratio": statistics.median(shared), "raw_ratio": raw}
+    result = {
+        "ratio": statistics.median(ratios),
+        "ratio_spread": spread(ratios),
+        "shared_ratio": statistics.median(shared),
+        "raw_ratio": raw,
+    }
+    if ALONE in rounds[0]:
+        result["workers_ratio"] = statistics.median(row["step"] / row[ALONE] for row in rounds)
+    return result
 
 
 def _settings(context: TrainContext, config: IngestConfig) -> dict[str, Any]:
@@ -127,16 +140,18 @@ def _measure(context: TrainContext, config: IngestConfig) -> dict[str, Any]:
 def measure_worker(context: TrainContext, dist_context: DistContext, report: Report, *, rounds: int, max_batches: int) -> dict[str, Any]:
     """Return the rates of every round, in images/s over all workers, and the machine of this worker."""
     learner = make_learner(context, dist_context)
+    separate = make_learner(context, DistContext(0, 1, dist_context.device)) if dist_context.world_size > 1 else learner
     # All rounds with the same CPUs.
     context = dataclasses.replace(context, loader=LoaderProcess)
     loader, raw_loader = make_loader(context), make_loader(dataclasses.replace(context, source=plain_source(context.train)))
     rows = []
     with closing(loader), closing(raw_loader):
-        timer = WorkerTimer(context, dist_context, learner, loader, raw_loader, max_batches)
+        timer = WorkerTimer(context, dist_context, learner, separate, loader, raw_loader, max_batches)
+        measures = MEASURES if dist_context.world_size == 1 else (*MEASURES, ALONE)
         before = machine()
         timer.warm_up()
         for _ in range(rounds):
-            rates = {name: timer.rate(getattr(timer, name)) for name in MEASURES}
+            rates = {name: timer.rate(getattr(timer, name)) for name in measures}
             rows.append({**rates, "first_batch_s": max(dist_context.gather(timer.first_batch_s))})
     parameters = sum(p.numel() for p in learner.network.parameters())
     return {"rounds": rows, "steps": timer.steps, "parameters": parameters, "machine": before}
@@ -166,6 +181,8 @@ class WorkerTimer:
     context: TrainContext
     dist_context: DistContext
     learner: Learner
+    separate: Learner
+    """Learner that exchanges no gradients with other workers."""
     loader: BatchLoader
     raw_loader: BatchLoader
     """Loader of the same batches, by plain reading."""
@@ -180,9 +197,11 @@ class WorkerTimer:
     kept: list[tuple[Tensor, Targets]] = field(default_factory=list)
     """Batches in memory, for the step alone."""
 
-    def warm_up(self) -> int:
+    def warm_up(self) -> None:
         """Learn from one epoch, and keep copies of its first batches."""
-        return self._learn(self._keep_copies(self._next_epoch(self.loader)))
+        self._learn(self.learner, self._keep_copies(self._next_epoch(self.loader)))
+        if self.separate is not self.learner:
+            self._learn(self.separate, self.kept)
 
     def raw(self) -> int:
         """Load the batches of an epoch by plain reading and return their number of images."""
@@ -194,11 +213,15 @@ class WorkerTimer:
 
     def step(self) -> int:
         """Learn from as many batches as an epoch has, all in memory; return their number of images."""
-        return self._learn(itertools.islice(itertools.cycle(self.kept), self.steps))
+        return self._learn(self.learner, itertools.islice(itertools.cycle(self.kept), self.steps))
+
+    def alone(self) -> int:
+        """Learn from the batches of `step` without other workers; return their number of images."""
+        return self._learn(self.separate, itertools.islice(itertools.cycle(self.kept), self.steps))
 
     def whole(self) -> int:
         """Load the batches of an epoch, learn from each, and return their number of images."""
-        return self._learn((torch.from_numpy(batch.images), make_targets(batch)) for batch in self._next_epoch(self.loader))
+        return self._learn(self.learner, ((torch.from_numpy(batch.images), make_targets(batch)) for batch in self._next_epoch(self.loader)))
 
     def rate(self, function: Callable[[], int]) -> float:
         """Return the images/s of all workers, which start together; the time is that of the slowest worker."""
@@ -228,10 +251,10 @@ class WorkerTimer:
                 self.kept.append(sample)
             yield sample
 
-    def _learn(self, batches: Iterator[tuple[Tensor, Targets]]) -> int:
+    def _learn(self, learner: Learner, batches: Iterable[tuple[Tensor, Targets]]) -> int:
         images = 0
         for number, (pixels, targets) in enumerate(batches, start=1):
-            self.learner.learn(pixels, targets, must_update=number == self.steps)
+            learner.learn(pixels, targets, must_update=number == self.steps)
             images += len(pixels)
         if self.dist_context.device.type == "cuda":
             torch.cuda.synchronize()

@@ -5,14 +5,23 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import cv2
+import httpx
 import pytest
 from aiohttp import web
 
 from yolor_ray.benchmark.http_load import KEY_VARIABLE
+from yolor_ray.benchmark.plain_server import plain_app
 from yolor_ray.benchmark.run import benchmark
+from yolor_ray.config import ServeConfig
 from yolor_ray.config.benchmark import HttpConfig
 from yolor_ray.errors import ConfigError
+from yolor_ray.inference.engine_choice import scene_images
+from yolor_ray.inference.views import Tiling, open_image
+from yolor_ray.serve.engine import DetectOptions, LocalEngine
+from yolor_ray.serve.response import detections_json, locate
 
 WORK_S = 0.02
 """Time of one request in the server, which works on one at a time."""
@@ -38,6 +47,9 @@ class SlowServer:
         self._waiting -= 1
         return web.json_response({})
 
+    async def card(self, _: web.Request) -> web.Response:
+        return web.json_response({"engine": "torch", "precision": "float32"})
+
 
 @contextmanager
 def running(server: SlowServer) -> Iterator[str]:
@@ -48,6 +60,7 @@ def running(server: SlowServer) -> Iterator[str]:
     async def start() -> web.AppRunner:
         app = web.Application()
         app.router.add_post("/v1/detect", server.answer)
+        app.router.add_get("/v1/model", server.card)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -93,6 +106,36 @@ def test_loops_count_answers_refusals_and_the_wait_of_requests_that_were_due(mon
     assert len(set(server.bodies)) == 3 and all(body[:2] == b"\xff\xd8" for body in server.bodies)
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer the-key"}
     assert "the-key" not in json.dumps(result, allow_nan=False)
+
+
+def test_the_goodput_is_compared_with_that_of_a_plain_server_of_the_same_weights() -> None:
+    with running(SlowServer(most_waiting=20)) as url:
+        result = benchmark(HttpConfig(url=url, images="scenes:3", clients=(2,), loads=(), seconds=0.5, plain_weights="builtin"))
+    (row,) = result["plain"]
+    assert row["clients"] == 2 and 0 < row["goodput_per_s"]["service"] <= 1 / WORK_S + 5 and row["goodput_per_s"]["plain"] > 0
+    assert row["ratio"] == pytest.approx(row["goodput_per_s"]["service"] / row["goodput_per_s"]["plain"], rel=0.5)
+
+
+def test_a_plain_server_finds_the_boxes_of_the_engine() -> None:
+    settings = ServeConfig(weights="builtin", engine="torch", confidence=0.05)
+    engine = LocalEngine(settings)
+    data = cv2.imencode(".jpg", scene_images(engine.info.image_px, 1)[0, ..., ::-1])[1].tobytes()
+    image = open_image(data, engine.info.image_px, Tiling())
+    view, options = next(iter(image.views)), DetectOptions(0.05, settings.iou, settings.max_detections)
+    expected = locate(engine.info, image, [(view, engine.detect([(view, options)])[0].detections)], options)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(plain_app(engine, settings)), base_url="http://plain") as client:
+            return await client.post("/v1/detect", content=data)
+
+    answer = asyncio.run(ask()).json()
+    assert answer == detections_json(engine.info, expected, image, options)
+    assert len(answer["detections"]) > 0
+
+
+def test_weights_that_the_plain_server_cannot_load_are_told(tmp_path: Path) -> None:
+    with running(SlowServer(most_waiting=20)) as url, pytest.raises(ConfigError, match="plain_weights: found no server"):
+        benchmark(HttpConfig(url=url, images="scenes:1", clients=(1,), loads=(), seconds=0.1, plain_weights=str(tmp_path)))
 
 
 def test_a_service_that_is_not_there_and_one_that_refuses_are_told() -> None:

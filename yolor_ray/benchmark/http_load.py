@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import os
+import statistics
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -18,9 +19,13 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from yolor_ray.benchmark.plain_server import plain_server
+from yolor_ray.config import ServeConfig
 from yolor_ray.config.benchmark import HttpConfig
 from yolor_ray.errors import ConfigError, DataError
+from yolor_ray.inference.timing import spread
 from yolor_ray.io.storage import absolute
+from yolor_ray.io.weights_url import absolute_weights
 from yolor_ray.pack.scenes_url import SCENES_PREFIX, temporary_dataset_urls
 from yolor_ray.predict.sources import list_parts
 from yolor_ray.report.provenance import machine
@@ -30,6 +35,8 @@ KEY_VARIABLE = "YOLOR_API_KEY"
 TIMEOUT_S = 60.0
 WARM_UP_S = 2.0
 """Seconds of requests before the first measurement."""
+ROUNDS = 3
+"""Closed loops of the service and of the plain server for each number of clients."""
 MAX_IMAGES = 256
 NO_ANSWER = 0
 """Status of a request without an answer."""
@@ -53,15 +60,16 @@ def http_load(config: HttpConfig) -> dict[str, Any]:
         DataError: there is no usable image.
     """
     before = machine()
-    rows = asyncio.run(_measure(config, _read_images(config.images)))
+    rows, plain = asyncio.run(_measure(config, _read_images(config.images)))
     full = max((row for row in rows if row["loop"] == "closed"), key=lambda row: row["goodput_per_s"])
     for row in rows:
         row["goodput_ratio"] = _ratio(row["goodput_per_s"], full["goodput_per_s"])
         row["p99_ratio"] = _ratio(row["accepted_s"]["p99"], full["accepted_s"]["p99"])
-    settings = {"url": config.url, "images": config.images, "query": config.query, "seconds": config.seconds}
+    settings = {name: getattr(config, name) for name in ("url", "images", "query", "seconds", "plain_weights", "compute_threads")}
     return {
         "rows": rows,
         "full": {"clients": full["clients"], "goodput_per_s": full["goodput_per_s"]},
+        **({"plain": plain} if plain else {}),
         "settings": settings,
         "machine": before,
     }
@@ -83,7 +91,8 @@ def _read_images(url: str) -> list[bytes]:
     return found
 
 
-async def _measure(config: HttpConfig, images: list[bytes]) -> list[dict[str, Any]]:
+async def _measure(config: HttpConfig, images: list[bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of the service, and those of the comparison with a plain server."""
     key = os.environ.get(KEY_VARIABLE, "")
     headers = {"Content-Type": "image/jpeg"} | ({"Authorization": f"Bearer {key}"} if key else {})
     timeout, connector = aiohttp.ClientTimeout(TIMEOUT_S), aiohttp.TCPConnector(limit=0)
@@ -99,6 +108,28 @@ async def _measure(config: HttpConfig, images: list[bytes]) -> list[dict[str, An
             rate = load * full_per_s
             answers = await sender.open_loop(rate, config.seconds)
             rows.append(_row("open", {"load": load, "sent_per_s": round(rate, 1)}, answers, config.seconds))
+        plain = await _compare(config, sender, session, images) if config.plain_weights else []
+    return rows, plain
+
+
+async def _compare(config: HttpConfig, service: "_Sender", session: aiohttp.ClientSession, images: list[bytes]) -> list[dict[str, Any]]:
+    """Return the goodput of the service and of a plain server by clients, in turns."""
+    async with session.get(f"{config.url.rstrip('/')}/v1/model") as answer:
+        card = await answer.json()
+    engine = {"engine": card["engine"], "precision": card["precision"]}
+    settings = ServeConfig(weights=absolute_weights(config.plain_weights), compute_threads=config.compute_threads, **engine)
+    rows = []
+    with plain_server(settings) as url:
+        senders = {"service": service, "plain": _Sender(session, f"{url}/v1/detect", itertools.cycle(images))}
+        await senders["plain"].check()
+        for clients in config.clients:
+            rates: dict[str, list[float]] = {name: [] for name in senders}
+            for name in [*senders] * ROUNDS:
+                answers = await senders[name].closed_loop(clients, config.seconds)
+                rates[name].append(_row("closed", {"server": name, "clients": clients}, answers, config.seconds)["goodput_per_s"])
+            ratios = [ours / plain for ours, plain in zip(rates["service"], rates["plain"], strict=True)]
+            medians = {name: statistics.median(values) for name, values in rates.items()}
+            rows.append({"clients": clients, "goodput_per_s": medians, "ratio": statistics.median(ratios), "ratio_spread": spread(ratios)})
     return rows
 
 

@@ -26,7 +26,7 @@ class IngestConfig:
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = PRESETS["nano"]
     """The run to measure: a preset, with the flags of `jobs/train.py`."""
     rounds: int = 3
-    """Rounds, 1 or more; each round measures all four."""
+    """Rounds, 1 or more; each round measures all of them."""
     steps: int = 0
     """Batches per measurement and worker, 0 or more; 0 takes the whole epoch."""
     source: IngestSource = "auto"
@@ -146,6 +146,11 @@ class HttpConfig:
     """Rates of the open loops as multiples of the highest goodput of the closed loops, each more than 0."""
     seconds: float = 20.0
     """Time of each loop, seconds, more than 0."""
+    plain_weights: str = ""
+    """URL of weights that Starlette and uvicorn alone serve for comparison, in turns with the service: those of the service. Empty compares
+    with nothing."""
+    compute_threads: int = 1
+    """Compute threads of that server, 1 or more: those of the service."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -154,6 +159,7 @@ class HttpConfig:
         check(len(self.clients) > 0 and min(self.clients) >= 1, "clients", self.clients, "one number or more, each 1 or more")
         check(all(0 < load < math.inf for load in self.loads), "loads", self.loads, "numbers of more than 0")
         check(0 < self.seconds < math.inf, "seconds", self.seconds, "more than 0")
+        check(self.compute_threads >= 1, "compute_threads", self.compute_threads, "1 or more")
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class OpenImage:
     height: int
     """Pixels of the displayed image."""
     views: Iterator[View]
-    """The views, each made when it is taken: all tiles of a large image would take several times its memory."""
+    """The views. A tile is made when it is taken: all tiles of a large image would take several times its memory."""
     view_count: int
 
 
@@ -77,6 +77,8 @@ def open_image(data: bytes, side: int, tiling: Tiling, *, size: tuple[int, int] 
     if is_tiled:
         height, width = pixels.shape[:2]
         tiles = tiling.tiles(width, height)
+    if not is_tiled:
+        return OpenImage(width, height, iter([make_view(pixels, width, height, side)]), 1)
     views = (_tile_view(pixels, side, tile) if tile else make_view(pixels, width, height, side) for tile in tiles)
     return OpenImage(width, height, views, len(tiles))
 

@@ -12,6 +12,7 @@ import pydantic
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.schema import LoggingConfig
 
 from yolor_ray import config
 from yolor_ray.cluster.environment import PROCESS_SETTINGS
@@ -108,6 +109,8 @@ def make_application(settings: config.ServeConfig) -> Application:
         # The service bounds its queue and answers 429 in JSON. Ray's limit, which answers in plain text, is higher, so that probes
         # reach a full replica.
         max_ongoing_requests=settings.places + PROBE_SLOTS,
+        # The service has an access log of its own.
+        logging_config=LoggingConfig(enable_access_log=False),
         # With 0, Ray stops a single replica before its successor has loaded. Measured: 7 s without service.
         max_surge_percent=100,
         health_check_period_s=10,
@@ -145,6 +148,8 @@ def _replica_environment(settings: config.ServeConfig) -> dict[str, str]:
     """Return variables that keep freed image buffers in the process and limit the threads of libraries, by default one per core."""
     return {
         **PROCESS_SETTINGS,
+        # Nothing blocks the event loop of the application. In a loop of its own, each request would change threads several times.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "OMP_NUM_THREADS": str(settings.compute_threads),
         "MKL_NUM_THREADS": str(settings.compute_threads),
     }

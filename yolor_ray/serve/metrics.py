@@ -4,7 +4,7 @@ The same numbers are published twice. `GET /metrics` returns the numbers of the 
 Inside Ray, the metrics port of each node returns the numbers of all its replicas (`ray_yolor_…`): a cluster should scrape these ports.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,32 +63,42 @@ class ServiceMetrics:
         self._replica = replica
         self._metrics = {name: self._prometheus_metric(name, spec) for name, spec in SPECS.items()}
         self._ray = {name: _ray_metric(name, spec) for name, spec in SPECS.items()} if to_ray else {}
+        self._series: dict[tuple[str, ...], Any] = {}
 
     def count(self, name: str, **labels: str) -> None:
         """Increment a counter."""
-        self._metrics[name].labels(self._replica, *_label_values(name, labels)).inc()
+        self._one(name, labels).inc()
         if self._ray:
             self._ray[name].inc(tags=labels)
 
     def show(self, name: str, **labels: str) -> None:
         """Publish a counter before its first increment: Prometheus sees no increase of a counter that begins with 1."""
-        self._metrics[name].labels(self._replica, *_label_values(name, labels))
+        self._one(name, labels)
 
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """Add one value to a histogram."""
-        self._metrics[name].labels(self._replica, *_label_values(name, labels)).observe(value)
-        if self._ray:
-            self._ray[name].observe(value, tags=labels)
+    def observe(self, name: str, *values: float, **labels: str) -> None:
+        """Add values to a histogram."""
+        series = self._one(name, labels)
+        for value in values:
+            series.observe(value)
+            if self._ray:
+                self._ray[name].observe(value, tags=labels)
 
     def set(self, name: str, value: float) -> None:
         """Set a gauge."""
-        self._metrics[name].labels(self._replica).set(value)
+        self._one(name, {}).set(value)
         if self._ray:
             self._ray[name].set(value)
 
     def text(self) -> tuple[bytes, str]:
         """Return the replica's metrics in Prometheus text format, and its content type."""
         return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
+
+    def _one(self, name: str, labels: Mapping[str, str]) -> Any:
+        """Return the time series of a metric with these labels, which Prometheus's library takes long to find."""
+        key = (name, *[labels[label] for label in SPECS[name].labels])
+        if key not in self._series:
+            self._series[key] = self._metrics[name].labels(self._replica, *key[1:])
+        return self._series[key]
 
     def _prometheus_metric(self, name: str, spec: _MetricSpec) -> Any:
         labels = ("replica", *spec.labels)
@@ -99,10 +109,6 @@ class ServiceMetrics:
             # Prometheus sees no increase of a counter that begins with 1.
             metric.labels(self._replica)
         return metric
-
-
-def _label_values(name: str, labels: Mapping[str, str]) -> Sequence[str]:
-    return [labels[label] for label in SPECS[name].labels]
 
 
 def _ray_metric(name: str, spec: _MetricSpec) -> Any:

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from yolor_ray import config
 from yolor_ray.config.serve import SERVED_RANGES
@@ -40,6 +42,28 @@ class DetectParams(BaseModel):
     def options(self, settings: config.ServeConfig) -> DetectOptions:
         """Return the options of the request, with the service's settings for absent parameters."""
         return DetectOptions(**{**default_limits(settings), **self.model_dump(exclude_none=True)})
+
+
+def read_query(request: Request) -> DetectParams:
+    """Return the parameters in the query of a request; raises RequestValidationError.
+
+    FastAPI would read them field by field, in the time that the service otherwise needs for half of a request.
+    """
+    query = request.query_params
+    fields = {name: query.getlist(name) if name == "classes" else query[name] for name in query}
+    try:
+        return DetectParams.model_validate(fields)
+    except ValidationError as error:
+        raise RequestValidationError([{**fault, "loc": ("query", *fault["loc"])} for fault in error.errors()]) from None
+
+
+def query_schema() -> list[dict[str, Any]]:
+    """Return the `parameters` of OpenAPI that `read_query` reads."""
+    schema = DetectParams.model_json_schema()["properties"]
+    return [
+        {"name": name, "in": "query", "required": False, "schema": field, "description": field["description"]}
+        for name, field in schema.items()
+    ]
 
 
 def default_limits(settings: config.ServeConfig) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class SlowServer:
         return web.json_response({})
 
     async def card(self, _: web.Request) -> web.Response:
-        return web.json_response({"engine": "torch", "precision": "float32"})
+        limits = {"confidence": "best", "iou": 0.5, "max_detections": 300}
+        return web.json_response({"engine": "torch", "precision": "float32", "defaults": limits})
 
 
 @contextmanager
@@ -131,6 +132,15 @@ def test_a_plain_server_finds_the_boxes_of_the_engine() -> None:
     answer = asyncio.run(ask()).json()
     assert answer == detections_json(engine.info, expected, image, options)
     assert len(answer["detections"]) > 0
+
+
+def test_a_server_without_a_card_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(_: SlowServer, __: web.Request) -> web.Response:
+        return web.Response(status=404)
+
+    monkeypatch.setattr(SlowServer, "card", refuse)
+    with running(SlowServer(most_waiting=20)) as url, pytest.raises(ConfigError, match=r"url: found status 404 at .*/v1/model, expected"):
+        benchmark(HttpConfig(url=url, images="scenes:1", clients=(1,), loads=(), seconds=0.1, plain_weights="builtin"))
 
 
 def test_weights_that_the_plain_server_cannot_load_are_told(tmp_path: Path) -> None:

@@ -114,10 +114,13 @@ async def _measure(config: HttpConfig, images: list[bytes]) -> tuple[list[dict[s
 
 async def _compare(config: HttpConfig, service: "_Sender", session: aiohttp.ClientSession, images: list[bytes]) -> list[dict[str, Any]]:
     """Return the goodput of the service and of a plain server by clients, in turns."""
-    async with session.get(f"{config.url.rstrip('/')}/v1/model") as answer:
+    card_url = f"{config.url.rstrip('/')}/v1/model"
+    async with session.get(card_url) as answer:
+        if answer.status != 200:
+            raise ConfigError(f"url: found status {answer.status} at {card_url}, expected 200 and the settings of the service")
         card = await answer.json()
-    engine = {"engine": card["engine"], "precision": card["precision"]}
-    settings = ServeConfig(weights=absolute_weights(config.plain_weights), compute_threads=config.compute_threads, **engine)
+    same = {"engine": card["engine"], "precision": card["precision"], **card["defaults"]}
+    settings = ServeConfig(weights=absolute_weights(config.plain_weights), compute_threads=config.compute_threads, **same)
     rows = []
     with plain_server(settings) as url:
         senders = {"service": service, "plain": _Sender(session, f"{url}/v1/detect", itertools.cycle(images))}

@@ -11,6 +11,7 @@ space is limited, so that no input can take the memory of the machine.
 """
 
 import faulthandler
+import functools
 import gc
 import itertools
 import json
@@ -32,8 +33,9 @@ from poisons import poisons
 
 NEVER_READ = ("upstream", "graph")
 """Readers without a valid input among theirs: real checkpoints and graphs are large."""
-LIMIT_S, LIMIT_MB = 2.0, 500.0
-"""Processor time and memory that an input may take."""
+LIMIT_TURNS, LIMIT_MB = 100_000_000, 500.0
+"""Processor time, in turns of an empty loop on this machine, and memory that an input may take: 2 s where a turn takes 20 ns."""
+MEASURED_TURNS = 4_000_000
 HANG_CPU_S, HANG_S = 20, 240
 """Processor time, and time, after which a call stands still: beyond the limit, as other processes may have the processor."""
 MAX_EXTRA_BYTES = 4 << 30
@@ -53,6 +55,15 @@ def _status(name: str) -> float:
 def forget_peak() -> None:
     """Make the present resident memory the largest one."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+@functools.cache
+def limit_s() -> float:
+    """Return the processor time that an input may take in this process."""
+    started = time.process_time()
+    for _ in range(MEASURED_TURNS):
+        pass
+    return LIMIT_TURNS * (time.process_time() - started) / MEASURED_TURNS
 
 
 def limit_memory() -> None:
@@ -79,8 +90,8 @@ def call(reader: Reader, name: str, data: bytes) -> dict[str, Any]:
         faulthandler.cancel_dump_traceback_later()
         cpu_s, mb = time.process_time() - started, max(peak_mb() - memory, 0.0)
     message = message.replace(folder, "FOLDER")
-    if outcome != "failed" and (cpu_s > LIMIT_S or mb > LIMIT_MB):
-        outcome = "slow" if cpu_s > LIMIT_S else "large"
+    if outcome != "failed" and (cpu_s > limit_s() or mb > LIMIT_MB):
+        outcome = "slow" if cpu_s > limit_s() else "large"
     return {"input": name, "outcome": outcome, "message": message[:MAX_MESSAGE], "cpu_s": round(cpu_s, 3), "mb": round(mb, 1)}
 
 

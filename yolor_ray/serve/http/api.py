@@ -4,9 +4,9 @@ The pages and the API description load nothing from the internet.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic_core
 from fastapi import APIRouter, FastAPI, Request
@@ -53,55 +53,36 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 NAMED_ERRORS: dict[int | str, dict[str, Any]] = ERROR_RESPONSES | {code: {"model": ErrorBody} for code in (404, 503)}
 CARD_ERRORS: dict[int | str, dict[str, Any]] = {code: NAMED_ERRORS[code] for code in (401, 403, 404, 429, 503, 504)}
 
-PARAMETERS = query_schema()
-"""Query parameters of a detection."""
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 router = APIRouter()
 
 
-@router.post(
-    "/v1/detect",
-    dependencies=KEYED,
-    response_model=Answer,
-    responses=ERROR_RESPONSES,
-    openapi_extra={"parameters": PARAMETERS, "requestBody": BODY},
-)
+def _detection(path: str, answer: type, responses: Mapping[int | str, dict[str, Any]], body: Json) -> Callable[[Handler], Handler]:
+    """Return the decorator of a route that detects objects; the handler reads query and body itself."""
+    described = {"parameters": query_schema(), "requestBody": body}
+    return router.post(path, dependencies=KEYED, response_model=answer, responses=dict(responses), openapi_extra=described)
+
+
+@_detection("/v1/detect", Answer, ERROR_RESPONSES, BODY)
 async def detect(request: Request) -> Response:
     """Detect objects in one image, with all tasks of the network: raw bytes (fastest), multipart `file`, or JSON with base64."""
     return await _detect(request, None)
 
 
-@router.post(
-    "/v1/models/{name}/detect",
-    dependencies=KEYED,
-    response_model=Answer,
-    responses=NAMED_ERRORS,
-    openapi_extra={"parameters": PARAMETERS, "requestBody": BODY},
-)
+@_detection("/v1/models/{name}/detect", Answer, NAMED_ERRORS, BODY)
 async def detect_by_model(request: Request, name: str) -> Response:
     """Detect objects in one image with a model of `/v1/models`."""
     return await _detect(request, name)
 
 
-@router.post(
-    "/v1/detect/batch",
-    dependencies=KEYED,
-    response_model=BatchAnswer,
-    responses=ERROR_RESPONSES,
-    openapi_extra={"parameters": PARAMETERS, "requestBody": BATCH_BODY},
-)
+@_detection("/v1/detect/batch", BatchAnswer, ERROR_RESPONSES, BATCH_BODY)
 async def detect_batch(request: Request) -> Response:
     """Detect objects in each of several images, multipart with parts `file`; an image that cannot be used leaves the others as they are."""
     return await _detect_batch(request, None)
 
 
-@router.post(
-    "/v1/models/{name}/detect/batch",
-    dependencies=KEYED,
-    response_model=BatchAnswer,
-    responses=NAMED_ERRORS,
-    openapi_extra={"parameters": PARAMETERS, "requestBody": BATCH_BODY},
-)
+@_detection("/v1/models/{name}/detect/batch", BatchAnswer, NAMED_ERRORS, BATCH_BODY)
 async def detect_batch_by_model(request: Request, name: str) -> Response:
     """Detect objects in each of several images with a model of `/v1/models`."""
     return await _detect_batch(request, name)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from s3_server import S3Server, find_binary
 
-pytest_plugins = ("networks", "packed")
+pytest_plugins = ("networks", "packed", "undrawn")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,6 +22,8 @@ from yolor_ray.errors import ConfigError, DataError, NotFoundError
 from yolor_ray.pack.run import pack_scenes
 from yolor_ray.train.settings_lock import BENCHMARK_FILE
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PNG_SIGNATURE = b"\x89PNG"
 CORES_BEFORE = os.sched_getaffinity(0)
 IMAGES, IMAGES_PER_S, EPOCHS = 12, 24.0, 3

@@ -23,6 +23,8 @@ from yolor_ray.study.ablation.run import make_specs
 from yolor_ray.study.workspace import check_pretrained, folder_name, resolve_data
 from yolor_ray.train.run import train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TINY = NetworkConfig(stem="reorg", stem_width=8, widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), neck_depth=1)
 CLASSES = ("a", "b", "c", "d", "e", "f")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from undrawn import blank_pictures
 from yolor_ray.config import ClusterConfig, DataConfig, NetworkConfig, OptimConfig, RunConfig, TrainConfig
 from yolor_ray.io import storage
 from yolor_ray.train.checkpoint.async_writer import AsyncCheckpointer
@@ -114,4 +115,5 @@ def main(folder: str, points: list[int]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(sys.argv[1], [int(point) for point in sys.argv[2:]])) + "\n")
+    with blank_pictures():
+        sys.stdout.write(json.dumps(main(sys.argv[1], [int(point) for point in sys.argv[2:]])) + "\n")

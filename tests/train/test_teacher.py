@@ -22,6 +22,8 @@ from yolor_ray.train.losses.total import loss_terms
 from yolor_ray.train.run import prepare, train
 from yolor_ray.train.teacher import Teacher, load_teacher
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = NetworkConfig(stem="reorg", stem_width=8, widths=(16, 24, 32), depths=(1, 1, 1), levels=2, neck_depth=1)
 ANCHORS = torch.tensor([[[8.0, 10.0], [16.0, 12.0], [12.0, 24.0]], [[30.0, 30.0], [60.0, 32.0], [40.0, 80.0]]])
 PIXELS = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -21,6 +21,7 @@ from yolor_ray.train.run import prepare, train
 from yolor_ray.train.run_log import read_metrics
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_progress_and_epochs_are_logged_as_events(folder: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr("yolor_ray.train.run_log.LOG_EVERY_S", -1.0)
     with caplog.at_level("INFO"):
@@ -100,6 +101,7 @@ def test_another_setting_under_the_same_name_is_refused_by_its_dotted_name(folde
         train(dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.5)))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_starts_from_pretrained_weights_and_logs_the_new_classes(folder: Path, uninterrupted: Path, caplog) -> None:
     source, info = load_weights(str(uninterrupted / "weights"))
     other_info = dataclasses.replace(info, classes=("zeppelin", *info.classes[1:]), thresholds={})

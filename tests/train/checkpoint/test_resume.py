@@ -23,6 +23,8 @@ from yolor_ray.train.learner import Learner
 from yolor_ray.train.run import train
 from yolor_ray.train.run_log import RunLogger, read_metrics
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.mark.parametrize(("steps", "minutes"), [(3, 0.0), (6, 15.0), (8, 0.0), (11, 0.0)])
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(

@@ -15,6 +15,8 @@ from yolor_ray.train.datasets.opening import open_datasets, refuse_shared_images
 from yolor_ray.train.run import prepare, train
 from yolor_ray.train.run_log import read_metrics
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def run_on(folder: Path, name: str, **data: object) -> TrainConfig:
     config = tiny_run(folder, name)

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mlflow_server import mlflow_server
 from tiny_run import tiny_run, train_until_killed
+from undrawn import blank_pictures
 from wandb_file import history, records
 from yolor_ray.config import TrainConfig
 from yolor_ray.errors import ConfigError, IntegrityError
@@ -61,8 +62,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
             (wandb / name).mkdir(parents=True, exist_ok=True)
             patch.setenv(f"WANDB_{name}DIR", str(wandb / name))
         config = tiny_run(folder, "photos", loggers=("tensorboard", "mlflow", "wandb"))
-        train_until_killed(config, patch, 13)
-        finished = Path(train(config)["run"])
+        with blank_pictures():
+            train_until_killed(config, patch, 13)
+            finished = Path(train(config)["run"])
         yield Logged(config, finished, url, folder / "server", wandb)
 
 

@@ -19,6 +19,8 @@ from yolor_ray.train.run import train
 from yolor_ray.train.run_log import RunLogger, read_metrics
 from yolor_ray.train.validation import validate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STEPS_PER_EPOCH = 6
 APS = {1: 0.0, 2: 0.3, 3: 0.2, 4: 0.3, 5: 0.9, 6: 0.9}
 """Scripted AP by epoch: the best validation is the second, and two epochs later no validation was better."""

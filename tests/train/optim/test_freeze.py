@@ -16,6 +16,8 @@ from yolor_ray.train.learner import Learner
 from yolor_ray.train.losses.assign import Targets
 from yolor_ray.train.optim.freeze import freeze_parts
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 IMAGES = torch.randint(256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 TARGETS = Targets(torch.tensor([0, 1]), torch.tensor([1, 2]), torch.tensor([[20.0, 20.0, 12.0, 14.0], [40.0, 30.0, 30.0, 28.0]]))
 PARTS = {"none": set(), "backbone": {"backbone"}, "neck": {"backbone", "neck"}}

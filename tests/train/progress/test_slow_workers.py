@@ -103,6 +103,7 @@ def test_the_recent_wait_share_covers_the_time_since_the_last_call() -> None:
     assert meter.recent_wait_share() < 0.2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_comparisons_change_no_weight(folder: Path, uninterrupted: Path, monkeypatch) -> None:
     compared: list[int] = []
     monkeypatch.setattr(SpeedComparison, "is_due", True)

@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config as shape_checks
 from PIL import Image
 
 from s3_server import S3Server, find_binary
@@ -30,6 +31,23 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared datasets in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traces_without_shape_checks() -> Iterator[None]:
+    """Trace networks into ONNX graphs as outside of tests: in a trace, each check of a shape is an operation, and they take half of the time."""
+    export = torch.onnx.export
+
+    def export_unchecked(*args: object, **kwargs: object) -> object:
+        shape_checks.update("jaxtyping_disable", True)
+        try:
+            return export(*args, **kwargs)
+        finally:
+            shape_checks.update("jaxtyping_disable", False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", export_unchecked)
+        yield
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Sizes, counts and bias priors of the family (paper table A2 and the released configurations), and decoding."""
 
+import functools
 import math
 import re
 from dataclasses import replace
@@ -82,6 +83,7 @@ GIGAFLOPS = {
 }
 
 
+@functools.cache
 def meta_network(config: NetworkConfig, classes: int = 80) -> Yolor:
     """Return a network on the meta device, without memory for its weights."""
     with torch.device("meta"):

@@ -32,14 +32,13 @@ def seen(objects, width, height, tile_px, overlap, noise=0.0, seed=0):
     """Return each tile with the visible parts of objects (label, x1, y1, x2, y2, confidence), as a network would find them."""
     generator = np.random.default_rng(seed)
     found = []
+    values = np.array(objects, np.float64).reshape(-1, 6)
     for tile in cut_tiles(width, height, tile_px, overlap):
-        rows = []
-        for label, *box, confidence in objects:
-            part = np.clip(box, np.tile(tile.xyxy[:2], 2), np.tile(tile.xyxy[2:], 2)) - np.tile(tile.xyxy[:2], 2)
-            if (part[2:] - part[:2] >= 6).all():
-                rows.append((label, *(part + generator.uniform(-noise, noise, 4)), confidence))
-        values = np.array(rows, np.float64).reshape(-1, 6)
-        found.append((tile, ImageDetections(values[:, 1:5], values[:, 5], values[:, 0].astype(np.int64))))
+        low, high = np.tile(tile.xyxy[:2], 2), np.tile(tile.xyxy[2:], 2)
+        parts = np.clip(values[:, 1:5], low, high) - low
+        visible = (parts[:, 2:] - parts[:, :2] >= 6).all(axis=1)
+        boxes = parts[visible] + generator.uniform(-noise, noise, (visible.sum(), 4))
+        found.append((tile, ImageDetections(boxes, values[visible, 5], values[visible, 0].astype(np.int64))))
     return found
 
 

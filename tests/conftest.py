@@ -35,7 +35,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _traces_without_shape_checks() -> Iterator[None]:
-    """Trace networks into ONNX graphs as outside of tests: in a trace, each check of a shape is an operation, and they take half of the time."""
+    """Trace networks into ONNX graphs without checks of shapes, as outside of tests.
+
+    In a trace, each check of a shape is an operation, and the checks take half of the time.
+    """
     export = torch.onnx.export
 
     def export_unchecked(*args: object, **kwargs: object) -> object:

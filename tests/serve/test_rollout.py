@@ -528,6 +528,8 @@ def test_images_for_the_comparison_never_pile_up(folder):
 def test_no_request_fails_under_load_while_versions_come_fail_and_go(folder, monkeypatch):
     """Six clients ask without a pause, while the rollout takes a good, a broken, a blind and a failing version, and goes back."""
     monkeypatch.setattr(rollout, "POLL_S", 0.05)
+    # The clients are threads of this process, and take turns of 5 ms from an engine of 2 ms.
+    monkeypatch.setattr(comparison, "SLOWDOWN_S", 1.0)
     names = [f"{number:04d}-{'d' * 12}" for number in range(2, 7)]
     good, broken, blind, failing, last = names
     engines = {V1: RedEngine(), good: RedEngine(), broken: WeightsError("cut"), blind: BlindEngine(), last: RedEngine()}

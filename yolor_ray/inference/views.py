@@ -74,11 +74,10 @@ def open_image(data: bytes, side: int, tiling: Tiling, *, size: tuple[int, int] 
     tiles = tiling.tiles(width, height)
     is_tiled = tiles != [None]
     pixels = decode(data, fit_px=None if is_tiled else side, max_pixels=max_pixels)
-    if is_tiled:
-        height, width = pixels.shape[:2]
-        tiles = tiling.tiles(width, height)
     if not is_tiled:
         return OpenImage(width, height, iter([make_view(pixels, width, height, side)]), 1)
+    height, width = pixels.shape[:2]
+    tiles = tiling.tiles(width, height)
     views = (_tile_view(pixels, side, tile) if tile else make_view(pixels, width, height, side) for tile in tiles)
     return OpenImage(width, height, views, len(tiles))
 

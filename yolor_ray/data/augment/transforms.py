@@ -66,7 +66,7 @@ def _mosaic(tiles: list[Tile], rng: np.random.Generator, augment: AugmentConfig,
     """Place four tiles around a random centre of a 2S canvas, then write a random S window of the canvas into `out`."""
     side = out.shape[0]
     canvas = np.empty((2 * side, 2 * side, 4), np.uint8)
-    # `np.full` takes ten times as long.
+    # `np.full` converts each value from int64.
     canvas.fill(FILL)
     cx, cy = (int(v) for v in rng.uniform(side / 2, 3 * side / 2, 2))
     placed_tiles = []

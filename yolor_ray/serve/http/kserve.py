@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
@@ -18,7 +17,7 @@ from yolor_ray.config.serve import MAX_IMAGES
 from yolor_ray.serve.http.api_keys import KEYED
 from yolor_ray.serve.http.body import decode_base64, parse_json, time_limit_s
 from yolor_ray.serve.http.errors import ApiError
-from yolor_ray.serve.http.parameters import DetectParams
+from yolor_ray.serve.http.parameters import DetectParams, check_params
 from yolor_ray.serve.http.schemas import ProtocolErrorBody
 from yolor_ray.serve.http.tensors import EXTENSION, JSON_LENGTH, Tensor, read_elements, split_body, tensors_response
 from yolor_ray.serve.requests import DetectedImage, ImageResult
@@ -177,10 +176,7 @@ def read_request(body: bytes, json_length: str | None, max_images: int) -> Infer
     all_as_bytes = parameters.pop("binary_data_output", False)
     if not isinstance(all_as_bytes, bool):
         raise ApiError("bad_tensor", f"parameters.binary_data_output: found {str(all_as_bytes)[:80]!r}, expected true or false")
-    try:
-        params = DetectParams.model_validate(parameters)
-    except ValidationError as error:
-        raise RequestValidationError([{**fault, "loc": ("parameters", *fault["loc"])} for fault in error.errors()]) from None
+    params = check_params(parameters, "parameters")
     for output in fields.outputs:
         if output.name not in OUTPUTS:
             raise ApiError("bad_tensor", f"outputs: found {output.name[:80]!r}, expected some of {', '.join(OUTPUTS)}")
